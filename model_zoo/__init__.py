@@ -1,0 +1,1 @@
+"""firebox.model_zoo"""

@@ -1,0 +1,56 @@
+"""One family of errors. Each message is one sentence with the offending value and what to do next."""
+
+
+class FireboxError(Exception):
+    """Base of every error firebox raises on purpose; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(FireboxError):
+    """A value the caller gave cannot be used: an unknown name, a size that does not parse."""
+
+    exit_code = 2
+
+
+class MissingExtraError(FireboxError):
+    """A package that belongs to an optional extra is not installed."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(
+            f"{package} is not installed; run: pip install 'firebox[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class FormatError(FireboxError):
+    """A file is not what its name says, is cut short, or contradicts itself."""
+
+
+class UnsupportedError(FireboxError):
+    """A network holds an operation firebox does not know; the message says which and where."""
+
+
+class DataError(FireboxError):
+    """Images or labels that cannot be used."""
+
+
+class CheckpointError(FireboxError):
+    """Weights that do not belong to the network, or a checkpoint that cannot be read."""
+
+
+class TrainingError(FireboxError):
+    """Training cannot go on, for example because the loss is not a number."""
+
+
+class QuantizationError(FireboxError):
+    """A network or its calibration cannot be quantized: no images, or values that are not finite."""
+
+
+class ParityError(FireboxError):
+    """The exported files do not agree with the network they were made from; nothing was written."""
+
+
+class WriteError(FireboxError):
+    """A file could not be written; nothing of it was left behind."""

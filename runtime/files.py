@@ -1,0 +1,87 @@
+"""Files are written whole or not at all: to a temporary name beside the target, then renamed."""
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from .errors import FormatError, UsageError, WriteError
+
+
+def write_files(folder: str | Path, files: Mapping[str, bytes | str]) -> list[Path]:
+    """Write every ``name: content`` into ``folder``; all of them appear, or none does.
+
+    Raises ``WriteError`` (disk full, no permission) with no new file, temporary file or folder left.
+    """
+    folder = Path(folder)
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    parts: dict[Path, Path] = {}
+    target = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            target = folder / name
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "there is a folder of that name")
+            part = folder / f".{name}.{secrets.token_hex(4)}.part"
+            parts[part] = target
+            with part.open("xb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for part, target in parts.items():
+            part.replace(target)
+    except BaseException as error:
+        _remove(parts, new_folders)
+        if isinstance(error, OSError):
+            raise WriteError(f"cannot write {target}: {reason(error)}") from error
+        raise
+    return list(parts.values())
+
+
+def write_file(path: str | Path, content: bytes | str) -> Path:
+    """Write one file whole or not at all; see ``write_files``."""
+    path = Path(path)
+    return write_files(path.parent, {path.name: content})[0]
+
+
+def read_file(path: str | Path, limit: int = 2**31 - 1) -> bytes:
+    """The bytes of a file of at most ``limit`` bytes; the size is checked before memory is taken."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder, not a file")
+        size = path.stat().st_size
+        if size > limit:
+            raise FormatError(f"{path} has {size:,} bytes, more than the {limit:,} that can be read")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"no such file: {path}") from error
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {reason(error)}") from error
+
+
+def sha256(content: bytes) -> str:
+    """Hexadecimal SHA-256 of some bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def reason(error: OSError) -> str:
+    """What an ``OSError`` means and what to do about it, in a few words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "no space left; free some or choose another folder"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "no permission; choose a folder you can write to"
+    return (error.strerror or str(error)).lower()
+
+
+def _remove(files: Mapping[Path, Path], folders: list[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
