@@ -1,0 +1,114 @@
+"""From a float graph and the ranges of its activations to an int8 graph.
+
+The scheme is TensorFlow Lite's 8-bit one (Jacob et al., arXiv 1712.05877): activations int8 with one scale and zero
+point, weights int8, symmetric, one scale per output channel, biases int32 at the product of both scales.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ..runtime.errors import QuantizationError
+from ..runtime.graph import (
+    AveragePool, Concat, Conv, Dequantize, FullyConnected, Graph, MaxPool, Op, Pad, Quantization, Quantize, Relu,
+    Reshape, Softmax, Tensor,
+)  # fmt: skip
+from .calibrate import Range
+
+# TFLite fixes softmax's output: 256 steps between 0 and 1.
+_SOFTMAX = Quantization((1 / 256,), -128)
+# Operations that pass integers on as they are, so that all their tensors share one scale.
+_SHARING = (AveragePool, Concat, MaxPool, Pad, Relu, Reshape)
+_MAX_BIAS = 2**30
+
+
+def quantize(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
+    """The int8 graph: every activation gets its range's scale, the inputs of a Concat and its output one together.
+
+    Raises ``QuantizationError`` when a range is missing or a weight is not finite.
+    """
+    scales = _activation_scales(graph, ranges)
+    tensors: dict[str, Tensor] = {}
+    for tensor in graph.activations:
+        tensors[tensor.name] = replace(tensor, dtype="int8", quantization=scales[tensor.name])
+    ops: list[Op] = []
+    for op in graph.ops:
+        if isinstance(op, Quantize | Dequantize):
+            raise QuantizationError(f"{graph.name} holds {op.kind} {op.name!r}: it is quantized already; pass the float network")
+        if isinstance(op, Conv | FullyConnected):
+            constants = _weights(graph, op, scales[op.inputs[0]])
+            tensors.update((tensor.name, tensor) for tensor in constants)
+            op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
+        ops.append(op)
+    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+
+
+def with_input_type(graph: Graph, dtype: str) -> Graph:
+    """An int8 graph that is fed ``uint8`` instead: the same numbers plus 128, turned into int8 by its first operation."""
+    if dtype == "int8":
+        return graph
+    (name,) = graph.inputs
+    source = graph.tensors[name]
+    assert source.quantization is not None
+    inner = f"{name}/int8"
+    outer = replace(source, dtype="uint8", quantization=replace(source.quantization, zero_point=source.quantization.zero_point + 128))
+    ops = [replace(op, inputs=tuple(inner if n == name else n for n in op.inputs)) for op in graph.ops]
+    tensors = {**graph.tensors, name: outer, inner: replace(source, name=inner)}
+    return Graph.of(graph.name, tensors.values(), [Quantize((name,), inner), *ops], graph.inputs, graph.outputs)
+
+
+def _activation_scales(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Quantization]:
+    groups = _groups(graph)
+    covered: dict[str, Range] = {}
+    for tensor in graph.activations:
+        if tensor.name not in ranges:
+            raise QuantizationError(f"activation {tensor.name!r} was not calibrated")
+        group = groups[tensor.name]
+        covered[group] = ranges[tensor.name].union(covered.get(group, Range(0.0, 0.0)))
+    fixed = {groups[op.output] for op in graph.ops if isinstance(op, Softmax)}
+    chosen = {group: _SOFTMAX if group in fixed else _affine(found) for group, found in covered.items()}
+    return {tensor.name: chosen[groups[tensor.name]] for tensor in graph.activations}
+
+
+def _groups(graph: Graph) -> dict[str, str]:
+    """For every activation the first of those that must share its scale (disjoint sets)."""
+    parent = {tensor.name: tensor.name for tensor in graph.activations}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for op in graph.ops:
+        if isinstance(op, _SHARING):
+            for name in op.inputs:
+                parent[root(op.output)] = root(name)
+    return {name: root(name) for name in parent}
+
+
+def _affine(found: Range) -> Quantization:
+    scale = np.float32((found.high - found.low) / 255)
+    if scale < np.finfo(np.float32).tiny:
+        scale = np.float32(1)
+    return Quantization((float(scale),), int(np.clip(round(-128 - found.low / float(scale)), -128, 127)))
+
+
+def _weights(graph: Graph, op: Conv | FullyConnected, x: Quantization) -> tuple[Tensor, Tensor]:
+    weight, bias = (graph.constant(name) for name in op.inputs[1:])
+    assert weight.data is not None and bias.data is not None
+    if not (np.isfinite(weight.data).all() and np.isfinite(bias.data).all()):
+        raise QuantizationError(f"weights of {op.name!r} are not finite; the checkpoint is damaged")
+    largest = np.abs(weight.data).reshape(len(weight.data), -1).max(axis=1)
+    # A channel of (nearly) no weight still has to hold its bias in 32 bits.
+    floor = np.abs(bias.data) / (x.scale[0] * _MAX_BIAS)
+    scale = np.maximum(largest / 127, np.maximum(floor, np.finfo(np.float32).tiny / x.scale[0])).astype(np.float32)
+    scale[largest == 0] = np.maximum(floor, 1.0)[largest == 0]
+    per_channel = Quantization(tuple(map(float, scale)), 0, 0)
+    integers = np.clip(per_channel.quantize(weight.data, "int8"), -127, 127)
+    product = Quantization(tuple(float(np.float32(x.scale[0]) * s) for s in scale), 0, 0)
+    # A bias belongs to one input scale: a layer used twice gets one for each use.
+    return (
+        Tensor(f"{op.inputs[1]}", weight.shape, "int8", per_channel, integers),
+        Tensor(f"{op.name}/bias_int32", bias.shape, "int32", product, product.quantize(bias.data, "int32")),
+    )

@@ -1,0 +1,74 @@
+"""From an ``nn.Module`` to a graph, by way of torch's own ONNX exporter."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import MissingExtraError, UnsupportedError
+from ..runtime.graph import Graph, rename
+from ..runtime.read_onnx import read_onnx
+from ..runtime.rewrite import fold_batch_norm, fuse_activations
+
+if TYPE_CHECKING:
+    from torch import nn
+
+OPSET = 18
+
+
+def trace(module: "nn.Module", input_shape: tuple[int, int, int, int]) -> Graph:
+    """The float graph of a module in eval mode, batch norm folded and rectifiers fused.
+
+    ``input_shape`` is torch's (N, channels, height, width). Raises ``UnsupportedError`` naming the operation and the
+    module where it is. The module's mode is left as it was.
+    """
+    try:
+        import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import torch
+    except ImportError as error:
+        raise MissingExtraError(error.name or "torch", "export") from error
+    was_training = module.training
+    module.eval()
+    parameter = next(module.parameters(), None)
+    example = torch.zeros(input_shape, device=parameter.device if parameter is not None else None)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module, (example,), dynamo=True, external_data=False, opset_version=OPSET, verbose=False,
+                input_names=["input"], output_names=["output"],
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedError(f"{type(module).__name__} cannot be traced with input {input_shape}: {cause}") from error
+    finally:
+        module.train(was_training)
+    assert program is not None
+    return _named_after_modules(fuse_activations(fold_batch_norm(read_onnx(program.model_proto))))
+
+
+def _named_after_modules(graph: Graph) -> Graph:
+    """Call what a layer makes by the layer's name (that of its weight), not by that of the rectifier behind it."""
+    names: dict[str, str] = {}
+    for op in graph.ops:
+        module, _, kind = op.inputs[1].rpartition(".") if len(op.inputs) == 3 else ("", "", "")
+        taken = module in graph.tensors and module != op.output
+        if kind == "weight" and not taken and module not in names.values() and op.output not in graph.outputs:
+            names[op.output] = module
+    tensors = [replace(tensor, name=names.get(tensor.name, tensor.name)) for tensor in graph.tensors.values()]
+    ops = [rename(op, names) for op in graph.ops]
+    return Graph.of(graph.name, tensors, ops, graph.inputs, graph.outputs)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns and logs about its own insides and about torchvision, which nobody asked for."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,327 @@
+"""From a graph to a ``.tflite`` file, field by field as ``runtime.tflite_schema`` describes them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ..runtime.errors import MissingExtraError, UnsupportedError
+from ..runtime.graph import (
+    NO_PADS, Add, AveragePool, Concat, Conv, Dequantize, FullyConnected, GlobalAveragePool, Graph, MaxPool, Op, Pad,
+    Pool, Quantization, Quantize, Relu, Reshape, Softmax, Tensor, same_pads,
+)  # fmt: skip
+from ..runtime.tflite_schema import ACTIVATIONS, IDENTIFIER, OPERATORS, OPTIONS, PADDINGS, SCALARS, TABLES, TENSOR_TYPES
+
+# Kernels read constants with aligned loads.
+_BUFFER_ALIGNMENT = 16
+_OPTION_CODES = {name: code for code, name in OPTIONS.items()}
+
+
+def write_tflite(graph: Graph, metadata: Mapping[str, bytes] | None = None) -> bytes:
+    """The bytes of a TFLite file of ``graph``, with ``metadata`` entries by name.
+
+    Padding that TFLite has no word for becomes a PAD operation. Raises ``UnsupportedError`` for what TFLite cannot say.
+    """
+    file = _File()
+    graph = explicit_padding(graph)
+    operators = [file.operator(graph, op) for op in graph.ops]
+    subgraph = {
+        "name": graph.name,
+        "inputs": [file.tensor(graph.tensors[name]) for name in graph.inputs],
+        "outputs": [file.tensor(graph.tensors[name]) for name in graph.outputs],
+        "operators": operators,
+        "tensors": file.tensors,
+    }
+    entries = [{"name": name, "buffer": file.buffer(np.frombuffer(data, np.uint8))} for name, data in (metadata or {}).items()]
+    model = {
+        "version": 3,
+        "operator_codes": file.codes,
+        "subgraphs": [subgraph],
+        "description": "firebox",
+        "buffers": file.buffers,
+        "metadata": entries,
+    }
+    return _pack(model)
+
+
+def explicit_padding(graph: Graph) -> Graph:
+    """Give each padding that is neither SAME nor VALID to a ``Pad`` of its own."""
+    tensors, ops = dict(graph.tensors), []
+    for op in graph.ops:
+        if isinstance(op, Conv | Pool) and _padding(graph, op) is None:
+            x = tensors[op.inputs[0]]
+            value = float("-inf") if isinstance(op, MaxPool) else 0.0
+            if isinstance(op, AveragePool):
+                raise UnsupportedError(f"average pool {op.name!r} with padding {op.padding} cannot be written as TFLite")
+            if isinstance(op, MaxPool):
+                value = _lowest(x)
+            pad = Pad((x.name,), f"{op.name}/pad", op.padding, value)
+            tensors[pad.output] = replace(x, name=pad.output, shape=pad.output_shape(x.shape))
+            ops.append(pad)
+            op = replace(op, inputs=(pad.output, *op.inputs[1:]), padding=NO_PADS)
+        ops.append(op)
+    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+
+
+def _lowest(x: Tensor) -> float:
+    if x.quantization is None:
+        return float(np.finfo(np.float32).min)
+    return float(x.quantization.dequantize(np.array(np.iinfo(x.dtype).min)))
+
+
+def _padding(graph: Graph, op: Conv | Pool) -> str | None:
+    if op.padding == NO_PADS:
+        return "VALID"
+    _, rows, columns, _ = graph.tensors[op.inputs[0]].shape
+    if isinstance(op, Conv):
+        _, *window, _ = graph.tensors[op.inputs[1]].shape
+        window = [(k - 1) * d + 1 for k, d in zip(window, op.dilation, strict=True)]
+    else:
+        window = list(op.window)
+    same = (*same_pads(rows, window[0], op.stride[0]), *same_pads(columns, window[1], op.stride[1]))
+    return "SAME" if op.padding == same else None
+
+
+@dataclass
+class _File:
+    """The growing lists of a TFLite file, as the dicts that ``_pack`` writes. Buffer 0 is empty by convention."""
+
+    codes: list[dict[str, Any]] = field(default_factory=list)
+    tensors: list[dict[str, Any]] = field(default_factory=list)
+    buffers: list[dict[str, Any]] = field(default_factory=lambda: [{}])
+    indices: dict[str, int] = field(default_factory=dict)
+
+    def buffer(self, data: np.ndarray) -> int:
+        """Index of a new buffer with this data."""
+        self.buffers.append({"data": np.frombuffer(data.tobytes(), np.uint8)})
+        return len(self.buffers) - 1
+
+    def tensor(self, tensor: Tensor) -> int:
+        """Index of a tensor, written when first asked for."""
+        if tensor.name not in self.indices:
+            self.indices[tensor.name] = len(self.tensors)
+            self.tensors.append(
+                {
+                    "name": tensor.name,
+                    "shape": list(tensor.shape),
+                    "type": TENSOR_TYPES[tensor.dtype],
+                    "buffer": self.buffer(tensor.data) if tensor.data is not None else 0,
+                    "quantization": _quantization(tensor.quantization),
+                }
+            )
+        return self.indices[tensor.name]
+
+    def constant(self, name: str, values: Any, dtype: Any = "int32", quantization: Quantization | None = None) -> int:
+        """Index of a constant that is an operand in TFLite and an attribute in the graph."""
+        data = np.asarray(values, dtype)
+        return self.tensor(Tensor(name, data.shape, dtype, quantization, data))
+
+    def operator(self, graph: Graph, op: Op) -> dict[str, Any]:
+        """One operation with its code, operands and options."""
+        if type(op) not in _WRITERS:
+            raise UnsupportedError(f"{op.kind} {op.name!r} cannot be written as TFLite")
+        code = _WRITERS[type(op)](self, graph, op)
+        version = _version(code, graph.tensors[op.output].dtype)
+        entry = {"builtin_code": OPERATORS[code.name], "deprecated_builtin_code": min(OPERATORS[code.name], 127), "version": version}
+        if entry not in self.codes:
+            self.codes.append(entry)
+        operands = code.inputs or [self.tensor(graph.tensors[name]) for name in op.inputs]
+        return {
+            "opcode_index": self.codes.index(entry),
+            "inputs": operands,
+            "outputs": [self.tensor(graph.tensors[op.output])],
+            "options_type": code.options_type,
+            "options": code.options,
+        }
+
+
+@dataclass(frozen=True)
+class _Code:
+    """What one operation becomes: the builtin's name, its options, and its operands where they are not the graph's."""
+
+    name: str
+    options_type: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    inputs: list[int] = field(default_factory=list)
+
+
+def _version(code: _Code, dtype: str) -> int:
+    """The first version of a kernel that takes these types, as TFLite's ``register.cc`` counts them."""
+    if dtype == "float32":
+        return 2 if code.name == "DEQUANTIZE" else 1
+    integer = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1, "QUANTIZE": 1}
+    return integer.get(code.name, 2)
+
+
+def _quantization(quantization: Quantization | None) -> dict[str, Any] | None:
+    if quantization is None:
+        return None
+    return {
+        "scale": list(quantization.scale),
+        "zero_point": [quantization.zero_point] * len(quantization.scale),
+        "quantized_dimension": quantization.axis or 0,
+    }
+
+
+def _conv(file: _File, graph: Graph, op: Conv) -> _Code:
+    options = {
+        "padding": PADDINGS[_padding(graph, op) or "VALID"],
+        "stride_h": op.stride[0],
+        "stride_w": op.stride[1],
+        "dilation_h": op.dilation[0],
+        "dilation_w": op.dilation[1],
+        "activation": ACTIVATIONS[op.activation],
+    }
+    x, weight, bias = (graph.tensors[name] for name in op.inputs)
+    if op.groups == 1 or op.groups != x.shape[3]:
+        return _Code("CONV_2D", "Conv2DOptions", options)
+    assert weight.data is not None
+    # TFLite keeps depthwise weights as (1, height, width, channels * multiplier).
+    quantization = weight.quantization
+    if quantization and quantization.axis is not None:
+        quantization = replace(quantization, axis=3)
+    data = np.ascontiguousarray(weight.data.transpose(3, 1, 2, 0))
+    weight = replace(weight, shape=data.shape, quantization=quantization, data=data)
+    options["depth_multiplier"] = weight.shape[3] // x.shape[3]
+    return _Code("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", options, [file.tensor(t) for t in (x, weight, bias)])
+
+
+def _fully_connected(file: _File, graph: Graph, op: FullyConnected) -> _Code:
+    return _Code("FULLY_CONNECTED", "FullyConnectedOptions", {"activation": ACTIVATIONS[op.activation]})
+
+
+def _pool(file: _File, graph: Graph, op: Pool) -> _Code:
+    options = {
+        "padding": PADDINGS[_padding(graph, op) or "VALID"],
+        "stride_h": op.stride[0],
+        "stride_w": op.stride[1],
+        "filter_height": op.window[0],
+        "filter_width": op.window[1],
+    }
+    return _Code("MAX_POOL_2D" if isinstance(op, MaxPool) else "AVERAGE_POOL_2D", "Pool2DOptions", options)
+
+
+def _global_average(file: _File, graph: Graph, op: GlobalAveragePool) -> _Code:
+    operands = [file.tensor(graph.tensors[op.inputs[0]]), file.constant("rows_and_columns", [1, 2])]
+    return _Code("MEAN", "ReducerOptions", {"keep_dims": 1}, operands)
+
+
+def _add(file: _File, graph: Graph, op: Add) -> _Code:
+    return _Code("ADD", "AddOptions", {"activation": ACTIVATIONS[op.activation]})
+
+
+def _concat(file: _File, graph: Graph, op: Concat) -> _Code:
+    return _Code("CONCATENATION", "ConcatenationOptions", {"axis": op.axis})
+
+
+def _reshape(file: _File, graph: Graph, op: Reshape) -> _Code:
+    operands = [file.tensor(graph.tensors[op.inputs[0]]), file.constant(f"{op.name}/shape", op.shape)]
+    return _Code("RESHAPE", "ReshapeOptions", {"new_shape": list(op.shape)}, operands)
+
+
+def _pad(file: _File, graph: Graph, op: Pad) -> _Code:
+    x = graph.tensors[op.inputs[0]]
+    top, bottom, left, right = op.padding
+    operands = [file.tensor(x), file.constant(f"{op.name}/pads", [[0, 0], [top, bottom], [left, right], [0, 0]])]
+    if op.value == 0:
+        return _Code("PAD", "PadOptions", {}, operands)
+    value: Any = op.value if x.quantization is None else x.quantization.quantize(np.array(op.value), x.dtype)
+    operands.append(file.constant(f"{op.name}/value", value, x.dtype, x.quantization))
+    return _Code("PADV2", "PadV2Options", {}, operands)
+
+
+def _softmax(file: _File, graph: Graph, op: Softmax) -> _Code:
+    return _Code("SOFTMAX", "SoftmaxOptions", {"beta": 1.0})
+
+
+def _relu(file: _File, graph: Graph, op: Relu) -> _Code:
+    return _Code(op.activation.upper(), "")
+
+
+def _plain(name: str, options: str) -> Callable[[_File, Graph, Op], _Code]:
+    return lambda file, graph, op: _Code(name, options)
+
+
+_WRITERS: Mapping[type[Op], Callable[[_File, Graph, Any], _Code]] = {
+    Add: _add,
+    AveragePool: _pool,
+    Concat: _concat,
+    Conv: _conv,
+    Dequantize: _plain("DEQUANTIZE", "DequantizeOptions"),
+    FullyConnected: _fully_connected,
+    GlobalAveragePool: _global_average,
+    MaxPool: _pool,
+    Pad: _pad,
+    Quantize: _plain("QUANTIZE", "QuantizeOptions"),
+    Relu: _relu,
+    Reshape: _reshape,
+    Softmax: _softmax,
+}
+
+
+def _pack(model: Mapping[str, Any]) -> bytes:
+    try:
+        import flatbuffers
+    except ImportError as error:
+        raise MissingExtraError("flatbuffers", "export") from error
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(_table(builder, "Model", model), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _table(builder: Any, name: str, values: Mapping[str, Any]) -> int:
+    """Write one table, what it refers to first; fields that hold their default are left out."""
+    slots: list[tuple[int, str, Any, Any]] = []
+    for entry in TABLES[name]:
+        value = values.get(entry.name)
+        if entry.type == "union":
+            kind = values.get(f"{entry.name}_type")
+            if kind:
+                slots.append((entry.slot, "u8", _OPTION_CODES[kind], 0))
+                slots.append((entry.slot + 1, "table", _table(builder, kind, value or {}), 0))
+        elif value is None or (entry.type not in SCALARS and len(value) == 0):
+            continue
+        elif entry.type in SCALARS:
+            slots.append((entry.slot, entry.type, value, entry.default))
+        else:
+            slots.append((entry.slot, "table", _reference(builder, entry.type, value), 0))
+    builder.StartObject(max((slot for slot, *_ in slots), default=-1) + 1)
+    for slot, type_, value, default in slots:
+        if type_ == "table":
+            builder.PrependUOffsetTRelativeSlot(slot, value, 0)
+        else:
+            _PREPEND[type_](builder)(slot, value, default)
+    return builder.EndObject()
+
+
+def _reference(builder: Any, type_: str, value: Any) -> int:
+    """Write a string, a vector or a table, and return where it is."""
+    if type_ == "str":
+        return builder.CreateString(value)
+    if type_ in TABLES:
+        return _table(builder, type_, value)
+    item = type_[1:-1]
+    if item == "u8":
+        builder.StartVector(1, len(value), _BUFFER_ALIGNMENT)
+        builder.head -= len(value)
+        builder.Bytes[builder.head : builder.head + len(value)] = value.tobytes()
+        return builder.EndVector()
+    if item in SCALARS:
+        return builder.CreateNumpyVector(np.array(value, _NUMPY[item]))
+    offsets = [_table(builder, item, entry) for entry in value]
+    builder.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        builder.PrependUOffsetTRelative(offset)
+    return builder.EndVector()
+
+
+_NUMPY = {"i32": np.int32, "i64": np.int64, "f32": np.float32}
+_PREPEND: Mapping[str, Callable[[Any], Callable[[int, Any, Any], None]]] = {
+    "u8": lambda builder: builder.PrependUint8Slot,
+    "i8": lambda builder: builder.PrependInt8Slot,
+    "u32": lambda builder: builder.PrependUint32Slot,
+    "i32": lambda builder: builder.PrependInt32Slot,
+    "u64": lambda builder: builder.PrependUint64Slot,
+    "f32": lambda builder: builder.PrependFloat32Slot,
+}

@@ -1,0 +1,158 @@
+"""Where every activation lies in one arena: lifetimes, offsets, the peak and what is alive there.
+
+The offsets are greedy by size (Pisarchyk and Lee, arXiv 2001.03288, section 5.2), in the variant of tflite-micro's
+``GreedyMemoryPlanner``: largest first, each at the lowest offset that is free during its whole life.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .graph import Graph, Op
+from .read import read_graph
+
+ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """One activation in the arena: alive from operation ``first`` to operation ``last``, both included."""
+
+    tensor: str
+    nbytes: int
+    first: int
+    last: int
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """First byte after it."""
+        return self.offset + _align(self.nbytes)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The arena of one inference. All figures are planned, not measured."""
+
+    graph: Graph
+    buffers: tuple[Buffer, ...]
+
+    @property
+    def arena_bytes(self) -> int:
+        """Size of the arena: input, activations and output."""
+        return max((buffer.end for buffer in self.buffers), default=0)
+
+    @property
+    def input_bytes(self) -> int:
+        """The part of the arena that the input takes."""
+        return sum(self.graph.tensors[name].nbytes for name in self.graph.inputs)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Constants: in flash, not in the arena."""
+        return self.graph.weight_bytes
+
+    def alive_bytes(self, step: int) -> int:
+        """Bytes of what is alive during one operation."""
+        return sum(_align(buffer.nbytes) for buffer in self.alive(step))
+
+    def alive(self, step: int) -> list[Buffer]:
+        """What is alive during one operation."""
+        return [buffer for buffer in self.buffers if buffer.first <= step <= buffer.last]
+
+    @property
+    def peak_step(self) -> int:
+        """The operation during which most bytes are alive."""
+        return max(range(max(len(self.graph.ops), 1)), key=lambda step: (self.alive_bytes(step), -step))
+
+    @property
+    def peak_op(self) -> Op | None:
+        """The operation that binds, if there is any."""
+        return self.graph.ops[self.peak_step] if self.graph.ops else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures with their units, for programs."""
+        steps = [
+            {
+                "op": op.name,
+                "kind": op.kind,
+                "alive_bytes": self.alive_bytes(step),
+                "macs": self.graph.op_macs(op),
+                "output": op.output,
+                "output_shape": list(self.graph.tensors[op.output].shape),
+            }
+            for step, op in enumerate(self.graph.ops)
+        ]
+        peak = self.peak_op
+        return {
+            "name": self.graph.name,
+            "arena_bytes": self.arena_bytes,
+            "arena_source": "planned",
+            "input_bytes": self.input_bytes,
+            "weight_bytes": self.weight_bytes,
+            "macs": self.graph.macs,
+            "peak": {
+                "op": peak.name if peak else None,
+                "alive": {buffer.tensor: buffer.nbytes for buffer in self.alive(self.peak_step)},
+            },
+            "buffers": [vars(buffer) for buffer in self.buffers],
+            "ops": steps,
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an arena fits a budget of SRAM; ``arena_source`` says whether the figure was planned or measured."""
+
+    sram_bytes: int
+    arena_bytes: int
+    arena_source: str = "planned"
+
+    @property
+    def fits(self) -> bool:
+        """At most the budget."""
+        return self.arena_bytes <= self.sram_bytes
+
+    @property
+    def exit_code(self) -> int:
+        """0 fits, 3 does not."""
+        return 0 if self.fits else 3
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures with their units, for programs."""
+        margin = self.sram_bytes - self.arena_bytes
+        return {**vars(self), "fits": self.fits, "margin_bytes": margin}
+
+
+def plan(model: str | Path | bytes | Graph) -> MemoryPlan:
+    """Plan the arena of an ``.onnx`` or ``.tflite`` file (path or bytes) or of a graph.
+
+    Raises ``FormatError`` or ``UnsupportedError`` for a file that cannot be read.
+    """
+    graph = model if isinstance(model, Graph) else read_graph(model)
+    first: dict[str, int] = dict.fromkeys(graph.inputs, 0)
+    last: dict[str, int] = dict.fromkeys(graph.inputs, 0)
+    for step, op in enumerate(graph.ops):
+        last.update((name, step) for name in op.inputs if name in first)
+        first[op.output] = last[op.output] = step
+    last.update((name, max(len(graph.ops) - 1, 0)) for name in graph.outputs if name in first)
+    return MemoryPlan(graph, _place([(t.name, t.nbytes, first[t.name], last[t.name]) for t in graph.activations]))
+
+
+def _place(wanted: Sequence[tuple[str, int, int, int]]) -> tuple[Buffer, ...]:
+    placed: list[Buffer] = []
+    for name, nbytes, first, last in sorted(wanted, key=lambda item: -_align(item[1])):
+        offset = 0
+        for other in sorted(placed, key=lambda buffer: buffer.offset):
+            if other.first <= last and first <= other.last:
+                if other.offset - offset >= _align(nbytes):
+                    break
+                offset = max(offset, other.end)
+        placed.append(Buffer(name, nbytes, first, last, offset))
+    order = {name: position for position, (name, *_) in enumerate(wanted)}
+    return tuple(sorted(placed, key=lambda buffer: order[buffer.tensor]))
+
+
+def _align(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

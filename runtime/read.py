@@ -1,0 +1,43 @@
+"""From a file of either format to a graph."""
+
+from pathlib import Path
+from typing import Literal
+
+from .errors import FormatError, UsageError
+from .files import read_file
+from .graph import Graph
+
+Format = Literal["onnx", "tflite"]
+
+
+def format_of(model: str | Path | bytes) -> Format:
+    """Which format a path's ending, or the first bytes of a file, tell. Raises ``UsageError``."""
+    if isinstance(model, bytes):
+        return "tflite" if model[4:8] == b"TFL3" else "onnx"
+    suffix = Path(model).suffix.lower()
+    if suffix == ".onnx":
+        return "onnx"
+    if suffix == ".tflite":
+        return "tflite"
+    raise UsageError(f"{model} ends neither in .onnx nor in .tflite")
+
+
+def read_graph(model: str | Path | bytes) -> Graph:
+    """Read an ``.onnx`` or ``.tflite`` file, by path or as its bytes.
+
+    Raises ``UsageError`` when there is no such file, ``FormatError`` when it is not what its name says and
+    ``UnsupportedError`` when it holds an operation firebox does not know.
+    """
+    kind = format_of(model)
+    data = model if isinstance(model, bytes) else read_file(model)
+    try:
+        if kind == "tflite":
+            from .read_tflite import read_tflite
+
+            return read_tflite(data)
+        from .read_onnx import read_onnx
+
+        return read_onnx(data)
+    except FormatError as error:
+        where = "the file" if isinstance(model, bytes) else str(model)
+        raise FormatError(f"{where}: {error}") from error

@@ -1,0 +1,480 @@
+"""From an ONNX model to a graph: NCHW becomes NHWC, and QuantizeLinear/DequantizeLinear pairs become integer tensors.
+
+uint8 activations become int8, with the zero point moved by 128: the same numbers in the one form graphs hold.
+"""
+
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import FormatError, MissingExtraError, UnsupportedError
+from .graph import (
+    NO_PADS, Activation, Add, AveragePool, Concat, Conv, Dequantize, FullyConnected, GlobalAveragePool, Graph, MaxPool,
+    Op, Pad, Pads, Quantization, Quantize, Relu, Reshape, Shape, Softmax, Tensor, rename,
+)  # fmt: skip
+from .rewrite import fuse_activations
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+_OIHW_TO_OHWI = (0, 2, 3, 1)
+
+
+def read_onnx(model: "bytes | ModelProto") -> Graph:
+    """Translate an ONNX model.
+
+    Raises ``FormatError`` for bytes that are not a whole ONNX model and ``UnsupportedError`` naming an operation
+    firebox does not know and the module it comes from.
+    """
+    proto = parse_onnx(model) if isinstance(model, bytes) else model
+    reader = _Reader(proto)
+    for node in proto.graph.node:
+        reader.translate(node)
+    return _absorb_quantization(fuse_activations(reader.graph(proto)))
+
+
+def parse_onnx(data: bytes) -> "ModelProto":
+    """The protobuf message. Raises ``FormatError`` when the bytes are not a whole ONNX model."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise MissingExtraError("onnx", "onnx") from error
+    try:
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as error:
+        raise FormatError("not an ONNX file, or one that is damaged or cut short") from error
+    if not model.graph.node:
+        raise FormatError("not an ONNX file: it holds no network")
+    return model
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """A constant in ONNX's own layout, before an operation says how it is to lie in the graph."""
+
+    data: np.ndarray
+    quantization: Quantization | None = None
+
+
+class _Reader:
+    def __init__(self, model: "ModelProto"):
+        self.ops: list[Op] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.constants: dict[str, _Constant] = {}
+        self.outputs = {value.name for value in model.graph.output}
+        # Other names of a tensor: what dropout passes through, what is called after its module.
+        self.aliases: dict[str, str] = {}
+        # Flattened pictures, (channels, rows, columns): their columns are in the order of NCHW, not of the graph.
+        self.flattened: dict[str, Shape] = {}
+        for proto in model.graph.initializer:
+            if proto.data_location == proto.EXTERNAL:
+                raise UnsupportedError(f"weights of {proto.name!r} lie in another file; save the model with its weights inside")
+            self.constants[proto.name] = _Constant(_to_array(proto))
+        for value in model.graph.input:
+            if value.name not in self.constants:
+                self.tensors[value.name] = _input(value)
+
+    def translate(self, node: "NodeProto") -> None:
+        """Add to the graph what one node does."""
+        handler = _HANDLERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if handler is None:
+            raise UnsupportedError(f"unsupported operation {_describe(node)}; ARCHITECTURE.md lists those that are supported")
+        for position, name in enumerate(node.input):
+            node.input[position] = self.aliases.get(name, name)
+        scope = _scope(node)
+        if scope and scope not in self.tensors and node.output[0] not in self.outputs:
+            self.aliases[node.output[0]] = scope
+            node.output[0] = scope
+        try:
+            handler(self, node)
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise FormatError(f"{_describe(node)} cannot be read: {error!r}") from error
+
+    def graph(self, model: "ModelProto") -> Graph:
+        """The finished graph."""
+        inputs = [value.name for value in model.graph.input if value.name not in self.constants]
+        outputs = [self.aliases.get(value.name, value.name) for value in model.graph.output]
+        for name in outputs:
+            if name in self.flattened:
+                raise UnsupportedError(f"output {name!r} is a flattened picture; end in a pool or a fully connected layer")
+        name = model.graph.name if model.graph.name != "main_graph" else "main"
+        return Graph.of(name, self.tensors.values(), self.ops, inputs, outputs)
+
+    def value(self, name: str) -> np.ndarray:
+        """A constant's values as ONNX has them."""
+        if name not in self.constants:
+            raise UnsupportedError(f"{name!r} must be constant, but is computed")
+        return self.constants[name].data
+
+    def emit(self, node: "NodeProto", kind: type[Op], *inputs: str, **attributes: Any) -> None:
+        """Add an operation whose output is the node's, with the shape that follows from the inputs."""
+        op = kind(inputs, node.output[0], **attributes)
+        for name in inputs:
+            if name not in self.tensors:
+                raise UnsupportedError(f"{name!r}, an input of {_describe(node)}, is constant or made nowhere")
+        shape = op.output_shape(*(self.tensors[name].shape for name in inputs))
+        self.add(op, Tensor(op.output, shape))
+
+    def add(self, op: Op, output: Tensor) -> None:
+        """Add an operation with its output."""
+        if output.name in self.tensors:
+            raise FormatError(f"{output.name!r} is made twice")
+        self.ops.append(op)
+        self.tensors[output.name] = output
+        if op.inputs[0] in self.flattened and not isinstance(op, FullyConnected):
+            self.flattened[output.name] = self.flattened[op.inputs[0]]
+
+    def weight(self, name: str, order: tuple[int, ...], arrange: Callable[[np.ndarray], np.ndarray] | None = None) -> str:
+        """Put a constant into the graph, its axes in another order; ``arrange`` then changes the last axis only."""
+        constant = self.constants.get(name)
+        if constant is None:
+            raise UnsupportedError(f"{name!r} must be constant, but is computed")
+        data = constant.data.transpose(order)
+        data = np.ascontiguousarray(arrange(data) if arrange else data)
+        dtype: Any = "float32" if data.dtype.kind == "f" else str(data.dtype)
+        quantization = constant.quantization
+        if quantization and quantization.axis is not None:
+            quantization = replace(quantization, axis=order.index(quantization.axis))
+        tensor = Tensor(name, data.shape, dtype, quantization, data.astype(dtype))
+        while name in self.tensors and not _same(self.tensors[name], tensor):
+            name += "'"
+        self.tensors[name] = replace(tensor, name=name)
+        return name
+
+    def bias(self, node: "NodeProto", position: int, channels: int) -> str:
+        """The bias at an input's position, or zeros."""
+        if len(node.input) > position and node.input[position]:
+            return self.weight(node.input[position], (0,))
+        name = f"{node.input[1]}/zero_bias"
+        self.constants.setdefault(name, _Constant(np.zeros(channels, np.float32)))
+        return self.weight(name, (0,))
+
+    def columns(self, x: str) -> Callable[[np.ndarray], np.ndarray] | None:
+        """What brings a weight's columns from NCHW to NHWC order, when its input is a flattened picture."""
+        if x not in self.flattened:
+            return None
+        c, h, w = self.flattened[x]
+        return lambda weight: weight.reshape(-1, c, h, w).transpose(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def _to_array(proto: Any) -> np.ndarray:
+    from onnx import numpy_helper
+
+    try:
+        return numpy_helper.to_array(proto)
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"constant {proto.name!r} of the ONNX file is damaged: {error}") from error
+
+
+def _input(value: Any) -> Tensor:
+    from onnx import TensorProto
+
+    dims = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in value.type.tensor_type.shape.dim]
+    if 0 in dims:
+        raise UnsupportedError(f"input {value.name!r} has a dynamic shape; export it with a fixed batch of 1")
+    shape = (dims[0], *dims[2:], dims[1]) if len(dims) == 4 else tuple(dims)
+    dtypes: dict[int, Any] = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8", TensorProto.INT8: "int8"}
+    kind = value.type.tensor_type.elem_type
+    if kind not in dtypes:
+        raise UnsupportedError(f"input {value.name!r} has ONNX type {kind}; known are float32, uint8 and int8")
+    return Tensor(value.name, shape, dtypes[kind])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.quantization == b.quantization and a.data is not None and np.array_equal(a.data, b.data)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _describe(node: "NodeProto") -> str:
+    """An operation and where it is: the module it was traced from, when the exporter noted it."""
+    scopes, classes = _note(node, "name_scopes"), _note(node, "class_hierarchy")
+    if len(scopes) < 2 or len(classes) < 2:
+        return f"{node.op_type} ({(node.name or node.output[0])!r})"
+    return f"{node.op_type} ({classes[-2].rsplit('.', 1)[-1]} at {scopes[-2] or 'the top'!r})"
+
+
+def _scope(node: "NodeProto") -> str:
+    """The module an operation was traced from, and what it does there unless the module does nothing else."""
+    scopes, classes = _note(node, "name_scopes"), _note(node, "class_hierarchy")
+    if len(scopes) < 2 or not scopes[-2]:
+        return ""
+    leaf = len(classes) > 1 and classes[-2].startswith("torch.nn.modules.")
+    return scopes[-2] if leaf else f"{scopes[-2]}/{scopes[-1]}"
+
+
+def _note(node: "NodeProto", key: str) -> list[str]:
+    """One of the lists that torch's exporter notes at every node."""
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    try:
+        values = ast.literal_eval(notes[f"pkg.torch.onnx.{key}"])
+    except (KeyError, ValueError, SyntaxError):
+        return []
+    return [str(value) for value in values] if isinstance(values, list) else []
+
+
+def _attributes(node: "NodeProto") -> dict[str, Any]:
+    from onnx import helper
+
+    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if values.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        raise UnsupportedError(f"{_describe(node)} with auto_pad {values['auto_pad'].decode()} is not supported; use explicit pads")
+    return values
+
+
+def _pads(values: list[int] | None) -> Pads:
+    """ONNX (top, left, bottom, right) as (top, bottom, left, right)."""
+    top, left, bottom, right = values or NO_PADS
+    return top, bottom, left, right
+
+
+def _conv(reader: _Reader, node: "NodeProto") -> None:
+    attributes = _attributes(node)
+    weight = reader.weight(node.input[1], _OIHW_TO_OHWI)
+    bias = reader.bias(node, 2, reader.tensors[weight].shape[0])
+    reader.emit(
+        node,
+        Conv,
+        node.input[0],
+        weight,
+        bias,
+        stride=tuple(attributes.get("strides", (1, 1))),
+        padding=_pads(attributes.get("pads")),
+        dilation=tuple(attributes.get("dilations", (1, 1))),
+        groups=attributes.get("group", 1),
+    )
+
+
+def _gemm(reader: _Reader, node: "NodeProto") -> None:
+    attributes = _attributes(node)
+    if attributes.get("transA") or attributes.get("alpha", 1.0) != 1 or attributes.get("beta", 1.0) != 1:
+        raise UnsupportedError(f"{_describe(node)} with transA, alpha or beta is not supported")
+    order = (0, 1) if node.op_type == "Gemm" and attributes.get("transB") else (1, 0)
+    weight = reader.weight(node.input[1], order, reader.columns(node.input[0]))
+    reader.emit(node, FullyConnected, node.input[0], weight, reader.bias(node, 2, reader.tensors[weight].shape[0]))
+
+
+def _batch_norm(reader: _Reader, node: "NodeProto") -> None:
+    """In use, batch norm is a scale and an offset per channel: a depthwise 1x1 convolution."""
+    scale, offset, mean, variance = (reader.value(name).astype(np.float64) for name in node.input[1:5])
+    factor = scale / np.sqrt(variance + _attributes(node).get("epsilon", 1e-5))
+    names = (f"{node.output[0]}/scale", f"{node.output[0]}/offset")
+    reader.constants[names[0]] = _Constant(factor.astype(np.float32).reshape(-1, 1, 1, 1))
+    reader.constants[names[1]] = _Constant((offset - mean * factor).astype(np.float32))
+    weight, bias = reader.weight(names[0], _OIHW_TO_OHWI), reader.weight(names[1], (0,))
+    reader.emit(node, Conv, node.input[0], weight, bias, groups=len(factor))
+
+
+def _pool(reader: _Reader, node: "NodeProto") -> None:
+    attributes = _attributes(node)
+    if any(d != 1 for d in attributes.get("dilations", ())):
+        raise UnsupportedError(f"{_describe(node)} with dilation is not supported")
+    x, kind = node.input[0], MaxPool if node.op_type == "MaxPool" else AveragePool
+    window, stride = tuple(attributes["kernel_shape"]), tuple(attributes.get("strides", (1, 1)))
+    padding = _pads(attributes.get("pads"))
+    if kind is AveragePool and attributes.get("count_include_pad") and any(padding):
+        if attributes.get("ceil_mode"):
+            raise UnsupportedError(f"{_describe(node)} with padding that counts and ceil_mode is not supported; leave one out")
+        padded = f"{node.output[0]}/pad"
+        pad = Pad((x,), padded, padding)
+        reader.add(pad, Tensor(padded, pad.output_shape(reader.tensors[x].shape)))
+        x, padding = padded, NO_PADS
+    if attributes.get("ceil_mode"):
+        padding = _ceil(reader.tensors[x].shape, window, stride, padding)
+    reader.emit(node, kind, x, window=window, stride=stride, padding=padding)
+
+
+def _ceil(x: Shape, window: tuple[int, ...], stride: tuple[int, ...], padding: Pads) -> Pads:
+    """Ceil mode as padding behind: as much as the last window hangs over, unless it would begin in the padding."""
+    pads = list(padding)
+    for axis in (0, 1):
+        before, after = pads[2 * axis : 2 * axis + 2]
+        room = x[1 + axis] + before + after - window[axis]
+        steps = -(-room // stride[axis])
+        if steps * stride[axis] >= x[1 + axis] + before:
+            steps -= 1
+        pads[2 * axis + 1] += max(steps * stride[axis] - room, 0)
+    return pads[0], pads[1], pads[2], pads[3]
+
+
+def _global_average(reader: _Reader, node: "NodeProto") -> None:
+    x = node.input[0]
+    if node.op_type == "ReduceMean":
+        attributes = _attributes(node)
+        axes = attributes["axes"] if "axes" in attributes else reader.value(node.input[1]).tolist()
+        if sorted(axis % 4 for axis in axes) != [2, 3] or len(reader.tensors[x].shape) != 4:
+            raise UnsupportedError(f"{_describe(node)} over axes {axes} is not supported, only over rows and columns")
+        if not attributes.get("keepdims", 1):
+            kept = f"{node.output[0]}/mean"
+            n, _, _, c = reader.tensors[x].shape
+            reader.add(GlobalAveragePool((x,), kept), Tensor(kept, (n, 1, 1, c)))
+            reader.emit(node, Reshape, kept, shape=(n, c))
+            return
+    reader.emit(node, GlobalAveragePool, x)
+
+
+def _reshape(reader: _Reader, node: "NodeProto") -> None:
+    """Flatten, Reshape and Squeeze: of a picture to (N, values), or between shapes without rows and columns."""
+    x = reader.tensors[node.input[0]]
+    attributes = _attributes(node)
+    if node.op_type == "Flatten":
+        if attributes.get("axis", 1) not in (1, 1 - len(x.shape)):
+            raise UnsupportedError(f"{_describe(node)} at axis {attributes['axis']} is not supported, only at 1")
+        target: list[int] = [x.shape[0], -1]
+    elif node.op_type == "Squeeze":
+        target = [x.shape[0], x.shape[-1]]
+    else:
+        target = [int(n) if n else x.shape[i] for i, n in enumerate(reader.value(node.input[1]))]
+    if len(target) == 4 and len(x.shape) == 4:
+        target = [target[0], *target[2:], target[1]]
+    rest = int(np.prod([n for n in target if n != -1]))
+    shape = tuple(int(np.prod(x.shape)) // rest if n == -1 else n for n in target)
+    if shape == x.shape:
+        _skip(reader, node)
+        return
+    spatial = len(x.shape) == 4 and x.shape[1:3] != (1, 1)
+    if len(shape) not in (2, 4) or shape[0] != x.shape[0] or (spatial and len(shape) != 2) or (len(shape) == 4 and shape[1:3] != (1, 1)):
+        raise UnsupportedError(f"{_describe(node)} from {x.shape} to {shape} is not supported, only flattening")
+    reader.emit(node, Reshape, x.name, shape=shape)
+    if spatial:
+        _, h, w, c = x.shape
+        reader.flattened[node.output[0]] = (c, h, w)
+
+
+def _concat(reader: _Reader, node: "NodeProto") -> None:
+    rank = len(reader.tensors[node.input[0]].shape)
+    axis = _attributes(node)["axis"] % rank
+    if any(name in reader.flattened for name in node.input):
+        raise UnsupportedError(f"{_describe(node)} of flattened pictures is not supported")
+    reader.emit(node, Concat, *node.input, axis={1: 3, 2: 1, 3: 2}.get(axis, axis) if rank == 4 else axis)
+
+
+def _add(reader: _Reader, node: "NodeProto") -> None:
+    if {name in reader.flattened for name in node.input} == {True, False}:
+        raise UnsupportedError(f"{_describe(node)} of a flattened picture and something else is not supported")
+    reader.emit(node, Add, *node.input)
+
+
+def _pad(reader: _Reader, node: "NodeProto") -> None:
+    if _attributes(node).get("mode", b"constant") != b"constant" or len(node.input) > 3 and node.input[3]:
+        raise UnsupportedError(f"{_describe(node)} is not a constant padding of rows and columns")
+    pads = reader.value(node.input[1]).tolist()
+    if len(pads) != 8 or any(pads[i] for i in (0, 1, 4, 5)):
+        raise UnsupportedError(f"{_describe(node)} with pads {pads} is not of rows and columns only")
+    value = float(reader.value(node.input[2]).ravel()[0]) if len(node.input) > 2 and node.input[2] else 0.0
+    reader.emit(node, Pad, node.input[0], padding=_pads([pads[2], pads[3], pads[6], pads[7]]), value=value)
+
+
+def _relu(reader: _Reader, node: "NodeProto") -> None:
+    activation: Activation = "relu"
+    if node.op_type == "Clip":
+        low, high = (reader.value(name).item() if name else None for name in [*node.input[1:3], "", ""][:2])
+        if low != 0 or high not in (None, 6.0):
+            raise UnsupportedError(f"{_describe(node)} between {low} and {high} is not supported, only ReLU and ReLU6")
+        activation = "relu" if high is None else "relu6"
+    reader.emit(node, Relu, node.input[0], activation=activation)
+
+
+def _softmax(reader: _Reader, node: "NodeProto") -> None:
+    rank = len(reader.tensors[node.input[0]].shape)
+    axis = _attributes(node).get("axis", -1) % rank
+    if axis != 1:
+        raise UnsupportedError(f"{_describe(node)} along axis {axis} is not supported, only over the channels")
+    if node.input[0] in reader.flattened:
+        raise UnsupportedError(f"{_describe(node)} of a flattened picture is not supported")
+    reader.emit(node, Softmax, node.input[0])
+
+
+def _skip(reader: _Reader, node: "NodeProto") -> None:
+    """Dropout in use, Identity: the output is the input."""
+    reader.aliases[node.output[0]] = node.input[0]
+
+
+def _constant(reader: _Reader, node: "NodeProto") -> None:
+    reader.constants[node.output[0]] = _Constant(_to_array(_attributes(node)["value"]))
+
+
+def _parameters(reader: _Reader, node: "NodeProto") -> tuple[Quantization, str]:
+    """Scale, zero point and axis of QuantizeLinear or DequantizeLinear, and the type of its integers."""
+    scale = reader.value(node.input[1]).astype(np.float32)
+    has_zero = len(node.input) > 2 and node.input[2]
+    zero = reader.value(node.input[2]) if has_zero else np.zeros(scale.shape, np.uint8)
+    if not np.isfinite(scale).all() or scale.min() <= 0:
+        raise FormatError(f"{_describe(node)} has a scale that is not positive and finite")
+    if str(zero.dtype) not in ("int8", "uint8", "int32"):
+        raise UnsupportedError(f"{_describe(node)} with {zero.dtype} integers is not supported")
+    if scale.size == 1:
+        return Quantization((float(scale.ravel()[0]),), int(zero.ravel()[0])), str(zero.dtype)
+    if zero.any():
+        raise UnsupportedError(f"{_describe(node)} with a zero point per channel is not supported")
+    return Quantization(tuple(map(float, scale)), 0, _attributes(node).get("axis", 1)), str(zero.dtype)
+
+
+def _quantize(reader: _Reader, node: "NodeProto") -> None:
+    quantization, dtype = _parameters(reader, node)
+    x = reader.tensors[node.input[0]]
+    output = _as_int8(Tensor(node.output[0], x.shape, dtype, quantization))  # pyright: ignore[reportArgumentType]
+    reader.add(Quantize((x.name,), output.name), output)
+
+
+def _dequantize(reader: _Reader, node: "NodeProto") -> None:
+    quantization, _ = _parameters(reader, node)
+    if node.input[0] in reader.constants:
+        reader.constants[node.output[0]] = _Constant(reader.value(node.input[0]), quantization)
+        return
+    x = reader.tensors[node.input[0]]
+    if x.quantization is None:
+        # An input of the network that is fed as integers.
+        x = reader.tensors[x.name] = _as_int8(replace(x, quantization=quantization))
+    reader.add(Dequantize((x.name,), node.output[0]), Tensor(node.output[0], x.shape))
+
+
+def _as_int8(tensor: Tensor) -> Tensor:
+    if tensor.dtype != "uint8":
+        return tensor
+    assert tensor.quantization is not None
+    return replace(tensor, dtype="int8", quantization=replace(tensor.quantization, zero_point=tensor.quantization.zero_point - 128))
+
+
+_HANDLERS: Mapping[str, Callable[[_Reader, "NodeProto"], None]] = {
+    "Add": _add,
+    "AveragePool": _pool,
+    "BatchNormalization": _batch_norm,
+    "Clip": _relu,
+    "Concat": _concat,
+    "Constant": _constant,
+    "Conv": _conv,
+    "DequantizeLinear": _dequantize,
+    "Dropout": _skip,
+    "Flatten": _reshape,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _global_average,
+    "Identity": _skip,
+    "MatMul": _gemm,
+    "MaxPool": _pool,
+    "Pad": _pad,
+    "QuantizeLinear": _quantize,
+    "ReduceMean": _global_average,
+    "Relu": _relu,
+    "Reshape": _reshape,
+    "Softmax": _softmax,
+    "Squeeze": _reshape,
+}
+
+
+def _absorb_quantization(graph: Graph) -> Graph:
+    """Turn each float operation between DequantizeLinear and QuantizeLinear into the integer operation it stands for."""
+    source = {op.output: op.inputs[0] for op in graph.ops if isinstance(op, Dequantize)}
+    if not source:
+        return graph
+    absorbed: dict[str, Op] = {}
+    for op in graph.ops:
+        after = graph.only_consumer(op.output)
+        computed = [name for name in op.inputs if graph.tensors[name].data is None]
+        if not isinstance(op, Quantize | Dequantize) and isinstance(after, Quantize) and all(name in source for name in computed):
+            absorbed[op.name] = rename(op, {**source, op.output: after.output})
+            absorbed[after.name] = absorbed[op.name]
+    ops = [absorbed.get(op.name, op) for op in graph.ops]
+    return Graph.of(graph.name, graph.tensors.values(), dict.fromkeys(ops), graph.inputs, graph.outputs)
