@@ -1,1 +1,76 @@
-"""firebox.model_zoo"""
+"""What a network is, how it learns, which weights exist.
+
+>>> from firebox.model_zoo import create_model, list_models
+>>> create_model("squeezenet1_1", num_classes=10)
+
+torch is imported when a name that needs it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.errors import MissingExtraError
+from .config import DELAYED, EARLY, SqueezeNetConfig
+from .imagenet import imagenet_classes
+from .registry import ZooEntry, create_model, find_model, list_models, model_config, register
+
+if TYPE_CHECKING:
+    from .data import load_pictures
+    from .evaluation import predict, top_k
+    from .network import Network, load_network
+    from .squeezenet import Fire, SqueezeNet
+    from .training import TrainingResult, resume, train
+    from .training_config import Resources, TrainingConfig
+    from .weights import Weights, load_weights, load_weights_into
+
+__all__ = [
+    "DELAYED",
+    "EARLY",
+    "Fire",
+    "Network",
+    "Resources",
+    "SqueezeNet",
+    "SqueezeNetConfig",
+    "TrainingConfig",
+    "TrainingResult",
+    "Weights",
+    "ZooEntry",
+    "create_model",
+    "find_model",
+    "imagenet_classes",
+    "list_models",
+    "load_network",
+    "load_pictures",
+    "load_weights",
+    "load_weights_into",
+    "model_config",
+    "predict",
+    "register",
+    "resume",
+    "top_k",
+    "train",
+]
+
+# Where the names are that need torch.
+_HOMES = {
+    "data": ("load_pictures",),
+    "evaluation": ("predict", "top_k"),
+    "network": ("Network", "load_network"),
+    "squeezenet": ("Fire", "SqueezeNet"),
+    "training": ("TrainingResult", "resume", "train"),
+    "training_config": ("Resources", "TrainingConfig"),
+    "weights": ("Weights", "load_weights", "load_weights_into"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f".{home}", __name__), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("torch", "kornia", "safetensors"):
+            raise
+        raise MissingExtraError(package, "train") from error

@@ -1,0 +1,184 @@
+"""The networks of the zoo by name: ``@register`` adds one, ``create_model`` builds one."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.errors import UsageError
+from ..runtime.preprocessing import Preprocessing
+from .config import EARLY, SqueezeNetConfig
+
+if TYPE_CHECKING:
+    from .squeezenet import SqueezeNet
+
+_IMAGENET = Preprocessing(
+    size=(224, 224), resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
+_SMALL = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A network with what is published: ImageNet accuracies in percent and where they stand."""
+
+    config: SqueezeNetConfig
+    preprocessing: Preprocessing
+    source: str
+    top1: float | None = None
+    top5: float | None = None
+
+
+_ENTRIES: dict[str, ZooEntry] = {}
+
+
+def register(entry: Callable[[], ZooEntry]) -> Callable[[], ZooEntry]:
+    """Put what the function returns into the zoo, under the function's name."""
+    _ENTRIES[entry.__name__] = entry()
+    return entry
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that match a glob such as ``squeezenet1_*``, sorted."""
+    return sorted(name for name in _ENTRIES if fnmatchcase(name, pattern))
+
+
+def find_model(name: str) -> ZooEntry:
+    """The entry of that name. Raises ``UsageError`` with near matches."""
+    if name not in _ENTRIES:
+        near = difflib.get_close_matches(name, _ENTRIES, n=2) or list_models()
+        raise UsageError(f"no model {name!r} in the zoo; did you mean {' or '.join(near)}?")
+    return _ENTRIES[name]
+
+
+def model_config(
+    name: str,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    **overrides: Any,
+) -> SqueezeNetConfig:
+    """The config of a zoo network with some of its values changed. Raises ``UsageError``."""
+    known = {field.name for field in fields(SqueezeNetConfig)}
+    for key in overrides.keys() - known:
+        near = difflib.get_close_matches(key, known, n=1) or sorted(known)
+        raise UsageError(f"a SqueezeNet has no {key!r}; did you mean {', '.join(near)}?")
+    given = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
+    overrides.update({key: value for key, value in given.items() if value is not None})
+    return replace(find_model(name).config, **overrides)
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    **overrides: Any,
+) -> "SqueezeNet":
+    """A zoo network with new weights; any value of its config can be changed.
+
+    ``create_model("squeezenet1_1", num_classes=10, bypass="simple")``. Raises ``UsageError``.
+    """
+    from . import SqueezeNet
+
+    return SqueezeNet(model_config(name, num_classes, in_channels, input_size, **overrides))
+
+
+def fit_preprocessing(preprocessing: Preprocessing, config: SqueezeNetConfig) -> Preprocessing:
+    """The same preprocessing for the input size and the channels of a config.
+
+    The margin around the crop keeps its share, and a single channel gets the average of mean and
+    std.
+    """
+    if config.in_channels not in (1, 3):
+        raise UsageError(
+            f"pictures have 1 or 3 channels, the network {config.in_channels}; preprocess them "
+            "yourself"
+        )
+    if config.input_size != preprocessing.size:
+        resize = preprocessing.resize and round(
+            preprocessing.resize * max(config.input_size) / max(preprocessing.size)
+        )
+        preprocessing = replace(preprocessing, size=config.input_size, resize=resize)
+    if config.in_channels == preprocessing.depth:
+        return preprocessing
+    mean, std = (sum(values) / len(values) for values in (preprocessing.mean, preprocessing.std))
+    channels = "L" if config.in_channels == 1 else "RGB"
+    depth = config.in_channels
+    return replace(preprocessing, channels=channels, mean=(mean,) * depth, std=(std,) * depth)
+
+
+@register
+def squeezenet1_0() -> ZooEntry:
+    """SqueezeNet v1.0, table 1 of the paper."""
+    return ZooEntry(SqueezeNetConfig(), _IMAGENET, "arXiv 1602.07360, tables 1 and 2", 57.5, 80.3)
+
+
+@register
+def squeezenet1_1() -> ZooEntry:
+    """SqueezeNet v1.1: a 3x3 stem of 64 filters and early pools, 2.4 times less work than v1.0."""
+    config = SqueezeNetConfig(stem_channels=64, stem_kernel=3, pools=EARLY)
+    return ZooEntry(
+        config, _IMAGENET, "authors' repository; accuracy of torchvision's weights", 58.178, 80.624
+    )
+
+
+@register
+def squeezenet1_0_simple_bypass() -> ZooEntry:
+    """v1.0 with the input of fire3, 5, 7 and 9 added to their output."""
+    config = SqueezeNetConfig(bypass="simple")
+    return ZooEntry(config, _IMAGENET, "arXiv 1602.07360, section 6, table 3", 60.4, 82.5)
+
+
+@register
+def squeezenet1_0_complex_bypass() -> ZooEntry:
+    """v1.0 with 1x1 convolutions as bypass of fire2, 4, 6 and 8 beside the simple bypass.
+
+    Its 1,589,672 float32 parameters are 6.4 MB. Table 3 prints 7.7 MB, which no reading of section
+    6 reproduces.
+    """
+    config = SqueezeNetConfig(bypass="complex")
+    return ZooEntry(config, _IMAGENET, "arXiv 1602.07360, section 6, table 3", 58.8, 82.0)
+
+
+@register
+def squeezenet_cifar() -> ZooEntry:
+    """v1.0's fire modules for 32x32 pictures: stride-1 stem, late pools, batch norm, bypass."""
+    config = SqueezeNetConfig(
+        num_classes=10,
+        input_size=(32, 32),
+        stem_channels=64,
+        stem_kernel=3,
+        stem_stride=1,
+        stem_padding=1,
+        pools=(3, 5),
+        bypass="simple",
+        batch_norm=True,
+        dropout=0.0,
+        head_relu=False,
+    )
+    return ZooEntry(config, _SMALL, "firebox; for CIFAR-10")
+
+
+@register
+def squeezenet_micro() -> ZooEntry:
+    """Six narrow fire modules for 32x32 pictures on devices with 256 KiB of memory."""
+    config = SqueezeNetConfig(
+        num_classes=10,
+        input_size=(32, 32),
+        stem_channels=32,
+        stem_kernel=3,
+        stem_stride=2,
+        stem_padding=1,
+        num_fires=6,
+        base_e=64,
+        incr_e=32,
+        squeeze_ratio=0.25,
+        pools=(3, 5),
+        bypass="simple",
+        batch_norm=True,
+        dropout=0.0,
+        head_relu=False,
+    )
+    return ZooEntry(config, _SMALL, "firebox; for microcontrollers")
