@@ -1,0 +1,143 @@
+"""A checkpoint: one safetensors file with all that is needed to go on, or to use the weights.
+
+Tensors are called ``model.NAME`` and ``momentum.NAME`` with the network's own names. The metadata
+entry ``firebox`` of the safetensors header is a JSON object; nothing is ever unpickled.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..runtime.errors import CheckpointError, FireboxError
+from ..runtime.files import read_file
+from ..runtime.preprocessing import Preprocessing
+from .config import SqueezeNetConfig
+
+FILE_NAME = "checkpoint.safetensors"
+
+_KEY = "firebox"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training at the end of ``epoch`` (0: before the first step).
+
+    ``model`` is the name in the zoo, ``training`` the training's config as JSON values,
+    ``pictures`` how many pictures it trains and validates on. ``momentum`` is empty before the
+    first step.
+    """
+
+    model: str
+    config: SqueezeNetConfig
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    training: Mapping[str, Any]
+    pictures: tuple[int, int]
+    epoch: int
+    step: int
+    weights: Mapping[str, Tensor]
+    momentum: Mapping[str, Tensor]
+
+
+def pack_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """The bytes of the file; equal checkpoints give equal bytes."""
+    header = {
+        "format_version": _FORMAT_VERSION,
+        "model": checkpoint.model,
+        "config": checkpoint.config.to_json(),
+        "preprocessing": checkpoint.preprocessing.to_json(),
+        "classes": checkpoint.classes,
+        "training": checkpoint.training,
+        "pictures": checkpoint.pictures,
+        "epoch": checkpoint.epoch,
+        "step": checkpoint.step,
+    }
+    groups = {"model": checkpoint.weights, "momentum": checkpoint.momentum}
+    tensors = {
+        f"{group}.{name}": tensor.detach().cpu().contiguous()
+        for group, members in groups.items()
+        for name, tensor in members.items()
+    }
+    return safetensors.torch.save(tensors, {_KEY: json.dumps(header)})
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint in a file. Raises ``UsageError`` or, if damaged, ``CheckpointError``."""
+    tensors, metadata = read_safetensors(read_file(path), str(path))
+    return unpack_checkpoint(tensors, metadata, str(path))
+
+
+def unpack_checkpoint(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str
+) -> Checkpoint:
+    """The checkpoint in what ``read_safetensors`` gives. Raises ``CheckpointError``."""
+    if not is_checkpoint(metadata):
+        raise CheckpointError(
+            f"{source} holds weights but no training; give a checkpoint that firebox train wrote"
+        )
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(".")
+        if group not in groups:
+            raise CheckpointError(f"{source} has an unknown tensor {name!r}")
+        groups[group][rest] = tensor
+    try:
+        header = json.loads(metadata[_KEY])
+        if header["format_version"] != _FORMAT_VERSION:
+            raise CheckpointError(
+                f"{source} has format version {header['format_version']!r}, this firebox reads "
+                f"{_FORMAT_VERSION}; update it"
+            )
+        trained, validated = header["pictures"]
+        checkpoint = Checkpoint(
+            model=str(header["model"]),
+            config=SqueezeNetConfig.from_json(header["config"]),
+            preprocessing=Preprocessing.from_json(header["preprocessing"]),
+            classes=tuple(str(name) for name in header["classes"]),
+            training=dict(header["training"]),
+            pictures=(int(trained), int(validated)),
+            epoch=int(header["epoch"]),
+            step=int(header["step"]),
+            weights=groups["model"],
+            momentum=groups["momentum"],
+        )
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, FireboxError) as error:
+        raise CheckpointError(f"the header of {source} cannot be read: {error}") from error
+    config, preprocessing = checkpoint.config, checkpoint.preprocessing
+    if (preprocessing.size, preprocessing.depth) != (config.input_size, config.in_channels):
+        raise CheckpointError(
+            f"{source} contradicts itself: its preprocessing does not give the network's input"
+        )
+    if len(checkpoint.classes) != config.num_classes:
+        raise CheckpointError(
+            f"{source} names {len(checkpoint.classes)} classes for {config.num_classes} outputs"
+        )
+    return checkpoint
+
+
+def is_checkpoint(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata of a safetensors file is that of a training; bare weights have none."""
+    return _KEY in metadata
+
+
+def read_safetensors(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises ``CheckpointError`` naming ``source``."""
+    try:
+        # The library checks every length and offset against the file before it takes memory.
+        tensors = safetensors.torch.load(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{source} is not a whole safetensors file: {error}; copy it again"
+        ) from error
+    return tensors, metadata

@@ -1,0 +1,141 @@
+"""From what a user names (a zoo model, a run folder, a checkpoint) to a network for use."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+
+from ..runtime.errors import CheckpointError, UsageError
+from ..runtime.preprocessing import Preprocessing
+from .checkpoint import FILE_NAME
+from .config import SqueezeNetConfig
+from .imagenet import imagenet_classes
+from .registry import find_model, fit_preprocessing, list_models, model_config
+from .squeezenet import SqueezeNet
+from .weights import Weights, head_classes, load_weights, load_weights_into
+
+# What may differ between a zoo entry and weights of that entry: the task, and how conv10 is
+# surrounded.
+_FREE = {"num_classes", "in_channels", "input_size", "dropout", "head_padding"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network ready for use: the module in eval mode, its pictures and its classes.
+
+    ``classes`` has one name per output; ``class_ids`` too (WordNet ids), or is empty. ``sha256`` is
+    that of the file the weights came from, empty for random ones.
+    """
+
+    name: str
+    module: SqueezeNet
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    class_ids: tuple[str, ...] = ()
+    sha256: str = ""
+
+    @property
+    def config(self) -> SqueezeNetConfig:
+        """The config the module was built from."""
+        return self.module.config
+
+
+def load_network(
+    spec: str | Path,
+    weights: str | Path | None = None,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    random_init: bool = False,
+    seed: int = 0,
+) -> Network:
+    """A network from a zoo name with ``weights``, from a run folder, or from a checkpoint.
+
+    Sizes that are not given follow the weights, then the zoo. Random weights must be asked for with
+    ``random_init`` and are drawn by ``seed``. Raises ``UsageError`` and ``CheckpointError``.
+    """
+    name = str(spec)
+    if name in list_models():
+        if (weights is None) != random_init:
+            what = (
+                "--weights with random weights contradict each other"
+                if random_init
+                else "it has no weights yet"
+            )
+            raise UsageError(
+                f"model {name!r}: {what}; pass either --weights FILE or a run folder that firebox "
+                "train wrote"
+            )
+        found = load_weights(weights) if weights is not None else Weights("", "", {})
+        config = _zoo_config(name, found, num_classes, in_channels, input_size)
+        return _build(name, config, found, random_init, seed)
+    if weights is not None or random_init or num_classes or in_channels or input_size:
+        raise UsageError(
+            f"weights and sizes go with a name from the zoo ({', '.join(list_models())}), not with "
+            f"{name}"
+        )
+    found = load_weights(_checkpoint_of(Path(spec)))
+    if found.config is None:
+        raise UsageError(
+            f"{name} does not say which network it is of; give a name from the zoo and --weights "
+            f"{name}"
+        )
+    return _build(found.model, found.config, found)
+
+
+def _checkpoint_of(path: Path) -> Path:
+    if path.is_dir():
+        if not (path / FILE_NAME).is_file():
+            raise UsageError(f"{path} is no run folder: it has no {FILE_NAME}")
+        return path / FILE_NAME
+    if not path.is_file():
+        find_model(str(path))
+    return path
+
+
+def _zoo_config(
+    name: str,
+    weights: Weights,
+    num_classes: int | None,
+    in_channels: int | None,
+    input_size: tuple[int, int] | None,
+) -> SqueezeNetConfig:
+    """The config of a zoo name with the sizes that were given, otherwise of the weights."""
+    config = model_config(name)
+    if weights.config is not None:
+        for field in fields(config):
+            ours, theirs = getattr(config, field.name), getattr(weights.config, field.name)
+            if field.name not in _FREE and ours != theirs:
+                raise CheckpointError(
+                    f"{weights.source} is of another network: {field.name} is {theirs!r}, in "
+                    f"{name} {ours!r}"
+                )
+        config = weights.config
+    elif classes := head_classes(weights.tensors):
+        config = replace(config, num_classes=classes)
+    given = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
+    return replace(config, **{key: value for key, value in given.items() if value is not None})
+
+
+def _build(
+    name: str, config: SqueezeNetConfig, weights: Weights, random_init: bool = False, seed: int = 0
+) -> Network:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = SqueezeNet(config).eval()
+    if not random_init:
+        load_weights_into(module, weights)
+    classes, ids = weights.classes, weights.class_ids
+    if not classes and config.num_classes == 1000:
+        classes, ids = imagenet_classes()
+    return Network(
+        name=name,
+        module=module,
+        preprocessing=fit_preprocessing(
+            weights.preprocessing or find_model(name).preprocessing, config
+        ),
+        classes=classes or tuple(f"class {index}" for index in range(config.num_classes)),
+        class_ids=ids,
+        sha256=weights.sha256,
+    )
