@@ -1,0 +1,128 @@
+"""Labelled pictures as batches: decoded once and kept in memory, or by workers each time."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..runtime.console import progress
+from ..runtime.datasets import LabelledImages
+from ..runtime.errors import DataError
+from ..runtime.preprocessing import Preprocessing
+
+_CHUNK = 256
+
+# What a batch of indices becomes: uint8 pictures (N, C, H, W) and int64 labels (N,).
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class DecodedPictures:
+    """All pictures as one uint8 tensor (N, C, H, W) with labels (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def batches(self, order: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each tensor of indices."""
+        for indices in order:
+            yield self.pixels[indices], self.labels[indices]
+
+
+@dataclass(frozen=True)
+class StreamedPictures:
+    """Pictures that are decoded by ``workers`` processes whenever they are asked for."""
+
+    images: LabelledImages
+    preprocessing: Preprocessing
+    labels: Tensor
+    workers: int
+
+    def batches(self, order: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each tensor of indices. Raises ``DataError`` naming a bad picture."""
+        decoder = _Decoder(self.images, self.preprocessing)
+        indices = [batch.tolist() for batch in order]
+        loader = DataLoader(
+            decoder, batch_sampler=indices, num_workers=self.workers, collate_fn=_stack
+        )
+        for batch, pixels in zip(order, loader, strict=True):
+            if isinstance(pixels, DataError):
+                raise pixels
+            yield pixels, self.labels[batch]
+
+
+Pictures = DecodedPictures | StreamedPictures
+
+
+def load_pictures(
+    images: LabelledImages,
+    preprocessing: Preprocessing,
+    *,
+    memory_bytes: int = 2 * 1024**3,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> Pictures:
+    """Pictures resized and cropped for a network; in memory if they fit into ``memory_bytes``.
+
+    ``workers`` decode at the same time, by default one per core. Raises ``DataError`` naming a
+    damaged picture.
+    """
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    labels = torch.from_numpy(images.labels)
+    shape = (len(images), preprocessing.depth, *preprocessing.size)
+    if int(np.prod(shape)) > memory_bytes:
+        return StreamedPictures(images, preprocessing, labels, workers)
+    pixels = np.empty(shape, np.uint8)
+    decoder = _Decoder(images, preprocessing)
+    with (
+        ThreadPoolExecutor(max(1, workers)) as pool,
+        progress(f"reading {images.source}", len(images), quiet=quiet) as advance,
+    ):
+        # In chunks, so that an error or Ctrl-C waits for few pictures only.
+        for start in range(0, len(images), _CHUNK):
+            indices = range(start, min(start + _CHUNK, len(images)))
+            for index, picture in zip(indices, pool.map(decoder.decode, indices), strict=True):
+                pixels[index] = picture
+                advance()
+    return DecodedPictures(torch.from_numpy(pixels), labels)
+
+
+def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 pictures (N, C, H, W) to float32 values, exactly as ``Preprocessing.normalize``."""
+    std = torch.tensor(preprocessing.std, device=pixels.device)
+    factor = torch.tensor(preprocessing.scale, device=pixels.device) / std
+    offset = torch.tensor(preprocessing.mean, device=pixels.device) / std
+    values = pixels.to(torch.float32, memory_format=torch.channels_last)
+    return values * factor[:, None, None] - offset[:, None, None]
+
+
+class _Decoder(Dataset):
+    def __init__(self, images: LabelledImages, preprocessing: Preprocessing):
+        self.images = images
+        self.preprocessing = preprocessing
+
+    def decode(self, index: int) -> np.ndarray:
+        name = f"{self.images.source}/{self.images.names[index]}"
+        return self.preprocessing.crop(self.images.picture(index), name).transpose(2, 0, 1)
+
+    def __getitem__(self, index: int) -> "np.ndarray | DataError":
+        # An error is handed over as a value: DataLoader would wrap it in the traceback of its
+        # worker.
+        try:
+            return self.decode(index)
+        except DataError as error:
+            return error
+
+
+def _stack(pictures: "list[np.ndarray | DataError]") -> "Tensor | DataError":
+    for picture in pictures:
+        if isinstance(picture, DataError):
+            return picture
+    return torch.from_numpy(
+        np.stack([picture for picture in pictures if isinstance(picture, np.ndarray)])
+    )

@@ -1,0 +1,44 @@
+"""What a network answers, and how often it is right."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime.console import progress
+from ..runtime.preprocessing import Preprocessing
+from .data import Pictures, normalize
+
+
+def predict(
+    module: nn.Module,
+    pictures: Pictures,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 64,
+    quiet: bool = True,
+) -> Tensor:
+    """Logits (N, classes) of all pictures, in float32 and eval mode, on the module's device."""
+    device = next(module.parameters()).device
+    training = module.training
+    order = torch.arange(len(pictures.labels)).split(batch_size)
+    logits: list[Tensor] = []
+    module.eval()
+    try:
+        with (
+            torch.inference_mode(),
+            progress("evaluating", len(pictures.labels), quiet=quiet) as advance,
+        ):
+            for pixels, labels in pictures.batches(order):
+                logits.append(module(normalize(pixels.to(device), preprocessing)).cpu())
+                advance(len(labels))
+    finally:
+        module.train(training)
+    return torch.cat(logits)
+
+
+def top_k(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> tuple[float, ...]:
+    """The share of pictures whose label is among the ``k`` highest logits, for each ``k``."""
+    ranked = logits.topk(min(max(ks), logits.shape[1])).indices
+    hits = ranked == labels[:, None]
+    return tuple(hits[:, :k].any(1).double().mean().item() for k in ks)

@@ -1,0 +1,344 @@
+"""How a network learns: a plain loop over epochs and batches.
+
+All randomness is a function of the seed and the step, so a run that was stopped goes on exactly as
+if it had not been. The last checkpoint is the result; validation pictures are looked at but never
+choose anything.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..runtime.console import note, progress
+from ..runtime.datasets import LabelledImages, open_images, split_images
+from ..runtime.errors import CheckpointError, DataError, TrainingError, UsageError
+from .augment import augmentation
+from .checkpoint import FILE_NAME, Checkpoint, read_checkpoint
+from .data import Pictures, load_pictures, normalize
+from .evaluation import predict, top_k
+from .registry import find_model, fit_preprocessing, model_config
+from .run_folder import LogRow, check_unused, read_log, write_run
+from .schedules import learning_rate
+from .squeezenet import SqueezeNet
+from .training_config import Resources, TrainingConfig, settle
+from .weights import Weights, load_weights_into
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training reached: accuracies as shares of 1, ``seconds`` over all epochs."""
+
+    out: Path
+    checkpoint: Path
+    model: str
+    parameters: int
+    train_pictures: int
+    val_pictures: int
+    epochs: int
+    steps: int
+    train_loss: float
+    train_accuracy: float
+    val_accuracy: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"out": str(self.out), "checkpoint": str(self.checkpoint)}
+
+
+def train(
+    config: TrainingConfig,
+    out: str | Path,
+    resources: Resources | None = None,
+    *,
+    quiet: bool = False,
+) -> TrainingResult:
+    """Train a zoo network from new weights; config, log and checkpoint go to the folder ``out``.
+
+    Raises ``UsageError`` if there is a run already, ``DataError`` for pictures that cannot be used,
+    ``TrainingError`` when the loss is no longer a number, ``WriteError`` when the folder cannot be
+    written.
+    """
+    out, resources = Path(out), resources or Resources()
+    check_unused(out)
+    find_model(config.model)
+    images = split_images(open_images(config.data), config.val_fraction, config.seed)
+    start = _start(config, images, resources)
+    pictures = _load(start, images, resources, quiet)
+    write_run(out, start, [])
+    return _run(out, start, pictures, resources, quiet)
+
+
+def resume(
+    out: str | Path,
+    resources: Resources | None = None,
+    *,
+    data: str | None = None,
+    quiet: bool = False,
+) -> TrainingResult:
+    """Go on with the run in ``out`` from its checkpoint, to the same weights as without the stop.
+
+    ``data`` says where the pictures are now, if they have moved. Raises as ``train`` does.
+    """
+    out, resources = Path(out), resources or Resources()
+    if not (out / FILE_NAME).is_file():
+        raise UsageError(f"there is no run to resume in {out}: it has no {FILE_NAME}")
+    checkpoint = read_checkpoint(out / FILE_NAME)
+    config = TrainingConfig.from_json(checkpoint.training)
+    if checkpoint.epoch >= config.epochs:
+        raise UsageError(
+            f"the run in {out} has finished its {config.epochs} epochs; start another one in "
+            "another folder"
+        )
+    images = split_images(open_images(data or config.data), config.val_fraction, config.seed)
+    found = (images[0].classes, (len(images[0]), len(images[1])))
+    if found != (checkpoint.classes, checkpoint.pictures):
+        raise DataError(
+            f"{images[0].source} is not what {out} was trained on: its classes or its pictures "
+            "have changed"
+        )
+    return _run(out, checkpoint, _load(checkpoint, images, resources, quiet), resources, quiet)
+
+
+def _start(
+    config: TrainingConfig, images: tuple[LabelledImages, LabelledImages], resources: Resources
+) -> Checkpoint:
+    """The checkpoint before the first step: everything is decided, and the weights are drawn."""
+    channels = 1 if images[0].channels == "L" else 3
+    network = model_config(config.model, len(images[0].classes), channels, config.input_size)
+    if config.dropout is not None:
+        network = replace(network, dropout=config.dropout)
+    settled = settle(config, network, resources.torch_device())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        weights = SqueezeNet(network).state_dict()
+    return Checkpoint(
+        model=config.model,
+        config=network,
+        preprocessing=fit_preprocessing(find_model(config.model).preprocessing, network),
+        classes=images[0].classes,
+        training=settled.to_json(),
+        pictures=(len(images[0]), len(images[1])),
+        epoch=0,
+        step=0,
+        weights=weights,
+        momentum={},
+    )
+
+
+def _load(
+    checkpoint: Checkpoint,
+    images: tuple[LabelledImages, LabelledImages],
+    resources: Resources,
+    quiet: bool,
+) -> tuple[Pictures, Pictures]:
+    """Pictures to train and to validate on, sharing the memory in proportion to their number."""
+    total = sum(checkpoint.pictures)
+    trained, validated = (
+        load_pictures(
+            part,
+            checkpoint.preprocessing,
+            memory_bytes=resources.memory_bytes * len(part) // total,
+            workers=resources.workers,
+            quiet=quiet,
+        )
+        for part in images
+    )
+    return trained, validated
+
+
+def _run(
+    out: Path,
+    checkpoint: Checkpoint,
+    pictures: tuple[Pictures, Pictures],
+    resources: Resources,
+    quiet: bool,
+) -> TrainingResult:
+    """Train from a checkpoint to the last epoch, writing the run after each."""
+    config, device = TrainingConfig.from_json(checkpoint.training), resources.torch_device()
+    trained, validated = pictures
+    rows = read_log(out, checkpoint.epoch)
+    learner = _Learner(checkpoint, config, device)
+    order = _epoch_order(config, checkpoint.pictures[0], 0)
+    with (
+        _own_torch(config, device),
+        _told_how_to_resume(out, config),
+        progress(f"training {config.model}", len(order) * config.epochs, quiet=quiet) as advance,
+    ):
+        advance(checkpoint.step)
+        for epoch in range(checkpoint.epoch, config.epochs):
+            start = time.monotonic()
+            loss = correct = 0.0
+            order = _epoch_order(config, checkpoint.pictures[0], epoch)
+            for index, (pixels, labels) in enumerate(trained.batches(order)):
+                step_loss, step_correct = learner.step(
+                    epoch * len(order) + index, len(order), pixels, labels
+                )
+                loss, correct = loss + step_loss, correct + step_correct
+                advance(1, text=f"epoch {epoch + 1}/{config.epochs} loss {step_loss:.3f}")
+            logits = predict(learner.module, validated, checkpoint.preprocessing)
+            row = LogRow(
+                epoch=epoch + 1,
+                step=(epoch + 1) * len(order),
+                learning_rate=learner.rate,
+                train_loss=loss / len(order),
+                train_accuracy=correct / sum(map(len, order)),
+                val_accuracy=top_k(logits, validated.labels, (1,))[0],
+                seconds=time.monotonic() - start,
+            )
+            rows.append(row)
+            write_run(out, learner.checkpoint(row), rows)
+    return TrainingResult(
+        out=out,
+        checkpoint=out / FILE_NAME,
+        model=checkpoint.model,
+        parameters=checkpoint.config.parameters,
+        train_pictures=checkpoint.pictures[0],
+        val_pictures=checkpoint.pictures[1],
+        epochs=rows[-1].epoch,
+        steps=rows[-1].step,
+        train_loss=rows[-1].train_loss,
+        train_accuracy=rows[-1].train_accuracy,
+        val_accuracy=rows[-1].val_accuracy,
+        seconds=sum(row.seconds for row in rows),
+    )
+
+
+class _Learner:
+    """The network with its optimizer: what a step changes and what a checkpoint keeps."""
+
+    def __init__(self, checkpoint: Checkpoint, config: TrainingConfig, device: torch.device):
+        self.start, self.config, self.device = checkpoint, config, device
+        self.rate = 0.0
+        self.module = SqueezeNet(checkpoint.config).train()
+        load_weights_into(self.module, Weights("the checkpoint", "", checkpoint.weights))
+        # Channels last is the layout in which CPUs and GPUs convolve fastest.
+        self.module.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.augment = augmentation(config.augment or "none", checkpoint.preprocessing.size)
+        self.optimizer = _optimizer(self.module, config)
+        self._load_momentum()
+
+    def step(
+        self, step: int, steps_per_epoch: int, pixels: Tensor, labels: Tensor
+    ) -> tuple[float, int]:
+        """One batch; returns its loss and how many pictures the network had right."""
+        config = self.config
+        torch.manual_seed(_seed(config.seed, step))
+        pixels, labels = pixels.to(self.device), labels.to(self.device)
+        pictures = self.augment(normalize(pixels, self.start.preprocessing)).contiguous(
+            memory_format=torch.channels_last
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            logits = self.module(pictures)
+        loss = functional.cross_entropy(
+            logits.float(), labels, label_smoothing=config.label_smoothing
+        )
+        value = loss.item()
+        if not math.isfinite(value):
+            raise _diverged(f"the loss is {value}", step, self.rate)
+        self.rate = learning_rate(
+            step,
+            config.epochs * steps_per_epoch,
+            config.learning_rate or 0.0,
+            config.schedule,
+            warmup=config.warmup_epochs * steps_per_epoch,
+            power=config.power,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return value, int((logits.argmax(1) == labels).sum())
+
+    def checkpoint(self, row: LogRow) -> Checkpoint:
+        """The state after an epoch. Raises ``TrainingError`` if a weight is not finite."""
+        weights = self.module.state_dict()
+        for name, tensor in weights.items():
+            if not torch.isfinite(tensor).all():
+                raise _diverged(f"{name} is not finite", row.step, self.rate)
+        momentum = {
+            name: self.optimizer.state[parameter]["momentum_buffer"]
+            for name, parameter in self.module.named_parameters()
+            if parameter in self.optimizer.state
+        }
+        return replace(
+            self.start, epoch=row.epoch, step=row.step, weights=weights, momentum=momentum
+        )
+
+    def _load_momentum(self) -> None:
+        parameters = dict(self.module.named_parameters())
+        for name, buffer in self.start.momentum.items():
+            if name not in parameters or parameters[name].shape != buffer.shape:
+                raise CheckpointError(
+                    f"the checkpoint has momentum for {name}, which the network has not; start a "
+                    "new run"
+                )
+            self.optimizer.state[parameters[name]]["momentum_buffer"] = torch.empty_like(
+                parameters[name]
+            ).copy_(buffer)
+
+
+def _optimizer(module: SqueezeNet, config: TrainingConfig) -> torch.optim.SGD:
+    # Decay is for the kernels. Pulling biases and batch norm's scales to zero gains nothing and
+    # costs accuracy (He et al., arXiv 1812.01187, section 3.1).
+    kernels = [parameter for parameter in module.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in module.parameters() if parameter.ndim == 1]
+    groups = [
+        {"params": kernels, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=config.learning_rate or 0.0, momentum=config.momentum)
+
+
+def _epoch_order(config: TrainingConfig, pictures: int, epoch: int) -> list[Tensor]:
+    """The batches of an epoch as indices; pictures that fill no whole batch are left out."""
+    batch = min(config.batch_size, pictures)
+    shuffled = np.random.default_rng([config.seed, epoch]).permutation(pictures)
+    return list(torch.from_numpy(shuffled[: pictures // batch * batch]).split(batch))
+
+
+def _seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def _diverged(what: str, step: int, rate: float) -> TrainingError:
+    return TrainingError(
+        f"{what} at step {step}, after a learning rate of {rate:.3g}; the checkpoint of the last "
+        "whole epoch stays: "
+        "start again with a lower --lr"
+    )
+
+
+@contextmanager
+def _own_torch(config: TrainingConfig, device: torch.device) -> Iterator[None]:
+    """Leave torch's random generators and number of threads as the caller had them."""
+    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=devices):
+        torch.set_num_threads(config.threads or threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def _told_how_to_resume(out: Path, config: TrainingConfig) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(
+            f"the last whole epoch of {config.epochs} is kept; go on with: firebox train --resume "
+            f"{out}"
+        )
+        raise

@@ -1,0 +1,135 @@
+"""What a training does, as one value that travels with its checkpoint."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+import torch
+
+from ..runtime.errors import CheckpointError, UsageError
+from .augment import Augment
+from .config import SqueezeNetConfig
+from .schedules import Schedule
+
+Precision = Literal["bf16", "float32"]
+
+# Below this much work in a batch, threads wait for each other longer than they compute; on a busy
+# machine many times.
+_LITTLE_WORK_MACS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All that decides the trained weights: to the bit, on the same kind of CPU.
+
+    Values of ``None`` are chosen when training starts: ``input_size`` and ``dropout`` as in the
+    zoo, ``learning_rate`` 0.1 with batch norm and 0.02 without, ``augment`` light for
+    single-channel pictures and standard for others, ``precision`` bf16 where the processor computes
+    with it, ``threads`` one for little work and otherwise one per core (sums are taken in another
+    order, so it belongs here). Raises ``UsageError``.
+    """
+
+    model: str = "squeezenet_micro"
+    data: str = "digits"
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Schedule = "cosine"
+    power: float = 1.0
+    warmup_epochs: int = 1
+    label_smoothing: float = 0.1
+    dropout: float | None = None
+    input_size: tuple[int, int] | None = None
+    augment: Augment | None = None
+    val_fraction: float = 0.2
+    precision: Precision | None = None
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {"schedule": Schedule, "augment": Augment, "precision": Precision}
+        for name, kind in choices.items():
+            value = getattr(self, name)
+            if value not in get_args(kind) and (value is not None or name == "schedule"):
+                raise UsageError(f"{name} {value!r} is not one of {', '.join(get_args(kind))}")
+        limits: dict[str, tuple[float, float]] = {
+            "epochs": (1, 100_000),
+            "batch_size": (2, 65_536),
+            "learning_rate": (0, math.inf),
+            "momentum": (0, 1),
+            "weight_decay": (0, 1),
+            "power": (0, 100),
+            "warmup_epochs": (0, self.epochs - 1),
+            "label_smoothing": (0, 0.99),
+            "val_fraction": (0, 1),
+            "threads": (1, 1024),
+            "seed": (0, 2**63 - 1),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
+                raise UsageError(f"{name} {value} is not between {low} and {high}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TrainingConfig":
+        """The inverse of ``to_json``. Raises ``CheckpointError``."""
+        try:
+            plain = {field.name: values[field.name] for field in fields(cls)}
+            if plain["input_size"] is not None:
+                plain["input_size"] = tuple(plain["input_size"])
+            return cls(**plain)
+        except (KeyError, TypeError, UsageError) as error:
+            raise CheckpointError(
+                f"the training config of the checkpoint cannot be read: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where a training runs; nothing here changes its result.
+
+    ``device`` is auto, cpu or cuda; decoded pictures up to ``memory_bytes`` are kept; ``workers``
+    decode them.
+    """
+
+    device: str = "auto"
+    memory_bytes: int = 2 * 1024**3
+    workers: int | None = None
+
+    def torch_device(self) -> torch.device:
+        """The torch device. Raises ``UsageError`` for one that is not there."""
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UsageError(f"device {self.device!r} is not one of auto, cpu, cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("device cuda is not available; use --device cpu")
+        wanted = "cuda" if self.device == "auto" and torch.cuda.is_available() else self.device
+        return torch.device("cpu" if wanted == "auto" else wanted)
+
+
+def settle(
+    config: TrainingConfig, network: SqueezeNetConfig, device: torch.device
+) -> TrainingConfig:
+    """The config with the values chosen that were left open."""
+    little = network.macs * config.batch_size < _LITTLE_WORK_MACS
+    return replace(
+        config,
+        learning_rate=config.learning_rate or (0.1 if network.batch_norm else 0.02),
+        augment=config.augment or ("light" if network.in_channels == 1 else "standard"),
+        precision=config.precision or ("bf16" if _computes_bf16(device) else "float32"),
+        threads=config.threads or (1 if little else torch.get_num_threads()),
+    )
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Elsewhere bf16 is emulated: right, but slower than float32.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
