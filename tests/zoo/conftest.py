@@ -1,0 +1,66 @@
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from firebox.model_zoo import TrainingConfig, TrainingResult, train
+from firebox.runtime.main import main
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    # The networks here are tiny: threads would only wait for each other.
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def firebox(monkeypatch, capsys) -> Callable[..., Outcome]:
+    """The command line: ``firebox("models", "--json")``."""
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["firebox", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(int(exit.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def paint(folder: Path, classes: int = 2, pictures: int = 8, size: int = 12) -> Path:
+    """Class folders of PNG pictures: noise, brighter from class to class."""
+    random = np.random.default_rng(0)
+    for label in range(classes):
+        parent = folder / f"class{label}"
+        parent.mkdir(parents=True)
+        for index in range(pictures):
+            low = 160 * label // max(1, classes - 1)
+            pixels = random.integers(low, low + 90, (size, size, 3), np.uint8)
+            Image.fromarray(pixels).save(parent / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    return paint(tmp_path / "pictures")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> TrainingResult:
+    """A run of squeezenet_micro on three classes of small colour pictures."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = paint(folder / "pictures", classes=3, pictures=10)
+    config = TrainingConfig(data=str(data), epochs=3, batch_size=8)
+    return train(config, folder / "run", quiet=True)
