@@ -13,14 +13,15 @@ from ..runtime.errors import MissingExtraError
 from .config import DELAYED, EARLY, SqueezeNetConfig
 from .imagenet import imagenet_classes
 from .registry import ZooEntry, create_model, find_model, list_models, model_config, register
+from .training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from .data import load_pictures
     from .evaluation import predict, top_k
     from .network import Network, load_network
+    from .resources import Resources
     from .squeezenet import Fire, SqueezeNet
     from .training import TrainingResult, resume, train
-    from .training_config import Resources, TrainingConfig
     from .weights import Weights, load_weights, load_weights_into
 
 __all__ = [
@@ -56,9 +57,9 @@ _HOMES = {
     "data": ("load_pictures",),
     "evaluation": ("predict", "top_k"),
     "network": ("Network", "load_network"),
+    "resources": ("Resources",),
     "squeezenet": ("Fire", "SqueezeNet"),
     "training": ("TrainingResult", "resume", "train"),
-    "training_config": ("Resources", "TrainingConfig"),
     "weights": ("Weights", "load_weights", "load_weights_into"),
 }
 

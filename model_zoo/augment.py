@@ -1,12 +1,11 @@
 """Random changes of training pictures that keep their class."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import kornia.augmentation as K
 from torch import Tensor
 
-Augment = Literal["none", "light", "standard"]
+from .training_config import Augment
 
 
 def augmentation(policy: Augment, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:

@@ -110,13 +110,15 @@ def unpack_checkpoint(
         )
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, FireboxError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, FireboxError) as error:
         raise CheckpointError(f"the header of {source} cannot be read: {error}") from error
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
     if (preprocessing.size, preprocessing.depth) != (config.input_size, config.in_channels):
         raise CheckpointError(
             f"{source} contradicts itself: its preprocessing does not give the network's input"
         )
+    if min(checkpoint.epoch, checkpoint.step) < 0:
+        raise CheckpointError(f"{source} contradicts itself: it ends before its first step")
     if len(checkpoint.classes) != config.num_classes:
         raise CheckpointError(
             f"{source} names {len(checkpoint.classes)} classes for {config.num_classes} outputs"
@@ -136,7 +138,7 @@ def read_safetensors(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{source} is not a whole safetensors file: {error}; copy it again"
         ) from error

@@ -1,7 +1,7 @@
 """The zoo's commands; torch is imported when one of them needs it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
@@ -11,8 +11,11 @@ from ..runtime.console import json_option, note, print_json, table
 from ..runtime.errors import UsageError
 from ..runtime.units import format_size, parse_size
 from .registry import find_model, list_models
+from .schedules import Schedule
+from .training_config import Augment, Precision, TrainingConfig
 
 _FLOAT32_BYTES = 4
+_DEFAULTS = TrainingConfig()
 
 
 def complete_model(
@@ -61,10 +64,10 @@ def models_command(pattern: str, as_json: bool) -> None:
 
 
 @click.command("train")
-@click.argument("model", default="squeezenet_micro", shell_complete=complete_model)
+@click.argument("model", default=_DEFAULTS.model, shell_complete=complete_model)
 @click.option(
     "--data",
-    default="digits",
+    default=_DEFAULTS.data,
     show_default=True,
     help="'digits', a folder of class folders, or a .tar or .zip of one.",
 )
@@ -79,37 +82,57 @@ def models_command(pattern: str, as_json: bool) -> None:
     help="Go on with this run; its own options hold.",
 )
 @click.option(
-    "--epochs", type=int, default=20, show_default=True, help="Passes over the training pictures."
+    "--epochs",
+    type=int,
+    default=_DEFAULTS.epochs,
+    show_default=True,
+    help="Passes over the training pictures.",
 )
-@click.option("--batch-size", type=int, default=64, show_default=True, help="Pictures per step.")
+@click.option(
+    "--batch-size",
+    type=int,
+    default=_DEFAULTS.batch_size,
+    show_default=True,
+    help="Pictures per step.",
+)
 @click.option(
     "--lr", type=float, help="Highest learning rate.  [default: 0.1 with batch norm, 0.02 without]"
 )
-@click.option("--momentum", type=float, default=0.9, show_default=True, help="Momentum of SGD.")
 @click.option(
-    "--weight-decay", type=float, default=5e-4, show_default=True, help="L2 decay of the kernels."
+    "--momentum", type=float, default=_DEFAULTS.momentum, show_default=True, help="Momentum of SGD."
+)
+@click.option(
+    "--weight-decay",
+    type=float,
+    default=_DEFAULTS.weight_decay,
+    show_default=True,
+    help="L2 decay of the kernels.",
 )
 @click.option(
     "--schedule",
-    type=click.Choice(["cosine", "polynomial"]),
-    default="cosine",
+    type=click.Choice(get_args(Schedule)),
+    default=_DEFAULTS.schedule,
     show_default=True,
     help="How the rate falls to 0.",
 )
 @click.option(
     "--power",
     type=float,
-    default=1.0,
+    default=_DEFAULTS.power,
     show_default=True,
     help="Exponent of the polynomial schedule.",
 )
 @click.option(
-    "--warmup", type=int, default=1, show_default=True, help="Epochs in which the rate rises first."
+    "--warmup",
+    type=int,
+    default=_DEFAULTS.warmup_epochs,
+    show_default=True,
+    help="Epochs in which the rate rises first.",
 )
 @click.option(
     "--label-smoothing",
     type=float,
-    default=0.1,
+    default=_DEFAULTS.label_smoothing,
     show_default=True,
     help="Share of the target spread over all classes.",
 )
@@ -119,20 +142,20 @@ def models_command(pattern: str, as_json: bool) -> None:
 )
 @click.option(
     "--augment",
-    type=click.Choice(["none", "light", "standard"]),
+    type=click.Choice(get_args(Augment)),
     help="light: turn, shift, scale; standard: mirror, shift.  "
     "[default: light for digits, else standard]",
 )
 @click.option(
     "--val-fraction",
     type=float,
-    default=0.2,
+    default=_DEFAULTS.val_fraction,
     show_default=True,
     help="Share of the pictures kept to validate, unless the data names them.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["bf16", "float32"]),
+    type=click.Choice(get_args(Precision)),
     help="Arithmetic of training.  [default: bf16 where the processor has it]",
 )
 @click.option(
@@ -143,7 +166,7 @@ def models_command(pattern: str, as_json: bool) -> None:
 @click.option(
     "--seed",
     type=int,
-    default=0,
+    default=_DEFAULTS.seed,
     show_default=True,
     help="Decides weights, order, augmentation and split.",
 )
@@ -175,7 +198,7 @@ def train_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train the zoo network MODEL (squeezenet_micro); config, log and checkpoint go to a folder.
+    """Train a network of the zoo, squeezenet_micro unless MODEL is given, into a run folder.
 
     A run that was stopped goes on with --resume to exactly the weights it would have reached.
 
@@ -186,7 +209,7 @@ def train_command(
       firebox train --resume runs/digits
     """
     find_model(model)
-    from . import Resources, TrainingConfig, resume, train
+    from . import Resources, resume, train
 
     resources = Resources(
         options.pop("device"), parse_size(options.pop("memory")), options.pop("workers")

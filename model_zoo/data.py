@@ -1,5 +1,6 @@
 """Labelled pictures as batches: decoded once and kept in memory, or by workers each time."""
 
+import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,8 +48,14 @@ class StreamedPictures:
         """One batch for each tensor of indices. Raises ``DataError`` naming a bad picture."""
         decoder = _Decoder(self.images, self.preprocessing)
         indices = [batch.tolist() for batch in order]
+        # Workers inherit the open data: it cannot be sent to a process that starts afresh.
+        forks = self.workers > 0 and "fork" in multiprocessing.get_all_start_methods()
         loader = DataLoader(
-            decoder, batch_sampler=indices, num_workers=self.workers, collate_fn=_stack
+            decoder,
+            batch_sampler=indices,
+            num_workers=self.workers if forks else 0,
+            multiprocessing_context="fork" if forks else None,
+            collate_fn=_stack,
         )
         for batch, pixels in zip(order, loader, strict=True):
             if isinstance(pixels, DataError):

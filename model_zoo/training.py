@@ -7,7 +7,7 @@ choose anything.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,10 +26,11 @@ from .checkpoint import FILE_NAME, Checkpoint, read_checkpoint
 from .data import Pictures, load_pictures, normalize
 from .evaluation import predict, top_k
 from .registry import find_model, fit_preprocessing, model_config
+from .resources import Resources, settle
 from .run_folder import LogRow, check_unused, read_log, write_run
 from .schedules import learning_rate
 from .squeezenet import SqueezeNet
-from .training_config import Resources, TrainingConfig, settle
+from .training_config import TrainingConfig
 from .weights import Weights, load_weights_into
 
 
@@ -165,38 +166,20 @@ def _run(
 ) -> TrainingResult:
     """Train from a checkpoint to the last epoch, writing the run after each."""
     config, device = TrainingConfig.from_json(checkpoint.training), resources.torch_device()
-    trained, validated = pictures
+    steps = len(_epoch_order(config, checkpoint.pictures[0], 0))
     rows = read_log(out, checkpoint.epoch)
-    learner = _Learner(checkpoint, config, device)
-    order = _epoch_order(config, checkpoint.pictures[0], 0)
     with (
         _own_torch(config, device),
-        _told_how_to_resume(out, config),
-        progress(f"training {config.model}", len(order) * config.epochs, quiet=quiet) as advance,
+        _told_how_to_resume(out),
+        progress(
+            f"training {config.model}", steps * (config.epochs - checkpoint.epoch), quiet=quiet
+        ) as advance,
     ):
-        advance(checkpoint.step)
+        learner = _Learner(checkpoint, config, device, steps)
         for epoch in range(checkpoint.epoch, config.epochs):
-            start = time.monotonic()
-            loss = correct = 0.0
-            order = _epoch_order(config, checkpoint.pictures[0], epoch)
-            for index, (pixels, labels) in enumerate(trained.batches(order)):
-                step_loss, step_correct = learner.step(
-                    epoch * len(order) + index, len(order), pixels, labels
-                )
-                loss, correct = loss + step_loss, correct + step_correct
-                advance(1, text=f"epoch {epoch + 1}/{config.epochs} loss {step_loss:.3f}")
-            logits = predict(learner.module, validated, checkpoint.preprocessing)
-            row = LogRow(
-                epoch=epoch + 1,
-                step=(epoch + 1) * len(order),
-                learning_rate=learner.rate,
-                train_loss=loss / len(order),
-                train_accuracy=correct / sum(map(len, order)),
-                val_accuracy=top_k(logits, validated.labels, (1,))[0],
-                seconds=time.monotonic() - start,
-            )
-            rows.append(row)
-            write_run(out, learner.checkpoint(row), rows)
+            rows.append(_epoch(learner, epoch, pictures, advance))
+            write_run(out, learner.checkpoint(rows[-1]), rows)
+    last = rows[-1]
     return TrainingResult(
         out=out,
         checkpoint=out / FILE_NAME,
@@ -204,32 +187,65 @@ def _run(
         parameters=checkpoint.config.parameters,
         train_pictures=checkpoint.pictures[0],
         val_pictures=checkpoint.pictures[1],
-        epochs=rows[-1].epoch,
-        steps=rows[-1].step,
-        train_loss=rows[-1].train_loss,
-        train_accuracy=rows[-1].train_accuracy,
-        val_accuracy=rows[-1].val_accuracy,
+        epochs=last.epoch,
+        steps=last.step,
+        train_loss=last.train_loss,
+        train_accuracy=last.train_accuracy,
+        val_accuracy=last.val_accuracy,
         seconds=sum(row.seconds for row in rows),
+    )
+
+
+def _epoch(
+    learner: "_Learner",
+    epoch: int,
+    pictures: tuple[Pictures, Pictures],
+    advance: Callable[..., None],
+) -> LogRow:
+    """Every training picture once, then the validation pictures; returns its row of the log."""
+    start = time.monotonic()
+    config, (trained, validated) = learner.config, pictures
+    order = _epoch_order(config, len(trained.labels), epoch)
+    loss, correct = 0.0, 0
+    for step, batch in enumerate(trained.batches(order), start=epoch * len(order)):
+        step_loss, step_correct = learner.step(step, *batch)
+        loss, correct = loss + step_loss, correct + step_correct
+        advance(1, text=f"epoch {epoch + 1}/{config.epochs} loss {step_loss:.3f}")
+    logits = predict(learner.module, validated, learner.start.preprocessing)
+    return LogRow(
+        epoch=epoch + 1,
+        step=(epoch + 1) * len(order),
+        learning_rate=learner.rate,
+        train_loss=loss / len(order),
+        train_accuracy=correct / sum(map(len, order)),
+        val_accuracy=top_k(logits, validated.labels, (1,))[0],
+        seconds=time.monotonic() - start,
     )
 
 
 class _Learner:
     """The network with its optimizer: what a step changes and what a checkpoint keeps."""
 
-    def __init__(self, checkpoint: Checkpoint, config: TrainingConfig, device: torch.device):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: TrainingConfig,
+        device: torch.device,
+        steps_per_epoch: int,
+    ):
         self.start, self.config, self.device = checkpoint, config, device
+        self.steps_per_epoch = steps_per_epoch
         self.rate = 0.0
         self.module = SqueezeNet(checkpoint.config).train()
         load_weights_into(self.module, Weights("the checkpoint", "", checkpoint.weights))
         # Channels last is the layout in which CPUs and GPUs convolve fastest.
-        self.module.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.module.to(device)
+        self.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.augment = augmentation(config.augment or "none", checkpoint.preprocessing.size)
         self.optimizer = _optimizer(self.module, config)
         self._load_momentum()
 
-    def step(
-        self, step: int, steps_per_epoch: int, pixels: Tensor, labels: Tensor
-    ) -> tuple[float, int]:
+    def step(self, step: int, pixels: Tensor, labels: Tensor) -> tuple[float, int]:
         """One batch; returns its loss and how many pictures the network had right."""
         config = self.config
         torch.manual_seed(_seed(config.seed, step))
@@ -247,10 +263,10 @@ class _Learner:
             raise _diverged(f"the loss is {value}", step, self.rate)
         self.rate = learning_rate(
             step,
-            config.epochs * steps_per_epoch,
+            config.epochs * self.steps_per_epoch,
             config.learning_rate or 0.0,
             config.schedule,
-            warmup=config.warmup_epochs * steps_per_epoch,
+            warmup=config.warmup_epochs * self.steps_per_epoch,
             power=config.power,
         )
         for group in self.optimizer.param_groups:
@@ -276,16 +292,17 @@ class _Learner:
         )
 
     def _load_momentum(self) -> None:
-        parameters = dict(self.module.named_parameters())
-        for name, buffer in self.start.momentum.items():
-            if name not in parameters or parameters[name].shape != buffer.shape:
-                raise CheckpointError(
-                    f"the checkpoint has momentum for {name}, which the network has not; start a "
-                    "new run"
-                )
-            self.optimizer.state[parameters[name]]["momentum_buffer"] = torch.empty_like(
-                parameters[name]
-            ).copy_(buffer)
+        if self.start.step == 0 or self.config.momentum == 0:
+            return
+        parameters, buffers = dict(self.module.named_parameters()), self.start.momentum
+        shapes = [{name: t.shape for name, t in group.items()} for group in (parameters, buffers)]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                "the momentum in the checkpoint is not that of its network; start a new run"
+            )
+        for name, parameter in parameters.items():
+            buffer = torch.empty_like(parameter).copy_(buffers[name])
+            self.optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
 def _optimizer(module: SqueezeNet, config: TrainingConfig) -> torch.optim.SGD:
@@ -313,9 +330,8 @@ def _seed(seed: int, step: int) -> int:
 
 def _diverged(what: str, step: int, rate: float) -> TrainingError:
     return TrainingError(
-        f"{what} at step {step}, after a learning rate of {rate:.3g}; the checkpoint of the last "
-        "whole epoch stays: "
-        "start again with a lower --lr"
+        f"{what} at step {step}, after a learning rate of {rate:.3g}; the last whole checkpoint "
+        "stays, start again with a lower --lr"
     )
 
 
@@ -333,12 +349,9 @@ def _own_torch(config: TrainingConfig, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _told_how_to_resume(out: Path, config: TrainingConfig) -> Iterator[None]:
+def _told_how_to_resume(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        note(
-            f"the last whole epoch of {config.epochs} is kept; go on with: firebox train --resume "
-            f"{out}"
-        )
+        note(f"the last whole epoch is kept; go on with: firebox train --resume {out}")
         raise

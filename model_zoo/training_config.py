@@ -2,21 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-import torch
-
 from ..runtime.errors import CheckpointError, UsageError
-from .augment import Augment
-from .config import SqueezeNetConfig
 from .schedules import Schedule
 
+Augment = Literal["none", "light", "standard"]
 Precision = Literal["bf16", "float32"]
-
-# Below this much work in a batch, threads wait for each other longer than they compute; on a busy
-# machine many times.
-_LITTLE_WORK_MACS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -58,11 +51,10 @@ class TrainingConfig:
         limits: dict[str, tuple[float, float]] = {
             "epochs": (1, 100_000),
             "batch_size": (2, 65_536),
-            "learning_rate": (0, math.inf),
             "momentum": (0, 1),
             "weight_decay": (0, 1),
             "power": (0, 100),
-            "warmup_epochs": (0, self.epochs - 1),
+            "warmup_epochs": (0, self.epochs),
             "label_smoothing": (0, 0.99),
             "val_fraction": (0, 1),
             "threads": (1, 1024),
@@ -72,6 +64,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not (low <= value <= high and math.isfinite(value)):
                 raise UsageError(f"{name} {value} is not between {low} and {high}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"learning_rate {self.learning_rate} is not a positive number")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -89,47 +83,3 @@ class TrainingConfig:
             raise CheckpointError(
                 f"the training config of the checkpoint cannot be read: {error}"
             ) from error
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Where a training runs; nothing here changes its result.
-
-    ``device`` is auto, cpu or cuda; decoded pictures up to ``memory_bytes`` are kept; ``workers``
-    decode them.
-    """
-
-    device: str = "auto"
-    memory_bytes: int = 2 * 1024**3
-    workers: int | None = None
-
-    def torch_device(self) -> torch.device:
-        """The torch device. Raises ``UsageError`` for one that is not there."""
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise UsageError(f"device {self.device!r} is not one of auto, cpu, cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("device cuda is not available; use --device cpu")
-        wanted = "cuda" if self.device == "auto" and torch.cuda.is_available() else self.device
-        return torch.device("cpu" if wanted == "auto" else wanted)
-
-
-def settle(
-    config: TrainingConfig, network: SqueezeNetConfig, device: torch.device
-) -> TrainingConfig:
-    """The config with the values chosen that were left open."""
-    little = network.macs * config.batch_size < _LITTLE_WORK_MACS
-    return replace(
-        config,
-        learning_rate=config.learning_rate or (0.1 if network.batch_norm else 0.02),
-        augment=config.augment or ("light" if network.in_channels == 1 else "standard"),
-        precision=config.precision or ("bf16" if _computes_bf16(device) else "float32"),
-        threads=config.threads or (1 if little else torch.get_num_threads()),
-    )
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Elsewhere bf16 is emulated: right, but slower than float32.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))

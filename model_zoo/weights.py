@@ -93,7 +93,7 @@ def load_weights_into(module: nn.Module, weights: Weights, replace_head: bool = 
             raise CheckpointError(
                 f"{source} is of another network: {name} is {found} instead of {wanted}"
             )
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(
                 f"{source} cannot be used: {name} holds values that are not finite; train again "
                 "with a lower rate"

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from firebox.model_zoo import TrainingConfig, TrainingResult, train
 from firebox.runtime.main import main
+from PIL import Image
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,7 +38,7 @@ def firebox(monkeypatch, capsys) -> Callable[..., Outcome]:
     return call
 
 
-def paint(folder: Path, classes: int = 2, pictures: int = 8, size: int = 12) -> Path:
+def paint_pictures(folder: Path, classes: int = 2, pictures: int = 8, size: int = 12) -> Path:
     """Class folders of PNG pictures: noise, brighter from class to class."""
     random = np.random.default_rng(0)
     for label in range(classes):
@@ -52,15 +51,20 @@ def paint(folder: Path, classes: int = 2, pictures: int = 8, size: int = 12) -> 
     return folder
 
 
+@pytest.fixture(scope="session")
+def paint() -> Callable[..., Path]:
+    return paint_pictures
+
+
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    return paint(tmp_path / "pictures")
+    return paint_pictures(tmp_path / "pictures")
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> TrainingResult:
     """A run of squeezenet_micro on three classes of small colour pictures."""
     folder = tmp_path_factory.mktemp("trained")
-    data = paint(folder / "pictures", classes=3, pictures=10)
+    data = paint_pictures(folder / "pictures", classes=3, pictures=10)
     config = TrainingConfig(data=str(data), epochs=3, batch_size=8)
     return train(config, folder / "run", quiet=True)

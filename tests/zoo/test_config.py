@@ -2,11 +2,10 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, reject, settings
-from hypothesis import strategies as st
-
 from firebox.model_zoo import DELAYED, EARLY, SqueezeNet, SqueezeNetConfig
 from firebox.runtime.errors import FormatError, UsageError
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
 
 
 @st.composite

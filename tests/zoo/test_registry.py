@@ -3,7 +3,6 @@ from fnmatch import fnmatch
 
 import pytest
 import torch
-
 from firebox.model_zoo import (
     SqueezeNetConfig,
     create_model,
@@ -106,7 +105,7 @@ def test_globs():
 
 
 def test_unknown_names_come_with_near_ones():
-    with pytest.raises(UsageError, match="no model 'squeezenet1.1'.*squeezenet1_1"):
+    with pytest.raises(UsageError, match=r"no model 'squeezenet1\.1'.*squeezenet1_1"):
         create_model("squeezenet1.1")
     with pytest.raises(UsageError, match="no 'bypas'; did you mean bypass"):
         create_model("squeezenet1_1", bypas="simple")
@@ -133,7 +132,6 @@ def test_models_command_lists_and_filters(firebox):
 
 def test_model_names_complete():
     from click.testing import CliRunner
-
     from firebox.runtime.main import firebox as group
 
     environment = {

@@ -1,0 +1,78 @@
+"""What a training leaves behind when it is stopped from outside, in processes of their own."""
+
+import csv
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from firebox.model_zoo import TrainingConfig, load_network, resume, train
+
+COMMAND = [sys.executable, "-c", "from firebox.runtime.main import main; main()", "train"]
+
+
+def options(pictures: Path, out: Path) -> list[str]:
+    return ["--data", str(pictures), "--out", str(out), "--epochs", "20", "--batch-size", "4"]
+
+
+def wait_for_epochs(log: Path, epochs: int) -> None:
+    for _ in range(600):
+        if log.exists() and len(log.read_text().splitlines()) > epochs:
+            return
+        time.sleep(0.1)
+    pytest.fail("the training did not get going")
+
+
+def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(pictures, tmp_path):
+    out = tmp_path / "broken"
+    with subprocess.Popen(
+        [*COMMAND, *options(pictures, out)], stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for_epochs(out / "log.csv", 2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: firebox train --resume {out}" in said
+    assert said.endswith("error: stopped\n")
+    assert "Traceback" not in said
+    assert {path.name for path in out.iterdir()} == {
+        "checkpoint.safetensors",
+        "config.json",
+        "log.csv",
+    }
+    load_network(out)
+
+    # As if the stop had come between writing the log and writing the checkpoint.
+    with (out / "log.csv").open("a") as log:
+        log.write("19,1,0.1,9,0,0,1\n")
+    resumed = resume(out, quiet=True)
+    config = TrainingConfig(data=str(pictures), epochs=20, batch_size=4)
+    unbroken = train(config, tmp_path / "unbroken", quiet=True)
+    assert resumed.checkpoint.read_bytes() == unbroken.checkpoint.read_bytes()
+    with (out / "log.csv").open() as log:
+        assert [int(row["epoch"]) for row in csv.DictReader(log)] == list(range(1, 21))
+
+
+@pytest.mark.parametrize("limit", [100_000, 500_000], ids=["at the start", "after an epoch"])
+def test_a_full_disk_leaves_whole_files_or_none(pictures, tmp_path, limit):
+    out = tmp_path / "full"
+    process = subprocess.run(
+        [*COMMAND, *options(pictures, out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert process.returncode == 1
+    assert "no space left" in process.stderr
+    assert "Traceback" not in process.stderr
+    if limit < 360_000:
+        assert not out.exists()
+    else:
+        # The first checkpoint has no momentum yet and fits.
+        assert not list(out.glob(".*"))
+        load_network(out)
