@@ -25,7 +25,7 @@ class TrainingConfig:
 
     model: str = "squeezenet_micro"
     data: str = "digits"
-    epochs: int = 20
+    epochs: int = 15
     batch_size: int = 64
     learning_rate: float | None = None
     momentum: float = 0.9

@@ -96,7 +96,7 @@ def test_an_existing_run_is_not_overwritten(firebox, trained):
         (("--batch-size", 1), "batch_size 1 is not between 2"),
         (("--lr", "nan"), "learning_rate nan is not a positive"),
         (("--lr", 0), "learning_rate 0.0"),
-        (("--warmup", 21), "warmup_epochs 21 is not between 0 and 20"),
+        (("--warmup", 16), "warmup_epochs 16 is not between 0 and 15"),
         (("--val-fraction", 1), "validation fraction 1.0"),
         (("--input-size", 4), "input size (4, 4) is too small"),
         (("--memory", "2GB"), "did you mean 2GiB"),
