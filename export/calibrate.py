@@ -65,7 +65,7 @@ def calibrate(
     """The range of every activation of a float graph over ``samples`` (NHWC, batch included).
 
     ``minmax`` covers every value seen. ``mse`` cuts the tails where that lowers the mean squared error of 8 bits
-    (Choukroun et al., arXiv 1902.06822, section 3); the network's input is never cut. ``tick`` is called twice a
+    (Choukroun et al., arXiv 1902.06822, section 3); the network's input and output are never cut. ``tick`` is called twice a
     sample. Raises ``QuantizationError`` without samples or naming the first tensor that is not finite.
     """
     if method not in METHODS:
@@ -85,9 +85,16 @@ def calibrate(
     histograms = {name: np.zeros(_BINS) for name in seen}
     for values in run_activations(graph, samples):
         for name, histogram in histograms.items():
-            histogram += np.histogram(values[name], _BINS, (seen[name].low, seen[name].high or 1.0))[0]
+            histogram += _histogram(values[name], seen[name])
         tick()
-    return {name: seen[name] if name in graph.inputs else _least_error(histograms[name], seen[name]) for name in seen}
+    return {name: seen[name] if name in graph.inputs + graph.outputs else _least_error(histograms[name], seen[name]) for name in seen}
+
+
+def _histogram(values: np.ndarray, seen: Range) -> np.ndarray:
+    """Counts in equal bins over the range; several times as fast as ``np.histogram``, which this is for."""
+    width = ((seen.high or 1.0) - seen.low) / _BINS
+    bins = ((values.ravel() - np.float32(seen.low)) * np.float32(1 / width)).astype(np.int32)
+    return np.bincount(np.minimum(bins, _BINS - 1, out=bins), minlength=_BINS)
 
 
 def _least_error(histogram: np.ndarray, seen: Range) -> Range:

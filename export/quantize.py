@@ -15,6 +15,7 @@ from ..runtime.graph import (
     Reshape, Softmax, Tensor,
 )  # fmt: skip
 from .calibrate import Range
+from .rounding import Moments, mean_error, round_weight
 
 # TFLite fixes softmax's output: 256 steps between 0 and 1.
 _SOFTMAX = Quantization((1 / 256,), -128)
@@ -23,8 +24,10 @@ _SHARING = (AveragePool, Concat, MaxPool, Pad, Relu, Reshape)
 _MAX_BIAS = 2**30
 
 
-def quantize(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
+def quantize(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Moments] | None = None) -> Graph:
     """The int8 graph: every activation gets its range's scale, the inputs of a Concat and its output one together.
+
+    Layers in ``moments`` have their weights rounded for the least error of the output, the others to the nearest.
 
     Raises ``QuantizationError`` when a range is missing or a weight is not finite.
     """
@@ -37,7 +40,7 @@ def quantize(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
         if isinstance(op, Quantize | Dequantize):
             raise QuantizationError(f"{graph.name} holds {op.kind} {op.name!r}: it is quantized already; pass the float network")
         if isinstance(op, Conv | FullyConnected):
-            constants = _weights(graph, op, scales[op.inputs[0]])
+            constants = _weights(graph, op, scales[op.inputs[0]], (moments or {}).get(op.name))
             tensors.update((tensor.name, tensor) for tensor in constants)
             op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
         ops.append(op)
@@ -94,7 +97,7 @@ def _affine(found: Range) -> Quantization:
     return Quantization((float(scale),), int(np.clip(round(-128 - found.low / float(scale)), -128, 127)))
 
 
-def _weights(graph: Graph, op: Conv | FullyConnected, x: Quantization) -> tuple[Tensor, Tensor]:
+def _weights(graph: Graph, op: Conv | FullyConnected, x: Quantization, moments: Moments | None) -> tuple[Tensor, Tensor]:
     weight, bias = (graph.constant(name) for name in op.inputs[1:])
     assert weight.data is not None and bias.data is not None
     if not (np.isfinite(weight.data).all() and np.isfinite(bias.data).all()):
@@ -105,10 +108,11 @@ def _weights(graph: Graph, op: Conv | FullyConnected, x: Quantization) -> tuple[
     scale = np.maximum(largest / 127, np.maximum(floor, np.finfo(np.float32).tiny / x.scale[0])).astype(np.float32)
     scale[largest == 0] = np.maximum(floor, 1.0)[largest == 0]
     per_channel = Quantization(tuple(map(float, scale)), 0, 0)
-    integers = np.clip(per_channel.quantize(weight.data, "int8"), -127, 127)
+    integers = round_weight(weight.data, per_channel, moments)
+    error = mean_error(weight.data, per_channel.dequantize(integers), moments)
     product = Quantization(tuple(float(np.float32(x.scale[0]) * s) for s in scale), 0, 0)
-    # A bias belongs to one input scale: a layer used twice gets one for each use.
+    # Both belong to one input: a layer used twice gets them for each use.
     return (
-        Tensor(f"{op.inputs[1]}", weight.shape, "int8", per_channel, integers),
-        Tensor(f"{op.name}/bias_int32", bias.shape, "int32", product, product.quantize(bias.data, "int32")),
+        Tensor(f"{op.name}/weight", weight.shape, "int8", per_channel, integers),
+        Tensor(f"{op.name}/bias", bias.shape, "int32", product, product.quantize(bias.data - error, "int32")),
     )

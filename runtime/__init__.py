@@ -1,1 +1,41 @@
-"""firebox.runtime"""
+"""The graph, the memory plan, sessions and measuring: numpy only, so that a board can have it.
+
+>>> from firebox.runtime import Session, plan
+>>> plan("model.int8.tflite").arena_bytes
+>>> Session("model.int8.tflite").classify("cat.jpg")
+"""
+
+from .contract import Contract
+from .datasets import LabelledImages, open_images, sample, split_images
+from .errors import FireboxError
+from .evaluation import Evaluation, evaluate
+from .graph import Graph
+from .plan import MemoryPlan, Verdict, plan
+from .preprocessing import Preprocessing
+from .profile import Profile, profile
+from .read import read_graph
+from .session import Prediction, Session
+from .units import format_size, parse_size
+
+__all__ = [
+    "Contract",
+    "Evaluation",
+    "FireboxError",
+    "Graph",
+    "LabelledImages",
+    "MemoryPlan",
+    "Prediction",
+    "Preprocessing",
+    "Profile",
+    "Session",
+    "Verdict",
+    "evaluate",
+    "format_size",
+    "open_images",
+    "parse_size",
+    "plan",
+    "profile",
+    "read_graph",
+    "sample",
+    "split_images",
+]

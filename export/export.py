@@ -1,0 +1,240 @@
+"""From a trained module to the four files that ship, through the gate."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from ..runtime.console import progress
+from ..runtime.contract import KEY, Contract, Golden, TensorSpec, golden_pixels
+from ..runtime.datasets import LabelledImages, sample
+from ..runtime.errors import QuantizationError, UsageError
+from ..runtime.files import sha256, write_files
+from ..runtime.graph import Graph, Softmax, Tensor
+from ..runtime.plan import plan
+from ..runtime.preprocessing import Preprocessing
+from ..runtime.session import Session
+from .calibrate import Method, calibrate
+from .parity import Parity, Tolerance, answers, compare, first_to_leave, judge, refuse
+from .quantize import quantize, with_input_type
+from .rounding import input_moments
+from .trace import trace
+from .write_onnx import onnx_shape, onnx_side, write_onnx
+from .write_tflite import write_tflite
+
+if TYPE_CHECKING:
+    from torch import nn
+
+InputType = Literal["int8", "uint8"]
+Precision = Literal["float32", "int8"]
+
+# Pictures that the gate looks at.
+_GATE_PICTURES = 50
+# Steps of the output that other kernels may be off by: tflite-runtime's requantization is in fixed point.
+_GOLDEN_STEPS = 6
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to write and how to quantize.
+
+    ``calibration_images`` pictures are drawn by ``seed``; ``method`` chooses the ranges of the activations;
+    ``input_type`` is that of the int8 TFLite file.
+    """
+
+    calibration_images: int = 100
+    method: Method = "mse"
+    seed: int = 0
+    input_type: InputType = "int8"
+    precisions: tuple[Precision, ...] = ("float32", "int8")
+    tolerance: Tolerance = Tolerance()
+
+    def __post_init__(self) -> None:
+        if self.calibration_images < 1:
+            raise UsageError(f"{self.calibration_images} calibration pictures are not enough; give at least 1")
+        if self.input_type not in get_args(InputType):
+            raise UsageError(f"input type {self.input_type!r} is not one of {', '.join(get_args(InputType))}")
+        if not self.precisions or not set(self.precisions) <= set(get_args(Precision)):
+            raise UsageError(f"precisions {self.precisions} are not among {', '.join(get_args(Precision))}")
+
+
+@dataclass(frozen=True)
+class Export:
+    """The files that were written and how they compare with the network; ``report`` is what ``export.json`` holds."""
+
+    out: Path
+    files: tuple[Path, ...]
+    parity: tuple[Parity, ...]
+    report: dict[str, Any]
+
+
+def export(
+    module: "nn.Module",
+    out: str | Path,
+    *,
+    preprocessing: Preprocessing,
+    images: LabelledImages,
+    classes: Sequence[str],
+    class_ids: Sequence[str] = (),
+    name: str = "model",
+    checkpoint_sha256: str = "",
+    config: ExportConfig | None = None,
+    quiet: bool = False,
+) -> Export:
+    """Trace, quantize, write ``model.{float32,int8}.{onnx,tflite}`` and compare all of them with the module.
+
+    ``images`` are used without their labels: some to calibrate, others (where there are enough) for the gate. Raises
+    ``UnsupportedError`` for a network that cannot be traced, ``QuantizationError`` for one that cannot be quantized
+    and ``ParityError`` past the tolerance; then nothing is written.
+    """
+    config = config or ExportConfig()
+    with progress("tracing", 1, quiet=quiet) as advance:
+        graph = trace(module, (1, preprocessing.depth, *preprocessing.size))
+        advance()
+    calibration, gate = _draw(images, config)
+    graphs: dict[Precision, Graph] = {"float32": graph}
+    if "int8" in config.precisions:
+        graphs["int8"] = _quantized(graph, _crops(calibration, preprocessing), preprocessing, config, quiet)
+    contract = _contract(graph, name, preprocessing, tuple(classes), tuple(class_ids), checkpoint_sha256)
+    files: dict[str, bytes] = {}
+    for precision in config.precisions:
+        tflite = with_input_type(graphs[precision], config.input_type) if precision == "int8" else graphs[precision]
+        files[f"model.{precision}.onnx"] = _complete(write_onnx, graphs[precision], _onnx_contract(contract, graphs[precision]))
+        files[f"model.{precision}.tflite"] = _complete(write_tflite, tflite, _tflite_contract(contract, tflite))
+    parity = _through_gate(module, files, graphs, _crops(gate, preprocessing), preprocessing, config.tolerance, quiet)
+    report = _report(contract, files, parity, calibration, gate, config)
+    written = write_files(out, {**files, "export.json": json.dumps(report, indent=2) + "\n"})
+    return Export(Path(out), tuple(written[:-1]), tuple(parity), report)
+
+
+def _draw(images: LabelledImages, config: ExportConfig) -> tuple[LabelledImages, LabelledImages]:
+    """Pictures to calibrate with, and others for the gate; the same ones where there are too few."""
+    drawn = sample(images, config.calibration_images + _GATE_PICTURES, config.seed)
+    calibration = drawn.subset(range(min(len(drawn), config.calibration_images)))
+    rest = drawn.subset(range(len(calibration), len(drawn)))
+    return calibration, rest if len(rest) else calibration.subset(range(min(len(calibration), _GATE_PICTURES)))
+
+
+def _crops(images: LabelledImages, preprocessing: Preprocessing) -> list[np.ndarray]:
+    return [preprocessing.crop(images.read(name), name) for name in images.names]
+
+
+def _quantized(
+    graph: Graph, pixels: Sequence[np.ndarray], preprocessing: Preprocessing, config: ExportConfig, quiet: bool
+) -> Graph:
+    if not pixels:
+        raise QuantizationError("there are no calibration pictures; give at least one, better a hundred")
+    samples = [preprocessing.normalize(picture)[None] for picture in pixels]
+    with progress("calibrating", 3 * len(samples), quiet=quiet) as advance:
+        ranges = calibrate(graph, samples, config.method, advance)
+        moments = input_moments(graph, samples, config.seed, advance)
+    return quantize(graph, ranges, moments)
+
+
+def _contract(
+    graph: Graph,
+    name: str,
+    preprocessing: Preprocessing,
+    classes: tuple[str, ...],
+    class_ids: tuple[str, ...],
+    checkpoint_sha256: str,
+) -> Contract:
+    shape = graph.tensors[graph.outputs[0]].shape
+    if len(graph.outputs) != 1 or int(np.prod(shape)) != len(classes):
+        raise UsageError(f"the network's output {shape} does not give one value for each of its {len(classes)} classes")
+    answer = "probabilities" if isinstance(graph.producers.get(graph.outputs[0]), Softmax) else "logits"
+    none = TensorSpec("float32", ())
+    return Contract(name, preprocessing, classes, class_ids, "NHWC", answer, none, none, checkpoint_sha256)
+
+
+def _tflite_contract(contract: Contract, graph: Graph) -> Contract:
+    def spec(tensor: Tensor) -> TensorSpec:
+        if tensor.quantization is None:
+            return TensorSpec(tensor.dtype, tensor.shape)
+        return TensorSpec(tensor.dtype, tensor.shape, tensor.quantization.scale[0], tensor.quantization.zero_point)
+
+    source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
+    return replace(contract, layout="NHWC", input=spec(source), output=spec(target))
+
+
+def _onnx_contract(contract: Contract, graph: Graph) -> Contract:
+    def spec(tensor: Tensor) -> TensorSpec:
+        shape = onnx_shape(tensor.shape)
+        if tensor.quantization is None:
+            return TensorSpec(tensor.dtype, shape)
+        dtype, zero_point = onnx_side(tensor)
+        return TensorSpec(dtype, shape, tensor.quantization.scale[0], zero_point)
+
+    source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
+    return replace(contract, layout="NCHW", input=spec(source), output=spec(target))
+
+
+def _complete(write: Callable[..., bytes], graph: Graph, contract: Contract) -> bytes:
+    """The file with its contract: written once to hear its answer to the golden picture, then again with it."""
+    pixels = golden_pixels(contract.preprocessing)
+    with Session(write(graph, {KEY: contract.to_bytes()})) as session:
+        output = session.predict_pixels(pixels)
+    step = contract.output.scale
+    tolerance = _GOLDEN_STEPS * step if step else 1e-3 * max(float(np.abs(output).max()), 1e-6)
+    golden = Golden(pixels, tuple(map(float, output)), float(tolerance))
+    return write(graph, {KEY: replace(contract, golden=golden).to_bytes()})
+
+
+def _through_gate(
+    module: "nn.Module",
+    files: dict[str, bytes],
+    graphs: dict[Precision, Graph],
+    pixels: Sequence[np.ndarray],
+    preprocessing: Preprocessing,
+    tolerance: Tolerance,
+    quiet: bool,
+) -> list[Parity]:
+    """Compare every file with the module. Raises ``ParityError``."""
+    inputs = np.stack([preprocessing.normalize(picture).transpose(2, 0, 1) for picture in pixels])
+    inputs = np.ascontiguousarray(inputs)
+    with progress("comparing", 1 + len(files), quiet=quiet) as advance:
+        expected = answers(module, None, pixels, inputs)
+        advance()
+        outputs, results = {}, []
+        for file, data in files.items():
+            with Session(data) as session:
+                outputs[file] = answers(module, session, pixels, inputs)
+                results.append(compare(file, session.backend, expected, outputs[file]))
+            advance()
+    complaint = judge(results, outputs, tolerance)
+    if complaint:
+        graph = graphs["int8" if "int8" in complaint.split()[0] else "float32"]
+        raise refuse(complaint, first_to_leave(module, graph, graphs["float32"], inputs, tolerance))
+    return results
+
+
+def _report(
+    contract: Contract,
+    files: dict[str, bytes],
+    parity: Sequence[Parity],
+    calibration: LabelledImages,
+    gate: LabelledImages,
+    config: ExportConfig,
+) -> dict[str, Any]:
+    sizes = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
+    arenas = {name: {"arena_bytes": plan(data).arena_bytes, "source": "planned"} for name, data in files.items()}
+    return {
+        "name": contract.name,
+        "checkpoint_sha256": contract.checkpoint_sha256,
+        "preprocessing": contract.preprocessing.to_json(),
+        "files": {name: {**sizes[name], **arenas[name]} for name in files},
+        "calibration": {
+            "source": calibration.source,
+            "pictures": len(calibration),
+            "seed": config.seed,
+            "method": config.method,
+        },
+        "parity": {
+            "pictures": len(gate),
+            "seen_in_calibration": bool(set(gate.names) & set(calibration.names)),
+            "files": [result.to_json() for result in parity],
+        },
+    }

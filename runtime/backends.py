@@ -1,0 +1,177 @@
+"""The runtimes behind a session: one small class each, imported when a session asks for it."""
+
+import contextlib
+import importlib
+import json
+import tempfile
+import threading
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .contract import KEY
+from .errors import FireboxError, FormatError, MissingExtraError, UsageError
+from .read import Format
+from .read_tflite import read_tflite_metadata
+
+
+class Backend(Protocol):
+    """A loaded file: one input, one output, both with a fixed shape."""
+
+    input_shape: tuple[int, ...]
+    input_dtype: str
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """One inference, in the file's own layout and type."""
+        ...
+
+    def contract(self) -> bytes | None:
+        """The metadata entry firebox writes."""
+        ...
+
+    def op_times_ms(self, x: np.ndarray, runs: int) -> dict[str, float] | None:
+        """Mean time of each operation, where the runtime tells."""
+        ...
+
+
+class OnnxRuntime:
+    """onnxruntime on the CPU; its sessions may be run from many threads at once."""
+
+    def __init__(self, data: bytes, threads: int):
+        self._data, self._threads = data, threads
+        self._session = self._open(data, self._options())
+        (source,), _ = self._session.get_inputs(), self._session.get_outputs()
+        if not all(isinstance(size, int) for size in source.shape):
+            raise FormatError(f"input {source.name!r} has a dynamic shape {source.shape}; export it with a fixed batch of 1")
+        self._name = source.name
+        self.input_shape = tuple(source.shape)
+        self.input_dtype = {"tensor(float)": "float32"}.get(source.type, source.type.removeprefix("tensor(").removesuffix(")"))
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """One inference."""
+        return self._session.run(None, {self._name: x})[0]
+
+    def contract(self) -> bytes | None:
+        """From the model's metadata."""
+        text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
+        return text.encode() if text is not None else None
+
+    def op_times_ms(self, x: np.ndarray, runs: int) -> dict[str, float] | None:
+        """From the runtime's own profiler, in a session of its own."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = self._open(self._data, options)
+            for _ in range(runs):
+                session.run(None, {self._name: x})
+            events = json.loads(Path(session.end_profiling()).read_text())
+        times: dict[str, float] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                name = event["name"].removesuffix("_kernel_time")
+                times[name] = times.get(name, 0.0) + event["dur"] / 1000 / runs
+        return times
+
+    def _options(self) -> Any:
+        runtime = _import("onnxruntime", "onnx")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return options
+
+    @staticmethod
+    def _open(data: bytes, options: Any) -> Any:
+        with _foreign("onnxruntime"):
+            return _import("onnxruntime", "onnx").InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+class TFLite:
+    """LiteRT or tflite-runtime. An interpreter runs one inference at a time, so calls wait for each other."""
+
+    def __init__(self, data: bytes, threads: int, module: str, package: str, extra: str):
+        self._contract = read_tflite_metadata(data, KEY)
+        interpreter = _import(module, extra, package)
+        # The interpreter reads the model from these bytes for as long as it lives.
+        self._data = data
+        with _foreign(package):
+            self._interpreter = interpreter.Interpreter(model_content=data, num_threads=threads)
+            self._interpreter.allocate_tensors()
+        (source,), (target,) = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        self._source, self._target = source["index"], target["index"]
+        self.input_shape = tuple(int(size) for size in source["shape"])
+        self.input_dtype = np.dtype(source["dtype"]).name
+        self._lock = threading.Lock()
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """One inference."""
+        with self._lock:
+            self._interpreter.set_tensor(self._source, x)
+            self._interpreter.invoke()
+            return self._interpreter.get_tensor(self._target)
+
+    def contract(self) -> bytes | None:
+        """From the model's metadata."""
+        return self._contract
+
+    def op_times_ms(self, x: np.ndarray, runs: int) -> dict[str, float] | None:
+        """The interpreters' Python interface does not tell."""
+        return None
+
+
+# Name, format, module and extra, in the order of preference.
+BACKENDS: dict[str, tuple[Format, str, str]] = {
+    "onnxruntime": ("onnx", "onnxruntime", "onnx"),
+    "litert": ("tflite", "ai_edge_litert.interpreter", "litert"),
+    "tflite-runtime": ("tflite", "tflite_runtime.interpreter", "tflite"),
+}
+
+
+def installed_backends(format_: Format) -> list[str]:
+    """Backends for a format whose package is there, the preferred one first."""
+    return [name for name, (kind, module, _) in BACKENDS.items() if kind == format_ and find_spec(module.split(".")[0])]
+
+
+def load_backend(name: str, data: bytes, format_: Format, threads: int) -> tuple[str, Backend]:
+    """Load a file into a backend by its name, which is returned with it, or into the first installed one for ``auto``.
+
+    Raises ``UsageError`` for a backend that does not read the format, ``MissingExtraError`` for one that is not
+    installed and ``FormatError`` for a file that it refuses.
+    """
+    if name == "auto":
+        found = installed_backends(format_)
+        name = found[0] if found else next(n for n, (kind, *_) in BACKENDS.items() if kind == format_)
+    if name not in BACKENDS:
+        raise UsageError(f"backend {name!r} is not one of auto, {', '.join(BACKENDS)}")
+    kind, module, extra = BACKENDS[name]
+    if kind != format_:
+        fitting = ", ".join(n for n, (k, *_) in BACKENDS.items() if k == format_)
+        raise UsageError(f"backend {name!r} does not run .{format_} files; use {fitting}")
+    if kind == "onnx":
+        return name, OnnxRuntime(data, threads)
+    return name, TFLite(data, threads, module, "ai-edge-litert" if name == "litert" else name, extra)
+
+
+def _import(module: str, extra: str, package: str = "") -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(package or module, extra) from error
+
+
+@contextlib.contextmanager
+def _foreign(package: str) -> Iterator[None]:
+    """A runtime's own complaint about a file as one line of ours."""
+    try:
+        yield
+    except FireboxError:
+        raise
+    except Exception as error:
+        if "numpy" in str(error).lower() or "_ARRAY_API" in str(error):
+            raise MissingExtraError(f"{package} works with numpy below 2 only; a numpy that it can use", "tflite") from error
+        text = str(error).strip().splitlines()
+        raise FormatError(f"{package} cannot load the file: {text[0] if text else type(error).__name__}") from error

@@ -1,0 +1,114 @@
+"""What every exported file says about itself: classes, preprocessing, quantization, origin and one golden pair."""
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from .errors import FormatError
+from .preprocessing import Preprocessing
+
+# The name of the metadata entry, in both formats.
+KEY = "firebox.contract"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Type and shape of the file's input or output; scale and zero point when it is an integer."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    scale: float | None = None
+    zero_point: int = 0
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Reals to what the file takes: rounded half to even and saturated."""
+        if self.scale is None:
+            return values.astype(self.dtype)
+        limits = np.iinfo(self.dtype)
+        integers = np.rint(values / np.float32(self.scale)) + self.zero_point
+        return np.clip(integers, limits.min, limits.max).astype(self.dtype)
+
+    def decode(self, values: np.ndarray) -> np.ndarray:
+        """What the file gives to float32 reals."""
+        if self.scale is None:
+            return values.astype(np.float32)
+        return (values.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A drawn picture (uint8, after resize and crop), what the file answered to it, and how far off is still right."""
+
+    pixels: np.ndarray
+    output: tuple[float, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Contract:
+    """All that is needed to feed a file as in training and to read its answer.
+
+    ``layout`` is that of the file's input; ``answer`` says whether its output still needs a softmax.
+    """
+
+    name: str
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    class_ids: tuple[str, ...]
+    layout: Literal["NCHW", "NHWC"]
+    answer: Literal["logits", "probabilities"]
+    input: TensorSpec
+    output: TensorSpec
+    checkpoint_sha256: str = ""
+    golden: Golden | None = None
+
+    def to_bytes(self) -> bytes:
+        """JSON, in the same bytes for the same contract."""
+        values = asdict(replace(self, golden=None)) | {"version": _VERSION}
+        if self.golden:
+            packed = base64.b64encode(zlib.compress(self.golden.pixels.tobytes(), 9)).decode()
+            output = [float(f"{value:.7g}") for value in self.golden.output]
+            values["golden"] = {"pixels": packed, "output": output, "tolerance": self.golden.tolerance}
+        return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Contract":
+        """The inverse of ``to_bytes``; lengths are checked before memory is taken. Raises ``FormatError``."""
+        try:
+            values = json.loads(data)
+            if values.pop("version") != _VERSION:
+                raise FormatError("the file's contract is of another version; upgrade firebox")
+            preprocessing = Preprocessing.from_json(values.pop("preprocessing"))
+            golden = values.pop("golden")
+            specs = {key: _spec(values.pop(key)) for key in ("input", "output")}
+            names = {key: tuple(map(str, values.pop(key))) for key in ("classes", "class_ids")}
+            contract = cls(preprocessing=preprocessing, **specs, **names, **values)
+            return replace(contract, golden=_golden(golden, preprocessing)) if golden else contract
+        except (ValueError, KeyError, TypeError, AttributeError, zlib.error, RecursionError) as error:
+            raise FormatError(f"the file's contract is damaged: {error!r}") from error
+
+
+def golden_pixels(preprocessing: Preprocessing) -> np.ndarray:
+    """A drawn test card: no picture of the user's leaves the house inside a model."""
+    height, width = preprocessing.size
+    rows, columns, channels = np.ogrid[:height, :width, : preprocessing.depth]
+    tiles = (rows * 8 // height) * 73 + (columns * 8 // width) * 151 + channels * 59
+    return (tiles % 256).astype(np.uint8)
+
+
+def _spec(values: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(**{**values, "shape": tuple(values["shape"])})
+
+
+def _golden(values: Mapping[str, Any], preprocessing: Preprocessing) -> Golden:
+    shape = (*preprocessing.size, preprocessing.depth)
+    size = int(np.prod(shape))
+    pixels = zlib.decompressobj().decompress(base64.b64decode(values["pixels"]), size)
+    output = tuple(map(float, values["output"]))
+    return Golden(np.frombuffer(pixels, np.uint8).reshape(shape), output, float(values["tolerance"]))

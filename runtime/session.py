@@ -1,0 +1,163 @@
+"""One small class over the runtimes: pictures in, answers out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backends import load_backend
+from .contract import Contract
+from .errors import FireboxError, FormatError, UsageError
+from .files import read_file
+from .read import format_of
+
+if TYPE_CHECKING:
+    from .preprocessing import Picture, Preprocessing
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class with its probability."""
+
+    label: str
+    index: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far a file's answer to its golden picture is from the one it carries."""
+
+    max_abs: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Within the tolerance."""
+        return self.max_abs <= self.tolerance
+
+
+class Session:
+    """A loaded ``.onnx`` or ``.tflite`` file, ready to run.
+
+    >>> with Session("model.int8.tflite") as session:
+    ...     session.classify("cat.jpg", top=3)
+
+    ``model`` is a path or the bytes of a file; ``backend`` is ``auto``, ``onnxruntime``, ``litert`` or
+    ``tflite-runtime``. A session may be used from several threads. Raises ``UsageError`` for a file or backend that is
+    not there, ``MissingExtraError`` for one that is not installed, ``FormatError`` for a file that cannot be read.
+    """
+
+    def __init__(self, model: str | Path | bytes, backend: str = "auto", threads: int = 1):
+        if threads < 1:
+            raise UsageError(f"threads is {threads}; give at least 1")
+        self.name = "model" if isinstance(model, bytes) else str(model)
+        format_ = format_of(model)
+        data = model if isinstance(model, bytes) else read_file(model)
+        try:
+            self.backend, self._backend = load_backend(backend, data, format_, threads)
+            found = self._backend.contract()
+            self._contract = Contract.from_bytes(found) if found is not None else None
+        except FormatError as error:
+            raise FormatError(f"{self.name}: {error}") from error
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape that ``run`` takes, batch included, in the file's own layout."""
+        return self._running().input_shape
+
+    @property
+    def input_dtype(self) -> str:
+        """Type that ``run`` takes."""
+        return self._running().input_dtype
+
+    @property
+    def contract(self) -> Contract:
+        """What the file says about itself. Raises ``UsageError`` for a file that firebox did not write."""
+        if self._contract is None:
+            raise UsageError(f"{self.name} carries no contract: firebox did not write it; use run() with an array of your own")
+        return self._contract
+
+    @property
+    def preprocessing(self) -> "Preprocessing":
+        """How pictures were prepared in training."""
+        return self.contract.preprocessing
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """A name for each output."""
+        return self.contract.classes
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """An id for each output (WordNet), or nothing."""
+        return self.contract.class_ids
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """One inference with the file's own input and output: layout, type and quantization as they are in the file.
+
+        Raises ``UsageError`` when shape or type are others.
+        """
+        backend = self._running()
+        if x.shape != backend.input_shape or x.dtype != backend.input_dtype:
+            wanted = f"{backend.input_dtype} {backend.input_shape}"
+            raise UsageError(f"{self.name} takes {wanted}, got {x.dtype} {x.shape}; use classify() for pictures of any size")
+        try:
+            return backend.run(np.ascontiguousarray(x))
+        except Exception as error:
+            if isinstance(error, FireboxError):
+                raise
+            raise FormatError(f"{self.name} failed while running: {str(error).strip().splitlines()[0]}") from error
+
+    def predict(self, picture: "Picture") -> np.ndarray:
+        """The real-valued output for one picture (path, bytes, array or PIL image), shape (classes,)."""
+        return self.predict_pixels(self.contract.preprocessing.crop(picture))
+
+    def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """The same for pixels that are resized and cropped already: uint8, (height, width, channels)."""
+        contract = self.contract
+        values = contract.preprocessing.normalize(pixels)[None]
+        if contract.layout == "NCHW":
+            values = values.transpose(0, 3, 1, 2)
+        return contract.output.decode(self.run(contract.input.encode(values))).reshape(-1)
+
+    def classify(self, picture: "Picture", top: int = 5) -> list[Prediction]:
+        """The ``top`` most probable classes of one picture, the best first."""
+        if top < 1:
+            raise UsageError(f"top is {top}; ask for at least 1 class")
+        scores = self.predict(picture)
+        if self.contract.answer == "logits":
+            exponentials = np.exp(scores - scores.max())
+            scores = exponentials / exponentials.sum()
+        order = np.argsort(-scores, kind="stable")[:top]
+        return [Prediction(self.contract.classes[i], int(i), float(scores[i])) for i in order]
+
+    def check(self) -> Check:
+        """Run the golden picture that the file carries and compare the answers."""
+        golden = self.contract.golden
+        if golden is None:
+            raise UsageError(f"{self.name} carries no golden pair")
+        difference = self.predict_pixels(golden.pixels) - np.asarray(golden.output, np.float32)
+        return Check(float(np.abs(difference).max()), golden.tolerance)
+
+    def op_times_ms(self, x: np.ndarray, runs: int) -> dict[str, float] | None:
+        """Mean time of each operation in milliseconds, or ``None`` where the backend does not tell."""
+        return self._running().op_times_ms(x, runs)
+
+    def close(self) -> None:
+        """Let go of the runtime; the session cannot be used afterwards."""
+        self._backend = None
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _running(self) -> Any:
+        backend = self._backend
+        if backend is None:
+            raise UsageError(f"the session of {self.name} is closed; open another one")
+        return backend
