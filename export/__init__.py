@@ -6,14 +6,14 @@
 torch is imported when a module is traced; graphs are quantized and written without it.
 """
 
-from .calibrate import Range, calibrate
-from .export import Export, ExportConfig, export
+from .calibration import Range, calibrate
+from .exporter import Export, ExportConfig, export
+from .onnx_writer import write_onnx
 from .parity import Parity, Tolerance
-from .quantize import quantize
+from .quantization import quantize
 from .rounding import input_moments
-from .trace import trace
-from .write_onnx import write_onnx
-from .write_tflite import write_tflite
+from .tflite_writer import write_tflite
+from .tracing import trace
 
 __all__ = [
     "Export",

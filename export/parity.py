@@ -9,7 +9,7 @@ import numpy as np
 from ..runtime.errors import ParityError, UsageError
 from ..runtime.graph import Graph
 from ..runtime.session import Session
-from .calibrate import run_activations
+from .calibration import run_activations
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +62,9 @@ def compare(file: str, backend: str, expected: np.ndarray, found: np.ndarray) ->
     return Parity(file, backend, error, error / largest if largest else error, sqnr, same)
 
 
-def answers(module: "nn.Module", session: Session | None, pixels: Sequence[np.ndarray], inputs: np.ndarray) -> np.ndarray:
+def answers(
+    module: "nn.Module", session: Session | None, pixels: Sequence[np.ndarray], inputs: np.ndarray
+) -> np.ndarray:
     """Outputs (pictures, classes) of a session for ``pixels``, or of the module for normalized NCHW ``inputs``."""
     if session is not None:
         return np.stack([session.predict_pixels(picture) for picture in pixels])
@@ -81,22 +83,28 @@ def answers(module: "nn.Module", session: Session | None, pixels: Sequence[np.nd
 
 def judge(results: Sequence[Parity], outputs: Mapping[str, np.ndarray], tolerance: Tolerance) -> str | None:
     """What is past its tolerance first, in words, with the file's name at the start; or ``None``."""
+    limit = tolerance
     for result in results:
-        if "float32" in result.file and result.relative > tolerance.float_error:
-            return f"{result.file} differs by {result.relative:.2g} of the largest output, more than {tolerance.float_error:g}"
-        if "int8" in result.file and result.sqnr_db is not None and result.sqnr_db < tolerance.sqnr_db:
-            return f"{result.file} keeps an SQNR of {result.sqnr_db:.1f} dB, less than {tolerance.sqnr_db:g}"
-        if "int8" in result.file and result.agreement < tolerance.agreement:
-            return f"{result.file} gives the network's class on {result.agreement:.1%} of the pictures, less than {tolerance.agreement:.1%}"
+        if "float32" in result.file:
+            if result.relative > limit.float_error:
+                return (
+                    f"{result.file} is off by {result.relative:.2g} of the largest output (limit {limit.float_error:g})"
+                )
+        elif result.sqnr_db is not None and result.sqnr_db < limit.sqnr_db:
+            return f"{result.file} has an SQNR of {result.sqnr_db:.1f} dB (limit {limit.sqnr_db:g} dB)"
+        elif result.agreement < limit.agreement:
+            return f"{result.file} names the network's class on {result.agreement:.1%} (limit {limit.agreement:.1%})"
     integer = [name for name in outputs if "int8" in name]
     for name in integer[1:]:
         same = float((outputs[name].argmax(1) == outputs[integer[0]].argmax(1)).mean())
-        if same < tolerance.formats_agreement:
-            return f"{name} gives the class of {integer[0]} on {same:.1%} of the pictures, less than {tolerance.formats_agreement:.1%}"
+        if same < limit.formats_agreement:
+            return f"{name} names the class of {integer[0]} on {same:.1%} (limit {limit.formats_agreement:.1%})"
     return None
 
 
-def first_to_leave(module: "nn.Module", graph: Graph, reference: Graph, inputs: np.ndarray, tolerance: Tolerance) -> str:
+def first_to_leave(
+    module: "nn.Module", graph: Graph, reference: Graph, inputs: np.ndarray, tolerance: Tolerance
+) -> str:
     """The first layer, in the order of the network, at which a graph leaves the network, in words.
 
     Where the layer is a module of torch, the module is the reference, elsewhere the float graph.
@@ -105,7 +113,9 @@ def first_to_leave(module: "nn.Module", graph: Graph, reference: Graph, inputs: 
     modules = [_module_activations(module, reference, x[None]) for x in inputs[:8]]
     signal = dict.fromkeys((op.output for op in graph.ops), 0.0)
     noise = dict(signal)
-    for found, floats, truth in zip(run_activations(graph, samples), run_activations(reference, samples), modules, strict=True):
+    for found, floats, truth in zip(
+        run_activations(graph, samples), run_activations(reference, samples), modules, strict=True
+    ):
         for name in signal:
             expected = truth.get(name, floats.get(name))
             if expected is not None:
@@ -113,7 +123,9 @@ def first_to_leave(module: "nn.Module", graph: Graph, reference: Graph, inputs: 
                 noise[name] += float(((found[name].reshape(expected.shape) - expected).astype(np.float64) ** 2).sum())
     integer = any(tensor.quantization for tensor in graph.tensors.values())
     least = tolerance.sqnr_db if integer else -20 * np.log10(max(tolerance.float_error, 1e-12))
-    ratios = {name: 10 * np.log10(signal[name] / noise[name]) for name in signal if noise[name] > 0 and signal[name] > 0}
+    ratios = {
+        name: 10 * np.log10(signal[name] / noise[name]) for name in signal if noise[name] > 0 and signal[name] > 0
+    }
     below = [name for name, ratio in ratios.items() if ratio < least]
     if not ratios:
         return "no layer differs on its own; the difference lies outside the layers"
@@ -129,14 +141,18 @@ def refuse(complaint: str, culprit: str) -> ParityError:
 
 
 def _module_activations(module: "nn.Module", graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
-    """What torch's own modules give, for those that a tensor of the graph is called after; rectified as in the graph."""
+    """What torch's modules give, for those that tensors of the graph are called after; rectified as in the graph."""
     import torch
 
     found: dict[str, np.ndarray] = {}
     hooks = []
     for name, part in module.named_modules():
         if name in graph.producers:
-            hooks.append(part.register_forward_hook(lambda _m, _i, out, name=name: found.__setitem__(name, out.numpy(force=True))))
+            hooks.append(
+                part.register_forward_hook(
+                    lambda _m, _i, out, name=name: found.__setitem__(name, out.numpy(force=True))
+                )
+            )
     try:
         with torch.inference_mode():
             module.eval()(torch.from_numpy(x))

@@ -7,14 +7,15 @@ correlated. What remains of the mean error goes into the bias (Nagel et al., arX
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..runtime.graph import Conv, FullyConnected, Graph, Op, Quantization
-from .calibrate import run_activations
+from .calibration import run_activations
 
 # Input windows looked at for each layer, over all samples.
-_WINDOWS = 20_000
+_WINDOWS = 40_000
 # Wider layers are rounded to the nearest: the moments of their inputs would take the square of it in memory.
 _MAX_COLUMNS = 4608
 # Share of the mean variance added to every column, against fitting the windows' noise.
@@ -34,14 +35,17 @@ def input_moments(
 ) -> dict[str, Moments]:
     """The moments of the inputs of every convolution (ungrouped) and fully connected layer, by the layer's name.
 
-    ``samples`` are network inputs, NHWC with the batch; windows are drawn by ``seed``. ``tick`` is called once a sample.
+    ``samples`` are network inputs, NHWC with the batch; windows are drawn by ``seed``. ``tick`` is called once a
+    sample.
     """
     rng = np.random.default_rng(seed)
     layers = [op for op in graph.ops if _columns(graph, op) in range(1, _MAX_COLUMNS + 1)]
     totals = {op.name: (0, np.zeros(_columns(graph, op)), np.zeros((_columns(graph, op),) * 2)) for op in layers}
     for values in run_activations(graph, samples):
         for op in layers:
-            windows = _windows(graph, op, values[op.inputs[0]], max(1, _WINDOWS // len(samples)), rng).astype(np.float64)
+            windows = _windows(graph, op, values[op.inputs[0]], max(1, _WINDOWS // len(samples)), rng).astype(
+                np.float64
+            )
             count, first, second = totals[op.name]
             totals[op.name] = (count + len(windows), first + windows.sum(0), second + windows.T @ windows)
         tick()
@@ -94,7 +98,8 @@ def _windows(graph: Graph, op: Op, x: np.ndarray, count: int, rng: np.random.Gen
     top, bottom, left, right = op.padding
     padded = np.pad(x[0], ((0, 0), (top, bottom), (left, right)))
     extent = [(k - 1) * d + 1 for k, d in zip(window, op.dilation, strict=True)]
-    views = np.lib.stride_tricks.sliding_window_view(padded, extent, axis=(1, 2))
+    slide: Any = np.lib.stride_tricks.sliding_window_view
+    views = slide(padded, extent, axis=(1, 2))
     views = views[:, :: op.stride[0], :: op.stride[1], :: op.dilation[0], :: op.dilation[1]]
     rows, columns = views.shape[1:3]
     chosen = rng.integers(0, rows * columns, min(count, rows * columns))

@@ -16,9 +16,7 @@ def augmentation(policy: Augment, size: tuple[int, int]) -> Callable[[Tensor], T
     (He et al., arXiv 1512.03385, 4.2).
     """
     if policy == "light":
-        return K.RandomAffine(
-            10.0, translate=(0.08, 0.08), scale=(0.9, 1.1), padding_mode="border", p=1.0
-        )
+        return K.RandomAffine(10.0, translate=(0.08, 0.08), scale=(0.9, 1.1), padding_mode="border", p=1.0)
     if policy == "standard":
         crop = K.RandomCrop(size, padding=max(size) // 8, padding_mode="reflect", p=1.0)
         return K.AugmentationSequential(K.RandomHorizontalFlip(), crop)

@@ -74,14 +74,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return unpack_checkpoint(tensors, metadata, str(path))
 
 
-def unpack_checkpoint(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str
-) -> Checkpoint:
+def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Checkpoint:
     """The checkpoint in what ``read_safetensors`` gives. Raises ``CheckpointError``."""
     if not is_checkpoint(metadata):
-        raise CheckpointError(
-            f"{source} holds weights but no training; give a checkpoint that firebox train wrote"
-        )
+        raise CheckpointError(f"{source} holds weights but no training; give a checkpoint that firebox train wrote")
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
@@ -114,15 +110,11 @@ def unpack_checkpoint(
         raise CheckpointError(f"the header of {source} cannot be read: {error}") from error
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
     if (preprocessing.size, preprocessing.depth) != (config.input_size, config.in_channels):
-        raise CheckpointError(
-            f"{source} contradicts itself: its preprocessing does not give the network's input"
-        )
+        raise CheckpointError(f"{source} contradicts itself: its preprocessing does not give the network's input")
     if min(checkpoint.epoch, checkpoint.step) < 0:
         raise CheckpointError(f"{source} contradicts itself: it ends before its first step")
     if len(checkpoint.classes) != config.num_classes:
-        raise CheckpointError(
-            f"{source} names {len(checkpoint.classes)} classes for {config.num_classes} outputs"
-        )
+        raise CheckpointError(f"{source} names {len(checkpoint.classes)} classes for {config.num_classes} outputs")
     return checkpoint
 
 
@@ -139,7 +131,5 @@ def read_safetensors(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{source} is not a whole safetensors file: {error}; copy it again"
-        ) from error
+        raise CheckpointError(f"{source} is not a whole safetensors file: {error}; copy it again") from error
     return tensors, metadata

@@ -7,8 +7,8 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from ..runtime.console import json_option, note, print_json, table
-from ..runtime.errors import UsageError
+from ..runtime.console import json_option, note, print_json, progress, table
+from ..runtime.errors import MissingExtraError, UsageError
 from ..runtime.units import format_size, parse_size
 from .registry import find_model, list_models
 from .schedules import Schedule
@@ -18,9 +18,7 @@ _FLOAT32_BYTES = 4
 _DEFAULTS = TrainingConfig()
 
 
-def complete_model(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
+def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of the zoo for the shell's tab key."""
     return [CompletionItem(name) for name in list_models(f"{incomplete}*")]
 
@@ -58,9 +56,7 @@ def models_command(pattern: str, as_json: bool) -> None:
         )
         for model in models
     ]
-    table(
-        "Models", ("name", "parameters", "size", "MACs", "input", "top-1", "top-5", "source"), rows
-    )
+    table("Models", ("name", "parameters", "size", "MACs", "input", "top-1", "top-5", "source"), rows)
 
 
 @click.command("train")
@@ -71,9 +67,7 @@ def models_command(pattern: str, as_json: bool) -> None:
     show_default=True,
     help="'digits', a folder of class folders, or a .tar or .zip of one.",
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder to create.  [default: runs/MODEL]"
-)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder to create.  [default: runs/MODEL]")
 @click.option(
     "--resume",
     "run",
@@ -95,12 +89,8 @@ def models_command(pattern: str, as_json: bool) -> None:
     show_default=True,
     help="Pictures per step.",
 )
-@click.option(
-    "--lr", type=float, help="Highest learning rate.  [default: 0.1 with batch norm, 0.02 without]"
-)
-@click.option(
-    "--momentum", type=float, default=_DEFAULTS.momentum, show_default=True, help="Momentum of SGD."
-)
+@click.option("--lr", type=float, help="Highest learning rate.  [default: 0.1 with batch norm, 0.02 without]")
+@click.option("--momentum", type=float, default=_DEFAULTS.momentum, show_default=True, help="Momentum of SGD.")
 @click.option(
     "--weight-decay",
     type=float,
@@ -137,14 +127,11 @@ def models_command(pattern: str, as_json: bool) -> None:
     help="Share of the target spread over all classes.",
 )
 @click.option("--dropout", type=float, help="Dropout before the head.  [default: as in the zoo]")
-@click.option(
-    "--input-size", type=int, help="Height and width of the input.  [default: as in the zoo]"
-)
+@click.option("--input-size", type=int, help="Height and width of the input.  [default: as in the zoo]")
 @click.option(
     "--augment",
     type=click.Choice(get_args(Augment)),
-    help="light: turn, shift, scale; standard: mirror, shift.  "
-    "[default: light for digits, else standard]",
+    help="light: turn, shift, scale; standard: mirror, shift.  [default: light for digits, else standard]",
 )
 @click.option(
     "--val-fraction",
@@ -211,9 +198,7 @@ def train_command(
     find_model(model)
     from . import Resources, resume, train
 
-    resources = Resources(
-        options.pop("device"), parse_size(options.pop("memory")), options.pop("workers")
-    )
+    resources = Resources(options.pop("device"), parse_size(options.pop("memory")), options.pop("workers"))
     if run is not None:
         _only_with_resume(context)
         moved = context.get_parameter_source("data") is ParameterSource.COMMANDLINE
@@ -244,9 +229,7 @@ def _only_with_resume(context: click.Context) -> None:
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if given and parameter.name not in allowed:
-            raise UsageError(
-                f"{parameter.opts[0]} cannot be changed with --resume; the run's own options hold"
-            )
+            raise UsageError(f"{parameter.opts[0]} cannot be changed with --resume; the run's own options hold")
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -267,3 +250,209 @@ def _describe(name: str) -> dict[str, Any]:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} %"
+
+
+@click.command("export")
+@click.argument("model", shell_complete=complete_model)
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="Weights for a MODEL of the zoo: .safetensors, .pth, .net."
+)
+@click.option("--num-classes", type=int, help="Classes of the weights' head.  [default: as in the weights]")
+@click.option("--input-size", type=int, help="Height and width of the input.  [default: as in the weights or the zoo]")
+@click.option(
+    "--calibrate",
+    "source",
+    help="Pictures to calibrate with: 'digits', a folder of class folders, a .tar or .zip.  "
+    "[default: what MODEL was trained on]",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the files.  [default: build/MODEL]")
+@click.option("--images", type=int, default=100, show_default=True, help="How many pictures to calibrate with.")
+@click.option(
+    "--method",
+    type=click.Choice(["mse", "minmax"]),
+    default="mse",
+    show_default=True,
+    help="Ranges of activations: least mean squared error, or all that was seen.",
+)
+@click.option(
+    "--input-type",
+    type=click.Choice(["int8", "uint8"]),
+    default="int8",
+    show_default=True,
+    help="Input of the int8 TFLite file.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the pictures.")
+@click.option(
+    "--min-agreement", type=float, help="Least share of pictures on which int8 must name the network's class."
+)
+@click.option("--min-sqnr", type=float, help="Least signal to quantization noise of int8, in dB.")
+@json_option
+def export_command(
+    model: str,
+    weights: Path | None,
+    num_classes: int | None,
+    input_size: int | None,
+    source: str | None,
+    out: Path | None,
+    images: int,
+    method: Any,
+    input_type: Any,
+    seed: int,
+    min_agreement: float | None,
+    min_sqnr: float | None,
+    as_json: bool,
+) -> None:
+    """Export MODEL (a name of the zoo with --weights, or a run folder) as ONNX and TFLite, float32 and int8.
+
+    All four files are compared with the network on real pictures first; past the tolerance nothing is written.
+
+    \b
+    Example:
+      firebox export runs/squeezenet_micro --out build/micro
+      firebox export squeezenet1_1 --weights squeezenet1_1.pth --calibrate pictures.tar --out build/v11
+    """
+    from ..export import ExportConfig, Tolerance, export
+    from ..runtime.datasets import open_images, split_images
+    from . import TrainingConfig, load_network
+
+    given = {"agreement": min_agreement, "sqnr_db": min_sqnr}
+    tolerance = Tolerance(**{name: value for name, value in given.items() if value is not None})
+    config = ExportConfig(images, method, seed, input_type, tolerance=tolerance)
+    size = (input_size, input_size) if input_size is not None else None
+    network = load_network(model, weights, num_classes=num_classes, input_size=size)
+    if source is None and network.training is None:
+        raise UsageError("int8 needs pictures to calibrate with; pass --calibrate FOLDER (or a .tar, a .zip, 'digits')")
+    pictures = open_images(source or str(network.training and network.training["data"]))
+    if source is None:
+        assert network.training is not None
+        trained = TrainingConfig.from_json(network.training)
+        pictures = split_images(pictures, trained.val_fraction, trained.seed)[0]
+    found = export(
+        network.module,
+        out or Path("build") / Path(model).name,
+        preprocessing=network.preprocessing,
+        images=pictures,
+        classes=network.classes,
+        class_ids=network.class_ids,
+        name=network.name,
+        checkpoint_sha256=network.sha256,
+        config=config,
+        quiet=as_json,
+    )
+    if as_json:
+        print_json(found.report | {"out": str(found.out)})
+        return
+    rows = []
+    for path, parity in zip(found.files, found.parity, strict=True):
+        facts = found.report["files"][path.name]
+        sqnr = f"{parity.sqnr_db:.1f} dB" if parity.sqnr_db is not None else "exact"
+        sizes = (format_size(facts["bytes"]), format_size(facts["arena_bytes"]))
+        rows.append((str(path), *sizes, f"{parity.max_abs:.2g}", sqnr, f"{parity.agreement:.1%}"))
+    columns = ("file", "size", "arena", "largest difference", "SQNR", "same class")
+    gate = found.report["parity"]["pictures"]
+    table(f"{network.name}: files against the network on {gate} pictures", columns, rows)
+
+
+@click.command("evaluate")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--data", required=True, help="'digits', a folder of class folders, or a .tar or .zip of one.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Weights for a model of the zoo among MODELS.")
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "all", "train", "val", "test"]),
+    default="auto",
+    show_default=True,
+    help="Which pictures: auto takes the data's own test or val, else all; val of data without splits is what "
+    "firebox train keeps by --seed and --val-fraction.",
+)
+@click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Draws val, and --images.")
+@click.option("--val-fraction", type=float, default=_DEFAULTS.val_fraction, show_default=True, help="Size of val.")
+@click.option("--images", type=int, help="Only so many pictures, drawn by --seed.  [default: all]")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "all", "onnxruntime", "litert", "tflite-runtime"]),
+    default="auto",
+    show_default=True,
+    help="Runtime for exported files; all runs each installed one.",
+)
+@click.option("--threads", type=int, default=1, show_default=True, help="Threads that compute.")
+@json_option
+def evaluate_command(
+    models: tuple[str, ...],
+    data: str,
+    weights: Path | None,
+    split: str,
+    seed: int,
+    val_fraction: float,
+    images: int | None,
+    backend: str,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Measure how often MODELS are right, and how often each names the class of the first.
+
+    MODELS are .onnx and .tflite files, folders of them, run folders, or a name of the zoo with --weights.
+
+    \b
+    Example:
+      firebox evaluate build/micro --data digits --split val
+      firebox evaluate squeezenet1_1 build/v11 --weights squeezenet1_1.pth --data pictures.tar --backend all
+    """
+    from ..runtime.datasets import open_images, sample
+    from ..runtime.evaluation import evaluate
+    from .selection import choose_split, open_classifiers
+
+    pictures = choose_split(open_images(data), split, val_fraction, seed)
+    pictures = sample(pictures, images, seed) if images is not None else pictures
+    classifiers = open_classifiers(models, weights, backend, threads)
+    with progress("evaluating", len(pictures), quiet=as_json) as advance:
+        found = evaluate(classifiers, pictures, advance)
+    if as_json:
+        first = found[0]
+        rows: Any = [result.to_json() | {"agreement_with_first": result.agreement(first)} for result in found]
+        print_json({"data": data, "split": split, "pictures": len(pictures), "models": rows})
+        return
+    cells = [
+        (result.name, f"{result.top1:.2%}", f"{result.top5:.2%}", f"{result.agreement(found[0]):.2%}")
+        for result in found
+    ]
+    table(f"{len(pictures):,} pictures of {data}", ("model", "top-1", "top-5", f"same class as {found[0].name}"), cells)
+
+
+@click.command("demo")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="build/demo", show_default=True, help="Folder for everything."
+)
+@click.option("--sram", default="256KiB", show_default=True, help="Budget to judge the files by.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides weights, order, augmentation, split.")
+@json_option
+def demo_command(out: Path, sram: str, seed: int, as_json: bool) -> None:
+    """Go the whole way on real scans of digits: train, export, compare, plan and profile, in a few minutes.
+
+    \b
+    Example:
+      firebox demo --sram 128KiB
+    """
+    budget = parse_size(sram)
+    try:
+        from .demo import run_demo
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "all") from error
+
+    demo = run_demo(out, budget, seed, quiet=as_json)
+    if as_json:
+        click.echo(demo.report.read_text())
+        return
+    torch, *files = demo.evaluations
+    rows = [("network in torch", f"{torch.top1:.2%}", "", "", "", "", "")]
+    for found, measured in zip(files, demo.profiles, strict=True):
+        assert measured.verdict is not None
+        sizes = {line.name: line.nbytes or 0 for line in measured.memory}
+        figures = (format_size(sizes["file"]), format_size(sizes["arena"]), f"{measured.p50_ms:.3f} ms")
+        row = (found.name, f"{found.top1:.2%}", f"{found.agreement(torch):.2%}", *figures, measured.verdict.text())
+        rows.append(row)
+    columns = ("file", "right", "same class as torch", "size", "arena", "one inference", "verdict")
+    title = f"{demo.training.model}, {demo.training.parameters:,} parameters, on {len(torch.labels)} unseen scans"
+    table(title, columns, rows)
+    click.echo(f"Everything is in {out}/; {demo.report} has the figures.")
+    click.echo(f"Next: firebox plan {out}/model.int8.tflite --sram {sram}")

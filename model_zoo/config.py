@@ -106,8 +106,7 @@ class SqueezeNetConfig:
         Numbers below 1 mean that the input is too small.
         """
         height, width = (
-            (length + 2 * self.stem_padding - self.stem_kernel) // self.stem_stride + 1
-            for length in self.input_size
+            (length + 2 * self.stem_padding - self.stem_kernel) // self.stem_stride + 1 for length in self.input_size
         )
         sizes = [(height, width)]
         for layer in range(1, self.num_fires + 2):
@@ -128,10 +127,7 @@ class SqueezeNetConfig:
     def macs(self) -> int:
         """Multiply-accumulates of all convolutions for one picture, in closed form."""
         sizes = self.stage_sizes
-        body = sum(
-            inputs * outputs * math.prod(sizes[stage])
-            for inputs, outputs, stage in self._convolutions()
-        )
+        body = sum(inputs * outputs * math.prod(sizes[stage]) for inputs, outputs, stage in self._convolutions())
         head = math.prod(length + 2 * self.head_padding for length in sizes[-1])
         return body + self.fires[-1].out_channels * self.num_classes * head
 
@@ -198,34 +194,23 @@ class SqueezeNetConfig:
         for name in (*positive, "stem_padding", "incr_e", "head_padding"):
             lowest = 1 if name in positive else 0
             if not lowest <= getattr(self, name) <= _LIMIT:
-                raise UsageError(
-                    f"{name} {getattr(self, name)} is not between {lowest} and {_LIMIT}"
-                )
+                raise UsageError(f"{name} {getattr(self, name)} is not between {lowest} and {_LIMIT}")
         if len(self.input_size) != 2 or not all(1 <= length <= 4096 for length in self.input_size):
-            raise UsageError(
-                f"input_size {self.input_size} is not (height, width) between 1 and 4096"
-            )
+            raise UsageError(f"input_size {self.input_size} is not (height, width) between 1 and 4096")
         if self.stem_padding >= self.stem_kernel:
-            raise UsageError(
-                f"stem_padding {self.stem_padding} is not smaller than stem_kernel "
-                f"{self.stem_kernel}"
-            )
+            raise UsageError(f"stem_padding {self.stem_padding} is not smaller than stem_kernel {self.stem_kernel}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout {self.dropout} is not in [0, 1)")
         if not 0 < self.pct3x3 < 1 or not 0 < self.squeeze_ratio <= 1:
             raise UsageError(
-                f"pct3x3 {self.pct3x3} must lie between 0 and 1, squeeze_ratio "
-                f"{self.squeeze_ratio} above 0 and up to 1"
+                f"pct3x3 {self.pct3x3} must lie between 0 and 1, squeeze_ratio {self.squeeze_ratio} above 0 and up to 1"
             )
         if self.num_fires > 64:
             raise UsageError(f"num_fires {self.num_fires} is more than 64")
         last = self.num_fires + 1
-        if list(self.pools) != sorted(set(self.pools)) or not all(
-            1 <= layer <= last for layer in self.pools
-        ):
+        if list(self.pools) != sorted(set(self.pools)) or not all(1 <= layer <= last for layer in self.pools):
             raise UsageError(
-                f"pools {self.pools} are not layers from 1 (conv1) to {last} (the last fire), in "
-                "rising order"
+                f"pools {self.pools} are not layers from 1 (conv1) to {last} (the last fire), in rising order"
             )
 
 

@@ -130,6 +130,4 @@ def _stack(pictures: "list[np.ndarray | DataError]") -> "Tensor | DataError":
     for picture in pictures:
         if isinstance(picture, DataError):
             return picture
-    return torch.from_numpy(
-        np.stack([picture for picture in pictures if isinstance(picture, np.ndarray)])
-    )
+    return torch.from_numpy(np.stack([picture for picture in pictures if isinstance(picture, np.ndarray)]))

@@ -35,14 +35,8 @@ _CODEBOOK = 256
 def decode_network(data: bytes, source: str) -> dict[str, Tensor]:
     """The state dict of the network that ``CONFIG`` describes. Raises ``CheckpointError``."""
     with torch.device("meta"):
-        shapes = {
-            name: tuple(tensor.shape) for name, tensor in SqueezeNet(CONFIG).state_dict().items()
-        }
-    weights = {
-        name.removesuffix(".weight"): shape
-        for name, shape in shapes.items()
-        if name.endswith(".weight")
-    }
+        shapes = {name: tuple(tensor.shape) for name, tensor in SqueezeNet(CONFIG).state_dict().items()}
+    weights = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
     counts = _counts(data, source, list(weights.values()))
     state: dict[str, Tensor] = {}
     offset = counts.nbytes
@@ -60,9 +54,7 @@ def decode_network(data: bytes, source: str) -> dict[str, Tensor]:
         positions = np.cumsum(gaps.astype(np.int64) + 1) - 1
         flat = np.zeros(int(np.prod(shape)), np.uint8)
         if count and positions[-1] >= flat.size:
-            raise CheckpointError(
-                f"{source} is damaged: {name} has an entry past its {flat.size:,} weights"
-            )
+            raise CheckpointError(f"{source} is damaged: {name} has an entry past its {flat.size:,} weights")
         flat[positions] = codes
         state[f"{name}.weight"] = torch.from_numpy(codebook[flat].reshape(shape))
         state[f"{name}.bias"] = torch.from_numpy(bias.copy())
@@ -72,9 +64,7 @@ def decode_network(data: bytes, source: str) -> dict[str, Tensor]:
 def _counts(data: bytes, source: str, shapes: list[tuple[int, ...]]) -> np.ndarray:
     """Entries per convolution, once the length of the file agrees with them."""
     if len(data) < 4 * len(shapes):
-        raise CheckpointError(
-            f"{source} has {len(data)} bytes, too few for the table of a compressed SqueezeNet"
-        )
+        raise CheckpointError(f"{source} has {len(data)} bytes, too few for the table of a compressed SqueezeNet")
     counts = np.frombuffer(data, "<u4", len(shapes))
     for number, (count, shape) in enumerate(zip(counts.tolist(), shapes, strict=True), start=1):
         if count > np.prod(shape):
@@ -87,7 +77,5 @@ def _counts(data: bytes, source: str, shapes: list[tuple[int, ...]]) -> np.ndarr
         for count, shape in zip(counts.tolist(), shapes, strict=True)
     )
     if len(data) != wanted:
-        raise CheckpointError(
-            f"{source} has {len(data):,} bytes where its table says {wanted:,}; copy it again"
-        )
+        raise CheckpointError(f"{source} has {len(data):,} bytes where its table says {wanted:,}; copy it again")
     return counts

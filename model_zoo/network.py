@@ -1,7 +1,9 @@
 """From what a user names (a zoo model, a run folder, a checkpoint) to a network for use."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +26,8 @@ class Network:
     """A network ready for use: the module in eval mode, its pictures and its classes.
 
     ``classes`` has one name per output; ``class_ids`` too (WordNet ids), or is empty. ``sha256`` is
-    that of the file the weights came from, empty for random ones.
+    that of the file the weights came from, empty for random ones; ``training`` is the config of the
+    training that made them, where it is known.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Network:
     classes: tuple[str, ...]
     class_ids: tuple[str, ...] = ()
     sha256: str = ""
+    training: Mapping[str, Any] | None = None
 
     @property
     def config(self) -> SqueezeNetConfig:
@@ -58,29 +62,18 @@ def load_network(
     name = str(spec)
     if name in list_models():
         if (weights is None) != random_init:
-            what = (
-                "--weights with random weights contradict each other"
-                if random_init
-                else "it has no weights yet"
-            )
+            what = "--weights with random weights contradict each other" if random_init else "it has no weights yet"
             raise UsageError(
-                f"model {name!r}: {what}; pass either --weights FILE or a run folder that firebox "
-                "train wrote"
+                f"model {name!r}: {what}; pass either --weights FILE or a run folder that firebox train wrote"
             )
         found = load_weights(weights) if weights is not None else Weights("", "", {})
         config = _zoo_config(name, found, num_classes, in_channels, input_size)
         return _build(name, config, found, random_init, seed)
     if weights is not None or random_init or num_classes or in_channels or input_size:
-        raise UsageError(
-            f"weights and sizes go with a name from the zoo ({', '.join(list_models())}), not with "
-            f"{name}"
-        )
+        raise UsageError(f"weights and sizes go with a name from the zoo ({', '.join(list_models())}), not with {name}")
     found = load_weights(_checkpoint_of(Path(spec)))
     if found.config is None:
-        raise UsageError(
-            f"{name} does not say which network it is of; give a name from the zoo and --weights "
-            f"{name}"
-        )
+        raise UsageError(f"{name} does not say which network it is of; give a name from the zoo and --weights {name}")
     return _build(found.model, found.config, found)
 
 
@@ -108,8 +101,7 @@ def _zoo_config(
             ours, theirs = getattr(config, field.name), getattr(weights.config, field.name)
             if field.name not in _FREE and ours != theirs:
                 raise CheckpointError(
-                    f"{weights.source} is of another network: {field.name} is {theirs!r}, in "
-                    f"{name} {ours!r}"
+                    f"{weights.source} is of another network: {field.name} is {theirs!r}, in {name} {ours!r}"
                 )
         config = weights.config
     elif classes := head_classes(weights.tensors):
@@ -118,9 +110,7 @@ def _zoo_config(
     return replace(config, **{key: value for key, value in given.items() if value is not None})
 
 
-def _build(
-    name: str, config: SqueezeNetConfig, weights: Weights, random_init: bool = False, seed: int = 0
-) -> Network:
+def _build(name: str, config: SqueezeNetConfig, weights: Weights, random_init: bool = False, seed: int = 0) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = SqueezeNet(config).eval()
@@ -132,10 +122,9 @@ def _build(
     return Network(
         name=name,
         module=module,
-        preprocessing=fit_preprocessing(
-            weights.preprocessing or find_model(name).preprocessing, config
-        ),
+        preprocessing=fit_preprocessing(weights.preprocessing or find_model(name).preprocessing, config),
         classes=classes or tuple(f"class {index}" for index in range(config.num_classes)),
         class_ids=ids,
         sha256=weights.sha256,
+        training=weights.training,
     )

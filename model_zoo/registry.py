@@ -13,9 +13,7 @@ from .config import EARLY, SqueezeNetConfig
 if TYPE_CHECKING:
     from .squeezenet import SqueezeNet
 
-_IMAGENET = Preprocessing(
-    size=(224, 224), resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-)
+_IMAGENET = Preprocessing(size=(224, 224), resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _SMALL = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
@@ -92,14 +90,9 @@ def fit_preprocessing(preprocessing: Preprocessing, config: SqueezeNetConfig) ->
     std.
     """
     if config.in_channels not in (1, 3):
-        raise UsageError(
-            f"pictures have 1 or 3 channels, the network {config.in_channels}; preprocess them "
-            "yourself"
-        )
+        raise UsageError(f"pictures have 1 or 3 channels, the network {config.in_channels}; preprocess them yourself")
     if config.input_size != preprocessing.size:
-        resize = preprocessing.resize and round(
-            preprocessing.resize * max(config.input_size) / max(preprocessing.size)
-        )
+        resize = preprocessing.resize and round(preprocessing.resize * max(config.input_size) / max(preprocessing.size))
         preprocessing = replace(preprocessing, size=config.input_size, resize=resize)
     if config.in_channels == preprocessing.depth:
         return preprocessing
@@ -119,9 +112,7 @@ def squeezenet1_0() -> ZooEntry:
 def squeezenet1_1() -> ZooEntry:
     """SqueezeNet v1.1: a 3x3 stem of 64 filters and early pools, 2.4 times less work than v1.0."""
     config = SqueezeNetConfig(stem_channels=64, stem_kernel=3, pools=EARLY)
-    return ZooEntry(
-        config, _IMAGENET, "authors' repository; accuracy of torchvision's weights", 58.178, 80.624
-    )
+    return ZooEntry(config, _IMAGENET, "authors' repository; accuracy of torchvision's weights", 58.178, 80.624)
 
 
 @register

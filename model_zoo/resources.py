@@ -36,9 +36,7 @@ class Resources:
         return torch.device(self.device)
 
 
-def settle(
-    config: TrainingConfig, network: SqueezeNetConfig, device: torch.device
-) -> TrainingConfig:
+def settle(config: TrainingConfig, network: SqueezeNetConfig, device: torch.device) -> TrainingConfig:
     """The config with the values chosen that were left open."""
     little = network.macs * config.batch_size < _LITTLE_WORK_MACS
     return replace(

@@ -34,8 +34,7 @@ def check_unused(folder: Path) -> None:
     for name in (FILE_NAME, _CONFIG, _LOG):
         if (folder / name).exists():
             raise UsageError(
-                f"{folder} already holds a run ({name}); go on with --resume {folder} or choose "
-                "another --out"
+                f"{folder} already holds a run ({name}); go on with --resume {folder} or choose another --out"
             )
 
 
@@ -43,10 +42,7 @@ def write_run(folder: Path, checkpoint: Checkpoint, rows: Sequence[LogRow]) -> N
     """Write the state of a training whole or not at all. Raises ``WriteError``."""
     header = ",".join(field.name for field in fields(LogRow))
     lines = (
-        ",".join(
-            f"{value:.6g}" if isinstance(value, float) else str(value) for value in astuple(row)
-        )
-        for row in rows
+        ",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in astuple(row)) for row in rows
     )
     summary = {
         "model": checkpoint.model,

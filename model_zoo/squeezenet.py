@@ -35,9 +35,7 @@ class Fire(nn.Module):
             self.bypass = nn.Identity()
         elif config.bypass == "complex":
             bypass = _conv(size.in_channels, size.out_channels, 1, norm)
-            self.bypass = (
-                nn.Sequential(bypass, nn.BatchNorm2d(size.out_channels)) if norm else bypass
-            )
+            self.bypass = nn.Sequential(bypass, nn.BatchNorm2d(size.out_channels)) if norm else bypass
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, H, W)."""

@@ -97,22 +97,18 @@ def resume(
     config = TrainingConfig.from_json(checkpoint.training)
     if checkpoint.epoch >= config.epochs:
         raise UsageError(
-            f"the run in {out} has finished its {config.epochs} epochs; start another one in "
-            "another folder"
+            f"the run in {out} has finished its {config.epochs} epochs; start another one in another folder"
         )
     images = split_images(open_images(data or config.data), config.val_fraction, config.seed)
     found = (images[0].classes, (len(images[0]), len(images[1])))
     if found != (checkpoint.classes, checkpoint.pictures):
         raise DataError(
-            f"{images[0].source} is not what {out} was trained on: its classes or its pictures "
-            "have changed"
+            f"{images[0].source} is not what {out} was trained on: its classes or its pictures have changed"
         )
     return _run(out, checkpoint, _load(checkpoint, images, resources, quiet), resources, quiet)
 
 
-def _start(
-    config: TrainingConfig, images: tuple[LabelledImages, LabelledImages], resources: Resources
-) -> Checkpoint:
+def _start(config: TrainingConfig, images: tuple[LabelledImages, LabelledImages], resources: Resources) -> Checkpoint:
     """The checkpoint before the first step: everything is decided, and the weights are drawn."""
     channels = 1 if images[0].channels == "L" else 3
     network = model_config(config.model, len(images[0].classes), channels, config.input_size)
@@ -171,9 +167,7 @@ def _run(
     with (
         _own_torch(config, device),
         _told_how_to_resume(out),
-        progress(
-            f"training {config.model}", steps * (config.epochs - checkpoint.epoch), quiet=quiet
-        ) as advance,
+        progress(f"training {config.model}", steps * (config.epochs - checkpoint.epoch), quiet=quiet) as advance,
     ):
         learner = _Learner(checkpoint, config, device, steps)
         for epoch in range(checkpoint.epoch, config.epochs):
@@ -255,9 +249,7 @@ class _Learner:
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             logits = self.module(pictures)
-        loss = functional.cross_entropy(
-            logits.float(), labels, label_smoothing=config.label_smoothing
-        )
+        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
         value = loss.item()
         if not math.isfinite(value):
             raise _diverged(f"the loss is {value}", step, self.rate)
@@ -287,9 +279,7 @@ class _Learner:
             for name, parameter in self.module.named_parameters()
             if parameter in self.optimizer.state
         }
-        return replace(
-            self.start, epoch=row.epoch, step=row.step, weights=weights, momentum=momentum
-        )
+        return replace(self.start, epoch=row.epoch, step=row.step, weights=weights, momentum=momentum)
 
     def _load_momentum(self) -> None:
         if self.start.step == 0 or self.config.momentum == 0:
@@ -297,9 +287,7 @@ class _Learner:
         parameters, buffers = dict(self.module.named_parameters()), self.start.momentum
         shapes = [{name: t.shape for name, t in group.items()} for group in (parameters, buffers)]
         if shapes[0] != shapes[1]:
-            raise CheckpointError(
-                "the momentum in the checkpoint is not that of its network; start a new run"
-            )
+            raise CheckpointError("the momentum in the checkpoint is not that of its network; start a new run")
         for name, parameter in parameters.items():
             buffer = torch.empty_like(parameter).copy_(buffers[name])
             self.optimizer.state[parameter]["momentum_buffer"] = buffer

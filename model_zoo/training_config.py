@@ -80,6 +80,4 @@ class TrainingConfig:
                 plain["input_size"] = tuple(plain["input_size"])
             return cls(**plain)
         except (KeyError, TypeError, UsageError) as error:
-            raise CheckpointError(
-                f"the training config of the checkpoint cannot be read: {error}"
-            ) from error
+            raise CheckpointError(f"the training config of the checkpoint cannot be read: {error}") from error

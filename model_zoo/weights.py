@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from .squeezenet import HEAD
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict and what its file knows of its network, preprocessing and classes."""
+    """A state dict and what its file knows of its network, preprocessing, classes and training."""
 
     source: str
     sha256: str
@@ -33,6 +34,7 @@ class Weights:
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
     class_ids: tuple[str, ...] = ()
+    training: Mapping[str, Any] | None = None
 
 
 def load_weights(path: str | Path) -> Weights:
@@ -48,9 +50,7 @@ def load_weights(path: str | Path) -> Weights:
         ".net": _from_net,
     }
     if path.suffix not in readers:
-        raise UsageError(
-            f"{path} ends in {path.suffix!r}; weights are read from {', '.join(readers)}"
-        )
+        raise UsageError(f"{path} ends in {path.suffix!r}; weights are read from {', '.join(readers)}")
     try:
         data = read_file(path)
     except FormatError as error:
@@ -80,23 +80,13 @@ def load_weights_into(module: nn.Module, weights: Weights, replace_head: bool = 
             raise CheckpointError(f"{source} is of another network: it has no {name}")
     for name, tensor in state.items():
         if name not in own:
-            raise CheckpointError(
-                f"{source} is of another network: it has {name}, this one has not"
-            )
-        if (
-            tensor.shape != own[name].shape
-            or tensor.is_floating_point() != own[name].is_floating_point()
-        ):
-            found, wanted = (
-                f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in (tensor, own[name])
-            )
-            raise CheckpointError(
-                f"{source} is of another network: {name} is {found} instead of {wanted}"
-            )
+            raise CheckpointError(f"{source} is of another network: it has {name}, this one has not")
+        if tensor.shape != own[name].shape or tensor.is_floating_point() != own[name].is_floating_point():
+            found, wanted = (f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in (tensor, own[name]))
+            raise CheckpointError(f"{source} is of another network: {name} is {found} instead of {wanted}")
         if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(
-                f"{source} cannot be used: {name} holds values that are not finite; train again "
-                "with a lower rate"
+                f"{source} cannot be used: {name} holds values that are not finite; train again with a lower rate"
             )
     module.load_state_dict(state)
 
@@ -120,6 +110,7 @@ def _from_safetensors(data: bytes, source: str) -> Weights:
         config=checkpoint.config,
         preprocessing=checkpoint.preprocessing,
         classes=checkpoint.classes,
+        training=checkpoint.training,
     )
 
 
@@ -149,9 +140,7 @@ def _from_pth(data: bytes, source: str) -> Weights:
             f"{source} is not a plain state dict of tensors ({first}); nothing in it was run"
         ) from error
     if not isinstance(state, dict) or not state or not all(isinstance(name, str) for name in state):
-        raise CheckpointError(
-            f"{source} holds a {type(state).__name__}, not a state dict of named tensors"
-        )
+        raise CheckpointError(f"{source} holds a {type(state).__name__}, not a state dict of named tensors")
     for name, tensor in state.items():
         if (
             not isinstance(tensor, Tensor)
@@ -159,9 +148,7 @@ def _from_pth(data: bytes, source: str) -> Weights:
             or tensor.is_quantized
             or tensor.is_complex()
         ):
-            raise CheckpointError(
-                f"{source} holds {name!r}, which is no plain tensor; save model.state_dict() alone"
-            )
+            raise CheckpointError(f"{source} holds {name!r}, which is no plain tensor; save model.state_dict() alone")
     return Weights(source, sha256(data), state)
 
 
@@ -172,11 +159,8 @@ def _check_archive(data: bytes, source: str) -> None:
     try:
         members = zipfile.ZipFile(io.BytesIO(data)).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise CheckpointError(
-            f"{source} is cut short or damaged ({error}); copy it again"
-        ) from error
+        raise CheckpointError(f"{source} is cut short or damaged ({error}); copy it again") from error
     if sum(member.file_size for member in members) > len(data):
         raise CheckpointError(
-            f"{source} would unpack to more than its {len(data):,} bytes; torch stores tensors "
-            "plainly"
+            f"{source} would unpack to more than its {len(data):,} bytes; torch stores tensors plainly"
         )

@@ -10,10 +10,10 @@ from .datasets import LabelledImages, open_images, sample, split_images
 from .errors import FireboxError
 from .evaluation import Evaluation, evaluate
 from .graph import Graph
-from .plan import MemoryPlan, Verdict, plan
+from .planning import MemoryPlan, Verdict, plan
 from .preprocessing import Preprocessing
-from .profile import Profile, profile
-from .read import read_graph
+from .profiling import Profile, profile
+from .reader import read_graph
 from .session import Prediction, Session
 from .units import format_size, parse_size
 

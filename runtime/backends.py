@@ -14,8 +14,8 @@ import numpy as np
 
 from .contract import KEY
 from .errors import FireboxError, FormatError, MissingExtraError, UsageError
-from .read import Format
-from .read_tflite import read_tflite_metadata
+from .reader import Format
+from .tflite_reader import read_tflite_metadata
 
 
 class Backend(Protocol):
@@ -43,12 +43,15 @@ class OnnxRuntime:
     def __init__(self, data: bytes, threads: int):
         self._data, self._threads = data, threads
         self._session = self._open(data, self._options())
-        (source,), _ = self._session.get_inputs(), self._session.get_outputs()
+        (source,) = self._session.get_inputs()
         if not all(isinstance(size, int) for size in source.shape):
-            raise FormatError(f"input {source.name!r} has a dynamic shape {source.shape}; export it with a fixed batch of 1")
+            raise FormatError(
+                f"input {source.name!r} has a dynamic shape {source.shape}; export it with a fixed batch of 1"
+            )
         self._name = source.name
-        self.input_shape = tuple(source.shape)
-        self.input_dtype = {"tensor(float)": "float32"}.get(source.type, source.type.removeprefix("tensor(").removesuffix(")"))
+        self.input_shape: tuple[int, ...] = tuple(source.shape)
+        kind = source.type.removeprefix("tensor(").removesuffix(")")
+        self.input_dtype: str = "float32" if kind == "float" else kind
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """One inference."""
@@ -172,6 +175,8 @@ def _foreign(package: str) -> Iterator[None]:
         raise
     except Exception as error:
         if "numpy" in str(error).lower() or "_ARRAY_API" in str(error):
-            raise MissingExtraError(f"{package} works with numpy below 2 only; a numpy that it can use", "tflite") from error
+            raise MissingExtraError(
+                f"{package} works with numpy below 2 only; a numpy that it can use", "tflite"
+            ) from error
         text = str(error).strip().splitlines()
         raise FormatError(f"{package} cannot load the file: {text[0] if text else type(error).__name__}") from error

@@ -58,8 +58,15 @@ def progress(description: str, total: int | None = None, *, quiet: bool = False)
 
 @contextmanager
 def _bar(description: str, total: int | None) -> Iterator[Callable[..., None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.progress import ProgressColumn, Task
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> str:
@@ -71,7 +78,8 @@ def _bar(description: str, total: int | None) -> Iterator[Callable[..., None]]:
         task = bar.add_task(description, total=total, text="")
 
         def advance(steps: int = 1, text: str = "") -> None:
-            bar.update(task, advance=steps, **({"text": text} if text else {}))
+            fields: dict[str, Any] = {"text": text} if text else {}
+            bar.update(task, advance=steps, **fields)
 
         yield advance
 

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -101,7 +101,9 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
     for label in range(len(images.classes)):
         members = order[images.labels[order] == label]
         if len(members) == 1:
-            raise DataError(f"class {images.classes[label]!r} in {images.source} has one picture; two are needed to train and validate")
+            raise DataError(
+                f"class {images.classes[label]!r} in {images.source} has one picture; it takes two to validate"
+            )
         held.extend(members[: max(1, round(fraction * len(members)))])
     kept = np.setdiff1d(order, held)
     return images.subset(kept), images.subset(np.sort(held))
@@ -132,21 +134,25 @@ def match_labels(images: LabelledImages, classes: Sequence[str], ids: Sequence[s
         index = by_id.get(folder, by_id.get(folder.split("_")[0], by_name.get(folder)))
         if index is None:
             known = ", ".join(classes[:3])
-            raise DataError(f"class {folder!r} of {images.source} is not one of the model's {len(classes)} classes ({known}, …)")
+            raise DataError(
+                f"class {folder!r} of {images.source} is not one of the model's {len(classes)} classes ({known}, …)"
+            )
         table[position] = index
     return table[images.labels]
 
 
 def _label(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> LabelledImages:
     parts = {name: PurePosixPath(name).parts for name in sorted(names)}
-    usable = {name: part for name, part in parts.items() if len(part) >= 2 and not part[-1].startswith((".", "._"))}
+    usable = {name: part for name, part in parts.items() if len(part) >= 2 and not part[-1].startswith(".")}
     usable = {name: part for name, part in usable.items() if PurePosixPath(name).suffix.lower() in _PICTURES}
     if not usable:
-        raise DataError(f"{source} holds no pictures in class folders (CLASS/picture.jpg); supported: {', '.join(sorted(_PICTURES))}")
+        raise DataError(
+            f"{source} holds no pictures in class folders (CLASS/picture.jpg); known are {', '.join(sorted(_PICTURES))}"
+        )
     classes = tuple(sorted({part[-2] for part in usable.values()}))
     if len(classes) < 2:
         raise DataError(f"{source} holds one class only ({classes[0]!r}); at least two class folders are needed")
-    position = {name: index for index, name in enumerate(classes)}
+    position: dict[str, int] = {name: index for index, name in enumerate(classes)}
     return LabelledImages(
         source=source,
         classes=classes,
@@ -163,7 +169,7 @@ def _open_digits() -> LabelledImages:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "train") from error
-    digits = load_digits()
+    digits: Any = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     return LabelledImages(
         source="digits",
@@ -178,9 +184,7 @@ def _open_digits() -> LabelledImages:
 
 def _open_folder(folder: Path) -> tuple[list[str], Callable[[str], bytes]]:
     names = [
-        (Path(parent) / file).relative_to(folder).as_posix()
-        for parent, _, files in os.walk(folder)
-        for file in files
+        (Path(parent) / file).relative_to(folder).as_posix() for parent, _, files in os.walk(folder) for file in files
     ]
 
     def read(name: str) -> bytes:
@@ -194,10 +198,14 @@ def _open_folder(folder: Path) -> tuple[list[str], Callable[[str], bytes]]:
 def _open_tar(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
     with path.open("rb") as stream:
         if stream.read(2) == b"\x1f\x8b":
-            raise DataError(f"{path} is compressed; unpack it to a plain .tar so that pictures can be read in any order")
+            raise DataError(
+                f"{path} is compressed; unpack it to a plain .tar so that pictures can be read in any order"
+            )
     size = path.stat().st_size
     with tarfile.open(path, "r:") as archive:
-        extents = {member.name.removeprefix("./"): (member.offset_data, member.size) for member in archive if member.isreg()}
+        extents = {
+            member.name.removeprefix("./"): (member.offset_data, member.size) for member in archive if member.isreg()
+        }
     for name, (offset, length) in extents.items():
         if offset + length > size:
             raise DataError(f"{path} is cut short: {name} ends {offset + length - size:,} bytes past its end")

@@ -17,9 +17,7 @@ class MissingExtraError(FireboxError):
     """A package that belongs to an optional extra is not installed."""
 
     def __init__(self, package: str, extra: str):
-        super().__init__(
-            f"{package} is not installed; run: pip install 'firebox[{extra}]'"
-        )
+        super().__init__(f"{package} is not installed; run: pip install 'firebox[{extra}]'")
         self.package = package
         self.extra = extra
 

@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from .files import read_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Picture = "str | Path | bytes | np.ndarray | Image"
+    # What a picture may be given as.
+    Picture: TypeAlias = str | Path | bytes | np.ndarray | Image
 
 _MAX_PIXELS = 100_000_000
 _MAX_FILE_BYTES = 256 * 1024**2
@@ -40,14 +41,20 @@ class Preprocessing:
         if self.channels not in ("RGB", "BGR", "L"):
             raise UsageError(f"channel order {self.channels!r} is not one of RGB, BGR, L")
         if len(self.mean) != self.depth or len(self.std) != self.depth:
-            raise UsageError(f"mean and std need {self.depth} values for channels {self.channels}, got {self.mean} and {self.std}")
+            raise UsageError(
+                f"mean and std need {self.depth} values for channels {self.channels}, got {self.mean} and {self.std}"
+            )
         if min(self.size) < 1 or max(self.size) > 4096 or (self.resize is not None and not 1 <= self.resize <= 4096):
             raise UsageError(f"input size {self.size} with resize {self.resize} is not between 1 and 4096 pixels")
         numbers = np.array([self.scale, *self.mean, *self.std], float)
         if not np.isfinite(numbers).all() or min(self.std) <= 0 or self.scale <= 0:
-            raise UsageError(f"scale {self.scale}, mean {self.mean} and std {self.std} must be finite, scale and std positive")
+            raise UsageError(
+                f"scale {self.scale}, mean {self.mean} and std {self.std} must be finite, scale and std positive"
+            )
         if self.resize is not None and self.resize < max(self.size):
-            raise UsageError(f"resize {self.resize} is smaller than the crop {self.size}; make it at least {max(self.size)}")
+            raise UsageError(
+                f"resize {self.resize} is smaller than the crop {self.size}; make it at least {max(self.size)}"
+            )
 
     @property
     def depth(self) -> int:
@@ -67,7 +74,9 @@ class Preprocessing:
             ratio = self.resize / min(image.size)
             scaled = (max(self.resize, int(image.width * ratio)), max(self.resize, int(image.height * ratio)))
             if scaled[0] * scaled[1] > _MAX_PIXELS:
-                raise DataError(f"{name} is {image.width}x{image.height}: too long and thin to be scaled to {self.resize} pixels")
+                raise DataError(
+                    f"{name} is {image.width}x{image.height}: too long and thin to be scaled to {self.resize} pixels"
+                )
             image = image.resize(scaled, Image.Resampling.BILINEAR)
             left, top = round((image.width - width) / 2), round((image.height - height) / 2)
             image = image.crop((left, top, left + width, top + height))
@@ -116,7 +125,9 @@ def decode(picture: "Picture", name: str = "image") -> "Image":
     try:
         with Image.open(io.BytesIO(picture)) as image:
             if image.width * image.height > _MAX_PIXELS:
-                raise DataError(f"{name} has {image.width}x{image.height} pixels, more than {_MAX_PIXELS:,}; scale it down first")
+                raise DataError(
+                    f"{name} has {image.width}x{image.height} pixels, more than {_MAX_PIXELS:,}; scale it down first"
+                )
             image.load()
             if image.mode.startswith("I"):
                 return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))

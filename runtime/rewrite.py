@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .graph import Add, Conv, FullyConnected, Graph, NO_PADS, Op, Relu, Tensor
+from .graph import NO_PADS, Add, Conv, FullyConnected, Graph, Op, Relu, Tensor
 
 
 def fuse_activations(graph: Graph) -> Graph:

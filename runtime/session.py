@@ -11,7 +11,7 @@ from .backends import load_backend
 from .contract import Contract
 from .errors import FireboxError, FormatError, UsageError
 from .files import read_file
-from .read import format_of
+from .reader import format_of
 
 if TYPE_CHECKING:
     from .preprocessing import Picture, Preprocessing
@@ -77,7 +77,9 @@ class Session:
     def contract(self) -> Contract:
         """What the file says about itself. Raises ``UsageError`` for a file that firebox did not write."""
         if self._contract is None:
-            raise UsageError(f"{self.name} carries no contract: firebox did not write it; use run() with an array of your own")
+            raise UsageError(
+                f"{self.name} carries no contract: firebox did not write it; use run() with an array of your own"
+            )
         return self._contract
 
     @property
@@ -103,7 +105,9 @@ class Session:
         backend = self._running()
         if x.shape != backend.input_shape or x.dtype != backend.input_dtype:
             wanted = f"{backend.input_dtype} {backend.input_shape}"
-            raise UsageError(f"{self.name} takes {wanted}, got {x.dtype} {x.shape}; use classify() for pictures of any size")
+            raise UsageError(
+                f"{self.name} takes {wanted}, got {x.dtype} {x.shape}; use classify() for pictures of any size"
+            )
         try:
             return backend.run(np.ascontiguousarray(x))
         except Exception as error:
@@ -153,7 +157,9 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _running(self) -> Any:

@@ -16,16 +16,19 @@ from .errors import FormatError
 IDENTIFIER = b"TFL3"
 
 _TABLES = """
-Model version:u32 operator_codes:[OperatorCode] subgraphs:[SubGraph] description:str buffers:[Buffer] -:[i32] metadata:[Metadata]
+Model version:u32 operator_codes:[OperatorCode] subgraphs:[SubGraph] description:str buffers:[Buffer] -:[i32] \
+  metadata:[Metadata]
 OperatorCode deprecated_builtin_code:i8 custom_code:str version:i32=1 builtin_code:i32
 SubGraph tensors:[Tensor] inputs:[i32] outputs:[i32] operators:[Operator] name:str
-Tensor shape:[i32] type:u8 buffer:u32 name:str quantization:QuantizationParameters is_variable:u8 -:Sparsity shape_signature:[i32]
+Tensor shape:[i32] type:u8 buffer:u32 name:str quantization:QuantizationParameters is_variable:u8 \
+  -:Sparsity shape_signature:[i32]
 QuantizationParameters -:[f32] -:[f32] scale:[f32] zero_point:[i64] -:u8 -:Details quantized_dimension:i32
 Operator opcode_index:u32 inputs:[i32] outputs:[i32] options:union
 Buffer data:[u8] offset:u64 size:u64
 Metadata name:str buffer:u32
 Conv2DOptions padding:u8 stride_w:i32 stride_h:i32 activation:u8 dilation_w:i32=1 dilation_h:i32=1
-DepthwiseConv2DOptions padding:u8 stride_w:i32 stride_h:i32 depth_multiplier:i32 activation:u8 dilation_w:i32=1 dilation_h:i32=1
+DepthwiseConv2DOptions padding:u8 stride_w:i32 stride_h:i32 depth_multiplier:i32 activation:u8 dilation_w:i32=1 \
+  dilation_h:i32=1
 Pool2DOptions padding:u8 stride_w:i32 stride_h:i32 filter_width:i32 filter_height:i32 activation:u8
 FullyConnectedOptions activation:u8 weights_format:u8 keep_num_dims:u8
 SoftmaxOptions beta:f32
@@ -41,9 +44,9 @@ DequantizeOptions
 
 # Members of the union BuiltinOptions that are read and written.
 OPTIONS = {
-    1: "Conv2DOptions", 2: "DepthwiseConv2DOptions", 5: "Pool2DOptions", 8: "FullyConnectedOptions", 9: "SoftmaxOptions",
-    10: "ConcatenationOptions", 11: "AddOptions", 17: "ReshapeOptions", 22: "PadOptions", 27: "ReducerOptions",
-    38: "DequantizeOptions", 43: "PadV2Options", 89: "QuantizeOptions",
+    1: "Conv2DOptions", 2: "DepthwiseConv2DOptions", 5: "Pool2DOptions", 8: "FullyConnectedOptions",
+    9: "SoftmaxOptions", 10: "ConcatenationOptions", 11: "AddOptions", 17: "ReshapeOptions", 22: "PadOptions",
+    27: "ReducerOptions", 38: "DequantizeOptions", 43: "PadV2Options", 89: "QuantizeOptions",
 }  # fmt: skip
 
 OPERATORS = {
@@ -141,7 +144,9 @@ class _Reader:
         item = "u8" if type_ == "str" else type_[1:-1]
         width = struct.calcsize("<" + SCALARS.get(item, "I"))
         if start + length * width > len(self.data):
-            raise FormatError(f"the TFLite file is cut short: {length} values of {item} do not fit into what is left of it")
+            raise FormatError(
+                f"the TFLite file is cut short: {length} values of {item} do not fit into what is left of it"
+            )
         if type_ == "str":
             return self.data[start : start + length].decode()
         if item == "u8":

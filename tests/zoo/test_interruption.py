@@ -28,9 +28,7 @@ def wait_for_epochs(log: Path, epochs: int) -> None:
 
 def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(pictures, tmp_path):
     out = tmp_path / "broken"
-    with subprocess.Popen(
-        [*COMMAND, *options(pictures, out)], stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([*COMMAND, *options(pictures, out)], stderr=subprocess.PIPE, text=True) as process:
         wait_for_epochs(out / "log.csv", 2)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)

@@ -46,8 +46,7 @@ def test_weights_without_a_story_take_the_zoos(tmp_path):
 def test_random_weights_are_the_seeds_and_leave_torchs_generator_alone():
     state = torch.random.get_rng_state()
     first, again, other = (
-        load_network("squeezenet_micro", random_init=True, in_channels=1, seed=seed).module
-        for seed in (0, 0, 1)
+        load_network("squeezenet_micro", random_init=True, in_channels=1, seed=seed).module for seed in (0, 0, 1)
     )
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(first.features[0].weight, again.features[0].weight)

@@ -74,9 +74,7 @@ def test_same_seed_same_bytes_other_seed_other_weights(pictures, tmp_path, preci
 def test_pictures_decoded_by_workers_train_the_same_weights(pictures, tmp_path):
     config = TrainingConfig(data=str(pictures), epochs=1, batch_size=4)
     kept = train(config, tmp_path / "kept", quiet=True)
-    streamed = train(
-        config, tmp_path / "streamed", Resources(memory_bytes=1, workers=1), quiet=True
-    )
+    streamed = train(config, tmp_path / "streamed", Resources(memory_bytes=1, workers=1), quiet=True)
     assert kept.checkpoint.read_bytes() == streamed.checkpoint.read_bytes()
 
 
@@ -196,9 +194,7 @@ def test_a_cut_jpeg_is_named(firebox, tmp_path, paint, memory):
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:700])
     out = tmp_path / "run"
-    outcome = firebox(
-        "train", "--data", folder, "--out", out, "--memory", memory, "--batch-size", 2
-    )
+    outcome = firebox("train", "--data", folder, "--out", out, "--memory", memory, "--batch-size", 2)
     assert outcome.code == 1
     assert "class1/cut.jpg is damaged or cut short" in outcome.err
     assert outcome.err.count("\n") == 1

@@ -93,9 +93,7 @@ def test_damaged_compressed_network_is_refused(tmp_path, data, said):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), suffix=st.sampled_from([".safetensors", ".pth", ".net"]))
-def test_no_cut_or_garbled_file_gets_through(
-    tmp_path_factory, data, suffix, micro, micro_safetensors
-):
+def test_no_cut_or_garbled_file_gets_through(tmp_path_factory, data, suffix, micro, micro_safetensors):
     stream = io.BytesIO()
     torch.save({"a": torch.arange(6.0)}, stream)
     whole = {".safetensors": micro_safetensors, ".pth": stream.getvalue(), ".net": compressed()}

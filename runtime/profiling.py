@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import UsageError
 from .files import read_file
-from .plan import MemoryPlan, Verdict, plan
+from .planning import MemoryPlan, Verdict, plan
 from .session import Session
 
 Source = Literal["planned", "measured", "unknown"]
@@ -133,7 +133,7 @@ def _random_input(session: Session) -> np.ndarray:
     if session.input_dtype == "float32":
         return rng.standard_normal(session.input_shape, np.float32)
     limits = np.iinfo(session.input_dtype)
-    return rng.integers(limits.min, limits.max, session.input_shape, session.input_dtype, endpoint=True)
+    return rng.integers(limits.min, limits.max, session.input_shape, endpoint=True).astype(session.input_dtype)
 
 
 def _time(session: Session, x: np.ndarray) -> float:

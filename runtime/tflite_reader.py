@@ -7,8 +7,27 @@ import numpy as np
 
 from .errors import FormatError, UnsupportedError
 from .graph import (
-    NO_PADS, Activation, Add, AveragePool, Concat, Conv, Dequantize, FullyConnected, GlobalAveragePool, Graph, MaxPool,
-    Op, Pad, Pads, Quantization, Quantize, Relu, Reshape, Softmax, Tensor, same_pads,
+    NO_PADS,
+    Activation,
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Dequantize,
+    FullyConnected,
+    GlobalAveragePool,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Pads,
+    Quantization,
+    Quantize,
+    Relu,
+    Reshape,
+    Softmax,
+    Tensor,
+    same_pads,
 )  # fmt: skip
 from .tflite_schema import ACTIVATIONS, OPERATORS, PADDINGS, TENSOR_TYPES, read_model
 
@@ -68,7 +87,9 @@ class _Subgraph:
         outputs = [self.name(i) for i in operator["outputs"]]
         if kind is None:
             where = outputs[0] if outputs else f"operation {index}"
-            raise UnsupportedError(f"TFLite operation {code} at {where!r} is not supported; see ARCHITECTURE.md for those that are")
+            raise UnsupportedError(
+                f"TFLite operation {code} at {where!r} is not supported; see ARCHITECTURE.md for those that are"
+            )
         if not inputs or len(outputs) != 1:
             raise FormatError(f"{kind} (operation {index}) has {len(inputs)} inputs and {len(outputs)} outputs")
         try:
@@ -112,7 +133,9 @@ class _Subgraph:
 def _tensor(name: str, tensor: dict[str, Any], buffers: list[dict[str, Any]]) -> Tensor:
     shape = tuple(tensor["shape"])
     if -1 in tensor["shape_signature"]:
-        raise UnsupportedError(f"{name!r} has a dynamic shape {tuple(tensor['shape_signature'])}; export it with a fixed batch of 1")
+        raise UnsupportedError(
+            f"{name!r} has a dynamic shape {tuple(tensor['shape_signature'])}; export it with a fixed batch of 1"
+        )
     if tensor["type"] not in _DTYPES:
         raise UnsupportedError(f"{name!r} has TFLite type {tensor['type']}; known are {', '.join(TENSOR_TYPES)}")
     dtype: Any = _DTYPES[tensor["type"]]
@@ -124,7 +147,11 @@ def _tensor(name: str, tensor: dict[str, Any], buffers: list[dict[str, Any]]) ->
         expected = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
         if len(raw) != expected:
             raise FormatError(f"{name!r} of shape {shape} needs {expected:,} bytes, its buffer has {len(raw):,}")
-        data = raw.view(dtype).reshape(shape) if raw.ctypes.data % 4 == 0 else np.frombuffer(raw.tobytes(), dtype).reshape(shape)
+        data = (
+            raw.view(dtype).reshape(shape)
+            if raw.ctypes.data % 4 == 0
+            else np.frombuffer(raw.tobytes(), dtype).reshape(shape)
+        )
     return Tensor(name, shape, dtype, _quantization(name, shape, tensor["quantization"]), data)
 
 
@@ -177,7 +204,9 @@ def _pool(kind: type[MaxPool] | type[AveragePool]) -> Callable[..., Op]:
 def _mean(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
     axes = {int(axis) % 4 for axis in graph.constant(inputs[1]).ravel()}
     if axes != {1, 2} or not options["keep_dims"]:
-        raise UnsupportedError(f"mean {output!r} over {sorted(axes)} is not supported, only over rows and columns, kept")
+        raise UnsupportedError(
+            f"mean {output!r} over {sorted(axes)} is not supported, only over rows and columns, kept"
+        )
     return GlobalAveragePool((inputs[0],), output)
 
 

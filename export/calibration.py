@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ..runtime.errors import MissingExtraError, QuantizationError, UsageError
 from ..runtime.graph import Graph
-from .write_onnx import onnx_shape, write_onnx
+from .onnx_writer import onnx_shape, write_onnx
 
 Method = Literal["minmax", "mse"]
 METHODS: tuple[Method, ...] = ("minmax", "mse")
@@ -52,8 +52,11 @@ def run_activations(graph: Graph, samples: Iterable[np.ndarray]) -> Iterable[Map
         if source.quantization is not None:
             feed = (source.quantization.quantize(feed, "int8").astype(np.int16) + 128).astype(np.uint8)
         assert feed.shape == onnx_shape(source.shape)
-        values = dict(zip(names, session.run(names, {source.name: feed}), strict=True))
-        yield {name: _real(graph, name, value) for name, value in values.items()} | {source.name: np.asarray(moved, np.float32)}
+        results: Any = session.run(names, {source.name: feed})
+        values = dict(zip(names, results, strict=True))
+        yield {name: _real(graph, name, value) for name, value in values.items()} | {
+            source.name: np.asarray(moved, np.float32)
+        }
 
 
 def calibrate(
@@ -65,8 +68,8 @@ def calibrate(
     """The range of every activation of a float graph over ``samples`` (NHWC, batch included).
 
     ``minmax`` covers every value seen. ``mse`` cuts the tails where that lowers the mean squared error of 8 bits
-    (Choukroun et al., arXiv 1902.06822, section 3); the network's input and output are never cut. ``tick`` is called twice a
-    sample. Raises ``QuantizationError`` without samples or naming the first tensor that is not finite.
+    (Choukroun et al., arXiv 1902.06822, section 3); the network's input and output are never cut. ``tick`` is called
+    twice a sample. Raises ``QuantizationError`` without samples or naming the first tensor that is not finite.
     """
     if method not in METHODS:
         raise UsageError(f"calibration method {method!r} is not one of {', '.join(METHODS)}")
@@ -77,7 +80,9 @@ def calibrate(
         for tensor in graph.activations:
             low, high = float(values[tensor.name].min()), float(values[tensor.name].max())
             if not np.isfinite([low, high]).all():
-                raise QuantizationError(f"activation {tensor.name!r} is not finite on the calibration pictures; check the weights")
+                raise QuantizationError(
+                    f"activation {tensor.name!r} is not finite on the calibration pictures; check the weights"
+                )
             seen[tensor.name] = Range(min(low, 0.0), max(high, 0.0)).union(seen.get(tensor.name, Range(0.0, 0.0)))
         tick()
     if method == "minmax":
@@ -87,7 +92,10 @@ def calibrate(
         for name, histogram in histograms.items():
             histogram += _histogram(values[name], seen[name])
         tick()
-    return {name: seen[name] if name in graph.inputs + graph.outputs else _least_error(histograms[name], seen[name]) for name in seen}
+    return {
+        name: seen[name] if name in graph.inputs + graph.outputs else _least_error(histograms[name], seen[name])
+        for name in seen
+    }
 
 
 def _histogram(values: np.ndarray, seen: Range) -> np.ndarray:

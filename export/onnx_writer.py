@@ -5,15 +5,32 @@ has fused kernels on every processor. A quantized tensor keeps its name; ``NAME/
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..runtime.errors import MissingExtraError, UnsupportedError
 from ..runtime.graph import (
-    Add, AveragePool, Concat, Conv, Dequantize, FullyConnected, GlobalAveragePool, Graph, MaxPool, Op, Pad, Pads, Pool,
-    Quantize, Relu, Reshape, Shape, Softmax, Tensor,
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Dequantize,
+    FullyConnected,
+    GlobalAveragePool,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Pads,
+    Pool,
+    Quantize,
+    Relu,
+    Reshape,
+    Shape,
+    Softmax,
+    Tensor,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -84,10 +101,16 @@ class _File:
     def rectified(self, activation: str, name: str, output: str) -> str:
         """The ReLU or ReLU6 that an operation has taken in, behind it."""
         if activation == "relu6":
-            return self.node("Clip", [name, self.constant("relu6/min", np.float32(0)), self.constant("relu6/max", np.float32(6))], output)
+            return self.node(
+                "Clip",
+                [name, self.constant("relu6/min", np.float32(0)), self.constant("relu6/max", np.float32(6))],
+                output,
+            )
         return self.node("Relu", [name], output)
 
-    def fused(self, op: Conv | FullyConnected | Add, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+    def fused(
+        self, op: Conv | FullyConnected | Add, kind: str, inputs: list[str], output: str, **attributes: Any
+    ) -> str:
         """A node and the rectifier it has taken in."""
         if op.activation == "none":
             return self.node(kind, inputs, output, **attributes)
@@ -98,7 +121,7 @@ class _File:
         from onnx import numpy_helper
 
         if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(data), name)
+            self.initializers[name] = numpy_helper.from_array(np.array(data, order="C"), name)
         return name
 
     def parameters(self, tensor: Tensor) -> list[str]:

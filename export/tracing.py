@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..runtime.errors import MissingExtraError, UnsupportedError
 from ..runtime.graph import Graph, rename
-from ..runtime.read_onnx import read_onnx
+from ..runtime.onnx_reader import read_onnx
 from ..runtime.rewrite import fold_batch_norm, fuse_activations
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 OPSET = 18
 
 
-def trace(module: "nn.Module", input_shape: tuple[int, int, int, int]) -> Graph:
+def trace(module: "nn.Module", input_shape: tuple[int, int, int, int], name: str = "main") -> Graph:
     """The float graph of a module in eval mode, batch norm folded and rectifiers fused.
 
-    ``input_shape`` is torch's (N, channels, height, width). Raises ``UnsupportedError`` naming the operation and the
-    module where it is. The module's mode is left as it was.
+    ``input_shape`` is torch's (N, channels, height, width), ``name`` what the graph is called.
+    Raises ``UnsupportedError`` naming the operation and the module where it is. The module's mode is left as it was.
     """
     try:
         import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -45,7 +45,8 @@ def trace(module: "nn.Module", input_shape: tuple[int, int, int, int]) -> Graph:
     finally:
         module.train(was_training)
     assert program is not None
-    return _named_after_modules(fuse_activations(fold_batch_norm(read_onnx(program.model_proto))))
+    graph = fuse_activations(fold_batch_norm(read_onnx(program.model_proto)))
+    return replace(_named_after_modules(graph), name=name)
 
 
 def _named_after_modules(graph: Graph) -> Graph:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,16 +14,16 @@ from ..runtime.datasets import LabelledImages, sample
 from ..runtime.errors import QuantizationError, UsageError
 from ..runtime.files import sha256, write_files
 from ..runtime.graph import Graph, Softmax, Tensor
-from ..runtime.plan import plan
+from ..runtime.planning import plan
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.session import Session
-from .calibrate import Method, calibrate
+from .calibration import Method, calibrate
+from .onnx_writer import onnx_shape, onnx_side, write_onnx
 from .parity import Parity, Tolerance, answers, compare, first_to_leave, judge, refuse
-from .quantize import quantize, with_input_type
+from .quantization import quantize, with_input_type
 from .rounding import input_moments
-from .trace import trace
-from .write_onnx import onnx_shape, onnx_side, write_onnx
-from .write_tflite import write_tflite
+from .tflite_writer import write_tflite
+from .tracing import trace
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +50,7 @@ class ExportConfig:
     seed: int = 0
     input_type: InputType = "int8"
     precisions: tuple[Precision, ...] = ("float32", "int8")
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance = field(default_factory=Tolerance)
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
@@ -92,7 +92,7 @@ def export(
     """
     config = config or ExportConfig()
     with progress("tracing", 1, quiet=quiet) as advance:
-        graph = trace(module, (1, preprocessing.depth, *preprocessing.size))
+        graph = trace(module, (1, preprocessing.depth, *preprocessing.size), name)
         advance()
     calibration, gate = _draw(images, config)
     graphs: dict[Precision, Graph] = {"float32": graph}
@@ -102,7 +102,9 @@ def export(
     files: dict[str, bytes] = {}
     for precision in config.precisions:
         tflite = with_input_type(graphs[precision], config.input_type) if precision == "int8" else graphs[precision]
-        files[f"model.{precision}.onnx"] = _complete(write_onnx, graphs[precision], _onnx_contract(contract, graphs[precision]))
+        files[f"model.{precision}.onnx"] = _complete(
+            write_onnx, graphs[precision], _onnx_contract(contract, graphs[precision])
+        )
         files[f"model.{precision}.tflite"] = _complete(write_tflite, tflite, _tflite_contract(contract, tflite))
     parity = _through_gate(module, files, graphs, _crops(gate, preprocessing), preprocessing, config.tolerance, quiet)
     report = _report(contract, files, parity, calibration, gate, config)

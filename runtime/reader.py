@@ -32,10 +32,10 @@ def read_graph(model: str | Path | bytes) -> Graph:
     data = model if isinstance(model, bytes) else read_file(model)
     try:
         if kind == "tflite":
-            from .read_tflite import read_tflite
+            from .tflite_reader import read_tflite
 
             return read_tflite(data)
-        from .read_onnx import read_onnx
+        from .onnx_reader import read_onnx
 
         return read_onnx(data)
     except FormatError as error:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .graph import Graph, Op
-from .read import read_graph
+from .reader import read_graph
+from .units import format_size
 
 ALIGNMENT = 16
 
@@ -118,6 +119,13 @@ class Verdict:
     def exit_code(self) -> int:
         """0 fits, 3 does not."""
         return 0 if self.fits else 3
+
+    def text(self) -> str:
+        """For people: ``fits 256.0 KiB, 12.3 KiB to spare``."""
+        margin = format_size(abs(self.sram_bytes - self.arena_bytes))
+        if self.fits:
+            return f"fits {format_size(self.sram_bytes)}, {margin} to spare"
+        return f"does not fit {format_size(self.sram_bytes)}, {margin} too much"
 
     def to_json(self) -> dict[str, Any]:
         """Figures with their units, for programs."""

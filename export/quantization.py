@@ -11,10 +11,23 @@ import numpy as np
 
 from ..runtime.errors import QuantizationError
 from ..runtime.graph import (
-    AveragePool, Concat, Conv, Dequantize, FullyConnected, Graph, MaxPool, Op, Pad, Quantization, Quantize, Relu,
-    Reshape, Softmax, Tensor,
+    AveragePool,
+    Concat,
+    Conv,
+    Dequantize,
+    FullyConnected,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Quantization,
+    Quantize,
+    Relu,
+    Reshape,
+    Softmax,
+    Tensor,
 )  # fmt: skip
-from .calibrate import Range
+from .calibration import Range
 from .rounding import Moments, mean_error, round_weight
 
 # TFLite fixes softmax's output: 256 steps between 0 and 1.
@@ -38,7 +51,9 @@ def quantize(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Mo
     ops: list[Op] = []
     for op in graph.ops:
         if isinstance(op, Quantize | Dequantize):
-            raise QuantizationError(f"{graph.name} holds {op.kind} {op.name!r}: it is quantized already; pass the float network")
+            raise QuantizationError(
+                f"{graph.name} holds {op.kind} {op.name!r}: it is quantized already; pass the float network"
+            )
         if isinstance(op, Conv | FullyConnected):
             constants = _weights(graph, op, scales[op.inputs[0]], (moments or {}).get(op.name))
             tensors.update((tensor.name, tensor) for tensor in constants)
@@ -48,14 +63,18 @@ def quantize(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Mo
 
 
 def with_input_type(graph: Graph, dtype: str) -> Graph:
-    """An int8 graph that is fed ``uint8`` instead: the same numbers plus 128, turned into int8 by its first operation."""
+    """An int8 graph fed with ``uint8`` instead: the same numbers plus 128, turned into int8 by its first operation."""
     if dtype == "int8":
         return graph
     (name,) = graph.inputs
     source = graph.tensors[name]
     assert source.quantization is not None
     inner = f"{name}/int8"
-    outer = replace(source, dtype="uint8", quantization=replace(source.quantization, zero_point=source.quantization.zero_point + 128))
+    outer = replace(
+        source,
+        dtype="uint8",
+        quantization=replace(source.quantization, zero_point=source.quantization.zero_point + 128),
+    )
     ops = [replace(op, inputs=tuple(inner if n == name else n for n in op.inputs)) for op in graph.ops]
     tensors = {**graph.tensors, name: outer, inner: replace(source, name=inner)}
     return Graph.of(graph.name, tensors.values(), [Quantize((name,), inner), *ops], graph.inputs, graph.outputs)
@@ -97,7 +116,9 @@ def _affine(found: Range) -> Quantization:
     return Quantization((float(scale),), int(np.clip(round(-128 - found.low / float(scale)), -128, 127)))
 
 
-def _weights(graph: Graph, op: Conv | FullyConnected, x: Quantization, moments: Moments | None) -> tuple[Tensor, Tensor]:
+def _weights(
+    graph: Graph, op: Conv | FullyConnected, x: Quantization, moments: Moments | None
+) -> tuple[Tensor, Tensor]:
     weight, bias = (graph.constant(name) for name in op.inputs[1:])
     assert weight.data is not None and bias.data is not None
     if not (np.isfinite(weight.data).all() and np.isfinite(bias.data).all()):

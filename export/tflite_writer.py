@@ -8,8 +8,26 @@ import numpy as np
 
 from ..runtime.errors import MissingExtraError, UnsupportedError
 from ..runtime.graph import (
-    NO_PADS, Add, AveragePool, Concat, Conv, Dequantize, FullyConnected, GlobalAveragePool, Graph, MaxPool, Op, Pad,
-    Pool, Quantization, Quantize, Relu, Reshape, Softmax, Tensor, same_pads,
+    NO_PADS,
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Dequantize,
+    FullyConnected,
+    GlobalAveragePool,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Pool,
+    Quantization,
+    Quantize,
+    Relu,
+    Reshape,
+    Softmax,
+    Tensor,
+    same_pads,
 )  # fmt: skip
 from ..runtime.tflite_schema import ACTIVATIONS, IDENTIFIER, OPERATORS, OPTIONS, PADDINGS, SCALARS, TABLES, TENSOR_TYPES
 
@@ -33,7 +51,9 @@ def write_tflite(graph: Graph, metadata: Mapping[str, bytes] | None = None) -> b
         "operators": operators,
         "tensors": file.tensors,
     }
-    entries = [{"name": name, "buffer": file.buffer(np.frombuffer(data, np.uint8))} for name, data in (metadata or {}).items()]
+    entries = [
+        {"name": name, "buffer": file.buffer(np.frombuffer(data, np.uint8))} for name, data in (metadata or {}).items()
+    ]
     model = {
         "version": 3,
         "operator_codes": file.codes,
@@ -53,7 +73,9 @@ def explicit_padding(graph: Graph) -> Graph:
             x = tensors[op.inputs[0]]
             value = float("-inf") if isinstance(op, MaxPool) else 0.0
             if isinstance(op, AveragePool):
-                raise UnsupportedError(f"average pool {op.name!r} with padding {op.padding} cannot be written as TFLite")
+                raise UnsupportedError(
+                    f"average pool {op.name!r} with padding {op.padding} cannot be written as TFLite"
+                )
             if isinstance(op, MaxPool):
                 value = _lowest(x)
             pad = Pad((x.name,), f"{op.name}/pad", op.padding, value)
@@ -123,7 +145,11 @@ class _File:
             raise UnsupportedError(f"{op.kind} {op.name!r} cannot be written as TFLite")
         code = _WRITERS[type(op)](self, graph, op)
         version = _version(code, graph.tensors[op.output].dtype)
-        entry = {"builtin_code": OPERATORS[code.name], "deprecated_builtin_code": min(OPERATORS[code.name], 127), "version": version}
+        entry = {
+            "builtin_code": OPERATORS[code.name],
+            "deprecated_builtin_code": min(OPERATORS[code.name], 127),
+            "version": version,
+        }
         if entry not in self.codes:
             self.codes.append(entry)
         operands = code.inputs or [self.tensor(graph.tensors[name]) for name in op.inputs]

@@ -12,8 +12,28 @@ import numpy as np
 
 from .errors import FormatError, MissingExtraError, UnsupportedError
 from .graph import (
-    NO_PADS, Activation, Add, AveragePool, Concat, Conv, Dequantize, FullyConnected, GlobalAveragePool, Graph, MaxPool,
-    Op, Pad, Pads, Quantization, Quantize, Relu, Reshape, Shape, Softmax, Tensor, rename,
+    NO_PADS,
+    Activation,
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Dequantize,
+    FullyConnected,
+    GlobalAveragePool,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Pads,
+    Quantization,
+    Quantize,
+    Relu,
+    Reshape,
+    Shape,
+    Softmax,
+    Tensor,
+    rename,
 )  # fmt: skip
 from .rewrite import fuse_activations
 
@@ -72,7 +92,9 @@ class _Reader:
         self.flattened: dict[str, Shape] = {}
         for proto in model.graph.initializer:
             if proto.data_location == proto.EXTERNAL:
-                raise UnsupportedError(f"weights of {proto.name!r} lie in another file; save the model with its weights inside")
+                raise UnsupportedError(
+                    f"weights of {proto.name!r} lie in another file; save the model with its weights inside"
+                )
             self.constants[proto.name] = _Constant(_to_array(proto))
         for value in model.graph.input:
             if value.name not in self.constants:
@@ -82,7 +104,9 @@ class _Reader:
         """Add to the graph what one node does."""
         handler = _HANDLERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if handler is None:
-            raise UnsupportedError(f"unsupported operation {_describe(node)}; ARCHITECTURE.md lists those that are supported")
+            raise UnsupportedError(
+                f"unsupported operation {_describe(node)}; ARCHITECTURE.md lists those that are supported"
+            )
         for position, name in enumerate(node.input):
             node.input[position] = self.aliases.get(name, name)
         scope = _scope(node)
@@ -100,7 +124,9 @@ class _Reader:
         outputs = [self.aliases.get(value.name, value.name) for value in model.graph.output]
         for name in outputs:
             if name in self.flattened:
-                raise UnsupportedError(f"output {name!r} is a flattened picture; end in a pool or a fully connected layer")
+                raise UnsupportedError(
+                    f"output {name!r} is a flattened picture; end in a pool or a fully connected layer"
+                )
         name = model.graph.name if model.graph.name != "main_graph" else "main"
         return Graph.of(name, self.tensors.values(), self.ops, inputs, outputs)
 
@@ -128,7 +154,9 @@ class _Reader:
         if op.inputs[0] in self.flattened and not isinstance(op, FullyConnected):
             self.flattened[output.name] = self.flattened[op.inputs[0]]
 
-    def weight(self, name: str, order: tuple[int, ...], arrange: Callable[[np.ndarray], np.ndarray] | None = None) -> str:
+    def weight(
+        self, name: str, order: tuple[int, ...], arrange: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> str:
         """Put a constant into the graph, its axes in another order; ``arrange`` then changes the last axis only."""
         constant = self.constants.get(name)
         if constant is None:
@@ -220,7 +248,9 @@ def _attributes(node: "NodeProto") -> dict[str, Any]:
 
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if values.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise UnsupportedError(f"{_describe(node)} with auto_pad {values['auto_pad'].decode()} is not supported; use explicit pads")
+        raise UnsupportedError(
+            f"{_describe(node)} with auto_pad {values['auto_pad'].decode()} is not supported; use explicit pads"
+        )
     return values
 
 
@@ -276,7 +306,9 @@ def _pool(reader: _Reader, node: "NodeProto") -> None:
     padding = _pads(attributes.get("pads"))
     if kind is AveragePool and attributes.get("count_include_pad") and any(padding):
         if attributes.get("ceil_mode"):
-            raise UnsupportedError(f"{_describe(node)} with padding that counts and ceil_mode is not supported; leave one out")
+            raise UnsupportedError(
+                f"{_describe(node)} with padding that counts and ceil_mode is not supported; leave one out"
+            )
         padded = f"{node.output[0]}/pad"
         pad = Pad((x,), padded, padding)
         reader.add(pad, Tensor(padded, pad.output_shape(reader.tensors[x].shape)))
@@ -335,7 +367,12 @@ def _reshape(reader: _Reader, node: "NodeProto") -> None:
         _skip(reader, node)
         return
     spatial = len(x.shape) == 4 and x.shape[1:3] != (1, 1)
-    if len(shape) not in (2, 4) or shape[0] != x.shape[0] or (spatial and len(shape) != 2) or (len(shape) == 4 and shape[1:3] != (1, 1)):
+    if (
+        len(shape) not in (2, 4)
+        or shape[0] != x.shape[0]
+        or (spatial and len(shape) != 2)
+        or (len(shape) == 4 and shape[1:3] != (1, 1))
+    ):
         raise UnsupportedError(f"{_describe(node)} from {x.shape} to {shape} is not supported, only flattening")
     reader.emit(node, Reshape, x.name, shape=shape)
     if spatial:
@@ -358,7 +395,7 @@ def _add(reader: _Reader, node: "NodeProto") -> None:
 
 
 def _pad(reader: _Reader, node: "NodeProto") -> None:
-    if _attributes(node).get("mode", b"constant") != b"constant" or len(node.input) > 3 and node.input[3]:
+    if _attributes(node).get("mode", b"constant") != b"constant" or (len(node.input) > 3 and node.input[3]):
         raise UnsupportedError(f"{_describe(node)} is not a constant padding of rows and columns")
     pads = reader.value(node.input[1]).tolist()
     if len(pads) != 8 or any(pads[i] for i in (0, 1, 4, 5)):
@@ -435,7 +472,9 @@ def _as_int8(tensor: Tensor) -> Tensor:
     if tensor.dtype != "uint8":
         return tensor
     assert tensor.quantization is not None
-    return replace(tensor, dtype="int8", quantization=replace(tensor.quantization, zero_point=tensor.quantization.zero_point - 128))
+    return replace(
+        tensor, dtype="int8", quantization=replace(tensor.quantization, zero_point=tensor.quantization.zero_point - 128)
+    )
 
 
 _HANDLERS: Mapping[str, Callable[[_Reader, "NodeProto"], None]] = {
@@ -465,7 +504,7 @@ _HANDLERS: Mapping[str, Callable[[_Reader, "NodeProto"], None]] = {
 
 
 def _absorb_quantization(graph: Graph) -> Graph:
-    """Turn each float operation between DequantizeLinear and QuantizeLinear into the integer operation it stands for."""
+    """Turn float operations between DequantizeLinear and QuantizeLinear into the integer operations they stand for."""
     source = {op.output: op.inputs[0] for op in graph.ops if isinstance(op, Dequantize)}
     if not source:
         return graph
@@ -473,7 +512,11 @@ def _absorb_quantization(graph: Graph) -> Graph:
     for op in graph.ops:
         after = graph.only_consumer(op.output)
         computed = [name for name in op.inputs if graph.tensors[name].data is None]
-        if not isinstance(op, Quantize | Dequantize) and isinstance(after, Quantize) and all(name in source for name in computed):
+        if (
+            not isinstance(op, Quantize | Dequantize)
+            and isinstance(after, Quantize)
+            and all(name in source for name in computed)
+        ):
             absorbed[op.name] = rename(op, {**source, op.output: after.output})
             absorbed[after.name] = absorbed[op.name]
     ops = [absorbed.get(op.name, op) for op in graph.ops]

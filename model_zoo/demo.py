@@ -1,0 +1,76 @@
+"""The whole way on real scans of digits: train, export, compare, plan, profile."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..export import ExportConfig, export
+from ..runtime.console import note, progress
+from ..runtime.datasets import open_images, split_images
+from ..runtime.evaluation import Classifier, Evaluation, evaluate
+from ..runtime.files import write_file
+from ..runtime.profiling import Profile, profile
+from ..runtime.session import Session
+from .checkpoint import FILE_NAME
+from .classifier import TorchClassifier
+from .network import load_network
+from .training import TrainingResult, train
+from .training_config import TrainingConfig
+
+# Measuring four files is to take seconds, not minutes.
+_PROFILE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found: the training, the network and its files on unseen pictures, and a profile of each file."""
+
+    training: TrainingResult
+    evaluations: tuple[Evaluation, ...]
+    profiles: tuple[Profile, ...]
+    report: Path
+
+
+def run_demo(out: str | Path, sram: int, seed: int = 0, *, quiet: bool = False) -> Demo:
+    """Train ``squeezenet_micro`` on digits into ``out``, export it, and hold its four files against ``sram`` bytes.
+
+    The pictures that accuracies are measured on are used neither to train nor to calibrate. An earlier demo in the
+    same folder is replaced.
+    """
+    out = Path(out)
+    config = TrainingConfig(model="squeezenet_micro", data="digits", seed=seed)
+    if (out / "training" / FILE_NAME).is_file():
+        shutil.rmtree(out / "training")
+    if not quiet:
+        note(f"training {config.model} on {config.data}, {config.epochs} epochs")
+    training = train(config, out / "training", quiet=quiet)
+    network = load_network(out / "training")
+    seen, unseen = split_images(open_images(config.data), config.val_fraction, config.seed)
+    exported = export(
+        network.module,
+        out,
+        preprocessing=network.preprocessing,
+        images=seen,
+        classes=network.classes,
+        class_ids=network.class_ids,
+        name=network.name,
+        checkpoint_sha256=network.sha256,
+        config=ExportConfig(seed=seed),
+        quiet=quiet,
+    )
+    models: dict[str, Classifier] = {"torch": TorchClassifier(network)}
+    models |= {path.name: Session(path) for path in exported.files}
+    with progress("evaluating", len(unseen), quiet=quiet) as advance:
+        evaluations = evaluate(models, unseen, advance)
+    with progress("profiling", quiet=quiet) as advance:
+        profiles = [profile(path, sram=sram, max_seconds=_PROFILE_SECONDS, tick=advance) for path in exported.files]
+    report: dict[str, Any] = {
+        "training": training.to_json(),
+        "export": exported.report,
+        "evaluation": {"pictures": len(unseen), "models": [found.to_json() for found in evaluations]},
+        "profiles": [found.to_json() for found in profiles],
+    }
+    path = write_file(out / "report.json", json.dumps(report, indent=2) + "\n")
+    return Demo(training, tuple(evaluations), tuple(profiles), path)

@@ -1,0 +1,59 @@
+"""What a command line names, opened: classifiers by file, folder or zoo name, and a split of the pictures."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..runtime.backends import installed_backends
+from ..runtime.datasets import LabelledImages, split_images
+from ..runtime.errors import UsageError
+from ..runtime.evaluation import Classifier
+from ..runtime.reader import format_of
+from ..runtime.session import Session
+
+_ENDINGS = (".onnx", ".tflite")
+
+
+def open_classifiers(
+    names: Iterable[str], weights: Path | None, backend: str = "auto", threads: int = 1
+) -> dict[str, Classifier]:
+    """Sessions of exported files (in every installed backend for ``all``) and networks in torch, by a name to print."""
+    found: dict[str, Classifier] = {}
+    for name in names:
+        files = _exported(Path(name))
+        if not files:
+            found[f"{name} (torch)"] = _torch(name, weights)
+        for file in files:
+            backends = (installed_backends(format_of(file)) or ["auto"]) if backend == "all" else [backend]
+            for runtime in backends:
+                session = Session(file, runtime, threads)
+                found[f"{file} ({session.backend})"] = session
+    return found
+
+
+def choose_split(images: LabelledImages, split: str, val_fraction: float, seed: int) -> LabelledImages:
+    """The pictures of a split; ``val`` of data without splits is what training keeps by ``seed``."""
+    if split == "all":
+        return images
+    if split == "auto":
+        return images.split("test") or images.split("val") or images
+    if split == "test":
+        own = images.split("test")
+        if own is None:
+            raise UsageError(f"{images.source} has no folder 'test'; use --split val or all")
+        return own
+    trained, validated = split_images(images, val_fraction, seed)
+    return trained if split == "train" else validated
+
+
+def _exported(path: Path) -> list[Path]:
+    if path.suffix.lower() in _ENDINGS:
+        return [path]
+    return sorted(file for file in path.glob("*") if file.suffix.lower() in _ENDINGS) if path.is_dir() else []
+
+
+def _torch(name: str, weights: Path | None) -> Classifier:
+    from . import load_network
+    from .classifier import TorchClassifier
+    from .registry import list_models
+
+    return TorchClassifier(load_network(name, weights if name in list_models() else None))

@@ -1,0 +1,150 @@
+"""The commands that a board has: plan, profile, classify. Everything heavy is imported when one of them runs."""
+
+from pathlib import Path
+
+import click
+
+from .console import json_option, note, print_json, progress, table
+from .units import format_size, parse_size
+
+_BACKENDS = ("auto", "onnxruntime", "litert", "tflite-runtime")
+
+model_argument = click.argument("model", type=click.Path(path_type=Path))
+sram_option = click.option("--sram", help="Budget to judge the arena by, such as 256KiB or 1MiB.")
+backend_option = click.option(
+    "--backend", type=click.Choice(_BACKENDS), default="auto", show_default=True, help="Runtime to use."
+)
+threads_option = click.option("--threads", type=int, default=1, show_default=True, help="Threads that compute.")
+
+
+@click.command("plan")
+@model_argument
+@sram_option
+@json_option
+@click.pass_context
+def plan_command(context: click.Context, model: Path, sram: str | None, as_json: bool) -> None:
+    """Plan the memory of MODEL (.onnx or .tflite): the arena, its peak and what is alive there.
+
+    Exit code 3 when it does not fit the budget.
+
+    \b
+    Example:
+      firebox plan model.int8.tflite --sram 256KiB
+      firebox plan model.int8.onnx --json
+    """
+    from .planning import Verdict, plan
+
+    budget = parse_size(sram) if sram else None
+    planned = plan(model)
+    verdict = Verdict(budget, planned.arena_bytes) if budget else None
+    if as_json:
+        print_json(planned.to_json() | {"verdict": verdict.to_json() if verdict else None})
+    else:
+        peak = planned.peak_step
+        rows = [
+            (
+                ("▶ " if step == peak else "  ") + op.name,
+                op.kind,
+                "x".join(map(str, planned.graph.tensors[op.output].shape[1:])),
+                format_size(planned.graph.tensors[op.output].nbytes),
+                format_size(planned.alive_bytes(step)),
+                f"{planned.graph.op_macs(op) / 1e6:,.2f} M",
+            )
+            for step, op in enumerate(planned.graph.ops)
+        ]
+        table(str(model), ("operation", "kind", "output", "size", "alive", "MACs"), rows)
+        alive = ", ".join(f"{buffer.tensor} {format_size(buffer.nbytes)}" for buffer in planned.alive(peak))
+        lines = [
+            ("arena", f"{format_size(planned.arena_bytes)} ({planned.arena_bytes:,} bytes)", "planned"),
+            ("  of which input", format_size(planned.input_bytes), "planned"),
+            ("  alive at the peak (▶)", alive, "planned"),
+            ("weights", format_size(planned.weight_bytes), "in flash"),
+            ("multiply-accumulates", f"{planned.graph.macs / 1e6:,.1f} M", ""),
+        ]
+        if verdict:
+            lines.append(("verdict", verdict.text(), "planned"))
+        table("Memory", ("", "figure", "source"), lines)
+    context.exit(verdict.exit_code if verdict else 0)
+
+
+@click.command("profile")
+@model_argument
+@sram_option
+@backend_option
+@threads_option
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Longest time to measure for.")
+@json_option
+@click.pass_context
+def profile_command(
+    context: click.Context,
+    model: Path,
+    sram: str | None,
+    backend: str,
+    threads: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Measure MODEL on this machine: latency, time of each operation, memory; and judge it by a budget.
+
+    Exit code 3 when its planned arena does not fit the budget.
+
+    \b
+    Example:
+      firebox profile model.int8.tflite --sram 1MiB
+      firebox profile model.int8.onnx --threads 4 --json
+    """
+    from .profiling import profile
+
+    budget = parse_size(sram) if sram else None
+    with progress("measuring", quiet=as_json) as advance:
+        found = profile(model, sram=budget, backend=backend, threads=threads, max_seconds=seconds, tick=advance)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        latency = (("load", found.load_ms), ("first inference", found.first_ms))
+        quantiles = (("p50", found.p50_ms), ("p90", found.p90_ms), ("p99", found.p99_ms))
+        rows = [(name, f"{value:,.3f} ms") for name, value in (*latency, *quantiles)]
+        table(
+            f"{model} on {found.backend}, threads: {found.threads}, runs: {found.runs}", ("latency", "measured"), rows
+        )
+        if not found.settled:
+            note(f"the median had not settled after {seconds:g} s; other work on this machine disturbs it")
+        if found.op_ms:
+            slowest = sorted(found.op_ms.items(), key=lambda item: -item[1])[:10]
+            table("Slowest operations", ("operation", "mean"), [(name, f"{ms:,.3f} ms") for name, ms in slowest])
+        lines = [
+            (line.name, format_size(line.nbytes) if line.nbytes is not None else "-", line.source)
+            for line in found.memory
+        ]
+        if found.verdict:
+            lines.append(("verdict", found.verdict.text(), found.verdict.arena_source))
+        table("Memory", ("", "size", "source"), lines)
+    context.exit(found.verdict.exit_code if found.verdict else 0)
+
+
+@click.command("classify")
+@model_argument
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=int, default=5, show_default=True, help="How many classes to show.")
+@backend_option
+@threads_option
+@json_option
+def classify_command(
+    model: Path, pictures: tuple[Path, ...], top: int, backend: str, threads: int, as_json: bool
+) -> None:
+    """Name what is on PICTURES with MODEL, preprocessed as it was in training.
+
+    \b
+    Example:
+      firebox classify model.int8.tflite cat.jpg --top 3
+    """
+    from .session import Session
+
+    with Session(model, backend, threads) as session:
+        answers = {str(picture): session.classify(picture, top) for picture in pictures}
+    if as_json:
+        print_json({name: [vars(answer) for answer in found] for name, found in answers.items()})
+        return
+    for name, found in answers.items():
+        rows = [(answer.label, f"{answer.score:.1%}") for answer in found]
+        table(name, ("class", "probability"), rows)
