@@ -149,13 +149,13 @@ def _label(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> L
         raise DataError(
             f"{source} holds no pictures in class folders (CLASS/picture.jpg); known are {', '.join(sorted(_PICTURES))}"
         )
-    classes = tuple(sorted({part[-2] for part in usable.values()}))
+    classes = sorted({part[-2] for part in usable.values()})
     if len(classes) < 2:
         raise DataError(f"{source} holds one class only ({classes[0]!r}); at least two class folders are needed")
     position: dict[str, int] = {name: index for index, name in enumerate(classes)}
     return LabelledImages(
         source=source,
-        classes=classes,
+        classes=tuple(classes),
         names=tuple(usable),
         labels=np.array([position[part[-2]] for part in usable.values()], np.int64),
         splits=tuple(_SPLITS.get(part[-3].lower(), "all") if len(part) > 2 else "all" for part in usable.values()),

@@ -1,0 +1,50 @@
+# `make demo` and `make test` need nothing but Python 3.11 and make; everything else goes into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types check format tables clean
+
+help:
+	@echo "make demo    train, export, check, plan and profile a network on real scans of digits"
+	@echo "make test    run the tests"
+	@echo "make check   what CI runs: lint, types, test"
+	@echo "make format  put the code into its standard form"
+	@echo "make tables  measure again what docs/ shows (needs FIREBOX_DATA; about an hour)"
+	@echo "make clean   remove .venv and what was built"
+
+$(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/firebox demo --out build/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/basedpyright
+
+check: lint types test
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tables: $(READY)
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
