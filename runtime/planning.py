@@ -150,7 +150,9 @@ def plan(model: str | Path | bytes | Graph) -> MemoryPlan:
 
 def _place(wanted: Sequence[tuple[str, int, int, int]]) -> tuple[Buffer, ...]:
     placed: list[Buffer] = []
-    for name, nbytes, first, last in sorted(wanted, key=lambda item: -_align(item[1])):
+    # Of two of one size tflite-micro places the younger one first.
+    youngest_first = wanted[::-1]
+    for name, nbytes, first, last in sorted(youngest_first, key=lambda item: -_align(item[1])):
         offset = 0
         for other in sorted(placed, key=lambda buffer: buffer.offset):
             if other.first <= last and first <= other.last:
