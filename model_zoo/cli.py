@@ -444,15 +444,25 @@ def demo_command(out: Path, sram: str, seed: int, as_json: bool) -> None:
         click.echo(demo.report.read_text())
         return
     torch, *files = demo.evaluations
-    rows = [("network in torch", f"{torch.top1:.2%}", "", "", "", "", "")]
+    rows = [("in torch", f"{torch.top1:.2%}", "", "", "", "", "")]
     for found, measured in zip(files, demo.profiles, strict=True):
         assert measured.verdict is not None
         sizes = {line.name: line.nbytes or 0 for line in measured.memory}
         figures = (format_size(sizes["file"]), format_size(sizes["arena"]), f"{measured.p50_ms:.3f} ms")
-        row = (found.name, f"{found.top1:.2%}", f"{found.agreement(torch):.2%}", *figures, measured.verdict.text())
+        row = (
+            found.name,
+            f"{found.top1:.2%}",
+            f"{found.agreement(torch):.2%}",
+            *figures,
+            "fits" if measured.verdict.fits else "does not fit",
+        )
         rows.append(row)
-    columns = ("file", "right", "same class as torch", "size", "arena", "one inference", "verdict")
+    columns = ("", "accuracy", "agrees", "size", "arena", "p50", format_size(budget))
     title = f"{demo.training.model}, {demo.training.parameters:,} parameters, on {len(torch.labels)} unseen scans"
     table(title, columns, rows)
+    click.echo(
+        "accuracy and agreement with torch on scans that were used neither to train nor to calibrate;\n"
+        "arena: planned memory for input and activations; p50: median of one inference on this machine"
+    )
     click.echo(f"Everything is in {out}/; {demo.report} has the figures.")
     click.echo(f"Next: firebox plan {out}/model.int8.tflite --sram {sram}")

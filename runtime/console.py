@@ -28,14 +28,17 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> None:
-    """A table on stdout; every column but the first is aligned to the right."""
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout; columns of figures are aligned to the right."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    view = Table(title=title, title_justify="left", title_style="bold", caption=caption or None, caption_justify="left")
+    view = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    rows = list(rows)
     for index, column in enumerate(columns):
-        view.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        figures = index > 0 and all(not row[index] or row[index][0].isdigit() for row in rows)
+        view.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         view.add_row(*(Text(cell, style=_style(cell)) for cell in row))
     _console().print(view)

@@ -4,6 +4,7 @@ uint8 activations become int8, with the zero point moved by 128: the same number
 """
 
 import ast
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,8 @@ class _Constant:
 
     data: np.ndarray
     quantization: Quantization | None = None
+    # What the stored integers are called, when this is what they stand for.
+    stored: str = ""
 
 
 class _Reader:
@@ -161,6 +164,7 @@ class _Reader:
         constant = self.constants.get(name)
         if constant is None:
             raise UnsupportedError(f"{name!r} must be constant, but is computed")
+        name = constant.stored or name
         data = constant.data.transpose(order)
         data = np.ascontiguousarray(arrange(data) if arrange else data)
         dtype: Any = "float32" if data.dtype.kind == "f" else str(data.dtype)
@@ -230,7 +234,8 @@ def _scope(node: "NodeProto") -> str:
     if len(scopes) < 2 or not scopes[-2]:
         return ""
     leaf = len(classes) > 1 and classes[-2].startswith("torch.nn.modules.")
-    return scopes[-2] if leaf else f"{scopes[-2]}/{scopes[-1]}"
+    # The exporter numbers what it calls the same (cat, cat_1, …) over the whole network; within a module once is enough.
+    return scopes[-2] if leaf else f"{scopes[-2]}/{re.sub(r'_[0-9]+$', '', scopes[-1])}"
 
 
 def _note(node: "NodeProto", key: str) -> list[str]:
@@ -459,7 +464,7 @@ def _quantize(reader: _Reader, node: "NodeProto") -> None:
 def _dequantize(reader: _Reader, node: "NodeProto") -> None:
     quantization, _ = _parameters(reader, node)
     if node.input[0] in reader.constants:
-        reader.constants[node.output[0]] = _Constant(reader.value(node.input[0]), quantization)
+        reader.constants[node.output[0]] = _Constant(reader.value(node.input[0]), quantization, node.input[0])
         return
     x = reader.tensors[node.input[0]]
     if x.quantization is None:
