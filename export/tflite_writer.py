@@ -99,6 +99,9 @@ def _padding(graph: Graph, op: Conv | Pool) -> str | None:
     if isinstance(op, Conv):
         _, *window, _ = graph.tensors[op.inputs[1]].shape
         window = [(k - 1) * d + 1 for k, d in zip(window, op.dilation, strict=True)]
+        if any(extent < step for extent, step in zip(window, op.stride, strict=True)):
+            # Where a window steps over pixels tflite-runtime 2.14 reads SAME wrongly along the other axis.
+            return None
     else:
         window = list(op.window)
     same = (*same_pads(rows, window[0], op.stride[0]), *same_pads(columns, window[1], op.stride[1]))
