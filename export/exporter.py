@@ -12,7 +12,7 @@ from ..runtime.console import progress
 from ..runtime.contract import KEY, Contract, Golden, TensorSpec, golden_pixels
 from ..runtime.datasets import LabelledImages, sample
 from ..runtime.errors import QuantizationError, UsageError
-from ..runtime.files import sha256, write_files
+from ..runtime.files import check_writable, sha256, write_files
 from ..runtime.graph import Graph, Softmax, Tensor
 from ..runtime.planning import plan
 from ..runtime.preprocessing import Preprocessing
@@ -91,6 +91,7 @@ def export(
     and ``ParityError`` past the tolerance; then nothing is written.
     """
     config = config or ExportConfig()
+    check_writable(out)
     with progress("tracing", 1, quiet=quiet) as advance:
         graph = trace(module, (1, preprocessing.depth, *preprocessing.size), name)
         advance()
@@ -121,7 +122,7 @@ def _draw(images: LabelledImages, config: ExportConfig) -> tuple[LabelledImages,
 
 
 def _crops(images: LabelledImages, preprocessing: Preprocessing) -> list[np.ndarray]:
-    return [preprocessing.crop(images.read(name), name) for name in images.names]
+    return [preprocessing.crop(images.read(name), images.where(name)) for name in images.names]
 
 
 def _quantized(

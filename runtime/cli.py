@@ -9,6 +9,9 @@ from .units import format_size, parse_size
 
 _BACKENDS = ("auto", "onnxruntime", "litert", "tflite-runtime")
 
+# Pictures with a side below this show nothing.
+_TINY = 8
+
 model_argument = click.argument("model", type=click.Path(path_type=Path))
 sram_option = click.option("--sram", help="Budget to judge the arena by, such as 256KiB or 1MiB.")
 backend_option = click.option(
@@ -138,10 +141,18 @@ def classify_command(
     Example:
       firebox classify model.int8.tflite cat.jpg --top 3
     """
+    from .preprocessing import decode
     from .session import Session
 
+    answers = {}
     with Session(model, backend, threads) as session:
-        answers = {str(picture): session.classify(picture, top) for picture in pictures}
+        for picture in pictures:
+            image = decode(picture)
+            if min(image.size) < _TINY:
+                note(
+                    f"{picture} is {image.width}x{image.height} pixels and has to be enlarged; its classes mean little"
+                )
+            answers[str(picture)] = session.classify(image, top)
     if as_json:
         print_json({name: [vars(answer) for answer in found] for name, found in answers.items()})
         return

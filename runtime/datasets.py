@@ -39,6 +39,10 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.names)
 
+    def where(self, name: str) -> str:
+        """A picture's name with its source, for messages."""
+        return f"{self.source}/{name}"
+
     def picture(self, index: int) -> bytes | np.ndarray:
         """The encoded bytes, or the array, of one picture."""
         return self.read(self.names[index])

@@ -76,7 +76,9 @@ def evaluate(
         for name, model in models.items():
             pixels = crops.get(model.preprocessing)
             if pixels is None:
-                pixels = crops[model.preprocessing] = model.preprocessing.crop(images.read(picture), picture)
+                pixels = crops[model.preprocessing] = model.preprocessing.crop(
+                    images.read(picture), images.where(picture)
+                )
             ranked[name].append(np.argsort(-model.predict_pixels(pixels), kind="stable")[:_TOP])
         tick()
     return [Evaluation(name, np.array(ranked[name]), labels[name]) for name in models]

@@ -47,6 +47,14 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
     return write_files(path.parent, {path.name: content})[0]
 
 
+def check_writable(folder: str | Path) -> None:
+    """Find out before long work whether files can be written into ``folder``; leaves nothing. Raises ``WriteError``."""
+    folder = Path(folder)
+    probe = f".probe-{secrets.token_hex(4)}"
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    _remove({path: path for path in write_files(folder, {probe: b""})}, new_folders)
+
+
 def read_file(path: str | Path, limit: int = 2**31 - 1) -> bytes:
     """The bytes of a file of at most ``limit`` bytes; the size is checked before memory is taken."""
     path = Path(path)

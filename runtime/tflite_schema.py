@@ -99,7 +99,7 @@ def read_model(data: bytes) -> dict[str, Any]:
         reader = _Reader(data)
         return reader.table(reader.unpack("I", 0), "Model")
     except (struct.error, RecursionError, UnicodeDecodeError, IndexError) as error:
-        raise FormatError(f"the TFLite file is damaged or cut short: {error}") from error
+        raise FormatError("the TFLite file is damaged or cut short; get it again from where it came") from error
 
 
 class _Reader:
