@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 _OIHW_TO_OHWI = (0, 2, 3, 1)
+# What a message that contradicts itself ends in: names that are no text, attributes of another type, a stride of 0.
+_DAMAGE = (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 
 
 def read_onnx(model: "bytes | ModelProto") -> Graph:
@@ -51,10 +53,13 @@ def read_onnx(model: "bytes | ModelProto") -> Graph:
     firebox does not know and the module it comes from.
     """
     proto = parse_onnx(model) if isinstance(model, bytes) else model
-    reader = _Reader(proto)
-    for node in proto.graph.node:
-        reader.translate(node)
-    return _absorb_quantization(fuse_activations(reader.graph(proto)))
+    try:
+        reader = _Reader(proto)
+        for node in proto.graph.node:
+            reader.translate(node)
+        return _absorb_quantization(fuse_activations(reader.graph(proto)))
+    except _DAMAGE as error:
+        raise FormatError(f"not an ONNX file, or one that is damaged: {error!r}") from error
 
 
 def parse_onnx(data: bytes) -> "ModelProto":
@@ -118,7 +123,7 @@ class _Reader:
             node.output[0] = scope
         try:
             handler(self, node)
-        except (KeyError, IndexError, ValueError, TypeError) as error:
+        except _DAMAGE as error:
             raise FormatError(f"{_describe(node)} cannot be read: {error!r}") from error
 
     def graph(self, model: "ModelProto") -> Graph:
@@ -198,7 +203,7 @@ def _to_array(proto: Any) -> np.ndarray:
 
     try:
         return numpy_helper.to_array(proto)
-    except (ValueError, TypeError) as error:
+    except _DAMAGE as error:
         raise FormatError(f"constant {proto.name!r} of the ONNX file is damaged: {error}") from error
 
 
@@ -223,9 +228,10 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _describe(node: "NodeProto") -> str:
     """An operation and where it is: the module it was traced from, when the exporter noted it."""
     scopes, classes = _note(node, "name_scopes"), _note(node, "class_hierarchy")
+    kind = node.op_type if node.op_type.isidentifier() else repr(node.op_type)
     if len(scopes) < 2 or len(classes) < 2:
-        return f"{node.op_type} ({(node.name or node.output[0])!r})"
-    return f"{node.op_type} ({classes[-2].rsplit('.', 1)[-1]} at {scopes[-2] or 'the top'!r})"
+        return f"{kind} ({(node.name or node.output[0])!r})"
+    return f"{kind} ({classes[-2].rsplit('.', 1)[-1]} at {scopes[-2] or 'the top'!r})"
 
 
 def _scope(node: "NodeProto") -> str:
@@ -234,7 +240,7 @@ def _scope(node: "NodeProto") -> str:
     if len(scopes) < 2 or not scopes[-2]:
         return ""
     leaf = len(classes) > 1 and classes[-2].startswith("torch.nn.modules.")
-    # The exporter numbers what it calls the same (cat, cat_1, …) over the whole network; within a module once is enough.
+    # The exporter numbers what it calls the same (cat, cat_1, …) over the whole network, not within a module.
     return scopes[-2] if leaf else f"{scopes[-2]}/{re.sub(r'_[0-9]+$', '', scopes[-1])}"
 
 

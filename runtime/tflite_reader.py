@@ -94,7 +94,7 @@ class _Subgraph:
             raise FormatError(f"{kind} (operation {index}) has {len(inputs)} inputs and {len(outputs)} outputs")
         try:
             return _READERS[kind](self, outputs[0], inputs, operator["options"] or {})
-        except (KeyError, IndexError, ValueError, TypeError) as error:
+        except (ArithmeticError, KeyError, IndexError, ValueError, TypeError) as error:
             raise FormatError(f"{kind} at {outputs[0]!r} is damaged: {error!r}") from error
 
     def name(self, index: int) -> str:
