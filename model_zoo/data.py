@@ -114,7 +114,7 @@ class _Decoder(Dataset):
         self.preprocessing = preprocessing
 
     def decode(self, index: int) -> np.ndarray:
-        name = f"{self.images.source}/{self.images.names[index]}"
+        name = self.images.where(self.images.names[index])
         return self.preprocessing.crop(self.images.picture(index), name).transpose(2, 0, 1)
 
     def __getitem__(self, index: int) -> "np.ndarray | DataError":

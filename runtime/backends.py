@@ -90,7 +90,10 @@ class OnnxRuntime:
     @staticmethod
     def _open(data: bytes, options: Any) -> Any:
         with _foreign("onnxruntime"):
-            return _import("onnxruntime", "onnx").InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            # With its fallback onnxruntime prints a failure on stdout and tries the same again.
+            return _import("onnxruntime", "onnx").InferenceSession(
+                data, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
 
 
 class TFLite:
@@ -135,8 +138,14 @@ BACKENDS: dict[str, tuple[Format, str, str]] = {
 
 
 def installed_backends(format_: Format) -> list[str]:
-    """Backends for a format whose package is there, the preferred one first."""
-    return [name for name, (kind, module, _) in BACKENDS.items() if kind == format_ and find_spec(module.split(".")[0])]
+    """Backends for a format that can be used here, the preferred one first."""
+    fitting = {name: module.split(".")[0] for name, (kind, module, _) in BACKENDS.items() if kind == format_}
+    return [name for name, package in fitting.items() if find_spec(package) and not _needs_other_numpy(name)]
+
+
+def _needs_other_numpy(name: str) -> bool:
+    """tflite-runtime was built against numpy 1 and breaks under 2, only once an interpreter is made."""
+    return name == "tflite-runtime" and int(np.__version__.split(".")[0]) >= 2
 
 
 def load_backend(name: str, data: bytes, format_: Format, threads: int) -> tuple[str, Backend]:
@@ -154,6 +163,8 @@ def load_backend(name: str, data: bytes, format_: Format, threads: int) -> tuple
     if kind != format_:
         fitting = ", ".join(n for n, (k, *_) in BACKENDS.items() if k == format_)
         raise UsageError(f"backend {name!r} does not run .{format_} files; use {fitting}")
+    if _needs_other_numpy(name):
+        raise MissingExtraError(f"numpy below 2, without which {name} cannot run,", extra)
     if kind == "onnx":
         return name, OnnxRuntime(data, threads)
     return name, TFLite(data, threads, module, "ai-edge-litert" if name == "litert" else name, extra)
@@ -174,9 +185,5 @@ def _foreign(package: str) -> Iterator[None]:
     except FireboxError:
         raise
     except Exception as error:
-        if "numpy" in str(error).lower() or "_ARRAY_API" in str(error):
-            raise MissingExtraError(
-                f"{package} works with numpy below 2 only; a numpy that it can use", "tflite"
-            ) from error
         text = str(error).strip().splitlines()
         raise FormatError(f"{package} cannot load the file: {text[0] if text else type(error).__name__}") from error
