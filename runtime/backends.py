@@ -5,7 +5,7 @@ import importlib
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ class OnnxRuntime:
     def __init__(self, data: bytes, threads: int):
         self._data, self._threads = data, threads
         self._session = self._open(data, self._options())
-        (source,) = self._session.get_inputs()
+        source, _ = _one_of_each(self._session.get_inputs(), self._session.get_outputs())
         if not all(isinstance(size, int) for size in source.shape):
             raise FormatError(
                 f"input {source.name!r} has a dynamic shape {source.shape}; export it with a fixed batch of 1"
@@ -107,7 +107,7 @@ class TFLite:
         with _foreign(package):
             self._interpreter = interpreter.Interpreter(model_content=data, num_threads=threads)
             self._interpreter.allocate_tensors()
-        (source,), (target,) = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        source, target = _one_of_each(self._interpreter.get_input_details(), self._interpreter.get_output_details())
         self._source, self._target = source["index"], target["index"]
         self.input_shape = tuple(int(size) for size in source["shape"])
         self.input_dtype = np.dtype(source["dtype"]).name
@@ -168,6 +168,12 @@ def load_backend(name: str, data: bytes, format_: Format, threads: int) -> tuple
     if kind == "onnx":
         return name, OnnxRuntime(data, threads)
     return name, TFLite(data, threads, module, "ai-edge-litert" if name == "litert" else name, extra)
+
+
+def _one_of_each(inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, Any]:
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise FormatError(f"{len(inputs)} inputs and {len(outputs)} outputs; a session runs networks with one of each")
+    return inputs[0], outputs[0]
 
 
 def _import(module: str, extra: str, package: str = "") -> Any:
