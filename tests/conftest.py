@@ -1,7 +1,16 @@
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+_NO_DATA = "FIREBOX_DATA is not set"
 
 
 @pytest.fixture(scope="session")
@@ -9,5 +18,105 @@ def data_dir() -> Path:
     """The folder of real data that FIREBOX_DATA names; tests that need it are skipped without."""
     folder = os.environ.get("FIREBOX_DATA")
     if not folder:
-        pytest.skip("FIREBOX_DATA is not set")
+        pytest.skip(_NO_DATA)
     return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The smoke test first: it says in seconds whether anything works at all."""
+    items.sort(key=lambda item: item.path.name != "test_smoke.py")
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """How much was not tested for want of real data, and how to get it tested."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if _NO_DATA in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests skipped: they need real data; set FIREBOX_DATA to a folder of it (docs/data.md)"
+        )
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a process of the command line left: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_command(*arguments: object, cwd: Path | None = None, environment: dict[str, str] | None = None) -> Ran:
+    """``firebox ...`` in a process of its own; whatever it is given, it never ends in a traceback."""
+    command = [sys.executable, "-c", "from firebox.runtime.main import main; main()", *map(str, arguments)]
+    ran = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+    )
+    assert "Traceback" not in ran.stderr, ran.stderr
+    return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Ran]:
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def noise(tmp_path_factory) -> Path:
+    """Three class folders of four coloured pictures each."""
+    folder = tmp_path_factory.mktemp("noise")
+    random = np.random.default_rng(0)
+    for label in range(3):
+        parent = folder / f"class{label}"
+        parent.mkdir()
+        for index in range(4):
+            pixels = random.integers(60 * label, 60 * label + 120, (40, 48, 3), np.uint8)
+            Image.fromarray(pixels).save(parent / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, noise) -> Path:
+    """squeezenet_micro with random weights as its four files, and as the same with uint8 input in ``uint8/``."""
+    from firebox.export import ExportConfig, Tolerance, export
+    from firebox.model_zoo import load_network
+    from firebox.runtime import open_images
+
+    folder = tmp_path_factory.mktemp("exported")
+    network = load_network("squeezenet_micro", random_init=True, num_classes=3, input_size=(24, 24))
+    anything = Tolerance(float_error=1e-3, sqnr_db=-100, agreement=0, formats_agreement=0)
+    for out, input_type in ((folder, "int8"), (folder / "uint8", "uint8")):
+        export(
+            network.module,
+            out,
+            preprocessing=network.preprocessing,
+            images=open_images(noise),
+            classes=("class0", "class1", "class2"),
+            name="micro",
+            config=ExportConfig(calibration_images=4, input_type=input_type, tolerance=anything),
+            quiet=True,
+        )
+    return folder
+
+
+@pytest.fixture
+def arena_head(capfd) -> Callable[[bytes], int]:
+    """Bytes that tflite-micro takes for activations and scratch, in a run of its own allocator on the file."""
+
+    def measure(model: bytes) -> int:
+        from tflite_micro.python.tflite_micro import runtime
+
+        interpreter = runtime.Interpreter.from_bytes(model, arena_size=8 * 1024**2)
+        capfd.readouterr()
+        interpreter.print_allocations()
+        # The library writes to the file descriptor, past Python.
+        found = re.search(r"Arena allocation head (\d+) bytes", "".join(capfd.readouterr()))
+        assert found is not None
+        return int(found[1])
+
+    return measure

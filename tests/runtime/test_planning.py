@@ -1,0 +1,127 @@
+import json
+
+import numpy as np
+import pytest
+from firebox.export import Range, quantize, trace, write_onnx, write_tflite
+from firebox.model_zoo import load_network
+from firebox.runtime import plan
+from firebox.runtime.graph import Add, Concat, GlobalAveragePool, Graph, Op, Relu, Tensor
+from firebox.runtime.planning import Verdict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import GraphBuilder, graphs
+
+
+def in_8_bits(graph: Graph) -> Graph:
+    """Any 8 bits: lifetimes and sizes do not depend on the values."""
+    return quantize(graph, {tensor.name: Range(-1, 1) for tensor in graph.activations})
+
+
+# What tflite-micro's allocator takes for each, from a run of it.
+@pytest.mark.parametrize(
+    ("name", "arena"),
+    [
+        ("squeezenet1_0", 1_492_992),
+        ("squeezenet1_0_complex_bypass", 2_612_736),
+        ("squeezenet1_1", 982_144),
+        ("squeezenet_cifar", 393_216),
+        ("squeezenet_micro", 49_152),
+    ],
+)
+def test_the_plan_of_both_files_is_what_tflite_micro_allocates(name, arena, arena_head):
+    network = load_network(name, random_init=True)
+    size = network.preprocessing.size
+    graph = in_8_bits(trace(network.module, (1, network.preprocessing.depth, *size), name))
+    data = write_tflite(graph)
+    assert plan(data).arena_bytes == arena
+    assert plan(write_onnx(graph)).arena_bytes == arena
+    assert arena_head(data) == arena
+
+
+def test_random_networks_are_planned_as_tflite_micro_allocates_them(arena_head):
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(graphs())
+    def check(graph):
+        data = write_tflite(in_8_bits(graph))
+        # A mean asks for a few bytes of scratch, which matter only where it is the peak of a tiny network.
+        scratch = 64 if any(isinstance(op, GlobalAveragePool) for op in graph.ops) else 0
+        assert 0 <= arena_head(data) - plan(data).arena_bytes <= scratch
+
+    check()
+
+
+@st.composite
+def lifetimes(draw) -> Graph:
+    """Graphs of additions and joins in any order, so that buffers of many sizes live for any time."""
+    tensors = [Tensor("input", (1, 1, 1, draw(st.integers(1, 40))))]
+    ops: list[Op] = []
+    for index in range(draw(st.integers(1, 25))):
+        chosen = draw(st.lists(st.sampled_from(tensors), min_size=1, max_size=3))
+        names = tuple(tensor.name for tensor in chosen)
+        op: Op = Concat(names, f"t{index}") if len(chosen) > 1 else Relu(names, f"t{index}")
+        if len(chosen) == 2 and chosen[0].shape == chosen[1].shape:
+            op = Add(names, f"t{index}")
+        shape = op.output_shape(*(tensor.shape for tensor in chosen))
+        if shape[3] <= 4096:
+            ops.append(op)
+            tensors.append(Tensor(op.output, shape))
+    outputs = draw(st.lists(st.sampled_from([tensor.name for tensor in tensors]), min_size=1, max_size=2, unique=True))
+    return Graph("drawn", {tensor.name: tensor for tensor in tensors}, tuple(ops), ("input",), tuple(outputs))
+
+
+@settings(max_examples=200, deadline=None)
+@given(lifetimes())
+def test_a_plan_holds_what_it_promises(graph):
+    planned = plan(graph)
+    assert [buffer.tensor for buffer in planned.buffers] == [tensor.name for tensor in graph.activations]
+    spans = {buffer.tensor: (buffer.first, buffer.last) for buffer in planned.buffers}
+    for step, op in enumerate(graph.ops):
+        for name in (*op.inputs, op.output):
+            assert spans[name][0] <= step <= spans[name][1], f"{name} is not alive in {op.name}"
+    for name in graph.outputs:
+        assert spans[name][1] >= len(graph.ops) - 1
+    for one in planned.buffers:
+        assert one.offset % 16 == 0
+        for other in planned.buffers:
+            if one is not other and one.first <= other.last and other.first <= one.last:
+                assert one.offset + one.nbytes <= other.offset or other.offset + other.nbytes <= one.offset
+    peak = max(planned.alive_bytes(step) for step in range(max(1, len(graph.ops))))
+    assert planned.alive_bytes(planned.peak_step) == peak <= planned.arena_bytes
+    assert plan(graph) == planned
+
+
+def test_the_peak_is_named_with_what_is_alive_there():
+    build = GraphBuilder((1, 8, 8, 2))
+    wide = build.conv(build.conv("input", 16), 4)
+    planned = plan(build.graph(build.conv(wide, 2)))
+    assert planned.peak_op is not None
+    assert planned.peak_op.name == "conv1"
+    assert [buffer.tensor for buffer in planned.alive(planned.peak_step)] == ["conv0", "conv1"]
+    assert planned.arena_bytes == 8 * 8 * (16 + 4) * 4
+    found = json.loads(json.dumps(planned.to_json()))
+    assert found["peak"] == {"op": "conv1", "alive": {"conv0": 4096, "conv1": 1024}}
+    assert found["macs"] == sum(op["macs"] for op in found["ops"]) == 64 * (2 * 16 + 16 * 4 + 4 * 2)
+    assert found["weight_bytes"] == 4 * (2 * 16 + 16 + 16 * 4 + 4 + 4 * 2 + 2)
+
+
+def test_a_verdict_is_an_exit_code():
+    assert Verdict(1024, 1024).exit_code == 0
+    assert Verdict(1024, 1024).text() == "fits 1.0 KiB, 0 B to spare"
+    late = Verdict(1024, 2048)
+    assert (late.fits, late.exit_code) == (False, 3)
+    assert late.text() == "does not fit 1.0 KiB, 1.0 KiB too much"
+    assert late.to_json() == {
+        "sram_bytes": 1024,
+        "arena_bytes": 2048,
+        "arena_source": "planned",
+        "fits": False,
+        "margin_bytes": -1024,
+    }
+
+
+def test_what_leads_nowhere_takes_no_room():
+    build = GraphBuilder((1, 8, 8, 2))
+    x = build.conv("input", 2)
+    build.conv("input", 64)
+    assert plan(build.graph(x)).arena_bytes == 2 * 8 * 8 * 2 * 4
+    assert np.prod(build.shape("conv1")) == 8 * 8 * 64
