@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -89,7 +90,9 @@ class Contract:
             specs = {key: _spec(values.pop(key)) for key in ("input", "output")}
             names = {key: tuple(map(str, values.pop(key))) for key in ("classes", "class_ids")}
             contract = cls(preprocessing=preprocessing, **specs, **names, **values)
-            return replace(contract, golden=_golden(golden, preprocessing)) if golden else contract
+            contract = replace(contract, golden=_golden(golden, preprocessing)) if golden else contract
+            _check(contract)
+            return contract
         except (ValueError, KeyError, TypeError, AttributeError, zlib.error, RecursionError) as error:
             raise FormatError(f"the file's contract is damaged: {error!r}") from error
 
@@ -100,6 +103,36 @@ def golden_pixels(preprocessing: Preprocessing) -> np.ndarray:
     rows, columns, channels = np.ogrid[:height, :width, : preprocessing.depth]
     tiles = (rows * 8 // height) * 73 + (columns * 8 // width) * 151 + channels * 59
     return (tiles % 256).astype(np.uint8)
+
+
+def _check(contract: Contract) -> None:
+    """Whether the parts of a foreign contract can be used together. Raises ``ValueError``."""
+    height, width = contract.preprocessing.size
+    depth = contract.preprocessing.depth
+    shapes = {"NCHW": (1, depth, height, width), "NHWC": (1, height, width, depth)}
+    if contract.layout not in shapes or contract.answer not in ("logits", "probabilities"):
+        raise ValueError(f"layout {contract.layout!r} or answer {contract.answer!r} is unknown")
+    if contract.input.shape != shapes[contract.layout]:
+        raise ValueError(f"input {contract.input.shape} is not that of the pictures, {shapes[contract.layout]}")
+    for spec in (contract.input, contract.output):
+        _check_spec(spec)
+    classes = len(contract.classes)
+    if math.prod(contract.output.shape) != classes or len(contract.class_ids) not in (0, classes):
+        raise ValueError(f"{classes} classes do not fit output {contract.output.shape}")
+    if contract.golden and (len(contract.golden.output) != classes or not np.isfinite(contract.golden.output).all()):
+        raise ValueError(f"the golden output is not {classes} finite numbers")
+
+
+def _check_spec(spec: TensorSpec) -> None:
+    if spec.dtype not in ("float32", "int8", "uint8"):
+        raise ValueError(f"type {spec.dtype!r} is unknown")
+    if spec.dtype == "float32":
+        usable = spec.scale is None and spec.zero_point == 0
+    else:
+        limits = np.iinfo(spec.dtype)
+        usable = spec.scale is not None and 0 < spec.scale < math.inf and limits.min <= spec.zero_point <= limits.max
+    if not usable:
+        raise ValueError(f"scale {spec.scale!r} and zero point {spec.zero_point!r} are not those of {spec.dtype}")
 
 
 def _spec(values: Mapping[str, Any]) -> TensorSpec:

@@ -44,6 +44,8 @@ class Preprocessing:
             raise UsageError(
                 f"mean and std need {self.depth} values for channels {self.channels}, got {self.mean} and {self.std}"
             )
+        if len(self.size) != 2 or not all(isinstance(n, int) for n in (*self.size, self.resize or 0)):
+            raise UsageError(f"input size {self.size} with resize {self.resize} is not in whole pixels")
         if min(self.size) < 1 or max(self.size) > 4096 or (self.resize is not None and not 1 <= self.resize <= 4096):
             raise UsageError(f"input size {self.size} with resize {self.resize} is not between 1 and 4096 pixels")
         numbers = np.array([self.scale, *self.mean, *self.std], float)

@@ -125,7 +125,10 @@ class Session:
         values = contract.preprocessing.normalize(pixels)[None]
         if contract.layout == "NCHW":
             values = values.transpose(0, 3, 1, 2)
-        return contract.output.decode(self.run(contract.input.encode(values))).reshape(-1)
+        answer = contract.output.decode(self.run(contract.input.encode(values))).reshape(-1)
+        if len(answer) != len(contract.classes):
+            raise FormatError(f"{self.name} gives {len(answer)} values for {len(contract.classes)} classes")
+        return answer
 
     def classify(self, picture: "Picture", top: int = 5) -> list[Prediction]:
         """The ``top`` most probable classes of one picture, the best first."""
