@@ -97,8 +97,8 @@ def _grow(draw, build: GraphBuilder, x: str, kind: str) -> str:
         stride = draw(pair)
         padding = draw(_paddings((rows, columns), window, stride, only_same=kind == "average"))
         pool = MaxPool if kind == "max" else AveragePool
-        if kind == "max" and build.ops and isinstance(build.ops[-1], Pad):
-            # onnxruntime 1.31 takes a Pad of zeros into the MaxPool behind it, as if it were of the lowest values.
+        if build.ops and isinstance(build.ops[-1], Pad):
+            # onnxruntime 1.31 takes a Pad of zeros into the pool behind it, where padding does not count.
             x = build.add(Relu, x)
         return build.add(pool, x, window=window, stride=stride, padding=padding)
     if kind == "relu":
