@@ -1,0 +1,96 @@
+"""What the benchmarks share: the reference networks, their options, and the pages they write."""
+
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+import torch
+from firebox.export import Export, ExportConfig, export
+from firebox.model_zoo import Network, load_network
+from firebox.runtime import LabelledImages
+from firebox.runtime.console import note
+from firebox.runtime.files import write_file
+
+# Networks whose published weights are used, with the file that holds them.
+REFERENCES = {"squeezenet1_1": "squeezenet1_1.pth", "squeezenet1_0": "compressed_SqueezeNet.net"}
+PICTURES = "imagenet-samples.tar"
+
+# The command is written into the pages, where it stands for everybody's folder.
+FOLDER = "$FIREBOX_DATA"
+
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+_PACKAGES = ("numpy", "pillow", "torch", "onnx", "onnxruntime", "ai-edge-litert", "tflite-runtime")
+_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+data_option = click.option(
+    "--data-folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    envvar="FIREBOX_DATA",
+    show_envvar=True,
+    required=True,
+    help="Folder of the weights and the pictures.",
+)
+
+
+def out_option(name: str):
+    """The option for the page that is written."""
+    return click.option(
+        "--out", type=click.Path(path_type=Path), default=_DOCS / name, help=f"Page to write.  [default: docs/{name}]"
+    )
+
+
+def load_reference(name: str, data_folder: Path) -> Network:
+    # One picture at a time gives several threads little to do, and on busy cores they wait for each other.
+    torch.set_num_threads(1)
+    return load_network(name, data_folder / REFERENCES[name])
+
+
+def export_network(network: Network, images: LabelledImages, out: Path, config: ExportConfig) -> Export:
+    """As ``firebox export`` does."""
+    note(f"exporting {network.name} (seed {config.seed})")
+    return export(
+        network.module,
+        out,
+        preprocessing=network.preprocessing,
+        images=images,
+        classes=network.classes,
+        class_ids=network.class_ids,
+        name=network.name,
+        checkpoint_sha256=network.sha256,
+        config=config,
+    )
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
+    """A table in Markdown; the first columns hold ``names``, the others figures, which are aligned to the right."""
+    rule = ["---"] * names + ["---:"] * (len(columns) - names)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
+
+
+def surroundings() -> str:
+    """Versions of the packages and what the processor can do, for a table can be repeated only with both."""
+    versions = [f"Python {platform.python_version()}"]
+    for package in _PACKAGES:
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    cores = f"{os.cpu_count()} cores"
+    return f"Measured with {', '.join(versions)}; {platform.machine()}, {cores}{_instructions()}."
+
+
+def write_page(path: Path, parts: Iterable[str]) -> None:
+    write_file(path, "\n\n".join(parts) + "\n")
+    note(f"wrote {path}")
+
+
+def _instructions() -> str:
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return ""
+    found = [name for name in _INSTRUCTIONS if name in words]
+    return f" with {', '.join(found)}" if found else ""
