@@ -10,6 +10,7 @@ from ..runtime.errors import ParityError, UsageError
 from ..runtime.graph import Graph
 from ..runtime.session import Session
 from .calibration import run_activations
+from .tracing import evaluating
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,14 +71,9 @@ def answers(
         return np.stack([session.predict_pixels(picture) for picture in pixels])
     import torch
 
-    device = next((parameter.device for parameter in module.parameters()), None)
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.inference_mode():
-            values = [module(torch.from_numpy(x[None]).to(device)).float().cpu().numpy() for x in inputs]
-    finally:
-        module.train(was_training)
+    device = _device(module)
+    with evaluating(module), torch.inference_mode():
+        values = [module(torch.from_numpy(x[None]).to(device)).float().cpu().numpy() for x in inputs]
     return np.concatenate(values).reshape(len(inputs), -1)
 
 
@@ -140,6 +136,10 @@ def refuse(complaint: str, culprit: str) -> ParityError:
     return ParityError(f"{complaint}; {culprit}; nothing was written: calibrate with more pictures, or allow more")
 
 
+def _device(module: "nn.Module") -> Any:
+    return next((parameter.device for parameter in module.parameters()), None)
+
+
 def _module_activations(module: "nn.Module", graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
     """What torch's modules give, for those that tensors of the graph are called after; rectified as in the graph."""
     import torch
@@ -154,8 +154,8 @@ def _module_activations(module: "nn.Module", graph: Graph, x: np.ndarray) -> dic
                 )
             )
     try:
-        with torch.inference_mode():
-            module.eval()(torch.from_numpy(x))
+        with evaluating(module), torch.inference_mode():
+            module(torch.from_numpy(x).to(_device(module)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -29,12 +29,10 @@ def trace(module: "nn.Module", input_shape: tuple[int, int, int, int], name: str
         import torch
     except ImportError as error:
         raise MissingExtraError(error.name or "torch", "export") from error
-    was_training = module.training
-    module.eval()
     parameter = next(module.parameters(), None)
     example = torch.zeros(input_shape, device=parameter.device if parameter is not None else None)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), evaluating(module), torch.no_grad():
             program = torch.onnx.export(
                 module, (example,), dynamo=True, external_data=False, opset_version=OPSET, verbose=False,
                 input_names=["input"], output_names=["output"],
@@ -42,11 +40,21 @@ def trace(module: "nn.Module", input_shape: tuple[int, int, int, int], name: str
     except torch.onnx.OnnxExporterError as error:
         cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedError(f"{type(module).__name__} cannot be traced with input {input_shape}: {cause}") from error
-    finally:
-        module.train(was_training)
     assert program is not None
     graph = fuse_activations(fold_batch_norm(read_onnx(program.model_proto)))
     return replace(_named_after_modules(graph), name=name)
+
+
+@contextlib.contextmanager
+def evaluating(module: "nn.Module") -> Iterator[None]:
+    """The module in eval mode; afterwards each of its parts is in the mode it was in, frozen ones too."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _named_after_modules(graph: Graph) -> Graph:
