@@ -66,6 +66,8 @@ class _Subgraph:
         self.subgraph = subgraph
         self.tensors: dict[str, Tensor] = {}
         self.names: list[str] = []
+        # Constants that are in firebox's layout already: a layer used twice has one weight.
+        self.relaid: set[str] = set()
         for index, tensor in enumerate(subgraph["tensors"]):
             name = tensor["name"] or f"tensor_{index}"
             name = name if name not in self.tensors else f"{name}_{index}"
@@ -112,6 +114,7 @@ class _Subgraph:
         """Keep a constant in firebox's own layout, under the same name."""
         tensor = self.tensors[name]
         self.tensors[name] = Tensor(name, data.shape, tensor.dtype, quantization, data)
+        self.relaid.add(name)
         return name
 
     def bias(self, inputs: list[str], channels: int) -> tuple[str, ...]:
@@ -171,7 +174,7 @@ def _quantization(name: str, shape: tuple[int, ...], values: dict[str, Any] | No
 
 def _conv(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
     stride, dilation = (options["stride_h"], options["stride_w"]), (options["dilation_h"], options["dilation_w"])
-    if "depth_multiplier" in options:
+    if "depth_multiplier" in options and inputs[1] not in graph.relaid:
         # TFLite keeps depthwise weights as (1, height, width, channels * multiplier).
         weight = graph.tensors[inputs[1]]
         quantization = weight.quantization
