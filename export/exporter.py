@@ -1,7 +1,7 @@
 """From a trained module to the four files that ship, through the gate."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -11,15 +11,25 @@ import numpy as np
 from ..runtime.console import progress
 from ..runtime.contract import KEY, Contract, Golden, TensorSpec, golden_pixels
 from ..runtime.datasets import LabelledImages, sample
-from ..runtime.errors import QuantizationError, UsageError
+from ..runtime.errors import ParityError, QuantizationError, UsageError
 from ..runtime.files import check_writable, sha256, write_files
 from ..runtime.graph import Graph, Softmax, Tensor
 from ..runtime.planning import plan
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.session import Session
-from .calibration import Method, calibrate
+from .calibration import PASSES, Method, calibrate
 from .onnx_writer import onnx_shape, onnx_side, write_onnx
-from .parity import Parity, Tolerance, answers, compare, first_to_leave, judge, refuse
+from .parity import (
+    Parity,
+    Precision,
+    Tolerance,
+    compare,
+    first_to_leave,
+    judge,
+    module_answers,
+    refuse,
+    session_answers,
+)
 from .quantization import quantize, with_input_type
 from .rounding import input_moments
 from .tflite_writer import write_tflite
@@ -29,7 +39,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 InputType = Literal["int8", "uint8"]
-Precision = Literal["float32", "int8"]
 
 # Pictures that the gate looks at.
 _GATE_PICTURES = 50
@@ -55,6 +64,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
             raise UsageError(f"{self.calibration_images} calibration pictures are not enough; give at least 1")
+        if self.method not in PASSES:
+            raise UsageError(f"calibration method {self.method!r} is not one of {', '.join(PASSES)}")
         if self.input_type not in get_args(InputType):
             raise UsageError(f"input type {self.input_type!r} is not one of {', '.join(get_args(InputType))}")
         if not self.precisions or not set(self.precisions) <= set(get_args(Precision)):
@@ -95,21 +106,25 @@ def export(
     with progress("tracing", 1, quiet=quiet) as advance:
         graph = trace(module, (1, preprocessing.depth, *preprocessing.size), name)
         advance()
+    contract = _contract(graph, name, preprocessing, tuple(classes), tuple(class_ids), checkpoint_sha256)
     calibration, gate = _draw(images, config)
     graphs: dict[Precision, Graph] = {"float32": graph}
     if "int8" in config.precisions:
         graphs["int8"] = _quantized(graph, _crops(calibration, preprocessing), preprocessing, config, quiet)
-    contract = _contract(graph, name, preprocessing, tuple(classes), tuple(class_ids), checkpoint_sha256)
-    files: dict[str, bytes] = {}
+    files: dict[str, tuple[Precision, bytes]] = {}
     for precision in config.precisions:
-        tflite = with_input_type(graphs[precision], config.input_type) if precision == "int8" else graphs[precision]
-        files[f"model.{precision}.onnx"] = _complete(
-            write_onnx, graphs[precision], _onnx_contract(contract, graphs[precision])
+        onnx = tflite = graphs[precision]
+        if precision == "int8":
+            tflite = with_input_type(tflite, config.input_type)
+        files[f"model.{precision}.onnx"] = precision, _complete(write_onnx, onnx, _onnx_contract(contract, onnx))
+        files[f"model.{precision}.tflite"] = (
+            precision,
+            _complete(write_tflite, tflite, _tflite_contract(contract, tflite)),
         )
-        files[f"model.{precision}.tflite"] = _complete(write_tflite, tflite, _tflite_contract(contract, tflite))
     parity = _through_gate(module, files, graphs, _crops(gate, preprocessing), preprocessing, config.tolerance, quiet)
-    report = _report(contract, files, parity, calibration, gate, config)
-    written = write_files(out, {**files, "export.json": json.dumps(report, indent=2) + "\n"})
+    contents = {file: data for file, (_, data) in files.items()}
+    report = _report(contract, contents, parity, calibration, gate, config)
+    written = write_files(out, {**contents, "export.json": json.dumps(report, indent=2) + "\n"})
     return Export(Path(out), tuple(written[:-1]), tuple(parity), report)
 
 
@@ -131,7 +146,8 @@ def _quantized(
     if not pixels:
         raise QuantizationError("there are no calibration pictures; give at least one, better a hundred")
     samples = [preprocessing.normalize(picture)[None] for picture in pixels]
-    with progress("calibrating", 3 * len(samples), quiet=quiet) as advance:
+    passes = PASSES[config.method] + 1
+    with progress("calibrating", passes * len(samples), quiet=quiet) as advance:
         ranges = calibrate(graph, samples, config.method, advance)
         moments = input_moments(graph, samples, config.seed, advance)
     return quantize(graph, ranges, moments)
@@ -180,6 +196,8 @@ def _complete(write: Callable[..., bytes], graph: Graph, contract: Contract) -> 
     pixels = golden_pixels(contract.preprocessing)
     with Session(write(graph, {KEY: contract.to_bytes()})) as session:
         output = session.predict_pixels(pixels)
+    if not np.isfinite(output).all():
+        raise ParityError(f"{contract.name} answers with values that are not finite; check the weights")
     step = contract.output.scale
     tolerance = _GOLDEN_STEPS * step if step else 1e-3 * max(float(np.abs(output).max()), 1e-6)
     golden = Golden(pixels, tuple(map(float, output)), float(tolerance))
@@ -188,8 +206,8 @@ def _complete(write: Callable[..., bytes], graph: Graph, contract: Contract) -> 
 
 def _through_gate(
     module: "nn.Module",
-    files: dict[str, bytes],
-    graphs: dict[Precision, Graph],
+    files: Mapping[str, tuple[Precision, bytes]],
+    graphs: Mapping[Precision, Graph],
     pixels: Sequence[np.ndarray],
     preprocessing: Preprocessing,
     tolerance: Tolerance,
@@ -199,17 +217,17 @@ def _through_gate(
     inputs = np.stack([preprocessing.normalize(picture).transpose(2, 0, 1) for picture in pixels])
     inputs = np.ascontiguousarray(inputs)
     with progress("comparing", 1 + len(files), quiet=quiet) as advance:
-        expected = answers(module, None, pixels, inputs)
+        expected = module_answers(module, inputs)
         advance()
-        outputs, results = {}, []
-        for file, data in files.items():
+        outputs, results = [], []
+        for file, (precision, data) in files.items():
             with Session(data) as session:
-                outputs[file] = answers(module, session, pixels, inputs)
-                results.append(compare(file, session.backend, expected, outputs[file]))
+                outputs.append(session_answers(session, pixels))
+                results.append(compare(file, precision, session.backend, expected, outputs[-1]))
             advance()
     complaint = judge(results, outputs, tolerance)
     if complaint:
-        graph = graphs["int8" if "int8" in complaint.split()[0] else "float32"]
+        graph = graphs[complaint.precision]
         raise refuse(complaint, first_to_leave(module, graph, graphs["float32"], inputs, tolerance))
     return results
 

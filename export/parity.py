@@ -1,8 +1,8 @@
 """The gate: exported files must answer as the network does, or nothing is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from .tracing import evaluating
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+Precision = Literal["float32", "int8"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,17 @@ class Tolerance:
         for name in ("float_error", "agreement", "formats_agreement"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} {getattr(self, name)} is not between 0 and 1")
+        if self.sqnr_db != self.sqnr_db:
+            raise UsageError("sqnr_db is not a number")
 
 
 @dataclass(frozen=True)
 class Parity:
-    """One file against the network: largest difference, signal to quantization noise in dB, same best class."""
+    """One file against the network: largest difference (also as a share of the largest output), signal to noise in dB
+    (``None``: no difference at all), share of pictures with the same best class."""
 
     file: str
+    precision: Precision
     backend: str
     max_abs: float
     relative: float
@@ -48,27 +55,36 @@ class Parity:
     agreement: float
 
     def to_json(self) -> dict[str, Any]:
-        """Figures for programs; a noise of zero has no ratio."""
+        """Figures for programs."""
         return asdict(self)
 
 
-def compare(file: str, backend: str, expected: np.ndarray, found: np.ndarray) -> Parity:
+@dataclass(frozen=True)
+class Complaint:
+    """What is past its tolerance, in words, and in the files of which precision."""
+
+    precision: Precision
+    text: str
+
+
+def compare(file: str, precision: Precision, backend: str, expected: np.ndarray, found: np.ndarray) -> Parity:
     """Outputs of a file, shape (pictures, classes), against those of the network."""
     largest = float(np.abs(expected).max())
     error = float(np.abs(found - expected).max())
     noise = float(((found - expected).astype(np.float64) ** 2).sum())
     signal = float((expected.astype(np.float64) ** 2).sum())
-    sqnr = 10 * np.log10(signal / noise) if noise > 0 and signal > 0 else None
+    sqnr = None if noise == 0 else 10 * np.log10(max(signal, np.finfo(float).tiny) / noise)
     same = float((found.argmax(1) == expected.argmax(1)).mean())
-    return Parity(file, backend, error, error / largest if largest else error, sqnr, same)
+    return Parity(file, precision, backend, error, error / largest if largest else error, sqnr, same)
 
 
-def answers(
-    module: "nn.Module", session: Session | None, pixels: Sequence[np.ndarray], inputs: np.ndarray
-) -> np.ndarray:
-    """Outputs (pictures, classes) of a session for ``pixels``, or of the module for normalized NCHW ``inputs``."""
-    if session is not None:
-        return np.stack([session.predict_pixels(picture) for picture in pixels])
+def session_answers(session: Session, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    """Real-valued outputs (pictures, classes) of a file."""
+    return np.stack([session.predict_pixels(picture) for picture in pixels])
+
+
+def module_answers(module: "nn.Module", inputs: np.ndarray) -> np.ndarray:
+    """Outputs (pictures, classes) of the module for normalized inputs (pictures, channels, height, width)."""
     import torch
 
     device = _device(module)
@@ -77,25 +93,35 @@ def answers(
     return np.concatenate(values).reshape(len(inputs), -1)
 
 
-def judge(results: Sequence[Parity], outputs: Mapping[str, np.ndarray], tolerance: Tolerance) -> str | None:
-    """What is past its tolerance first, in words, with the file's name at the start; or ``None``."""
-    limit = tolerance
-    for result in results:
-        if "float32" in result.file:
-            if result.relative > limit.float_error:
-                return (
-                    f"{result.file} is off by {result.relative:.2g} of the largest output (limit {limit.float_error:g})"
-                )
-        elif result.sqnr_db is not None and result.sqnr_db < limit.sqnr_db:
-            return f"{result.file} has an SQNR of {result.sqnr_db:.1f} dB (limit {limit.sqnr_db:g} dB)"
-        elif result.agreement < limit.agreement:
-            return f"{result.file} names the network's class on {result.agreement:.1%} (limit {limit.agreement:.1%})"
-    integer = [name for name in outputs if "int8" in name]
-    for name in integer[1:]:
-        same = float((outputs[name].argmax(1) == outputs[integer[0]].argmax(1)).mean())
-        if same < limit.formats_agreement:
-            return f"{name} names the class of {integer[0]} on {same:.1%} (limit {limit.formats_agreement:.1%})"
+def judge(results: Sequence[Parity], outputs: Sequence[np.ndarray], tolerance: Tolerance) -> Complaint | None:
+    """What is past its tolerance first; ``outputs`` are the answers that ``results`` were found from."""
+    for result, output in zip(results, outputs, strict=True):
+        text = _complaint(result, output, tolerance)
+        if text:
+            return Complaint(result.precision, f"{result.file} {text}")
+    first, *others = [
+        (result.file, output) for result, output in zip(results, outputs, strict=True) if result.precision == "int8"
+    ] or [("", np.empty(0))]
+    for file, output in others:
+        same = float((output.argmax(1) == first[1].argmax(1)).mean())
+        if same < tolerance.formats_agreement:
+            limit = f"limit {tolerance.formats_agreement:.1%}"
+            return Complaint("int8", f"{file} names the class of {first[0]} on {same:.1%} ({limit})")
     return None
+
+
+def _complaint(result: Parity, output: np.ndarray, limit: Tolerance) -> str:
+    """What is wrong with one file, as the end of a sentence, or nothing."""
+    if not np.isfinite(output).all():
+        return "answers with values that are not finite"
+    if result.precision == "float32":
+        off = result.relative > limit.float_error
+        return f"is off by {result.relative:.2g} of the largest output (limit {limit.float_error:g})" if off else ""
+    if result.sqnr_db is not None and result.sqnr_db < limit.sqnr_db:
+        return f"has an SQNR of {result.sqnr_db:.1f} dB (limit {limit.sqnr_db:g} dB)"
+    if result.agreement < limit.agreement:
+        return f"names the network's class on {result.agreement:.1%} (limit {limit.agreement:.1%})"
+    return ""
 
 
 def first_to_leave(
@@ -131,9 +157,9 @@ def first_to_leave(
     return f"no single layer is past the tolerance; the worst is {worst!r} ({ratios[worst]:.1f} dB)"
 
 
-def refuse(complaint: str, culprit: str) -> ParityError:
+def refuse(complaint: Complaint, culprit: str) -> ParityError:
     """The error that closes the gate."""
-    return ParityError(f"{complaint}; {culprit}; nothing was written: calibrate with more pictures, or allow more")
+    return ParityError(f"{complaint.text}; {culprit}; nothing was written: calibrate with more pictures, or allow more")
 
 
 def _device(module: "nn.Module") -> Any:
