@@ -1,18 +1,21 @@
 """The zoo's commands; torch is imported when one of them needs it."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from ..runtime.console import json_option, note, print_json, progress, table
+from ..runtime.console import json_option, note, print_json, progress, say, table
 from ..runtime.errors import MissingExtraError, UsageError
 from ..runtime.units import format_size, parse_size
 from .registry import find_model, list_models
 from .schedules import Schedule
 from .training_config import Augment, Precision, TrainingConfig
+
+if TYPE_CHECKING:
+    from .demo import Demo
 
 _FLOAT32_BYTES = 4
 _DEFAULTS = TrainingConfig()
@@ -217,7 +220,7 @@ def train_command(
         print_json(result.to_json())
         return
     note(f"trained {result.model} ({result.parameters:,} parameters) in {result.seconds:,.0f} s")
-    click.echo(
+    say(
         f"validation accuracy {result.val_accuracy:.2%} on {result.val_pictures:,} pictures; "
         f"checkpoint {result.checkpoint}"
     )
@@ -281,7 +284,7 @@ def _percent(value: float | None) -> str:
     show_default=True,
     help="Input of the int8 TFLite file.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the pictures.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the pictures.")
 @click.option(
     "--min-agreement", type=float, help="Least share of pictures on which int8 must name the network's class."
 )
@@ -365,7 +368,9 @@ def export_command(
     help="Which pictures: auto takes the data's own test or val, else all; val of data without splits is what "
     "firebox train keeps by --seed and --val-fraction.",
 )
-@click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Draws val, and --images.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=_DEFAULTS.seed, show_default=True, help="Draws val, and --images."
+)
 @click.option("--val-fraction", type=float, default=_DEFAULTS.val_fraction, show_default=True, help="Size of val.")
 @click.option("--images", type=int, help="Only so many pictures, drawn by --seed.  [default: all]")
 @click.option(
@@ -424,10 +429,19 @@ def evaluate_command(
     "--out", type=click.Path(path_type=Path), default="build/demo", show_default=True, help="Folder for everything."
 )
 @click.option("--sram", default="256KiB", show_default=True, help="Budget to judge the files by.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides weights, order, augmentation, split.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Decides weights, order, augmentation, split.",
+)
 @json_option
-def demo_command(out: Path, sram: str, seed: int, as_json: bool) -> None:
+@click.pass_context
+def demo_command(context: click.Context, out: Path, sram: str, seed: int, as_json: bool) -> None:
     """Go the whole way on real scans of digits: train, export, compare, plan and profile, in a few minutes.
+
+    Exit code 3 when an int8 file does not fit the budget.
 
     \b
     Example:
@@ -441,28 +455,25 @@ def demo_command(out: Path, sram: str, seed: int, as_json: bool) -> None:
 
     demo = run_demo(out, budget, seed, quiet=as_json)
     if as_json:
-        click.echo(demo.report.read_text())
-        return
+        say(demo.report.read_text().rstrip())
+    else:
+        _show_demo(demo, budget)
+        say(f"Everything is in {out}/; {demo.report} has the figures.")
+        say(f"Next: firebox plan {out}/model.int8.tflite --sram {sram}")
+    verdicts = [found.verdict for found in demo.profiles if "int8" in found.model]
+    context.exit(max(verdict.exit_code for verdict in verdicts if verdict is not None))
+
+
+def _show_demo(demo: "Demo", budget: int) -> None:
     torch, *files = demo.evaluations
     rows = [("in torch", f"{torch.top1:.2%}", "", "", "", "", "")]
     for found, measured in zip(files, demo.profiles, strict=True):
         assert measured.verdict is not None
         sizes = {line.name: line.nbytes or 0 for line in measured.memory}
         figures = (format_size(sizes["file"]), format_size(sizes["arena"]), f"{measured.p50_ms:.3f} ms")
-        row = (
-            found.name,
-            f"{found.top1:.2%}",
-            f"{found.agreement(torch):.2%}",
-            *figures,
-            "fits" if measured.verdict.fits else "does not fit",
-        )
-        rows.append(row)
-    columns = ("", "accuracy", "agrees", "size", "arena", "p50", format_size(budget))
+        verdict = "fits" if measured.verdict.fits else "does not fit"
+        rows.append((found.name, f"{found.top1:.2%}", f"{found.agreement(torch):.2%}", *figures, verdict))
     title = f"{demo.training.model}, {demo.training.parameters:,} parameters, on {len(torch.labels)} unseen scans"
-    table(title, columns, rows)
-    click.echo(
-        "accuracy and agreement with torch on scans that were used neither to train nor to calibrate;\n"
-        "arena: planned memory for input and activations; p50: median of one inference on this machine"
-    )
-    click.echo(f"Everything is in {out}/; {demo.report} has the figures.")
-    click.echo(f"Next: firebox plan {out}/model.int8.tflite --sram {sram}")
+    table(title, ("", "accuracy", "agrees", "size", "arena", "p50", format_size(budget)), rows)
+    say("accuracy and agreement with torch on scans that were used neither to train nor to calibrate;")
+    say("arena: planned memory for input and activations; p50: median of one inference on this machine")

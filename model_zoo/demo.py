@@ -1,7 +1,6 @@
 """The whole way on real scans of digits: train, export, compare, plan, profile."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from ..export import ExportConfig, export
 from ..runtime.console import note, progress
 from ..runtime.datasets import open_images, split_images
 from ..runtime.evaluation import Classifier, Evaluation, evaluate
-from ..runtime.files import write_file
+from ..runtime.files import check_writable, write_file
 from ..runtime.profiling import Profile, profile
 from ..runtime.session import Session
-from .checkpoint import FILE_NAME
+from .checkpoint import FILE_NAME, read_checkpoint
 from .classifier import TorchClassifier
 from .network import load_network
+from .run_folder import RUN_FILES
 from .training import TrainingResult, train
 from .training_config import TrainingConfig
 
@@ -41,8 +41,8 @@ def run_demo(out: str | Path, sram: int, seed: int = 0, *, quiet: bool = False) 
     """
     out = Path(out)
     config = TrainingConfig(model="squeezenet_micro", data="digits", seed=seed)
-    if (out / "training" / FILE_NAME).is_file():
-        shutil.rmtree(out / "training")
+    check_writable(out)
+    _remove_earlier(out / "training", config)
     if not quiet:
         note(f"training {config.model} on {config.data}, {config.epochs} epochs")
     training = train(config, out / "training", quiet=quiet)
@@ -74,3 +74,13 @@ def run_demo(out: str | Path, sram: int, seed: int = 0, *, quiet: bool = False) 
     }
     path = write_file(out / "report.json", json.dumps(report, indent=2) + "\n")
     return Demo(training, tuple(evaluations), tuple(profiles), path)
+
+
+def _remove_earlier(run: Path, config: TrainingConfig) -> None:
+    """Remove the training of an earlier demo, and nothing that is not one."""
+    if not (run / FILE_NAME).is_file():
+        return
+    earlier = TrainingConfig.from_json(read_checkpoint(run / FILE_NAME).training)
+    if (earlier.model, earlier.data) == (config.model, config.data):
+        for name in RUN_FILES:
+            (run / name).unlink(missing_ok=True)

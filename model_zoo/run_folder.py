@@ -10,6 +10,7 @@ from ..runtime.files import write_files
 from .checkpoint import FILE_NAME, Checkpoint, pack_checkpoint
 
 _CONFIG, _LOG = "config.json", "log.csv"
+RUN_FILES = (FILE_NAME, _CONFIG, _LOG)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class LogRow:
 
 def check_unused(folder: Path) -> None:
     """Raise ``UsageError`` if the folder already belongs to a training."""
-    for name in (FILE_NAME, _CONFIG, _LOG):
+    for name in RUN_FILES:
         if (folder / name).exists():
             raise UsageError(
                 f"{folder} already holds a run ({name}); go on with --resume {folder} or choose another --out"

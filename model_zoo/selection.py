@@ -1,6 +1,6 @@
 """What a command line names, opened: classifiers by file, folder or zoo name, and a split of the pictures."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..runtime.backends import installed_backends
@@ -9,15 +9,18 @@ from ..runtime.errors import UsageError
 from ..runtime.evaluation import Classifier
 from ..runtime.reader import format_of
 from ..runtime.session import Session
+from .registry import list_models
 
 _ENDINGS = (".onnx", ".tflite")
 
 
 def open_classifiers(
-    names: Iterable[str], weights: Path | None, backend: str = "auto", threads: int = 1
+    names: Sequence[str], weights: Path | None, backend: str = "auto", threads: int = 1
 ) -> dict[str, Classifier]:
     """Sessions of exported files (in every installed backend for ``all``) and networks in torch, by a name to print."""
     found: dict[str, Classifier] = {}
+    if weights is not None and not set(names) & set(list_models()):
+        raise UsageError(f"--weights {weights} goes with a name of the zoo among MODELS, and there is none")
     for name in names:
         files = _exported(Path(name))
         if not files:
@@ -36,11 +39,11 @@ def choose_split(images: LabelledImages, split: str, val_fraction: float, seed: 
         return images
     if split == "auto":
         return images.split("test") or images.split("val") or images
-    if split == "test":
-        own = images.split("test")
-        if own is None:
-            raise UsageError(f"{images.source} has no folder 'test'; use --split val or all")
+    own = {"val": images.split("val"), "test": images.split("test")}.get(split)
+    if own is not None:
         return own
+    if split == "test":
+        raise UsageError(f"{images.source} has no folder 'test'; use --split val or all")
     trained, validated = split_images(images, val_fraction, seed)
     return trained if split == "train" else validated
 
@@ -54,6 +57,5 @@ def _exported(path: Path) -> list[Path]:
 def _torch(name: str, weights: Path | None) -> Classifier:
     from . import load_network
     from .classifier import TorchClassifier
-    from .registry import list_models
 
     return TorchClassifier(load_network(name, weights if name in list_models() else None))

@@ -6,6 +6,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,7 +81,7 @@ class OnnxRuntime:
         return times
 
     def _options(self) -> Any:
-        runtime = _import("onnxruntime", "onnx")
+        runtime = _import(BACKENDS["onnxruntime"])
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -91,7 +92,7 @@ class OnnxRuntime:
     def _open(data: bytes, options: Any) -> Any:
         with _foreign("onnxruntime"):
             # With its fallback onnxruntime prints a failure on stdout and tries the same again.
-            return _import("onnxruntime", "onnx").InferenceSession(
+            return _import(BACKENDS["onnxruntime"]).InferenceSession(
                 data, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
 
@@ -99,12 +100,12 @@ class OnnxRuntime:
 class TFLite:
     """LiteRT or tflite-runtime. An interpreter runs one inference at a time, so calls wait for each other."""
 
-    def __init__(self, data: bytes, threads: int, module: str, package: str, extra: str):
+    def __init__(self, data: bytes, threads: int, runtime: "Runtime"):
         self._contract = read_tflite_metadata(data, KEY)
-        interpreter = _import(module, extra, package)
+        interpreter = _import(runtime)
         # The interpreter reads the model from these bytes for as long as it lives.
         self._data = data
-        with _foreign(package):
+        with _foreign(runtime.package):
             self._interpreter = interpreter.Interpreter(model_content=data, num_threads=threads)
             self._interpreter.allocate_tensors()
         source, target = _one_of_each(self._interpreter.get_input_details(), self._interpreter.get_output_details())
@@ -129,23 +130,31 @@ class TFLite:
         return None
 
 
-# Name, format, module and extra, in the order of preference.
-BACKENDS: dict[str, tuple[Format, str, str]] = {
-    "onnxruntime": ("onnx", "onnxruntime", "onnx"),
-    "litert": ("tflite", "ai_edge_litert.interpreter", "litert"),
-    "tflite-runtime": ("tflite", "tflite_runtime.interpreter", "tflite"),
+@dataclass(frozen=True)
+class Runtime:
+    """What a backend reads and where it is: the module, its package and the extra that brings it."""
+
+    format: Format
+    module: str
+    package: str
+    extra: str
+
+
+# In the order of preference.
+BACKENDS = {
+    "onnxruntime": Runtime("onnx", "onnxruntime", "onnxruntime", "onnx"),
+    "litert": Runtime("tflite", "ai_edge_litert.interpreter", "ai-edge-litert", "litert"),
+    "tflite-runtime": Runtime("tflite", "tflite_runtime.interpreter", "tflite-runtime", "tflite"),
 }
 
 
 def installed_backends(format_: Format) -> list[str]:
     """Backends for a format that can be used here, the preferred one first."""
-    fitting = {name: module.split(".")[0] for name, (kind, module, _) in BACKENDS.items() if kind == format_}
-    return [name for name, package in fitting.items() if find_spec(package) and not _needs_other_numpy(name)]
-
-
-def _needs_other_numpy(name: str) -> bool:
-    """tflite-runtime was built against numpy 1 and breaks under 2, only once an interpreter is made."""
-    return name == "tflite-runtime" and int(np.__version__.split(".")[0]) >= 2
+    return [
+        name
+        for name in _reading(format_)
+        if find_spec(BACKENDS[name].module.split(".")[0]) and not _needs_other_numpy(name)
+    ]
 
 
 def load_backend(name: str, data: bytes, format_: Format, threads: int) -> tuple[str, Backend]:
@@ -155,19 +164,25 @@ def load_backend(name: str, data: bytes, format_: Format, threads: int) -> tuple
     installed and ``FormatError`` for a file that it refuses.
     """
     if name == "auto":
-        found = installed_backends(format_)
-        name = found[0] if found else next(n for n, (kind, *_) in BACKENDS.items() if kind == format_)
+        name = (installed_backends(format_) or _reading(format_))[0]
     if name not in BACKENDS:
         raise UsageError(f"backend {name!r} is not one of auto, {', '.join(BACKENDS)}")
-    kind, module, extra = BACKENDS[name]
-    if kind != format_:
-        fitting = ", ".join(n for n, (k, *_) in BACKENDS.items() if k == format_)
-        raise UsageError(f"backend {name!r} does not run .{format_} files; use {fitting}")
+    if name not in _reading(format_):
+        raise UsageError(f"backend {name!r} does not run .{format_} files; use {', '.join(_reading(format_))}")
     if _needs_other_numpy(name):
-        raise MissingExtraError(f"numpy below 2, without which {name} cannot run,", extra)
-    if kind == "onnx":
+        raise MissingExtraError(f"numpy below 2, without which {name} cannot run,", BACKENDS[name].extra)
+    if format_ == "onnx":
         return name, OnnxRuntime(data, threads)
-    return name, TFLite(data, threads, module, "ai-edge-litert" if name == "litert" else name, extra)
+    return name, TFLite(data, threads, BACKENDS[name])
+
+
+def _reading(format_: Format) -> list[str]:
+    return [name for name, runtime in BACKENDS.items() if runtime.format == format_]
+
+
+def _needs_other_numpy(name: str) -> bool:
+    """tflite-runtime was built against numpy 1 and breaks under 2, only once an interpreter is made."""
+    return name == "tflite-runtime" and int(np.__version__.split(".")[0]) >= 2
 
 
 def _one_of_each(inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, Any]:
@@ -176,11 +191,11 @@ def _one_of_each(inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, An
     return inputs[0], outputs[0]
 
 
-def _import(module: str, extra: str, package: str = "") -> Any:
+def _import(runtime: Runtime) -> Any:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(runtime.module)
     except ImportError as error:
-        raise MissingExtraError(package or module, extra) from error
+        raise MissingExtraError(runtime.package, runtime.extra) from error
 
 
 @contextlib.contextmanager
@@ -191,5 +206,9 @@ def _foreign(package: str) -> Iterator[None]:
     except FireboxError:
         raise
     except Exception as error:
-        text = str(error).strip().splitlines()
-        raise FormatError(f"{package} cannot load the file: {text[0] if text else type(error).__name__}") from error
+        raise FormatError(f"{package} cannot load the file: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a foreign complaint, or at least its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

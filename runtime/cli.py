@@ -1,11 +1,16 @@
 """The commands that a board has: plan, profile, classify. Everything heavy is imported when one of them runs."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .console import json_option, note, print_json, progress, table
+from .console import json_option, note, print_json, progress, say, table
 from .units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from .planning import MemoryLine
 
 _BACKENDS = ("auto", "onnxruntime", "litert", "tflite-runtime")
 
@@ -37,9 +42,9 @@ def plan_command(context: click.Context, model: Path, sram: str | None, as_json:
     """
     from .planning import Verdict, plan
 
-    budget = parse_size(sram) if sram else None
+    budget = parse_size(sram) if sram is not None else None
     planned = plan(model)
-    verdict = Verdict(budget, planned.arena_bytes) if budget else None
+    verdict = Verdict(budget, planned.arena_bytes) if budget is not None else None
     if as_json:
         print_json(planned.to_json() | {"verdict": verdict.to_json() if verdict else None})
     else:
@@ -58,16 +63,17 @@ def plan_command(context: click.Context, model: Path, sram: str | None, as_json:
         table(str(model), ("operation", "kind", "output", "size", "alive", "MACs"), rows)
         alive = ", ".join(f"{buffer.tensor} {format_size(buffer.nbytes)}" for buffer in planned.alive(peak))
         lines = [
-            ("arena", f"{format_size(planned.arena_bytes)} ({planned.arena_bytes:,} bytes)", "planned"),
-            ("  of which input", format_size(planned.input_bytes), "planned"),
-            ("  alive at the peak (▶)", alive, "planned"),
-            ("weights", format_size(planned.weight_bytes), "in flash"),
-            ("multiply-accumulates", f"{planned.graph.macs / 1e6:,.1f} M", ""),
+            *_account(planned.account()),
+            *([("verdict on the arena", verdict.text(), verdict.arena_source)] if verdict else []),
         ]
-        if verdict:
-            lines.append(("verdict", verdict.text(), "planned"))
-        table("Memory", ("", "figure", "source"), lines)
+        table("Memory", ("", "size", "source"), lines)
+        say(f"arena: {planned.arena_bytes:,} bytes, at its peak (▶) with {alive}")
+        say(f"{planned.graph.macs / 1e6:,.1f} M multiply-accumulates")
     context.exit(verdict.exit_code if verdict else 0)
+
+
+def _account(lines: "Iterable[MemoryLine]") -> list[tuple[str, str, str]]:
+    return [(line.name, "-" if line.nbytes is None else format_size(line.nbytes), line.source) for line in lines]
 
 
 @click.command("profile")
@@ -98,7 +104,7 @@ def profile_command(
     """
     from .profiling import profile
 
-    budget = parse_size(sram) if sram else None
+    budget = parse_size(sram) if sram is not None else None
     with progress("measuring", quiet=as_json) as advance:
         found = profile(model, sram=budget, backend=backend, threads=threads, max_seconds=seconds, tick=advance)
     if as_json:
@@ -115,12 +121,9 @@ def profile_command(
         if found.op_ms:
             slowest = sorted(found.op_ms.items(), key=lambda item: -item[1])[:10]
             table("Slowest operations", ("operation", "mean"), [(name, f"{ms:,.3f} ms") for name, ms in slowest])
-        lines = [
-            (line.name, format_size(line.nbytes) if line.nbytes is not None else "-", line.source)
-            for line in found.memory
-        ]
+        lines = _account(found.memory)
         if found.verdict:
-            lines.append(("verdict", found.verdict.text(), found.verdict.arena_source))
+            lines.append(("verdict on the arena", found.verdict.text(), found.verdict.arena_source))
         table("Memory", ("", "size", "source"), lines)
     context.exit(found.verdict.exit_code if found.verdict else 0)
 

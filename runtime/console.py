@@ -1,6 +1,7 @@
 """What people see: tables, progress and the one JSON object that programs get. rich is loaded when first needed."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 def print_json(values: Any) -> None:
     """One JSON object on stdout."""
-    click.echo(json.dumps(values, indent=2, allow_nan=False))
+    say(json.dumps(values, indent=2, allow_nan=False))
+
+
+def say(text: str) -> None:
+    """Text on stdout. A reader that has gone (``head``, ``less``) is no failure: the verdict is still to be given."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_stdout()
 
 
 def note(text: str) -> None:
@@ -37,7 +47,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     view = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     rows = list(rows)
     for index, column in enumerate(columns):
-        figures = index > 0 and all(not row[index] or row[index][0].isdigit() for row in rows)
+        figures = index > 0 and all(row[index][:1].isdigit() or row[index] in ("", "-") for row in rows)
         view.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         view.add_row(*(Text(cell, style=_style(cell)) for cell in row))
@@ -107,9 +117,17 @@ def _log(description: str, total: int | None) -> Callable[..., None]:
 def _console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
+    class Patient(Console):
+        def on_broken_pipe(self) -> None:
+            _close_stdout()
+
     # Piped output is not folded to 80 columns: a table that is grepped keeps its rows on one line.
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 160, highlight=False)
+    return Patient(stderr=stderr, width=None if stream.isatty() else 160, highlight=False)
+
+
+def _close_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _style(cell: str) -> str:

@@ -93,7 +93,7 @@ class Contract:
             contract = replace(contract, golden=_golden(golden, preprocessing)) if golden else contract
             _check(contract)
             return contract
-        except (ValueError, KeyError, TypeError, AttributeError, zlib.error, RecursionError) as error:
+        except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, zlib.error, RecursionError) as error:
             raise FormatError(f"the file's contract is damaged: {error!r}") from error
 
 

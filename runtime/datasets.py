@@ -4,6 +4,7 @@ import os
 import tarfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,11 @@ Split = Literal["all", "train", "val", "test"]
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _MAX_FILE_BYTES = 256 * 1024**2
+# What damaged archives end in.
+_ARCHIVE_ERRORS = (
+    EOFError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError, tarfile.TarError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def open_images(source: str | Path) -> LabelledImages:
             raise DataError(f"{path} is neither a folder, a .tar nor a .zip")
     except OSError as error:
         raise DataError(f"cannot read {path}: {reason(error)}") from error
-    except (tarfile.TarError, zipfile.BadZipFile) as error:
+    except _ARCHIVE_ERRORS as error:
         raise DataError(f"{path} is damaged or cut short: {error}") from error
     return _label(str(source), names, read)
 
@@ -99,7 +105,11 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
         return own_train, own_val
     if not 0 < fraction < 1:
         raise UsageError(f"validation fraction {fraction} is not between 0 and 1")
-    images = own_train or images.split("all") or images
+    if seed < 0:
+        raise UsageError(f"seed {seed} is negative; give 0 or more")
+    source, images = images.source, own_train or images.split("all") or own_val  # pyright: ignore[reportAssignmentType]
+    if images is None:
+        raise DataError(f"{source} holds test pictures only; add a folder train")
     order = np.random.default_rng(seed).permutation(len(images))
     held: list[int] = []
     for label in range(len(images.classes)):
@@ -115,6 +125,8 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
 
 def sample(images: LabelledImages, count: int, seed: int = 0) -> LabelledImages:
     """At most ``count`` pictures chosen by seed, classes taken in turn so that few pictures cover many classes."""
+    if seed < 0:
+        raise UsageError(f"seed {seed} is negative; give 0 or more")
     if count < 1:
         raise UsageError(f"a sample of {count} pictures is not possible; ask for at least 1")
     order = np.random.default_rng(seed).permutation(len(images))
@@ -247,7 +259,7 @@ def _named(source: str, read: Callable[[str], bytes]) -> Callable[[str], bytes]:
     def guarded(name: str) -> bytes:
         try:
             return read(name)
-        except (OSError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        except _ARCHIVE_ERRORS as error:
             raise DataError(f"cannot read {source}/{name}: {error}") from error
 
     return guarded

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,14 +32,35 @@ def write_files(folder: str | Path, files: Mapping[str, bytes | str]) -> list[Pa
                 stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
-        for part, target in parts.items():
-            part.replace(target)
+        _replace(parts)
     except BaseException as error:
         _remove(parts, new_folders)
         if isinstance(error, OSError):
             raise WriteError(f"cannot write {target}: {reason(error)}") from error
         raise
     return list(parts.values())
+
+
+def _replace(parts: Mapping[Path, Path]) -> None:
+    """Rename every part to its target; when one cannot be, those before it become again what they were."""
+    kept = {target: part.with_suffix(".old") for part, target in parts.items() if target.exists()}
+    done: list[Path] = []
+    try:
+        for target, backup in kept.items():
+            shutil.copyfile(target, backup)
+        for part, target in parts.items():
+            part.replace(target)
+            done.append(target)
+    except BaseException:
+        for target in done:
+            if target in kept:
+                kept[target].replace(target)
+            else:
+                target.unlink()
+        raise
+    finally:
+        for backup in kept.values():
+            backup.unlink(missing_ok=True)
 
 
 def write_file(path: str | Path, content: bytes | str) -> Path:
@@ -64,6 +86,9 @@ def read_file(path: str | Path, limit: int = 2**31 - 1) -> bytes:
         size = path.stat().st_size
         if size > limit:
             raise FormatError(f"{path} has {size:,} bytes, more than the {limit:,} that can be read")
+        if not path.is_file():
+            # A device or a pipe does not say how much will come.
+            raise UsageError(f"{path} is not a regular file; copy it into one")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise UsageError(f"no such file: {path}") from error

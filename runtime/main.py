@@ -1,12 +1,12 @@
 """The ``firebox`` command: it collects the rooms' commands and turns errors into one line and an exit code."""
 
-import os
 import sys
 from importlib.metadata import entry_points, version
 
 import click
 
 from .errors import FireboxError
+from .files import reason
 
 # 128 + SIGINT, as shells report it.
 _INTERRUPTED = 130
@@ -52,10 +52,9 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         _complain("stopped")
         code = _INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has gone: nothing more to say, and no traceback at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    except OSError as error:
+        _complain(f"cannot use {error.filename or 'the output'}: {reason(error)}")
+        code = FireboxError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -7,11 +7,13 @@ The offsets are greedy by size (Pisarchyk and Lee, arXiv 2001.03288, section 5.2
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .graph import Graph, Op
 from .reader import read_graph
 from .units import format_size
+
+Source = Literal["planned", "measured", "unknown"]
 
 ALIGNMENT = 16
 
@@ -30,6 +32,15 @@ class Buffer:
     def end(self) -> int:
         """First byte after it."""
         return self.offset + _align(self.nbytes)
+
+
+@dataclass(frozen=True)
+class MemoryLine:
+    """One line of the account of memory: bytes, and whether they were planned, measured or are unknown."""
+
+    name: str
+    nbytes: int | None
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,16 @@ class MemoryPlan:
         """What is alive during one operation."""
         return [buffer for buffer in self.buffers if buffer.first <= step <= buffer.last]
 
+    def account(self) -> tuple[MemoryLine, ...]:
+        """What an inference needs, line by line; what cannot be planned is there as unknown."""
+        return (
+            MemoryLine("weights", self.weight_bytes, "planned"),
+            MemoryLine("arena", self.arena_bytes, "planned"),
+            MemoryLine("input (part of the arena)", self.input_bytes, "planned"),
+            MemoryLine("kernel scratch", None, "unknown"),
+            MemoryLine("runtime overhead", None, "unknown"),
+        )
+
     @property
     def peak_step(self) -> int:
         """The operation during which most bytes are alive."""
@@ -89,9 +110,7 @@ class MemoryPlan:
         return {
             "name": self.graph.name,
             "arena_bytes": self.arena_bytes,
-            "arena_source": "planned",
-            "input_bytes": self.input_bytes,
-            "weight_bytes": self.weight_bytes,
+            "memory": memory_json(self.account()),
             "macs": self.graph.macs,
             "peak": {
                 "op": peak.name if peak else None,
@@ -102,13 +121,21 @@ class MemoryPlan:
         }
 
 
+def memory_json(lines: Sequence[MemoryLine]) -> dict[str, Any]:
+    """An account for programs."""
+    return {line.name: {"bytes": line.nbytes, "source": line.source} for line in lines}
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an arena fits a budget of SRAM; ``arena_source`` says whether the figure was planned or measured."""
+    """Whether an arena fits a budget of SRAM; ``arena_source`` says whether the figure was planned or measured.
+
+    It is about the arena: scratch memory of kernels and the overhead of the runtime come on top of it.
+    """
 
     sram_bytes: int
     arena_bytes: int
-    arena_source: str = "planned"
+    arena_source: Source = "planned"
 
     @property
     def fits(self) -> bool:

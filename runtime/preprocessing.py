@@ -103,7 +103,7 @@ class Preprocessing:
             for key in ("size", "mean", "std"):
                 plain[key] = tuple(plain[key])
             return cls(**plain)
-        except (KeyError, TypeError, ValueError, UsageError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError, UsageError) as error:
             raise FormatError(f"preprocessing {dict(values)!r} cannot be read: {error}") from error
 
 
@@ -113,31 +113,37 @@ def decode(picture: "Picture", name: str = "image") -> "Image":
     Arrays are uint8, shape (height, width), (height, width, 1) or (height, width, 3) in RGB order. 16-bit pictures
     keep their upper 8 bits. Raises ``DataError`` with ``name`` for anything that is not a whole picture.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
-    if isinstance(picture, Image.Image):
-        return picture
     if isinstance(picture, np.ndarray):
         return Image.fromarray(_pixels(picture, name))
     if isinstance(picture, (str, Path)):
         name = str(picture)
         picture = read_file(picture, _MAX_FILE_BYTES)
-    if not isinstance(picture, (bytes, bytearray, memoryview)):
+    if not isinstance(picture, (bytes, bytearray, memoryview, Image.Image)):
         raise UsageError(f"{name} is a {type(picture).__name__}; pass a path, bytes, a uint8 array or a PIL image")
     try:
+        if isinstance(picture, Image.Image):
+            return _upright(picture, name)
         with Image.open(io.BytesIO(picture)) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise DataError(
-                    f"{name} has {image.width}x{image.height} pixels, more than {_MAX_PIXELS:,}; scale it down first"
-                )
-            image.load()
-            if image.mode.startswith("I"):
-                return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-            return ImageOps.exif_transpose(image)
+            return _upright(image, name)
     except UnidentifiedImageError as error:
         raise DataError(f"{name} is not a picture; use JPEG, PNG or another format that Pillow reads") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} is damaged or cut short ({error}); replace or remove it") from error
+
+
+def _upright(image: "Image", name: str) -> "Image":
+    """The picture loaded, turned as its EXIF tag says, 16 bits a value cut to 8."""
+    from PIL import Image, ImageOps
+
+    if image.width * image.height > _MAX_PIXELS:
+        size = f"{image.width}x{image.height}"
+        raise DataError(f"{name} has {size} pixels, more than {_MAX_PIXELS:,}; scale it down first")
+    image.load()
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    return ImageOps.exif_transpose(image)
 
 
 def _pixels(array: np.ndarray, name: str) -> np.ndarray:

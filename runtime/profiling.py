@@ -4,16 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from .errors import UsageError
 from .files import read_file
-from .planning import MemoryPlan, Verdict, plan
+from .planning import MemoryLine, MemoryPlan, Verdict, memory_json, plan
 from .session import Session
-
-Source = Literal["planned", "measured", "unknown"]
 
 _WARM_UP = 3
 _MIN_RUNS = 30
@@ -21,15 +19,6 @@ _MAX_RUNS = 20_000
 # The median has settled when that of the second half is this close to that of the first.
 _SETTLED = 0.02
 _OP_RUNS = 20
-
-
-@dataclass(frozen=True)
-class MemoryLine:
-    """One line of the account: bytes, and whether they were planned, measured or are unknown."""
-
-    name: str
-    nbytes: int | None
-    source: Source
 
 
 @dataclass(frozen=True)
@@ -56,9 +45,8 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         """Figures with their units, for programs."""
-        memory = {line.name: {"bytes": line.nbytes, "source": line.source} for line in self.memory}
         verdict = self.verdict.to_json() if self.verdict else None
-        return asdict(self) | {"memory": memory, "verdict": verdict}
+        return asdict(self) | {"memory": memory_json(self.memory), "verdict": verdict}
 
 
 def profile(
@@ -119,10 +107,7 @@ def _account(planned: MemoryPlan, model: Path, before: int | None, after: int | 
     growth = after - before if before is not None and after is not None else None
     return (
         MemoryLine("file", len(read_file(model)), "measured"),
-        MemoryLine("weights", planned.weight_bytes, "planned"),
-        MemoryLine("arena", planned.arena_bytes, "planned"),
-        MemoryLine("input (part of the arena)", planned.input_bytes, "planned"),
-        MemoryLine("kernel scratch and runtime overhead", None, "unknown"),
+        *planned.account(),
         MemoryLine("growth of the process", growth, "measured" if growth is not None else "unknown"),
         MemoryLine("process", after, "measured" if after is not None else "unknown"),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backends import load_backend
+from .backends import first_line, load_backend
 from .contract import Contract
 from .errors import FireboxError, FormatError, UsageError
 from .files import read_file
@@ -103,6 +103,7 @@ class Session:
         Raises ``UsageError`` when shape or type are others.
         """
         backend = self._running()
+        x = np.asarray(x)
         if x.shape != backend.input_shape or x.dtype != backend.input_dtype:
             wanted = f"{backend.input_dtype} {backend.input_shape}"
             raise UsageError(
@@ -113,7 +114,7 @@ class Session:
         except Exception as error:
             if isinstance(error, FireboxError):
                 raise
-            raise FormatError(f"{self.name} failed while running: {str(error).strip().splitlines()[0]}") from error
+            raise FormatError(f"{self.name} failed while running: {first_line(error)}") from error
 
     def predict(self, picture: "Picture") -> np.ndarray:
         """The real-valued output for one picture (path, bytes, array or PIL image), shape (classes,)."""

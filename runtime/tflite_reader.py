@@ -150,11 +150,7 @@ def _tensor(name: str, tensor: dict[str, Any], buffers: list[dict[str, Any]]) ->
         expected = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
         if len(raw) != expected:
             raise FormatError(f"{name!r} of shape {shape} needs {expected:,} bytes, its buffer has {len(raw):,}")
-        data = (
-            raw.view(dtype).reshape(shape)
-            if raw.ctypes.data % 4 == 0
-            else np.frombuffer(raw.tobytes(), dtype).reshape(shape)
-        )
+        data = raw.view(dtype).reshape(shape)
     return Tensor(name, shape, dtype, _quantization(name, shape, tensor["quantization"]), data)
 
 

@@ -148,6 +148,7 @@ class _Reader:
                 f"the TFLite file is cut short: {length} values of {item} do not fit into what is left of it"
             )
         if type_ == "str":
+            self._spend(length)
             return self.data[start : start + length].decode()
         if item == "u8":
             return np.frombuffer(self.data, np.uint8, length, start)

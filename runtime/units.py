@@ -14,7 +14,7 @@ def parse_size(text: str | int) -> int:
     Raises ``UsageError`` for an unknown unit, a size that is not positive or not a whole number of bytes.
     """
     text = str(text).strip()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text)
+    match = re.fullmatch(r"(\d{1,19}(?:\.\d{1,9})?) ?([A-Za-z]*)", text)
     if match is None:
         raise UsageError(f"size {text!r} is not a positive number of bytes; write for example 512KiB, 1MiB or 300000")
     number, unit = match.groups()
