@@ -1,0 +1,334 @@
+"""How fast int8 is beside onnxruntime's quantizer and float32, and a session beside its backend; writes docs/speed.md.
+
+Nothing but ratios of times taken in turn: on a machine that does other work too, milliseconds tell little.
+"""
+
+import importlib
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from common import (
+    FOLDER,
+    PICTURES,
+    REFERENCES,
+    data_option,
+    export_network,
+    load_reference,
+    out_option,
+    surroundings,
+    table,
+    write_page,
+)
+from firebox.export import ExportConfig, Tolerance
+from firebox.model_zoo import load_network
+from firebox.model_zoo.classifier import TorchClassifier
+from firebox.runtime import (
+    Evaluation,
+    LabelledImages,
+    Preprocessing,
+    Session,
+    evaluate,
+    open_images,
+    read_graph,
+    sample,
+)
+from firebox.runtime.backends import BACKENDS, installed_backends
+from firebox.runtime.console import progress
+from firebox.runtime.evaluation import Classifier
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+_SMALL = "squeezenet_micro"
+# Shorter runs are repeated until a sample takes this long, in seconds.
+_SAMPLE = 0.002
+# A block of pairs: which of the two runs first. Both orders are equally often; the seed shuffles them.
+_BLOCK = (0, 0, 1, 1)
+# Random weights are enough to be timed, and the gate would rightly refuse them.
+_NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways to do the same work; its ratio is the time of ``upper`` over that of ``lower``."""
+
+    section: str
+    label: tuple[str, ...]
+    upper: Run
+    lower: Run
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """What a comparison gave: a ratio for each pair, in rounds with the other comparisons in between."""
+
+    comparison: Comparison
+    rounds: list[np.ndarray]
+
+    def cells(self) -> tuple[str, ...]:
+        """A row of a table."""
+        pairs = np.concatenate(self.rounds)
+        medians = [float(np.median(ratios)) for ratios in self.rounds]
+        low, middle, high = np.percentile(pairs, (10, 50, 90))
+        spreads = f"{min(medians):.3f} to {max(medians):.3f}", f"{low:.3f} to {high:.3f}"
+        return (*self.comparison.label, f"{middle:.3f}", *spreads, f"{len(pairs):,}")
+
+
+class Feeds(CalibrationDataReader):
+    """Pictures as onnxruntime's quantizer asks for them."""
+
+    def __init__(self, feeds: Iterable[dict[str, np.ndarray]]):
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next input by its name, or nothing."""
+        return next(self._feeds, None)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The file of onnxruntime's quantizer behind the interface that evaluation knows; the rest is the contract's."""
+
+    session: Session
+    run: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """As in the float32 file."""
+        return self.session.preprocessing
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """As in the float32 file."""
+        return self.session.classes
+
+    @property
+    def class_ids(self) -> Sequence[str]:
+        """As in the float32 file."""
+        return self.session.class_ids
+
+    def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Logits, shape (classes,)."""
+        return self.run(encode(self.session, pixels)).reshape(-1)
+
+
+@click.command()
+@data_option
+@out_option("speed.md")
+@click.option("--rounds", default=10, show_default=True, help="How often every comparison has its turn.")
+@click.option("--seconds", default=2.0, show_default=True, help="How long a turn takes, at least.")
+@click.option("--seed", default=0, show_default=True, help="Decides every order.")
+def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -> None:
+    """Compare the files of v1.1, v1.0 and squeezenet_micro in pairs, on one thread.
+
+    \b
+    Example:
+      python benchmarks/speed.py --data-folder ~/firebox-data
+    """
+    comparisons: list[Comparison] = []
+    evaluations: dict[str, list[Evaluation]] = {}
+    pictures = open_images(data_folder / PICTURES)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in REFERENCES:
+            network, place = load_reference(name, data_folder), Path(folder, name)
+            export_network(network, pictures, place, ExportConfig())
+            theirs = quantize_with_onnxruntime(place, pictures)
+            comparisons += compare(name, place, theirs, pictures)
+            models: dict[str, Classifier] = {
+                "torch": TorchClassifier(network),
+                "firebox, model.int8.onnx": Session(place / "model.int8.onnx"),
+                "onnxruntime, quantize_static": Quantized(Session(place / "model.float32.onnx"), bare(theirs)),
+            }
+            with progress(f"evaluating {name}", len(pictures)) as advance:
+                evaluations[name] = evaluate(models, pictures, advance)
+        digits, place = open_images("digits"), Path(folder, _SMALL)
+        config = ExportConfig(tolerance=_NO_GATE)
+        export_network(load_network(_SMALL, random_init=True), digits, place, config)
+        comparisons += compare(_SMALL, place, quantize_with_onnxruntime(place, digits), digits)
+        found = measure(comparisons, rounds, seconds, seed)
+    write_page(out, page(found, evaluations, len(pictures)))
+
+
+def measure(comparisons: Sequence[Comparison], rounds: int, seconds: float, seed: int) -> list[Ratios]:
+    """In every round each comparison has one turn, in an order drawn anew."""
+    rng = np.random.default_rng(seed)
+    found = [Ratios(comparison, []) for comparison in comparisons]
+    with progress("timing", rounds * len(found)) as advance:
+        for _ in range(rounds):
+            for index in rng.permutation(len(found)):
+                comparison = found[index].comparison
+                found[index].rounds.append(turn((comparison.upper, comparison.lower), seconds, rng))
+                advance()
+    return found
+
+
+def turn(runs: tuple[Run, Run], seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """Ratios of the first's time to the second's, for pairs in whole blocks, after a warm-up."""
+    for run in runs:
+        run()
+    repeats = math.ceil(_SAMPLE / min(elapsed(run, 1) for run in runs))
+    ratios: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for first in rng.permutation(_BLOCK):
+            times = {side: elapsed(runs[side], repeats) for side in (first, 1 - first)}
+            ratios.append(times[0] / times[1])
+    return np.array(ratios)
+
+
+def elapsed(run: Run, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return time.perf_counter() - start
+
+
+def compare(name: str, folder: Path, theirs: Path, pictures: LabelledImages) -> list[Comparison]:
+    """Every comparison of one network, all on the same picture."""
+    sessions = {
+        (precision, backend): Session(folder / f"model.{precision}.{BACKENDS[backend][0]}", backend)
+        for precision in ("float32", "int8")
+        for backend in (*installed_backends("onnx"), *installed_backends("tflite"))
+    }
+    ours = sessions["int8", "onnxruntime"]
+    pixels = ours.preprocessing.crop(pictures.picture(0))
+    inputs = {key: encode(session, pixels) for key, session in sessions.items()}
+    floats, integers = inputs["float32", "onnxruntime"], inputs["int8", "onnxruntime"]
+    contract, run, twin, their_run = ours.contract, *(bare(folder / "model.int8.onnx") for _ in range(2)), bare(theirs)
+
+    def whole() -> np.ndarray:
+        return contract.output.decode(run(contract.input.encode(floats)))
+
+    found = [
+        Comparison("quantizer", (name, "each its own input"), lambda: their_run(floats), lambda: run(integers)),
+        Comparison("quantizer", (name, "both from float32 to float32"), lambda: their_run(floats), whole),
+        Comparison("control", (name,), lambda: run(integers), lambda: twin(integers)),
+    ]
+    for (precision, backend), session in sessions.items():
+        x = inputs[precision, backend]
+        if precision == "int8":
+            direct = bare(folder / f"model.int8.{BACKENDS[backend][0]}", backend)
+            found.append(Comparison("session", (name, backend), bind(session.run, x), bind(direct, x)))
+            float_run = bind(sessions["float32", backend].run, inputs["float32", backend])
+            found.append(Comparison("int8", (name, backend), float_run, bind(session.run, x)))
+    return found
+
+
+def bind(run: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> Run:
+    return lambda: run(x)
+
+
+def encode(session: Session, pixels: np.ndarray) -> np.ndarray:
+    """Pixels as what the session's file takes."""
+    values = session.preprocessing.normalize(pixels)[None]
+    values = values.transpose(0, 3, 1, 2) if session.contract.layout == "NCHW" else values
+    return np.ascontiguousarray(session.contract.input.encode(values))
+
+
+def bare(path: Path, backend: str = "onnxruntime") -> Callable[[np.ndarray], np.ndarray]:
+    """One inference with nothing but the runtime's own calls, on one thread as in a session."""
+    runtime = importlib.import_module(BACKENDS[backend][1])
+    if backend == "onnxruntime":
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda x: session.run(None, {name: x})[0]
+    interpreter = runtime.Interpreter(str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def run(x: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(source, x)
+        interpreter.invoke()
+        return interpreter.get_tensor(target)
+
+    return run
+
+
+def quantize_with_onnxruntime(folder: Path, pictures: LabelledImages) -> Path:
+    """The float32 file quantized by onnxruntime, as it recommends for x86, with the pictures that calibrate ours."""
+    source, prepared, target = (folder / name for name in ("model.float32.onnx", "prepared.onnx", "quantized.onnx"))
+    config, session, name = ExportConfig(), Session(source), read_graph(source).inputs[0]
+    drawn = sample(pictures, config.calibration_images, config.seed)
+    crops = (session.preprocessing.crop(drawn.read(picture), picture) for picture in drawn.names)
+    quant_pre_process(source, prepared)
+    quantize_static(
+        prepared,
+        target,
+        Feeds({name: encode(session, pixels)} for pixels in crops),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.MinMax,
+    )
+    return target
+
+
+def page(found: Sequence[Ratios], evaluations: Mapping[str, Sequence[Evaluation]], pictures: int) -> list[str]:
+    def rows(section: str) -> list[tuple[str, ...]]:
+        return [ratios.cells() for ratios in found if ratios.comparison.section == section]
+
+    ratio = ("ratio (median)", "medians of the rounds", "10th to 90th percentile", "pairs")
+    return [
+        "# Speed of the exported files",
+        "This page is written by\n\n```sh\npython benchmarks/speed.py\n```",
+        "Every figure is a ratio of two times that were taken right after one another, on one thread, for one picture, "
+        "in one process. Which of the two comes first changes within each block of "
+        f"{len(_BLOCK)} pairs, in an order drawn by a seed; the comparisons take turns in {len(found[0].rounds)} "
+        "rounds. The ratio is the median of all pairs. The medians of the rounds say how well it can be repeated on "
+        "this machine, the percentiles how much a single pair is off. There are no milliseconds here: the machine did "
+        "other work too, and yours is another. `firebox profile` measures them where they count.",
+        f"squeezenet1_1 and squeezenet1_0 have their published weights (`{FOLDER}/{'`, `'.join(REFERENCES.values())}`; "
+        f"[where from](data.md)), {_SMALL} has random ones, which take the same time.",
+        surroundings(),
+        "## The same thing twice",
+        "One int8 ONNX file in two sessions. Below, what is no further from 1 than this is no difference.",
+        table(("network", *ratio), rows("control")),
+        "## int8 beside onnxruntime's quantizer",
+        "Time of the file that `onnxruntime.quantization.quantize_static` makes (QDQ, uint8 activations, int8 weights "
+        "per channel, MinMax, after `quant_pre_process`) to that of `model.int8.onnx`, both in onnxruntime, made from "
+        "one float32 ONNX file with the same calibration pictures: above 1, this project's is faster. The quantizer's "
+        "file takes and gives float32. This project's takes and gives uint8, which is part of the gain in the first "
+        "row of each network; in the second the conversions from and to float32, in numpy, are counted against it.",
+        table(("network", "input", *ratio), rows("quantizer"), names=2),
+        f"How right the two files are, on the {pictures} pictures of `{FOLDER}/{PICTURES}`, of which "
+        f"{ExportConfig().calibration_images} calibrated both; one picture is {1 / pictures:.1%}, and "
+        "[another draw](accuracy.md#other-calibration-pictures) moves these figures too.",
+        table(("network", "made by", "top-1", "top-5", "same class as torch"), _accuracy_rows(evaluations), names=2),
+        "## Session beside the bare backend",
+        "Time of `Session.run` to that of the backend's own calls (`InferenceSession.run`; `set_tensor`, `invoke`, "
+        "`get_tensor`) on the same int8 file and the same array: what the checks of a session cost.",
+        table(("network", "backend", *ratio), rows("session"), names=2),
+        "## int8 beside float32",
+        "Time of the float32 file to that of the int8 file, both in a `Session`: above 1, int8 is faster.",
+        table(("network", "backend", *ratio), rows("int8"), names=2),
+    ]
+
+
+def _accuracy_rows(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[tuple[str, ...]]:
+    return [
+        (name, one.name, f"{one.top1:.1%}", f"{one.top5:.1%}", f"{one.agreement(found[0]):.1%}")
+        for name, found in evaluations.items()
+        for one in found
+    ]
+
+
+if __name__ == "__main__":
+    main()
