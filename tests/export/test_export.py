@@ -293,8 +293,8 @@ def test_calibration_methods():
 
 def test_figures_of_parity():
     expected = np.array([[1.0, 2.0], [4.0, 0.0]], np.float32)
-    same = compare("f", "b", expected, expected)
+    same = compare("f", "float32", "b", expected, expected)
     assert (same.max_abs, same.sqnr_db, same.agreement) == (0.0, None, 1.0)
-    off = compare("f", "b", expected, np.array([[2.0, 1.0], [4.0, 0.0]], np.float32))
+    off = compare("f", "float32", "b", expected, np.array([[2.0, 1.0], [4.0, 0.0]], np.float32))
     assert (off.max_abs, off.relative, off.agreement) == (1.0, 0.25, 0.5)
     assert off.sqnr_db == pytest.approx(10 * np.log10(21 / 2))

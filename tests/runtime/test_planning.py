@@ -101,7 +101,7 @@ def test_the_peak_is_named_with_what_is_alive_there():
     found = json.loads(json.dumps(planned.to_json()))
     assert found["peak"] == {"op": "conv1", "alive": {"conv0": 4096, "conv1": 1024}}
     assert found["macs"] == sum(op["macs"] for op in found["ops"]) == 64 * (2 * 16 + 16 * 4 + 4 * 2)
-    assert found["weight_bytes"] == 4 * (2 * 16 + 16 + 16 * 4 + 4 + 4 * 2 + 2)
+    assert found["memory"]["weights"]["bytes"] == 4 * (2 * 16 + 16 + 16 * 4 + 4 + 4 * 2 + 2)
 
 
 def test_a_verdict_is_an_exit_code():
