@@ -1,0 +1,244 @@
+"""Labelled pictures from folders and archives, splits, samples, and whose class is whose."""
+
+import io
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from firebox.runtime import LabelledImages, open_images, sample, split_images
+from firebox.runtime.datasets import match_labels
+from firebox.runtime.errors import DataError, FireboxError, UsageError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+
+def pack_tar(folder: Path, path: Path, mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        archive.add(folder, ".")
+    return path
+
+
+def pack_zip(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+def test_folder_tar_and_zip_are_the_same_pictures(noise, tmp_path):
+    sources = [noise, pack_tar(noise, tmp_path / "a.tar"), pack_zip(noise, tmp_path / "a.zip")]
+    folder, *archives = (open_images(source) for source in sources)
+    assert folder.classes == ("class0", "class1", "class2")
+    assert folder.names[:2] == ("class0/0.png", "class0/1.png")
+    assert folder.labels.tolist() == sorted([0, 1, 2] * 4)
+    for archive in archives:
+        assert (archive.names, archive.classes, archive.splits) == (folder.names, folder.classes, folder.splits)
+        assert archive.labels.tolist() == folder.labels.tolist()
+        for name in folder.names:
+            assert archive.read(name) == folder.read(name) == (noise / name).read_bytes()
+        assert archive.picture(3) == folder.picture(3)
+
+
+def test_what_is_no_picture_is_passed_by(noise, tmp_path):
+    import shutil
+
+    shutil.copytree(noise, tmp_path / "more")
+    for extra in ("class0/notes.txt", "class0/.hidden.png", "loose.png", ".git/config", "class1/Thumbs.db"):
+        path = tmp_path / "more" / extra
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    (tmp_path / "more" / "class2" / "LOUD.PNG").write_bytes((noise / "class2" / "0.png").read_bytes())
+    images = open_images(tmp_path / "more")
+    assert set(images.names) == {*open_images(noise).names, "class2/LOUD.PNG"}
+
+
+def test_splits_that_the_folders_name(noise, tmp_path):
+    for split, classes in (("train", 3), ("Val", 2), ("test", 3)):
+        for label in range(classes):
+            folder = tmp_path / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for name in ("0.png", "1.png"):
+                (folder / name).write_bytes((noise / f"class{label}" / name).read_bytes())
+    images = open_images(tmp_path)
+    assert images.classes == ("class0", "class1", "class2")
+    assert {split: len(images.split(split) or ()) for split in ("train", "val", "test", "all")} == {
+        "train": 6,
+        "val": 4,
+        "test": 6,
+        "all": 0,
+    }
+    trained, validated = split_images(images, 0.5, 3)
+    assert {name.split("/")[0] for name in trained.names} == {"train"}
+    assert {name.split("/")[0] for name in validated.names} == {"Val"}
+
+
+def test_compressed_and_cut_archives_are_refused(noise, tmp_path):
+    for mode in ("w:gz", "w:bz2", "w:xz"):
+        path = pack_tar(noise, tmp_path / f"{mode[2:]}.tar", mode)
+        with pytest.raises(DataError, match=path.name):
+            open_images(path)
+    whole = pack_tar(noise, tmp_path / "whole.tar").read_bytes()
+    packed = pack_zip(noise, tmp_path / "whole.zip").read_bytes()
+    last = whole.rindex(b"\x89PNG")
+    for name, data in (
+        ("cut.tar", whole[: last + 100]),
+        ("header.tar", whole[: last - 200]),
+        ("cut.zip", packed[: len(packed) // 2]),
+        ("text.tar", b"no archive"),
+        ("empty.tar", b""),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DataError, match=name) as error:
+            open_images(tmp_path / name).read("class2/3.png")
+        assert "\n" not in str(error.value)
+
+
+def test_damage_inside_an_archive_is_found_when_it_is_read(noise, tmp_path):
+    data = bytearray(pack_zip(noise, tmp_path / "a.zip").read_bytes())
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        start = archive.getinfo("class1/2.png").header_offset
+    data[start + 60 : start + 90] = bytes(30)
+    (tmp_path / "a.zip").write_bytes(data)
+    images = open_images(tmp_path / "a.zip")
+    with pytest.raises(DataError, match=r"a\.zip/class1/2\.png"):
+        images.read("class1/2.png")
+    images.read("class1/1.png")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_changed_archive_is_pictures_or_an_error_of_ours(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    for label in ("a", "b"):
+        (folder / "in" / label).mkdir(parents=True)
+        (folder / "in" / label / "0.png").write_bytes(b"12345")
+    kind = data.draw(st.sampled_from(["tar", "zip"]))
+    path = (pack_tar if kind == "tar" else pack_zip)(folder / "in", folder / f"x.{kind}")
+    content = bytearray(path.read_bytes())
+    for position in data.draw(st.lists(st.integers(0, min(len(content), 4096) - 1), min_size=1, max_size=3)):
+        content[position] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        images = open_images(path)
+        for name in images.names:
+            images.read(name)
+    except FireboxError as error:
+        assert "\n" not in str(error)
+
+
+def test_what_holds_no_classes(tmp_path):
+    with pytest.raises(UsageError, match="no such data"):
+        open_images(tmp_path / "none")
+    with pytest.raises(DataError, match="holds no pictures in class folders"):
+        open_images(tmp_path)
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "1.png").write_bytes(b"")
+    with pytest.raises(DataError, match="one class only"):
+        open_images(tmp_path)
+
+
+def test_a_picture_that_went_away_is_named(noise, tmp_path):
+    import shutil
+
+    shutil.copytree(noise, tmp_path / "more")
+    images = open_images(tmp_path / "more")
+    (tmp_path / "more" / "class1" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"class1/1\.png"):
+        images.read("class1/1.png")
+
+
+def test_digits_are_grey_and_whole():
+    images = open_images("digits")
+    assert (len(images), images.channels, images.classes) == (1797, "L", tuple("0123456789"))
+    picture = images.picture(0)
+    assert isinstance(picture, np.ndarray)
+    assert (picture.shape, picture.dtype) == ((8, 8), np.uint8)
+    assert picture.max() > 200
+
+
+@st.composite
+def collections(draw) -> LabelledImages:
+    labels = draw(st.lists(st.integers(0, 4), min_size=2, max_size=60))
+    names = tuple(f"p{index}" for index in range(len(labels)))
+    classes = tuple("abcde")
+    return LabelledImages("drawn", classes, names, np.array(labels), ("all",) * len(names), "RGB", lambda name: b"")
+
+
+def counts(images: LabelledImages) -> Counter:
+    return Counter(images.labels.tolist())
+
+
+@settings(max_examples=100)
+@given(collections(), st.floats(0.05, 0.95), st.integers(0, 5))
+def test_a_split_is_disjoint_whole_stratified_and_the_seeds(images, fraction, seed):
+    if 1 in counts(images).values():
+        with pytest.raises(DataError, match="it takes two to validate"):
+            split_images(images, fraction, seed)
+        return
+    kept, held = split_images(images, fraction, seed)
+    assert set(kept.names) | set(held.names) == set(images.names)
+    assert not set(kept.names) & set(held.names)
+    for label, count in counts(images).items():
+        assert abs(counts(held)[label] - fraction * count) <= 1
+        assert counts(held)[label] >= 1
+    truth = dict(zip(images.names, images.labels.tolist(), strict=True))
+    for part in (kept, held):
+        assert [truth[name] for name in part.names] == part.labels.tolist()
+    assert split_images(images, fraction, seed)[1].names == held.names
+
+
+@settings(max_examples=100)
+@given(collections(), st.integers(1, 80), st.integers(0, 5))
+def test_a_sample_covers_the_classes_in_turn(images, count, seed):
+    drawn = sample(images, count, seed)
+    assert len(drawn) == len(set(drawn.names)) == min(count, len(images))
+    assert sample(images, count, seed).names == drawn.names
+    available, taken = counts(images), counts(drawn)
+    fewest = min(taken[label] for label in available if taken[label] < available[label]) if count < len(images) else 0
+    assert all(number <= fewest + 1 for number in taken.values()) or not fewest
+    truth = dict(zip(images.names, images.labels.tolist(), strict=True))
+    assert [truth[name] for name in drawn.names] == drawn.labels.tolist()
+
+
+def test_other_seeds_draw_other_pictures():
+    images = open_images("digits")
+    assert sample(images, 20, 0).names != sample(images, 20, 1).names
+    assert split_images(images, 0.2, 0)[1].names != split_images(images, 0.2, 1)[1].names
+    for fraction in (0.0, 1.0, -1.0):
+        with pytest.raises(UsageError, match="not between 0 and 1"):
+            split_images(images, fraction)
+    with pytest.raises(UsageError, match="a sample of 0"):
+        sample(images, 0)
+
+
+def named(*folders: str) -> LabelledImages:
+    names = tuple(f"{folder}/1.jpg" for folder in folders)
+    return LabelledImages(
+        "named", folders, names, np.arange(len(names)), ("all",) * len(names), "RGB", lambda name: b""
+    )
+
+
+def test_folders_belong_to_classes_by_name_or_id():
+    assert match_labels(named("cat", "dog"), ("dog", "cat")).tolist() == [1, 0]
+    ids = ("n02", "n01")
+    assert match_labels(named("n01_cat", "n02"), ("dog", "cat"), ids).tolist() == [1, 0]
+    # The same name twice says nothing; the ids do.
+    assert match_labels(named("n01", "n02"), ("crane", "crane"), ids).tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"class 'crane' of named is not one of the model's 2 classes"):
+        match_labels(named("crane", "n02"), ("crane", "crane"), ids)
+    with pytest.raises(DataError, match="class 'bird'"):
+        match_labels(named("cat", "bird"), ("dog", "cat"))
+
+
+def test_arrays_of_pictures_stay_what_they_are(noise):
+    images = open_images(noise)
+    data = images.read(images.names[0])
+    assert isinstance(data, bytes)
+    assert Image.open(io.BytesIO(data)).size == (48, 40)
+    part = images.subset([5, 0])
+    assert part.names == (images.names[5], images.names[0])
+    assert part.labels.tolist() == [1, 0]
