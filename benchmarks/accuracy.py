@@ -12,7 +12,6 @@ from common import (
     PICTURES,
     REFERENCES,
     data_option,
-    export_network,
     load_reference,
     out_option,
     surroundings,
@@ -20,6 +19,7 @@ from common import (
     write_page,
 )
 from firebox.export import ExportConfig, Parity, Tolerance
+from firebox.model_zoo import export_network
 from firebox.model_zoo.classifier import TorchClassifier
 from firebox.model_zoo.selection import open_classifiers
 from firebox.runtime import Evaluation, LabelledImages, Preprocessing, Session, evaluate, open_images, sample
@@ -95,7 +95,7 @@ def measure(name: str, data_folder: Path, pictures: LabelledImages, seeds: Seque
             # Seed 0 is the default export and gives all four files. What the gate would refuse is measured, too.
             others = ExportConfig(seed=seed, precisions=("int8",), tolerance=Tolerance(agreement=0, sqnr_db=-100))
             config = ExportConfig() if seed == 0 else others
-            found = export_network(network, pictures, Path(folder, str(seed)), config)
+            found = export_network(network, Path(folder, str(seed)), pictures, config)
             gate[seed] = next(parity for parity in found.parity if parity.file == _INT8)
         files = {
             label.removeprefix(f"{folder}/0/"): Recorder(classifier)

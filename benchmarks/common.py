@@ -8,9 +8,7 @@ from pathlib import Path
 
 import click
 import torch
-from firebox.export import Export, ExportConfig, export
 from firebox.model_zoo import Network, load_network
-from firebox.runtime import LabelledImages
 from firebox.runtime.console import note
 from firebox.runtime.files import write_file
 
@@ -46,22 +44,6 @@ def load_reference(name: str, data_folder: Path) -> Network:
     # One picture at a time gives several threads little to do, and on busy cores they wait for each other.
     torch.set_num_threads(1)
     return load_network(name, data_folder / REFERENCES[name])
-
-
-def export_network(network: Network, images: LabelledImages, out: Path, config: ExportConfig) -> Export:
-    """As ``firebox export`` does."""
-    note(f"exporting {network.name} (seed {config.seed})")
-    return export(
-        network.module,
-        out,
-        preprocessing=network.preprocessing,
-        images=images,
-        classes=network.classes,
-        class_ids=network.class_ids,
-        name=network.name,
-        checkpoint_sha256=network.sha256,
-        config=config,
-    )
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:

@@ -19,7 +19,6 @@ from common import (
     PICTURES,
     REFERENCES,
     data_option,
-    export_network,
     load_reference,
     out_option,
     surroundings,
@@ -27,7 +26,7 @@ from common import (
     write_page,
 )
 from firebox.export import ExportConfig, Tolerance
-from firebox.model_zoo import load_network
+from firebox.model_zoo import export_network, load_network
 from firebox.model_zoo.classifier import TorchClassifier
 from firebox.runtime import (
     Evaluation,
@@ -145,7 +144,7 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
     with tempfile.TemporaryDirectory() as folder:
         for name in REFERENCES:
             network, place = load_reference(name, data_folder), Path(folder, name)
-            export_network(network, pictures, place, ExportConfig())
+            export_network(network, place, pictures)
             theirs = quantize_with_onnxruntime(place, pictures)
             comparisons += compare(name, place, theirs, pictures)
             models: dict[str, Classifier] = {
@@ -157,7 +156,7 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
                 evaluations[name] = evaluate(models, pictures, advance)
         digits, place = open_images("digits"), Path(folder, _SMALL)
         config = ExportConfig(tolerance=_NO_GATE)
-        export_network(load_network(_SMALL, random_init=True), digits, place, config)
+        export_network(load_network(_SMALL, random_init=True), place, digits, config)
         comparisons += compare(_SMALL, place, quantize_with_onnxruntime(place, digits), digits)
         found = measure(comparisons, rounds, seconds, seed)
     write_page(out, page(found, evaluations, len(pictures)))
@@ -200,7 +199,7 @@ def elapsed(run: Run, repeats: int) -> float:
 def compare(name: str, folder: Path, theirs: Path, pictures: LabelledImages) -> list[Comparison]:
     """Every comparison of one network, all on the same picture."""
     sessions = {
-        (precision, backend): Session(folder / f"model.{precision}.{BACKENDS[backend][0]}", backend)
+        (precision, backend): Session(folder / f"model.{precision}.{BACKENDS[backend].format}", backend)
         for precision in ("float32", "int8")
         for backend in (*installed_backends("onnx"), *installed_backends("tflite"))
     }
@@ -221,7 +220,7 @@ def compare(name: str, folder: Path, theirs: Path, pictures: LabelledImages) -> 
     for (precision, backend), session in sessions.items():
         x = inputs[precision, backend]
         if precision == "int8":
-            direct = bare(folder / f"model.int8.{BACKENDS[backend][0]}", backend)
+            direct = bare(folder / f"model.int8.{BACKENDS[backend].format}", backend)
             found.append(Comparison("session", (name, backend), bind(session.run, x), bind(direct, x)))
             float_run = bind(sessions["float32", backend].run, inputs["float32", backend])
             found.append(Comparison("int8", (name, backend), float_run, bind(session.run, x)))
@@ -241,7 +240,7 @@ def encode(session: Session, pixels: np.ndarray) -> np.ndarray:
 
 def bare(path: Path, backend: str = "onnxruntime") -> Callable[[np.ndarray], np.ndarray]:
     """One inference with nothing but the runtime's own calls, on one thread as in a session."""
-    runtime = importlib.import_module(BACKENDS[backend][1])
+    runtime = importlib.import_module(BACKENDS[backend].module)
     if backend == "onnxruntime":
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1

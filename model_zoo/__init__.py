@@ -18,6 +18,7 @@ from .training_config import TrainingConfig
 if TYPE_CHECKING:
     from .data import load_pictures
     from .evaluation import predict, top_k
+    from .exporting import export_network
     from .network import Network, load_network
     from .resources import Resources
     from .squeezenet import Fire, SqueezeNet
@@ -37,6 +38,7 @@ __all__ = [
     "Weights",
     "ZooEntry",
     "create_model",
+    "export_network",
     "find_model",
     "imagenet_classes",
     "list_models",
@@ -56,6 +58,7 @@ __all__ = [
 _HOMES = {
     "data": ("load_pictures",),
     "evaluation": ("predict", "top_k"),
+    "exporting": ("export_network",),
     "network": ("Network", "load_network"),
     "resources": ("Resources",),
     "squeezenet": ("Fire", "SqueezeNet"),

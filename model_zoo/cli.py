@@ -314,9 +314,9 @@ def export_command(
       firebox export runs/squeezenet_micro --out build/micro
       firebox export squeezenet1_1 --weights squeezenet1_1.pth --calibrate pictures.tar --out build/v11
     """
-    from ..export import ExportConfig, Tolerance, export
+    from ..export import ExportConfig, Tolerance
     from ..runtime.datasets import open_images, split_images
-    from . import TrainingConfig, load_network
+    from . import TrainingConfig, export_network, load_network
 
     given = {"agreement": min_agreement, "sqnr_db": min_sqnr}
     tolerance = Tolerance(**{name: value for name, value in given.items() if value is not None})
@@ -330,18 +330,7 @@ def export_command(
         assert network.training is not None
         trained = TrainingConfig.from_json(network.training)
         pictures = split_images(pictures, trained.val_fraction, trained.seed)[0]
-    found = export(
-        network.module,
-        out or Path("build") / Path(model).name,
-        preprocessing=network.preprocessing,
-        images=pictures,
-        classes=network.classes,
-        class_ids=network.class_ids,
-        name=network.name,
-        checkpoint_sha256=network.sha256,
-        config=config,
-        quiet=as_json,
-    )
+    found = export_network(network, out or Path("build") / Path(model).name, pictures, config, quiet=as_json)
     if as_json:
         print_json(found.report | {"out": str(found.out)})
         return

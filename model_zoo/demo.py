@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..export import ExportConfig, export
+from ..export import ExportConfig
 from ..runtime.console import note, progress
 from ..runtime.datasets import open_images, split_images
 from ..runtime.evaluation import Classifier, Evaluation, evaluate
@@ -14,6 +14,7 @@ from ..runtime.profiling import Profile, profile
 from ..runtime.session import Session
 from .checkpoint import FILE_NAME, read_checkpoint
 from .classifier import TorchClassifier
+from .exporting import export_network
 from .network import load_network
 from .run_folder import RUN_FILES
 from .training import TrainingResult, train
@@ -48,18 +49,7 @@ def run_demo(out: str | Path, sram: int, seed: int = 0, *, quiet: bool = False) 
     training = train(config, out / "training", quiet=quiet)
     network = load_network(out / "training")
     seen, unseen = split_images(open_images(config.data), config.val_fraction, config.seed)
-    exported = export(
-        network.module,
-        out,
-        preprocessing=network.preprocessing,
-        images=seen,
-        classes=network.classes,
-        class_ids=network.class_ids,
-        name=network.name,
-        checkpoint_sha256=network.sha256,
-        config=ExportConfig(seed=seed),
-        quiet=quiet,
-    )
+    exported = export_network(network, out, seen, ExportConfig(seed=seed), quiet=quiet)
     models: dict[str, Classifier] = {"torch": TorchClassifier(network)}
     models |= {path.name: Session(path) for path in exported.files}
     with progress("evaluating", len(unseen), quiet=quiet) as advance:
