@@ -30,7 +30,7 @@ class Tolerance:
 
     float_error: float = 1e-3
     sqnr_db: float = 12.0
-    agreement: float = 0.85
+    agreement: float = 0.8
     formats_agreement: float = 0.98
 
     def __post_init__(self) -> None:
