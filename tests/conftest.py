@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 _NO_DATA = "FIREBOX_DATA is not set"
@@ -20,6 +21,13 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip(_NO_DATA)
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Here and in the processes that tests start: the networks are small, threads would only wait for each other."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,16 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from firebox.model_zoo import TrainingConfig, TrainingResult, train
 from firebox.runtime.main import main
 from PIL import Image
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    # The networks here are tiny: threads would only wait for each other.
-    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
