@@ -125,8 +125,8 @@ def test_a_damaged_picture_is_named():
         assert "\n" not in str(error.value)
 
 
-# Pillow warns of tags it cannot read and goes on.
-@pytest.mark.filterwarnings("ignore::UserWarning")
+# Pillow warns of tags it cannot read and of pictures that are only nearly too large.
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]), st.data())
 def test_changed_bytes_are_a_picture_or_an_error_of_ours(kind, data):
