@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from firebox.model_zoo import TrainingConfig, load_network, resume, train
 
-COMMAND = [sys.executable, "-c", "from firebox.runtime.main import main; main()", "train"]
+# A test run in the background inherits that SIGINT is ignored; a person at a terminal does not.
+PROGRAM = """
+import signal
+from firebox.runtime.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+COMMAND = [sys.executable, "-c", PROGRAM, "train"]
 
 
 def options(pictures: Path, out: Path) -> list[str]:
@@ -19,10 +26,10 @@ def options(pictures: Path, out: Path) -> list[str]:
 
 
 def wait_for_epochs(log: Path, epochs: int) -> None:
-    for _ in range(600):
+    for _ in range(3000):
         if log.exists() and len(log.read_text().splitlines()) > epochs:
             return
-        time.sleep(0.1)
+        time.sleep(0.02)
     pytest.fail("the training did not get going")
 
 
