@@ -10,7 +10,7 @@ from ..runtime.errors import ParityError, UsageError
 from ..runtime.graph import Graph
 from ..runtime.session import Session
 from .calibration import run_activations
-from .tracing import evaluating
+from .tracing import evaluating, one_thread
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,7 +88,7 @@ def module_answers(module: "nn.Module", inputs: np.ndarray) -> np.ndarray:
     import torch
 
     device = _device(module)
-    with evaluating(module), torch.inference_mode():
+    with evaluating(module), one_thread(), torch.inference_mode():
         values = [module(torch.from_numpy(x[None]).to(device)).float().cpu().numpy() for x in inputs]
     return np.concatenate(values).reshape(len(inputs), -1)
 

@@ -57,6 +57,19 @@ def evaluating(module: "nn.Module") -> Iterator[None]:
             part.training = training
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: single pictures give several too little to do; on busy cores they wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _named_after_modules(graph: Graph) -> Graph:
     """Call what a layer makes by the layer's name (that of its weight), not by that of the rectifier behind it."""
     names: dict[str, str] = {}

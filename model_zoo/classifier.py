@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..export.tracing import one_thread
 from ..runtime.preprocessing import Preprocessing
 from .network import Network
 
@@ -34,6 +35,6 @@ class TorchClassifier:
         """Logits, shape (classes,), for uint8 pixels (height, width, channels)."""
         values = self.preprocessing.normalize(pixels).transpose(2, 0, 1)[None]
         parameter = next(self.network.module.parameters())
-        with torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             logits = self.network.module(torch.from_numpy(np.ascontiguousarray(values)).to(parameter.device))
         return logits[0].cpu().numpy()
