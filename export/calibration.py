@@ -1,14 +1,14 @@
 """Which range of values each activation takes, seen on real pictures."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from ..runtime.errors import MissingExtraError, QuantizationError, UsageError
 from ..runtime.graph import Graph
-from .onnx_writer import onnx_shape, write_onnx
+from .onnx_writer import onnx_shape, onnx_side, write_onnx
 
 Method = Literal["minmax", "mse"]
 # How often each method looks at every picture.
@@ -51,7 +51,8 @@ def run_activations(graph: Graph, samples: Iterable[np.ndarray]) -> Iterable[Map
         moved = sample.transpose(0, 3, 1, 2) if sample.ndim == 4 else sample
         feed = np.ascontiguousarray(moved, np.float32)
         if source.quantization is not None:
-            feed = (source.quantization.quantize(feed, "int8").astype(np.int16) + 128).astype(np.uint8)
+            dtype, zero_point = onnx_side(source)
+            feed = replace(source.quantization, zero_point=zero_point).quantize(feed, dtype)
         assert feed.shape == onnx_shape(source.shape)
         results: Any = session.run(names, {source.name: feed})
         values = dict(zip(names, results, strict=True))
@@ -126,4 +127,4 @@ def _real(graph: Graph, name: str, value: np.ndarray) -> np.ndarray:
     tensor = graph.tensors[name]
     if tensor.quantization is None or value.dtype == np.float32:
         return value
-    return tensor.quantization.dequantize(value.astype(np.int32) - (128 if value.dtype == np.uint8 else 0))
+    return replace(tensor.quantization, zero_point=onnx_side(tensor)[1]).dequantize(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from ..runtime.console import progress
-from ..runtime.contract import KEY, Contract, Golden, TensorSpec, golden_pixels
+from ..runtime.contract import KEY, Contract, Golden, Layout, TensorSpec, golden_pixels
 from ..runtime.datasets import LabelledImages, sample
 from ..runtime.errors import ParityError, QuantizationError, UsageError
 from ..runtime.files import check_writable, sha256, write_files
@@ -116,11 +116,10 @@ def export(
         onnx = tflite = graphs[precision]
         if precision == "int8":
             tflite = with_input_type(tflite, config.input_type)
-        files[f"model.{precision}.onnx"] = precision, _complete(write_onnx, onnx, _onnx_contract(contract, onnx))
-        files[f"model.{precision}.tflite"] = (
-            precision,
-            _complete(write_tflite, tflite, _tflite_contract(contract, tflite)),
-        )
+        onnx_file = _complete(write_onnx, onnx, _for_file(contract, onnx, "NCHW"))
+        tflite_file = _complete(write_tflite, tflite, _for_file(contract, tflite, "NHWC"))
+        files[f"model.{precision}.onnx"] = precision, onnx_file
+        files[f"model.{precision}.tflite"] = precision, tflite_file
     parity = _through_gate(module, files, graphs, _crops(gate, preprocessing), preprocessing, config.tolerance, quiet)
     contents = {file: data for file, (_, data) in files.items()}
     report = _report(contract, contents, parity, calibration, gate, config)
@@ -169,26 +168,18 @@ def _contract(
     return Contract(name, preprocessing, classes, class_ids, "NHWC", answer, none, none, checkpoint_sha256)
 
 
-def _tflite_contract(contract: Contract, graph: Graph) -> Contract:
-    def spec(tensor: Tensor) -> TensorSpec:
-        if tensor.quantization is None:
-            return TensorSpec(tensor.dtype, tensor.shape)
-        return TensorSpec(tensor.dtype, tensor.shape, tensor.quantization.scale[0], tensor.quantization.zero_point)
-
+def _for_file(contract: Contract, graph: Graph, layout: Layout) -> Contract:
+    """The contract with the input and output that the file of a graph has."""
     source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
-    return replace(contract, layout="NHWC", input=spec(source), output=spec(target))
+    return replace(contract, layout=layout, input=_spec(source, layout), output=_spec(target, layout))
 
 
-def _onnx_contract(contract: Contract, graph: Graph) -> Contract:
-    def spec(tensor: Tensor) -> TensorSpec:
-        shape = onnx_shape(tensor.shape)
-        if tensor.quantization is None:
-            return TensorSpec(tensor.dtype, shape)
-        dtype, zero_point = onnx_side(tensor)
-        return TensorSpec(dtype, shape, tensor.quantization.scale[0], zero_point)
-
-    source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
-    return replace(contract, layout="NCHW", input=spec(source), output=spec(target))
+def _spec(tensor: Tensor, layout: Layout) -> TensorSpec:
+    shape = onnx_shape(tensor.shape) if layout == "NCHW" else tensor.shape
+    if tensor.quantization is None:
+        return TensorSpec(tensor.dtype, shape)
+    dtype, zero_point = onnx_side(tensor) if layout == "NCHW" else (tensor.dtype, tensor.quantization.zero_point)
+    return TensorSpec(dtype, shape, tensor.quantization.scale[0], zero_point)
 
 
 def _complete(write: Callable[..., bytes], graph: Graph, contract: Contract) -> bytes:

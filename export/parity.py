@@ -10,7 +10,7 @@ from ..runtime.errors import ParityError, UsageError
 from ..runtime.graph import Graph
 from ..runtime.session import Session
 from .calibration import run_activations
-from .tracing import evaluating, one_thread
+from .tracing import device_of, evaluating, one_thread
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +87,7 @@ def module_answers(module: "nn.Module", inputs: np.ndarray) -> np.ndarray:
     """Outputs (pictures, classes) of the module for normalized inputs (pictures, channels, height, width)."""
     import torch
 
-    device = _device(module)
+    device = device_of(module)
     with evaluating(module), one_thread(), torch.inference_mode():
         values = [module(torch.from_numpy(x[None]).to(device)).float().cpu().numpy() for x in inputs]
     return np.concatenate(values).reshape(len(inputs), -1)
@@ -162,10 +162,6 @@ def refuse(complaint: Complaint, culprit: str) -> ParityError:
     return ParityError(f"{complaint.text}; {culprit}; nothing was written: calibrate with more pictures, or allow more")
 
 
-def _device(module: "nn.Module") -> Any:
-    return next((parameter.device for parameter in module.parameters()), None)
-
-
 def _module_activations(module: "nn.Module", graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
     """What torch's modules give, for those that tensors of the graph are called after; rectified as in the graph."""
     import torch
@@ -181,7 +177,7 @@ def _module_activations(module: "nn.Module", graph: Graph, x: np.ndarray) -> dic
             )
     try:
         with evaluating(module), torch.inference_mode():
-            module(torch.from_numpy(x).to(_device(module)))
+            module(torch.from_numpy(x).to(device_of(module)))
     finally:
         for hook in hooks:
             hook.remove()

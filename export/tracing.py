@@ -11,11 +11,11 @@ from ..runtime.errors import MissingExtraError, UnsupportedError
 from ..runtime.graph import Graph, rename
 from ..runtime.onnx_reader import read_onnx
 from ..runtime.rewrite import fold_batch_norm, fuse_activations
+from .onnx_writer import OPSET
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
-
-OPSET = 18
 
 
 def trace(module: "nn.Module", input_shape: tuple[int, int, int, int], name: str = "main") -> Graph:
@@ -29,8 +29,7 @@ def trace(module: "nn.Module", input_shape: tuple[int, int, int, int], name: str
         import torch
     except ImportError as error:
         raise MissingExtraError(error.name or "torch", "export") from error
-    parameter = next(module.parameters(), None)
-    example = torch.zeros(input_shape, device=parameter.device if parameter is not None else None)
+    example = torch.zeros(input_shape, device=device_of(module))
     try:
         with _quiet(), evaluating(module), torch.no_grad():
             program = torch.onnx.export(
@@ -43,6 +42,11 @@ def trace(module: "nn.Module", input_shape: tuple[int, int, int, int], name: str
     assert program is not None
     graph = fuse_activations(fold_batch_norm(read_onnx(program.model_proto)))
     return replace(_named_after_modules(graph), name=name)
+
+
+def device_of(module: "nn.Module") -> "torch.device | None":
+    """Where a module's parameters are; ``None`` without any."""
+    return next((parameter.device for parameter in module.parameters()), None)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from .preprocessing import Preprocessing
 KEY = "firebox.contract"
 _VERSION = 1
 
+Layout = Literal["NCHW", "NHWC"]
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -62,7 +64,7 @@ class Contract:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     class_ids: tuple[str, ...]
-    layout: Literal["NCHW", "NHWC"]
+    layout: Layout
     answer: Literal["logits", "probabilities"]
     input: TensorSpec
     output: TensorSpec
