@@ -29,6 +29,7 @@ from ..runtime.graph import (
     Relu,
     Reshape,
     Shape,
+    Slice,
     Softmax,
     Tensor,
 )  # fmt: skip
@@ -252,6 +253,13 @@ def _relu(file: _File, op: Relu, inputs: list[str], output: str) -> str:
     return file.rectified(op.activation, inputs[0], output)
 
 
+def _slice(file: _File, op: Slice, inputs: list[str], output: str) -> str:
+    begin = np.array(onnx_shape(op.begin), np.int64)
+    end = begin + np.array(onnx_shape(op.size), np.int64)
+    ranges = [file.constant(f"slice/{'_'.join(map(str, values))}", values) for values in (begin, end)]
+    return file.node("Slice", [*inputs, *ranges], output)
+
+
 def _softmax(file: _File, op: Softmax, inputs: list[str], output: str) -> str:
     return file.node("Softmax", inputs, output, axis=1)
 
@@ -284,5 +292,6 @@ _WRITERS: Mapping[type[Op], Callable[[_File, Any, list[str], str], str]] = {
     Quantize: _quantize,
     Relu: _relu,
     Reshape: _reshape,
+    Slice: _slice,
     Softmax: _softmax,
 }

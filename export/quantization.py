@@ -24,6 +24,7 @@ from ..runtime.graph import (
     Quantize,
     Relu,
     Reshape,
+    Slice,
     Softmax,
     Tensor,
 )  # fmt: skip
@@ -33,7 +34,7 @@ from .rounding import Moments, mean_error, round_weight
 # TFLite fixes softmax's output: 256 steps between 0 and 1.
 _SOFTMAX = Quantization((1 / 256,), -128)
 # Operations that pass integers on as they are, so that all their tensors share one scale.
-_SHARING = (AveragePool, Concat, MaxPool, Pad, Relu, Reshape)
+_SHARING = (AveragePool, Concat, MaxPool, Pad, Relu, Reshape, Slice)
 _MAX_BIAS = 2**30
 
 

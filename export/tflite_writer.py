@@ -25,6 +25,7 @@ from ..runtime.graph import (
     Quantize,
     Relu,
     Reshape,
+    Slice,
     Softmax,
     Tensor,
     same_pads,
@@ -260,6 +261,12 @@ def _pad(file: _File, graph: Graph, op: Pad) -> _Code:
     return _Code("PADV2", "PadV2Options", {}, operands)
 
 
+def _slice(file: _File, graph: Graph, op: Slice) -> _Code:
+    # Named after their values: many slices begin in the same row or are of one size.
+    begin, size = (file.constant(f"slice/{'_'.join(map(str, v))}", v) for v in (op.begin, op.size))
+    return _Code("SLICE", "SliceOptions", {}, [file.tensor(graph.tensors[op.inputs[0]]), begin, size])
+
+
 def _softmax(file: _File, graph: Graph, op: Softmax) -> _Code:
     return _Code("SOFTMAX", "SoftmaxOptions", {"beta": 1.0})
 
@@ -285,6 +292,7 @@ _WRITERS: Mapping[type[Op], Callable[[_File, Graph, Any], _Code]] = {
     Quantize: _plain("QUANTIZE", "QuantizeOptions"),
     Relu: _relu,
     Reshape: _reshape,
+    Slice: _slice,
     Softmax: _softmax,
 }
 

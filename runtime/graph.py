@@ -235,6 +235,21 @@ class Pad(Op):
 
 
 @dataclass(frozen=True)
+class Slice(Op):
+    """The part of ``size`` that begins at the index ``begin`` along every axis."""
+
+    begin: Shape = ()
+    size: Shape = ()
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """``size``, which must lie within the input."""
+        parts = list(zip(self.begin, self.size, shapes[0], strict=True))
+        if any(begin < 0 or size < 1 or begin + size > extent for begin, size, extent in parts):
+            raise ValueError(f"{self.size} from {self.begin} on is not within {shapes[0]}")
+        return self.size
+
+
+@dataclass(frozen=True)
 class Softmax(Op):
     """Over the last axis."""
 

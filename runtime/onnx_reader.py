@@ -32,6 +32,7 @@ from .graph import (
     Relu,
     Reshape,
     Shape,
+    Slice,
     Softmax,
     Tensor,
     rename,
@@ -425,6 +426,21 @@ def _relu(reader: _Reader, node: "NodeProto") -> None:
     reader.emit(node, Relu, node.input[0], activation=activation)
 
 
+def _slice(reader: _Reader, node: "NodeProto") -> None:
+    x = reader.tensors[node.input[0]]
+    starts, ends, *rest = (reader.value(name).astype(int).tolist() if name else None for name in node.input[1:])
+    axes, steps, *_ = [*rest, None, None]
+    if x.name in reader.flattened or set(steps or [1]) != {1}:
+        raise UnsupportedError(f"{_describe(node)} of a flattened picture, or with steps, is not supported")
+    begin, end = [0] * len(x.shape), list(x.shape)
+    order = (0, 3, 1, 2) if len(x.shape) == 4 else range(len(x.shape))
+    for axis, start, stop in zip(axes or range(len(starts)), starts, ends, strict=True):
+        axis = order[axis]
+        begin[axis], end[axis], _ = slice(start, stop).indices(x.shape[axis])
+    size = tuple(stop - start for start, stop in zip(begin, end, strict=True))
+    reader.emit(node, Slice, x.name, begin=tuple(begin), size=size)
+
+
 def _softmax(reader: _Reader, node: "NodeProto") -> None:
     rank = len(reader.tensors[node.input[0]].shape)
     axis = _attributes(node).get("axis", -1) % rank
@@ -509,6 +525,7 @@ _HANDLERS: Mapping[str, Callable[[_Reader, "NodeProto"], None]] = {
     "ReduceMean": _global_average,
     "Relu": _relu,
     "Reshape": _reshape,
+    "Slice": _slice,
     "Softmax": _softmax,
     "Squeeze": _reshape,
 }

@@ -25,6 +25,7 @@ from .graph import (
     Quantize,
     Relu,
     Reshape,
+    Slice,
     Softmax,
     Tensor,
     same_pads,
@@ -231,6 +232,13 @@ def _reshape(graph: _Subgraph, output: str, inputs: list[str], options: dict[str
     return Reshape((inputs[0],), output, graph.tensors[output].shape)
 
 
+def _slice(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    begin, size = (tuple(int(value) for value in graph.constant(name)) for name in inputs[1:])
+    shape = graph.tensors[inputs[0]].shape
+    ends = (extent if n == -1 else start + n for start, n, extent in zip(begin, size, shape, strict=True))
+    return Slice((inputs[0],), output, begin, tuple(end - start for start, end in zip(begin, ends, strict=True)))
+
+
 def _softmax(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
     if options["beta"] != 1:
         raise UnsupportedError(f"softmax {output!r} with beta {options['beta']} is not supported, only 1")
@@ -261,5 +269,6 @@ _READERS: dict[str, Callable[..., Op]] = {
     "RELU": _relu("relu"),
     "RELU6": _relu("relu6"),
     "RESHAPE": _reshape,
+    "SLICE": _slice,
     "SOFTMAX": _softmax,
 }

@@ -40,19 +40,21 @@ PadOptions
 PadV2Options
 QuantizeOptions
 DequantizeOptions
+SliceOptions
 """
 
 # Members of the union BuiltinOptions that are read and written.
 OPTIONS = {
     1: "Conv2DOptions", 2: "DepthwiseConv2DOptions", 5: "Pool2DOptions", 8: "FullyConnectedOptions",
     9: "SoftmaxOptions", 10: "ConcatenationOptions", 11: "AddOptions", 17: "ReshapeOptions", 22: "PadOptions",
-    27: "ReducerOptions", 38: "DequantizeOptions", 43: "PadV2Options", 89: "QuantizeOptions",
+    27: "ReducerOptions", 38: "DequantizeOptions", 43: "PadV2Options", 48: "SliceOptions",
+    89: "QuantizeOptions",
 }  # fmt: skip
 
 OPERATORS = {
     "ADD": 0, "AVERAGE_POOL_2D": 1, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 4, "DEQUANTIZE": 6,
     "FULLY_CONNECTED": 9, "MAX_POOL_2D": 17, "RELU": 19, "RELU6": 21, "RESHAPE": 22, "SOFTMAX": 25, "PAD": 34,
-    "MEAN": 40, "PADV2": 60, "QUANTIZE": 114,
+    "MEAN": 40, "PADV2": 60, "SLICE": 65, "QUANTIZE": 114,
 }  # fmt: skip
 
 TENSOR_TYPES = {"float32": 0, "int32": 2, "uint8": 3, "int8": 9}

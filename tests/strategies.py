@@ -15,6 +15,7 @@ from firebox.runtime.graph import (
     Pad,
     Relu,
     Reshape,
+    Slice,
     Softmax,
     Tensor,
     same_pads,
@@ -22,7 +23,7 @@ from firebox.runtime.graph import (
 from firebox.runtime.rewrite import fuse_activations
 from hypothesis import strategies as st
 
-_KINDS = ("conv", "depthwise", "groups", "max", "average", "relu", "fire", "residual", "pad", "rows")
+_KINDS = ("conv", "depthwise", "groups", "max", "average", "relu", "fire", "residual", "pad", "rows", "slice")
 
 
 class GraphBuilder:
@@ -113,6 +114,10 @@ def _grow(draw, build: GraphBuilder, x: str, kind: str) -> str:
         return build.add(Add, x, other, activation=activation)
     if kind == "rows":
         return build.add(Concat, x, build.conv(x, channels), axis=draw(st.integers(1, 2)))
+    if kind == "slice":
+        size = (1, *(draw(st.integers(max(1, extent - 2), extent)) for extent in (rows, columns, channels)))
+        begin = (0, *(draw(st.integers(0, build.shape(x)[axis] - size[axis])) for axis in (1, 2, 3)))
+        return build.add(Slice, x, begin=begin, size=size)
     return build.add(Pad, x, padding=draw(st.tuples(*[st.integers(0, 2)] * 4)))
 
 
