@@ -1,37 +1,16 @@
-"""Where every activation lies in one arena: lifetimes, offsets, the peak and what is alive there.
-
-The offsets are greedy by size (Pisarchyk and Lee, arXiv 2001.03288, section 5.2), in the variant of tflite-micro's
-``GreedyMemoryPlanner``: largest first, each at the lowest offset that is free during its whole life.
-"""
+"""The memory of one inference: the arena with every activation in it, its peak and what is alive there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from .graph import Graph, Op
+from .placement import Buffer, lifetimes, place
 from .reader import read_graph
 from .units import format_size
 
 Source = Literal["planned", "measured", "unknown"]
-
-ALIGNMENT = 16
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """One activation in the arena: alive from operation ``first`` to operation ``last``, both included."""
-
-    tensor: str
-    nbytes: int
-    first: int
-    last: int
-    offset: int
-
-    @property
-    def end(self) -> int:
-        """First byte after it."""
-        return self.offset + _align(self.nbytes)
 
 
 @dataclass(frozen=True)
@@ -67,7 +46,7 @@ class MemoryPlan:
 
     def alive_bytes(self, step: int) -> int:
         """Bytes of what is alive during one operation."""
-        return sum(_align(buffer.nbytes) for buffer in self.alive(step))
+        return sum(b.end - b.offset for buffer in self.buffers for b in buffer.blocks if b.first <= step <= b.last)
 
     def alive(self, step: int) -> list[Buffer]:
         """What is alive during one operation."""
@@ -116,7 +95,7 @@ class MemoryPlan:
                 "op": peak.name if peak else None,
                 "alive": {buffer.tensor: buffer.nbytes for buffer in self.alive(self.peak_step)},
             },
-            "buffers": [vars(buffer) for buffer in self.buffers],
+            "buffers": [asdict(buffer) for buffer in self.buffers],
             "ops": steps,
         }
 
@@ -166,30 +145,4 @@ def plan(model: str | Path | bytes | Graph) -> MemoryPlan:
     Raises ``FormatError`` or ``UnsupportedError`` for a file that cannot be read.
     """
     graph = model if isinstance(model, Graph) else read_graph(model)
-    first: dict[str, int] = dict.fromkeys(graph.inputs, 0)
-    last: dict[str, int] = dict.fromkeys(graph.inputs, 0)
-    for step, op in enumerate(graph.ops):
-        last.update((name, step) for name in op.inputs if name in first)
-        first[op.output] = last[op.output] = step
-    last.update((name, max(len(graph.ops) - 1, 0)) for name in graph.outputs if name in first)
-    return MemoryPlan(graph, _place([(t.name, t.nbytes, first[t.name], last[t.name]) for t in graph.activations]))
-
-
-def _place(wanted: Sequence[tuple[str, int, int, int]]) -> tuple[Buffer, ...]:
-    placed: list[Buffer] = []
-    # Of two of one size tflite-micro places the younger one first.
-    youngest_first = wanted[::-1]
-    for name, nbytes, first, last in sorted(youngest_first, key=lambda item: -_align(item[1])):
-        offset = 0
-        for other in sorted(placed, key=lambda buffer: buffer.offset):
-            if other.first <= last and first <= other.last:
-                if other.offset - offset >= _align(nbytes):
-                    break
-                offset = max(offset, other.end)
-        placed.append(Buffer(name, nbytes, first, last, offset))
-    order = {name: position for position, (name, *_) in enumerate(wanted)}
-    return tuple(sorted(placed, key=lambda buffer: order[buffer.tensor]))
-
-
-def _align(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return MemoryPlan(graph, place(lifetimes(graph)))
