@@ -8,7 +8,6 @@ import numpy as np
 
 from ..runtime.errors import MissingExtraError, UnsupportedError
 from ..runtime.graph import (
-    NO_PADS,
     Add,
     AveragePool,
     Concat,
@@ -28,8 +27,8 @@ from ..runtime.graph import (
     Slice,
     Softmax,
     Tensor,
-    same_pads,
 )  # fmt: skip
+from ..runtime.rewrite import explicit_padding, padding_word
 from ..runtime.tflite_schema import ACTIVATIONS, IDENTIFIER, OPERATORS, OPTIONS, PADDINGS, SCALARS, TABLES, TENSOR_TYPES
 
 # Kernels read constants with aligned loads.
@@ -64,49 +63,6 @@ def write_tflite(graph: Graph, metadata: Mapping[str, bytes] | None = None) -> b
         "metadata": entries,
     }
     return _pack(model)
-
-
-def explicit_padding(graph: Graph) -> Graph:
-    """Give each padding that is neither SAME nor VALID to a ``Pad`` of its own."""
-    tensors, ops = dict(graph.tensors), []
-    for op in graph.ops:
-        if isinstance(op, Conv | Pool) and _padding(graph, op) is None:
-            x = tensors[op.inputs[0]]
-            value = float("-inf") if isinstance(op, MaxPool) else 0.0
-            if isinstance(op, AveragePool):
-                raise UnsupportedError(
-                    f"average pool {op.name!r} with padding {op.padding} cannot be written as TFLite"
-                )
-            if isinstance(op, MaxPool):
-                value = _lowest(x)
-            pad = Pad((x.name,), f"{op.name}/pad", op.padding, value)
-            tensors[pad.output] = replace(x, name=pad.output, shape=pad.output_shape(x.shape))
-            ops.append(pad)
-            op = replace(op, inputs=(pad.output, *op.inputs[1:]), padding=NO_PADS)
-        ops.append(op)
-    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
-
-
-def _lowest(x: Tensor) -> float:
-    if x.quantization is None:
-        return float(np.finfo(np.float32).min)
-    return float(x.quantization.dequantize(np.array(np.iinfo(x.dtype).min)))
-
-
-def _padding(graph: Graph, op: Conv | Pool) -> str | None:
-    if op.padding == NO_PADS:
-        return "VALID"
-    _, rows, columns, _ = graph.tensors[op.inputs[0]].shape
-    if isinstance(op, Conv):
-        _, *window, _ = graph.tensors[op.inputs[1]].shape
-        window = [(k - 1) * d + 1 for k, d in zip(window, op.dilation, strict=True)]
-        if any(extent < step for extent, step in zip(window, op.stride, strict=True)):
-            # Where a window steps over pixels tflite-runtime 2.14 reads SAME wrongly along the other axis.
-            return None
-    else:
-        window = list(op.window)
-    same = (*same_pads(rows, window[0], op.stride[0]), *same_pads(columns, window[1], op.stride[1]))
-    return "SAME" if op.padding == same else None
 
 
 @dataclass
@@ -194,9 +150,16 @@ def _quantization(quantization: Quantization | None) -> dict[str, Any] | None:
     }
 
 
+def _padding(graph: Graph, op: Conv | Pool) -> str:
+    word = padding_word(graph, op)
+    if word is None:
+        raise UnsupportedError(f"average pool {op.name!r} with padding {op.padding} cannot be written as TFLite")
+    return word
+
+
 def _conv(file: _File, graph: Graph, op: Conv) -> _Code:
     options = {
-        "padding": PADDINGS[_padding(graph, op) or "VALID"],
+        "padding": PADDINGS[_padding(graph, op)],
         "stride_h": op.stride[0],
         "stride_w": op.stride[1],
         "dilation_h": op.dilation[0],
@@ -223,7 +186,7 @@ def _fully_connected(file: _File, graph: Graph, op: FullyConnected) -> _Code:
 
 def _pool(file: _File, graph: Graph, op: Pool) -> _Code:
     options = {
-        "padding": PADDINGS[_padding(graph, op) or "VALID"],
+        "padding": PADDINGS[_padding(graph, op)],
         "stride_h": op.stride[0],
         "stride_w": op.stride[1],
         "filter_height": op.window[0],

@@ -1,10 +1,11 @@
-"""Exact rewrites that every graph goes through: batch norm into convolutions, rectifiers into what they follow."""
+"""Exact rewrites: batch norm into convolutions, rectifiers into what they follow, padding out of what it precedes."""
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
-from .graph import NO_PADS, Add, Conv, FullyConnected, Graph, Op, Relu, Tensor
+from .graph import NO_PADS, Add, Conv, FullyConnected, Graph, MaxPool, Op, Pad, Pool, Relu, Tensor, same_pads
 
 
 def fuse_activations(graph: Graph) -> Graph:
@@ -72,3 +73,52 @@ def _folded(tensors: dict[str, Tensor], before: Conv | FullyConnected, scale: Op
     new_bias = (bias * factor + offset).astype(np.float32)
     names = (f"{scale.output}/weight", f"{scale.output}/bias")
     return tuple(Tensor(n, a.shape, data=a) for n, a in zip(names, (new_weight, new_bias), strict=True))  # pyright: ignore[reportReturnType]
+
+
+def explicit_padding(graph: Graph) -> Graph:
+    """The graph as TFLite says it: padding that is neither SAME nor VALID is a ``Pad`` of its own.
+
+    The padding of an average pool, which must not count, stays where it is.
+    """
+    tensors, ops = dict(graph.tensors), []
+    for op in graph.ops:
+        pad = pad_before(graph, op)
+        if pad is not None:
+            assert isinstance(op, Conv | Pool)
+            x = tensors[pad.inputs[0]]
+            tensors[pad.output] = replace(x, name=pad.output, shape=pad.output_shape(x.shape))
+            ops.append(pad)
+            op = replace(op, inputs=(pad.output, *op.inputs[1:]), padding=NO_PADS)
+        ops.append(op)
+    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+
+
+def pad_before(graph: Graph, op: Op) -> Pad | None:
+    """The ``Pad`` that ``explicit_padding`` puts before an operation, if it does."""
+    if not isinstance(op, Conv | MaxPool) or padding_word(graph, op) is not None:
+        return None
+    x = graph.tensors[op.inputs[0]]
+    return Pad((x.name,), f"{op.name}/pad", op.padding, _lowest(x) if isinstance(op, MaxPool) else 0.0)
+
+
+def padding_word(graph: Graph, op: Conv | Pool) -> Literal["VALID", "SAME"] | None:
+    """TFLite's word for an operation's padding, if it has one."""
+    if op.padding == NO_PADS:
+        return "VALID"
+    _, rows, columns, _ = graph.tensors[op.inputs[0]].shape
+    if isinstance(op, Conv):
+        _, *window, _ = graph.tensors[op.inputs[1]].shape
+        window = [(k - 1) * d + 1 for k, d in zip(window, op.dilation, strict=True)]
+        if any(extent < step for extent, step in zip(window, op.stride, strict=True)):
+            # Where a window steps over pixels tflite-runtime 2.14 reads SAME wrongly along the other axis.
+            return None
+    else:
+        window = list(op.window)
+    same = (*same_pads(rows, window[0], op.stride[0]), *same_pads(columns, window[1], op.stride[1]))
+    return "SAME" if op.padding == same else None
+
+
+def _lowest(x: Tensor) -> float:
+    if x.quantization is None:
+        return float(np.finfo(np.float32).min)
+    return float(x.quantization.dequantize(np.array(np.iinfo(x.dtype).min)))

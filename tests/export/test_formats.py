@@ -7,10 +7,10 @@ import onnx
 import pytest
 from firebox.export import calibrate, quantize, write_onnx, write_tflite
 from firebox.export.quantization import with_input_type
-from firebox.export.tflite_writer import explicit_padding
 from firebox.runtime import Session, read_graph
 from firebox.runtime.errors import QuantizationError, UnsupportedError
 from firebox.runtime.graph import AveragePool, Graph, MaxPool, Pad, Quantize, Reshape, Softmax, Tensor
+from firebox.runtime.rewrite import explicit_padding
 from hypothesis import given, settings
 from strategies import GraphBuilder, graphs
 
