@@ -1,8 +1,8 @@
 """The commands that a board has: plan, profile, classify. Everything heavy is imported when one of them runs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,12 @@ backend_option = click.option(
     "--backend", type=click.Choice(_BACKENDS), default="auto", show_default=True, help="Runtime to use."
 )
 threads_option = click.option("--threads", type=int, default=1, show_default=True, help="Threads that compute.")
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--device`` as another way to give a budget, and ``--devices`` for names of one's own."""
+    own = click.option("--devices", type=click.Path(path_type=Path), help="File of your own devices.")
+    return click.option("--device", help="Budget by a device's name; `firebox devices` lists them.")(own(command))
 
 
 @click.command("plan")
