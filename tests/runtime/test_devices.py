@@ -1,0 +1,150 @@
+import contextlib
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from firebox.runtime.devices import KINDS, PRESETS, Device, budget, find_device, known_devices, read_devices
+from firebox.runtime.errors import FireboxError, FormatError, UsageError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+MINE = """
+[mine]
+name = "My board"
+kind = "microcontroller"
+memory = "SRAM"
+sram = "96KiB"
+flash = 1000000
+source = "my own notes, page 1"
+"""
+
+
+@pytest.fixture(autouse=True)
+def none_of_the_users(monkeypatch):
+    monkeypatch.delenv("FIREBOX_DEVICES", raising=False)
+
+
+@pytest.fixture
+def mine(tmp_path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(MINE)
+    return path
+
+
+@pytest.mark.parametrize("device", read_devices(PRESETS), ids=lambda device: device.id)
+def test_every_preset_can_be_a_budget_and_has_a_source(device):
+    assert budget(None, device.id) == budget(None, device.id.upper()) == device.sram_bytes
+    assert 64 * 1024 <= device.sram_bytes <= 16 * 1024**2
+    assert device.sram_bytes % 1024 == 0
+    assert len(device.source) > 20
+    assert "http" in device.source or "Datasheet" in device.source or "DS1" in device.source
+    assert (device.flash_bytes is None) or device.kind == "microcontroller"
+
+
+def test_the_presets_cover_every_kind():
+    assert {device.kind for device in known_devices().values()} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "nbytes"), [("stm32h743", 524_288), ("raspberry-pi-4", 1_048_576), ("cortex-a55", 131_072)]
+)
+def test_some_that_many_know(name, nbytes):
+    assert budget(None, name) == nbytes
+
+
+def test_a_budget_is_a_size_or_a_device():
+    assert budget("256KiB", None) == 262_144
+    assert budget(None, None) is None
+    with pytest.raises(UsageError, match="--sram 1MiB and --device stm32h743 are two budgets"):
+        budget("1MiB", "stm32h743")
+    with pytest.raises(UsageError, match="no device 'stm32h742'; did you mean stm32h743"):
+        budget(None, "stm32h742")
+    with pytest.raises(UsageError, match="no device 'µ'; firebox devices lists them"):
+        find_device("µ", known_devices())
+
+
+def test_devices_of_ones_own_are_added_and_the_later_counts(mine, tmp_path, monkeypatch):
+    assert known_devices(mine)["mine"] == Device(
+        "mine", "My board", "microcontroller", "SRAM", 98_304, 1_000_000, "my own notes, page 1"
+    )
+    assert budget(None, "mine", mine) == 98_304
+    assert "stm32h743" in known_devices(mine)
+    later = tmp_path / "later.toml"
+    later.write_text(MINE.replace("96KiB", "97KiB") + MINE.replace("[mine]", "[stm32h743]"))
+    monkeypatch.setenv("FIREBOX_DEVICES", str(later))
+    assert budget(None, "mine") == 97 * 1024
+    assert budget(None, "mine", mine) == 96 * 1024
+    assert budget(None, "stm32h743", mine) == 96 * 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mine = 3", "device 'mine' is not a table"),
+        ("[[mine]]", "device 'mine' is not a table"),
+        ("[Mine]", "device 'Mine' has a name that is not made of"),
+        ('["a\\nb"]', "has a name that is not made of"),
+        ("[mine]", "has no name"),
+        (MINE.replace("source", "sauce"), "has a 'sauce', which is none of"),
+        (MINE.replace('source = "my own notes, page 1"', ""), "has no source"),
+        (MINE.replace("my own notes, page 1", " "), "has a source that is not one line of text"),
+        (MINE.replace("my own notes, page 1", "one\\ntwo"), "has a source that is not one line of text"),
+        (MINE.replace("My board", "\\u001b[31m"), "has a name that is not one line of text"),
+        (MINE.replace("microcontroller", "toaster"), "kind 'toaster', which is none of phone core"),
+        (MINE.replace('"96KiB"', "true"), "has sram True; write for example"),
+        (MINE.replace('"96KiB"', "96.5"), "has sram 96.5; write for example"),
+        (MINE.replace('"96KiB"', "nan"), "has sram nan; write for example"),
+        (MINE.replace("96KiB", "96KB"), "has a sram that is no size: size '96KB' has an unknown unit"),
+        (MINE.replace("1000000", "0"), "has a flash that is no size"),
+        (MINE.replace("1000000", "-5"), "has a flash that is no size"),
+        (MINE.replace("1000000", "9" * 5000), "is not TOML"),
+        (MINE + MINE, "is not TOML"),
+        ("a = " + "[" * 5000, "is not TOML"),
+        ("[mine", "is not TOML"),
+    ],
+)
+def test_files_that_are_wrong_are_told_in_one_line(text, said, tmp_path):
+    path = tmp_path / "devices.toml"
+    path.write_text(text)
+    with pytest.raises(FormatError) as caught:
+        read_devices(path)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_text_too_large_or_not_there(tmp_path):
+    path = tmp_path / "devices.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(FormatError, match="is not TOML"):
+        read_devices(path)
+    path.write_bytes(b"#" * 2**20 + b"#")
+    with pytest.raises(FormatError, match="more than the 1,048,576"):
+        read_devices(path)
+    with pytest.raises(UsageError, match="no such file"):
+        read_devices(tmp_path / "none.toml")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0, 1), st.integers(0, 20), st.binary(max_size=8))
+def test_any_change_of_a_file_is_read_or_refused(tmp_path_factory, where, cut, instead):
+    data = PRESETS.read_bytes()
+    start = int(where * len(data))
+    path = tmp_path_factory.getbasetemp() / "changed.toml"
+    path.write_bytes(data[:start] + instead + data[start + cut :])
+    with contextlib.suppress(FireboxError):
+        assert all(isinstance(device, Device) for device in read_devices(path))
+
+
+def test_the_command_lists_them(command, mine):
+    ran = command("devices")
+    assert ran.code == 0
+    assert "stm32h743" in ran.out
+    assert "AXI SRAM" in ran.out
+    found = json.loads(command("devices", "--devices", mine, "--json").out)
+    assert found["mine"]["sram_bytes"] == 98_304
+    assert list(found)[:-1] == list(tomllib.loads(PRESETS.read_text()))
+    assert all(device["source"] for device in found.values())
+    bad = command("devices", environment={"FIREBOX_DEVICES": "/none.toml"})
+    assert (bad.code, bad.err) == (2, "error: no such file: /none.toml\n")

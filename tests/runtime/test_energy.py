@@ -1,0 +1,227 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from firebox.export import Range, quantize, write_onnx, write_tflite
+from firebox.runtime import plan
+from firebox.runtime.energy import energy, scenarios
+from firebox.runtime.graph import Concat, Conv, FullyConnected, Graph, MaxPool, Slice, Tensor
+from firebox.runtime.traffic import Traffic, entropy_bytes, precisions, traffic, weight_bytes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import GraphBuilder, graphs
+
+PLENTY = 2**62
+sizes = st.integers(0, 20_000)
+
+
+def in_8_bits(graph: Graph) -> Graph:
+    return quantize(graph, {tensor.name: Range(-1, 1) for tensor in graph.activations})
+
+
+def wide() -> Graph:
+    """input 128 -> conv0 1024 -> conv1 256 -> conv2 128 values, each 8x8 and so many channels."""
+    build = GraphBuilder((1, 8, 8, 2))
+    return build.graph(build.conv(build.conv(build.conv("input", 16), 4), 2))
+
+
+def test_with_room_for_all_only_input_and_output_move():
+    moved = traffic(wide(), 1024 + 256, "int8", "resident")
+    assert moved == Traffic(
+        dram_read_bytes=128,
+        dram_written_bytes=128,
+        weight_bytes=0,
+        # Activations, weights and biases of 32 bits.
+        operand_bytes=(128 + 1024) + (1024 + 256) + (256 + 128) + (32 + 64 + 8) + 4 * (16 + 4 + 2),
+        spilled=(),
+    )
+
+
+def test_the_largest_at_the_peak_is_spilled_first():
+    moved = traffic(wide(), 1024 + 256 - 1, "int8", "resident")
+    assert moved.spilled == ("conv0",)
+    assert (moved.dram_read_bytes, moved.dram_written_bytes) == (128 + 1024, 1024 + 128)
+    least = traffic(wide(), 0, "int8", "resident")
+    assert least.spilled == ("conv0", "conv1", "input", "conv2")
+    assert (least.dram_read_bytes, least.dram_written_bytes) == (128 + 1024 + 256, 1024 + 256 + 128)
+
+
+def test_streamed_weights_are_read_with_their_biases():
+    weights = 32 + 64 + 8 + 4 * (16 + 4 + 2)
+    resident, streamed = (traffic(wide(), PLENTY, "int8", weights) for weights in ("resident", "streamed"))
+    assert streamed == replace(resident, dram_read_bytes=resident.dram_read_bytes + weights, weight_bytes=weights)
+    assert weight_bytes(wide(), "int8") == weights
+    assert weight_bytes(wide(), "float32") == 4 * (32 + 64 + 8 + 16 + 4 + 2)
+
+
+def test_what_is_spilled_is_read_by_everyone_who_uses_it():
+    build = GraphBuilder((1, 4, 4, 4))
+    wide = build.conv("input", 8)
+    graph = build.graph(build.add(Concat, build.conv(wide, 1), build.conv(wide, 1), wide))
+    # The output, which goes to DRAM anyway, is the first: that costs nothing.
+    assert traffic(graph, 64 + 128, "int8", "resident").spilled == ("concat3",)
+    assert traffic(graph, 64 + 128, "int8", "resident").dram_bytes == 64 + 160
+    moved = traffic(graph, 0, "int8", "resident")
+    # 64 in; 128 and twice 16 written, and read by three and by one; 160 out.
+    assert moved.dram_read_bytes == 64 + 3 * 128 + 2 * 16
+    assert moved.dram_written_bytes == 128 + 2 * 16 + 160
+
+
+def tiled() -> Graph:
+    """A 3x3 convolution of 8x8x2 values to 16 channels and a pool of it, in two stripes of rows."""
+    build = GraphBuilder((1, 8, 8, 2))
+    weight, bias = build.constant(16, 3, 3, 2), build.constant(16)
+    stripes = []
+    for begin, rows, padding in ((0, 5, (1, 0, 1, 1)), (3, 5, (0, 1, 1, 1))):
+        stripe = build.add(Slice, "input", begin=(0, begin, 0, 0), size=(1, rows, 8, 2))
+        x = build.add(Conv, stripe, weight, bias, padding=padding)
+        stripes.append(build.add(MaxPool, x, window=(2, 2), stride=(2, 2)))
+    return build.graph(build.add(Concat, *stripes, axis=1))
+
+
+def test_stripes_read_their_own_rows_and_their_weights_again():
+    weights = 16 * 9 * 2 + 4 * 16
+    moved = traffic(tiled(), PLENTY, "int8", "streamed")
+    assert moved.weight_bytes == 2 * weights
+    assert moved.dram_bytes == 128 + 256 + 2 * weights
+    spilled = traffic(tiled(), 0, "int8", "resident")
+    stripe = 5 * 8 * 2
+    assert spilled.dram_read_bytes == 2 * (stripe + stripe + 4 * 8 * 16 + 128)
+    # What the second pool needs: the first one's rows, its own, and the convolution's.
+    needed = 128 + 128 + 4 * 8 * 16
+    assert traffic(tiled(), needed, "int8", "resident").spilled == ()
+    assert traffic(tiled(), needed - 1, "int8", "resident").spilled
+
+
+@settings(max_examples=60, deadline=None)
+# A network that cuts its input reads less than all of it.
+@given(graphs(leave_out=("slice",)), st.sampled_from(["float32", "int8"]))
+def test_without_limit_the_traffic_is_compulsory(graph, precision):
+    width = 4 if precision == "float32" else 1
+    ends = [int(np.prod(graph.tensors[name].shape)) for name in (*graph.inputs, *graph.outputs)]
+    resident, streamed = (traffic(graph, PLENTY, precision, weights) for weights in ("resident", "streamed"))
+    assert resident.spilled == ()
+    assert resident.dram_bytes == width * sum(ends)
+    assert streamed.dram_bytes == resident.dram_bytes + weight_bytes(graph, precision)
+    if precision == "float32":
+        assert weight_bytes(graph, precision) == graph.weight_bytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(graphs(), sizes, sizes)
+def test_less_sram_never_moves_less(graph, one, other):
+    less, more = sorted((one, other))
+    tight, roomy = (traffic(graph, sram, "int8", "streamed") for sram in (less, more))
+    assert tight.spilled[: len(roomy.spilled)] == roomy.spilled
+    assert tight.dram_read_bytes >= roomy.dram_read_bytes
+    assert tight.dram_written_bytes >= roomy.dram_written_bytes
+    assert tight.operand_bytes == roomy.operand_bytes
+    assert energy(tight, graph.macs, "int8").low_mj >= energy(roomy, graph.macs, "int8").low_mj
+
+
+@settings(max_examples=60, deadline=None)
+@given(graphs(), sizes)
+def test_int8_moves_a_quarter_of_float32(graph, sram):
+    narrow = traffic(graph, sram, "int8", "resident")
+    broad = traffic(graph, 4 * sram, "float32", "resident")
+    assert broad.spilled == narrow.spilled
+    assert broad.dram_bytes == 4 * narrow.dram_bytes
+    assert traffic(graph, sram, "float32", "resident").dram_bytes >= 4 * narrow.dram_bytes
+    quantized = in_8_bits(graph)
+    if {tensor.dtype for tensor in quantized.activations} == {"int8"}:
+        assert traffic(quantized, sram, "int8", "resident") == narrow
+
+
+@settings(max_examples=60, deadline=None)
+@given(graphs())
+def test_what_fits_by_plan_spills_nothing(graph):
+    assert traffic(graph, plan(graph).arena_bytes, "float32", "resident").spilled == ()
+
+
+@settings(max_examples=60, deadline=None)
+@given(graphs(), sizes)
+def test_the_bracket_is_one(graph, sram):
+    for scenario in scenarios(graph, sram):
+        found = scenario.energy
+        assert 0 < found.dram_mj + found.arithmetic_mj < found.low_mj <= found.high_mj
+        assert found.high_mj - found.low_mj == pytest.approx(2 * graph.macs * 5e-9)
+
+
+def test_a_billion_connections_at_20_hz_take_12_8_watts_of_dram():
+    """Han et al., EIE (arXiv 1602.01528), section 1: 20 Hz x 1 G x 640 pJ = 12.8 W."""
+    inputs, outputs = 40_000, 25_000
+    # One zero, seen a billion times.
+    weight = Tensor("weight", (outputs, inputs), data=np.broadcast_to(np.float32(0), (outputs, inputs)))
+    bias = Tensor("bias", (outputs,), data=np.zeros(outputs, np.float32))
+    ends = [Tensor("input", (1, inputs)), Tensor("output", (1, outputs))]
+    op = FullyConnected(("input", "weight", "bias"), "output")
+    graph = Graph.of("billion", [*ends, weight, bias], [op], ["input"], ["output"])
+    assert graph.macs == 10**9
+    moved = traffic(graph, PLENTY, "float32", "streamed")
+    connections = replace(moved, dram_read_bytes=moved.weight_bytes - 4 * outputs, dram_written_bytes=0)
+    assert 20 * energy(connections, graph.macs, "float32").dram_mj / 1000 == pytest.approx(12.8)
+    assert 20 * energy(moved, graph.macs, "float32").dram_mj / 1000 == pytest.approx(12.8, rel=2e-4)
+
+
+def test_the_table_of_45_nm():
+    nothing = Traffic(0, 0, 0, 0, ())
+    # 0.9 + 3.7 pJ, 0.1 + 3.1 pJ; and two accesses of 5 pJ at the high end.
+    assert energy(nothing, 10**9, "float32").low_mj == pytest.approx(4.6)
+    assert energy(nothing, 10**9, "int8").low_mj == pytest.approx(3.2)
+    assert energy(nothing, 10**9, "int8").high_mj == pytest.approx(13.2)
+    assert energy(replace(nothing, operand_bytes=4 * 10**9), 0, "int8").low_mj == pytest.approx(5)
+    assert energy(replace(nothing, dram_written_bytes=4 * 10**9), 0, "int8").high_mj == pytest.approx(640)
+
+
+def test_entropy_is_the_bound_of_shannon():
+    assert entropy_bytes(np.zeros((5, 5), np.int8)) == 0
+    assert entropy_bytes(np.arange(256, dtype=np.uint8)) == 256
+    assert entropy_bytes(np.array([0, 1] * 32, np.int8)) == 8
+    # 3/4 and 1/4: 0.8113 bits each.
+    assert entropy_bytes(np.array([0, 0, 0, 1] * 1000, np.int8)) == 406
+
+
+def test_only_int8_weights_are_entropy_coded():
+    assert precisions(wide()) == ("float32", "int8")
+    graph = in_8_bits(wide())
+    assert precisions(graph)[2] == "int8 entropy-coded"
+    coded = weight_bytes(graph, "int8 entropy-coded")
+    assert 4 * (16 + 4 + 2) < coded < weight_bytes(graph, "int8")
+    moved = traffic(graph, PLENTY, "int8 entropy-coded", "streamed")
+    assert (moved.weight_bytes, moved.dram_bytes) == (coded, 128 + 128 + coded)
+
+
+@pytest.mark.parametrize("write", [write_onnx, write_tflite])
+def test_files_of_both_formats_and_of_stripes_are_compared(write):
+    found = scenarios(write(in_8_bits(tiled())), 700, write(in_8_bits(tiled())))
+    assert [scenario.schedule for scenario in found] == ["layer by layer"] * 6 + ["tiled"] * 6
+    for scenario in found:
+        assert scenario.to_json()["dram_bytes"] == scenario.traffic.dram_bytes
+
+
+def test_the_command(command, exported, tmp_path):
+    model = exported / "model.int8.tflite"
+    values = json.loads(command("energy", model, "--sram", "8KiB", "--tiled", model, "--json").out)
+    assert values["sram_bytes"] == 8192
+    assert len(values["scenarios"]) == 12
+    for scenario in values["scenarios"]:
+        assert scenario["source"] == "planned"
+        assert scenario["dram_bytes"] == scenario["dram_read_bytes"] + scenario["dram_written_bytes"] > 0
+        assert 0 < scenario["energy_low_mj"] < scenario["energy_high_mj"]
+    people = command("energy", exported / "model.float32.onnx", "--device", "stm32f411")
+    assert people.code == 0
+    assert people.out.count("planned") == 4
+    assert "128.0 KiB for activations" in people.out
+
+
+def test_the_command_needs_one_budget(command, exported, tmp_path):
+    model = exported / "model.int8.tflite"
+    none = command("energy", model)
+    assert (none.code, none.err.count("\n")) == (2, 1)
+    assert "energy needs a budget" in none.err
+    assert command("energy", model, "--sram", "1MiB", "--device", "stm32f411").code == 2
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[mine]\nname = "m"\nkind = "DSP"\nmemory = "TCM"\nsram = 4096\nsource = "me"\n')
+    ran = command("energy", model, "--device", "mine", "--devices", mine, "--json")
+    assert json.loads(ran.out)["sram_bytes"] == 4096
