@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .console import json_option, note, print_json, progress, say, table
-from .units import format_size, parse_size
+from .units import format_size
 
 if TYPE_CHECKING:
     from .planning import MemoryLine
@@ -34,9 +34,12 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("plan")
 @model_argument
 @sram_option
+@device_options
 @json_option
 @click.pass_context
-def plan_command(context: click.Context, model: Path, sram: str | None, as_json: bool) -> None:
+def plan_command(
+    context: click.Context, model: Path, sram: str | None, device: str | None, devices: Path | None, as_json: bool
+) -> None:
     """Plan the memory of MODEL (.onnx or .tflite): the arena, its peak and what is alive there.
 
     Exit code 3 when it does not fit the budget.
@@ -44,13 +47,15 @@ def plan_command(context: click.Context, model: Path, sram: str | None, as_json:
     \b
     Example:
       firebox plan model.int8.tflite --sram 256KiB
+      firebox plan model.int8.tflite --device stm32h743
       firebox plan model.int8.onnx --json
     """
+    from .devices import budget
     from .planning import Verdict, plan
 
-    budget = parse_size(sram) if sram is not None else None
+    sram_bytes = budget(sram, device, devices)
     planned = plan(model)
-    verdict = Verdict(budget, planned.arena_bytes) if budget is not None else None
+    verdict = Verdict(sram_bytes, planned.arena_bytes) if sram_bytes is not None else None
     if as_json:
         print_json(planned.to_json() | {"verdict": verdict.to_json() if verdict else None})
     else:
@@ -85,6 +90,7 @@ def _account(lines: "Iterable[MemoryLine]") -> list[tuple[str, str, str]]:
 @click.command("profile")
 @model_argument
 @sram_option
+@device_options
 @backend_option
 @threads_option
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="Longest time to measure for.")
@@ -94,6 +100,8 @@ def profile_command(
     context: click.Context,
     model: Path,
     sram: str | None,
+    device: str | None,
+    devices: Path | None,
     backend: str,
     threads: int,
     seconds: float,
@@ -108,11 +116,12 @@ def profile_command(
       firebox profile model.int8.tflite --sram 1MiB
       firebox profile model.int8.onnx --threads 4 --json
     """
+    from .devices import budget
     from .profiling import profile
 
-    budget = parse_size(sram) if sram is not None else None
+    sram_bytes = budget(sram, device, devices)
     with progress("measuring", quiet=as_json) as advance:
-        found = profile(model, sram=budget, backend=backend, threads=threads, max_seconds=seconds, tick=advance)
+        found = profile(model, sram=sram_bytes, backend=backend, threads=threads, max_seconds=seconds, tick=advance)
     if as_json:
         print_json(found.to_json())
     else:

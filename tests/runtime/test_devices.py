@@ -148,3 +148,13 @@ def test_the_command_lists_them(command, mine):
     assert all(device["source"] for device in found.values())
     bad = command("devices", environment={"FIREBOX_DEVICES": "/none.toml"})
     assert (bad.code, bad.err) == (2, "error: no such file: /none.toml\n")
+
+
+def test_a_plan_is_judged_by_a_device(command, exported):
+    model = exported / "model.int8.tflite"
+    ran = command("plan", model, "--device", "stm32f411", "--json")
+    assert (ran.code, json.loads(ran.out)["verdict"]["sram_bytes"]) == (0, 131_072)
+    both = command("plan", model, "--device", "stm32f411", "--sram", "1MiB")
+    assert (both.code, both.err.count("\n"), both.out) == (2, 1, "")
+    measured = command("profile", model, "--device", "nrf52840", "--seconds", "0.1", "--json")
+    assert json.loads(measured.out)["verdict"]["sram_bytes"] == 262_144

@@ -149,7 +149,7 @@ def test_the_bracket_is_one(graph, sram):
 
 
 def test_a_billion_connections_at_20_hz_take_12_8_watts_of_dram():
-    """Han et al., EIE (arXiv 1602.01528), section 1: 20 Hz x 1 G x 640 pJ = 12.8 W."""
+    """Han et al., Deep Compression (arXiv 1510.00149), section 1: 20 Hz x 1 G x 640 pJ = 12.8 W."""
     inputs, outputs = 40_000, 25_000
     # One zero, seen a billion times.
     weight = Tensor("weight", (outputs, inputs), data=np.broadcast_to(np.float32(0), (outputs, inputs)))
