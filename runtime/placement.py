@@ -5,8 +5,8 @@ a runtime that takes its offsets from the file (tflite-micro's offline memory pl
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +14,10 @@ import numpy as np
 from .graph import Graph, Op, Slice, Tensor
 
 ALIGNMENT = 16
+# Orders of placement that ``pack`` tries: so many walks of so many steps; and how often it turns back.
+_STARTS = 6
+_ROUNDS = 150
+_DEAD_ENDS = 40
 
 
 @dataclass(frozen=True)
@@ -94,29 +98,173 @@ def _blocks(
     )
 
 
-def place(
-    lives: Sequence[Life], order: Callable[[Life], object] | None = None, alignment: int = ALIGNMENT
-) -> tuple[Buffer, ...]:
+def place(lives: Sequence[Life], alignment: int = ALIGNMENT) -> tuple[Buffer, ...]:
     """An offset for each: one after the other, each at the lowest that is free during its whole life.
 
-    The order is greedy by size (Pisarchyk and Lee, arXiv 2001.03288, section 5.2) in the variant of tflite-micro's
-    ``GreedyMemoryPlanner``, which takes the younger of two of one size first, unless ``order`` gives another key.
+    The order is greedy by size (Pisarchyk and Lee, arXiv 2001.03288, section 5.2), in the variant of tflite-micro's
+    ``GreedyMemoryPlanner``: of two of one size the younger one comes first.
     """
-    taken = _Taken(sum(len(life.blocks) for life in lives))
-    offsets = {}
-    youngest_first = lives[::-1]
-    for life in sorted(youngest_first, key=order or _largest_first):
-        offsets[life.tensor] = taken.add(life, alignment)
-    return tuple(_at(life, offsets[life.tensor]) for life in lives)
+    return _in_order(lives, {life.tensor: -_extent(life) for life in lives}, alignment)
 
 
-def placed_at(lives: Iterable[Life], offsets: dict[str, int]) -> tuple[Buffer, ...]:
+def pack(lives: Sequence[Life], limit: int) -> tuple[Buffer, ...] | None:
+    """Offsets with which all ends at or below ``limit``, or None where none were found. Deterministic.
+
+    Between two moments at which a single activation is alive the order of ``place`` is changed at random until
+    nothing stands out; that activation lies at the bottom, at the top or where the order puts it, and is moved to the
+    next of these when what follows finds no place.
+    """
+    limit -= limit % ALIGNMENT
+    windows = _windows(lives)
+    placed: dict[str, Buffer] = {}
+    tries = [_placements(windows[0], placed, limit)]
+    dead_ends = 0
+    while tries and dead_ends < _DEAD_ENDS:
+        found = next(tries[-1], None)
+        if found is None:
+            tries.pop()
+            dead_ends += 1
+            continue
+        placed.update((buffer.tensor, buffer) for buffer in found)
+        if len(tries) == len(windows):
+            return tuple(placed[life.tensor] for life in lives)
+        tries.append(_placements(windows[len(tries)], placed, limit))
+    return None
+
+
+def _windows(lives: Sequence[Life]) -> list[tuple[list[Life], list[Life]]]:
+    """The lives between moments at which a single activation is alive: (that one before, all others)."""
+    end = max(life.last for life in lives)
+    alive = np.zeros(end + 1, int)
+    for life in lives:
+        alive[life.first : life.last] += 1
+    # Alone between an operation and the next.
+    edges = [-1, *np.flatnonzero(alive[:end] == 1).tolist(), end]
+    windows: list[tuple[list[Life], list[Life]]] = []
+    starts = sorted(lives, key=lambda life: life.first)
+    position = 0
+    for start, stop in pairwise(edges):
+        inside = []
+        while position < len(starts) and starts[position].first <= stop:
+            inside.append(starts[position])
+            position += 1
+        before = [life for life in windows[-1][1] + windows[-1][0] if life.last > start] if windows else []
+        windows.append((before, inside))
+    return windows
+
+
+def _placements(
+    window: tuple[list[Life], list[Life]], placed: Mapping[str, Buffer], limit: int
+) -> Iterator[tuple[Buffer, ...]]:
+    """Ways to place the lives of a window below the limit; they differ in where the last to live lies."""
+    before, inside = window
+    fixed = [placed[life.tensor] for life in before]
+    if not inside:
+        yield ()
+        return
+    final = max(inside, key=lambda life: life.last)
+    others = [life for life in inside if life is not final]
+    # Room is found from the end on at which what is there already lies.
+    flipped = any(buffer.offset > 0 for buffer in fixed)
+    for offset in (*_ends(final, limit), None):
+        pinned = [_at(final, offset)] if offset is not None else []
+        if any(_meet(pin, buffer) for pin in pinned for buffer in fixed):
+            continue
+        free, there = others if pinned else inside, [*fixed, *pinned]
+        for seed in range(_STARTS):
+            found = _descend(free, there, limit, flipped, np.random.default_rng(seed))
+            if not _excess(found, limit):
+                yield (*found, *pinned)
+                break
+
+
+def _ends(life: Life, limit: int) -> list[int]:
+    """The bottom and the top of the arena; first the one from which what dies last is farthest away."""
+    ends = [0, limit - _extent(life)]
+    from_last = len(life.blocks) > 1 and life.blocks[0].last > life.blocks[-1].last
+    return [end for end in (ends if from_last else ends[::-1]) if end >= 0]
+
+
+def _meet(one: Buffer, other: Buffer) -> bool:
+    return any(
+        a.first <= b.last and b.first <= a.last and a.offset < b.end and b.offset < a.end
+        for a in one.blocks
+        for b in other.blocks
+    )
+
+
+def _descend(
+    lives: Sequence[Life], fixed: Sequence[Buffer], limit: int, flipped: bool, random: np.random.Generator
+) -> tuple[Buffer, ...]:
+    """Change the order, one activation at a time, as long as no more stands out than before."""
+    if flipped:
+        upside_down = [_flipped_life(life) for life in lives]
+        found = _descend(upside_down, [_flipped(buffer, limit) for buffer in fixed], limit, False, random)
+        return tuple(_flipped(buffer, limit) for buffer in found)
+    order = {life.tensor: -float(_extent(life)) for life in lives}
+    best = _in_order(lives, order, ALIGNMENT, fixed)
+    excess = _excess(best, limit)
+    for _ in range(_ROUNDS):
+        if not excess:
+            break
+        changed = _promoted(order, best, limit, random)
+        found = _in_order(lives, changed, ALIGNMENT, fixed)
+        if _excess(found, limit) <= excess:
+            order, best, excess = changed, found, _excess(found, limit)
+    return best
+
+
+def _flipped_life(life: Life) -> Life:
+    return replace(life, blocks=_flipped_blocks(life.blocks, _extent(life)))
+
+
+def _flipped(buffer: Buffer, limit: int) -> Buffer:
+    blocks = _flipped_blocks(buffer.blocks, limit)
+    return replace(buffer, offset=blocks[0].offset, blocks=blocks)
+
+
+def _flipped_blocks(blocks: Sequence[Block], limit: int) -> tuple[Block, ...]:
+    return tuple(replace(block, offset=limit - block.end, end=limit - block.offset) for block in reversed(blocks))
+
+
+def _excess(buffers: Sequence[Buffer], limit: int) -> int:
+    return sum(max(buffer.end - limit, 0, -buffer.offset) for buffer in buffers)
+
+
+def _promoted(
+    order: dict[str, float], buffers: Sequence[Buffer], limit: int, random: np.random.Generator
+) -> dict[str, float]:
+    """The order with one of the tensors that stand out, or one that lives at the same time, moved in it."""
+    outside = [buffer for buffer in buffers if buffer.end > limit]
+    chosen = outside[random.integers(len(outside))]
+    if random.random() < 0.5:
+        together = [buffer for buffer in buffers if buffer.first <= chosen.last and chosen.first <= buffer.last]
+        chosen = together[random.integers(len(together))]
+    return {**order, chosen.tensor: order[chosen.tensor] * random.choice([0.5, 0.8, 1.3, 2.0, 4.0])}
+
+
+def placed_at(lives: Iterable[Life], offsets: Mapping[str, int]) -> tuple[Buffer, ...]:
     """The activations at offsets that are given."""
     return tuple(_at(life, offsets[life.tensor]) for life in lives)
 
 
-def _largest_first(life: Life) -> int:
-    return -life.blocks[-1].end
+def _in_order(
+    lives: Sequence[Life], order: Mapping[str, float], alignment: int, fixed: Sequence[Buffer] = ()
+) -> tuple[Buffer, ...]:
+    blocks = sum(len(life.blocks) for life in lives) + sum(len(buffer.blocks) for buffer in fixed)
+    taken = _Taken(blocks)
+    for buffer in fixed:
+        taken.take(buffer.blocks)
+    youngest_first = lives[::-1]
+    placed = {}
+    for life in sorted(youngest_first, key=lambda life: order[life.tensor]):
+        placed[life.tensor] = _at(life, taken.lowest(life, alignment))
+        taken.take(placed[life.tensor].blocks)
+    return tuple(placed[life.tensor] for life in lives)
+
+
+def _extent(life: Life) -> int:
+    return life.blocks[-1].end
 
 
 def _at(life: Life, offset: int) -> Buffer:
@@ -131,8 +279,14 @@ class _Taken:
         self.blocks = np.zeros((blocks, 4), np.int64)
         self.count = 0
 
-    def add(self, life: Life, alignment: int) -> int:
-        """Take the lowest offset at which none of a life's blocks meets another in time and bytes."""
+    def take(self, blocks: Sequence[Block]) -> None:
+        """Mark bytes as taken."""
+        for block in blocks:
+            self.blocks[self.count] = block.first, block.last, block.offset, block.end
+            self.count += 1
+
+    def lowest(self, life: Life, alignment: int) -> int:
+        """The lowest offset at which none of a life's blocks meets another in time and bytes."""
         placed = self.blocks[: self.count]
         # Offsets that are not possible, as intervals (low, high), both excluded.
         barred = []
@@ -145,7 +299,4 @@ class _Taken:
             if low >= offset:
                 break
             offset = max(offset, math.ceil(high / alignment) * alignment)
-        for block in life.blocks:
-            self.blocks[self.count] = block.first, block.last, offset + block.offset, offset + block.end
-            self.count += 1
         return offset
