@@ -10,15 +10,17 @@ from .console import json_option, note, print_json, progress, say, table
 from .units import format_size
 
 if TYPE_CHECKING:
-    from .planning import MemoryLine
+    from .planning import MemoryLine, Verdict
+    from .targets import Target
 
 _BACKENDS = ("auto", "onnxruntime", "litert", "tflite-runtime")
+_TARGETS = ("tflm", "litert-reference", "litert", "onnxruntime", "static")
 
 # Pictures with a side below this show nothing.
 _TINY = 8
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
-sram_option = click.option("--sram", help="Budget to judge the arena by, such as 256KiB or 1MiB.")
+sram_option = click.option("--sram", help="Budget of memory to judge by, such as 256KiB or 1MiB.")
 backend_option = click.option(
     "--backend", type=click.Choice(_BACKENDS), default="auto", show_default=True, help="Runtime to use."
 )
@@ -35,29 +37,46 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @model_argument
 @sram_option
 @device_options
+@click.option("--target", type=click.Choice(_TARGETS), default="tflm", show_default=True, help="What it runs on.")
+@click.option("--measure", is_flag=True, help="Run it there too, and read what memory it takes.")
 @json_option
 @click.pass_context
 def plan_command(
-    context: click.Context, model: Path, sram: str | None, device: str | None, devices: Path | None, as_json: bool
+    context: click.Context,
+    model: Path,
+    sram: str | None,
+    device: str | None,
+    devices: Path | None,
+    target: "Target",
+    measure: bool,
+    as_json: bool,
 ) -> None:
     """Plan the memory of MODEL (.onnx or .tflite): the arena, its peak and what is alive there.
 
-    Exit code 3 when it does not fit the budget.
+    Targets are tflite-micro (all that it needs, to the byte), LiteRT with its reference kernels or with XNNPACK,
+    onnxruntime, and a static compiler as good as can be. Exit code 3 when it does not fit the budget.
 
     \b
     Example:
       firebox plan model.int8.tflite --sram 256KiB
       firebox plan model.int8.tflite --device stm32h743
+      firebox plan model.int8.tflite --target litert-reference --measure
       firebox plan model.int8.onnx --json
     """
+    from .arena import measure_arena
     from .devices import budget
-    from .planning import Verdict, plan
+    from .planning import plan
 
     sram_bytes = budget(sram, device, devices)
-    planned = plan(model)
-    verdict = Verdict(sram_bytes, planned.arena_bytes) if sram_bytes is not None else None
+    planned = plan(model, target)
+    measured = measure_arena(model, target, exact=True) if measure else None
+    verdict = (measured or planned).verdict(sram_bytes) if sram_bytes is not None else None
     if as_json:
-        print_json(planned.to_json() | {"verdict": verdict.to_json() if verdict else None})
+        found = {
+            "measured": measured.to_json() if measured else None,
+            "verdict": verdict.to_json() if verdict else None,
+        }
+        print_json(planned.to_json() | found)
     else:
         peak = planned.peak_step
         rows = [
@@ -73,11 +92,8 @@ def plan_command(
         ]
         table(str(model), ("operation", "kind", "output", "size", "alive", "MACs"), rows)
         alive = ", ".join(f"{buffer.tensor} {format_size(buffer.nbytes)}" for buffer in planned.alive(peak))
-        lines = [
-            *_account(planned.account()),
-            *([("verdict on the arena", verdict.text(), verdict.arena_source)] if verdict else []),
-        ]
-        table("Memory", ("", "size", "source"), lines)
+        account = (*planned.account(), *(measured.account() if measured else ()))
+        table(f"Memory on {target}", ("", "size", "source"), [*_account(account), *_verdict(verdict)])
         say(f"arena: {planned.arena_bytes:,} bytes, at its peak (▶) with {alive}")
         say(f"{planned.graph.macs / 1e6:,.1f} M multiply-accumulates")
     context.exit(verdict.exit_code if verdict else 0)
@@ -85,6 +101,13 @@ def plan_command(
 
 def _account(lines: "Iterable[MemoryLine]") -> list[tuple[str, str, str]]:
     return [(line.name, "-" if line.nbytes is None else format_size(line.nbytes), line.source) for line in lines]
+
+
+def _verdict(verdict: "Verdict | None") -> list[tuple[str, str, str]]:
+    if verdict is None:
+        return []
+    name = "verdict" if verdict.about == "total" else "verdict on the arena alone"
+    return [(name, verdict.text(), verdict.arena_source)]
 
 
 @click.command("profile")
@@ -109,7 +132,7 @@ def profile_command(
 ) -> None:
     """Measure MODEL on this machine: latency, time of each operation, memory; and judge it by a budget.
 
-    Exit code 3 when its planned arena does not fit the budget.
+    Exit code 3 when the memory planned for tflite-micro does not fit the budget.
 
     \b
     Example:
@@ -136,10 +159,7 @@ def profile_command(
         if found.op_ms:
             slowest = sorted(found.op_ms.items(), key=lambda item: -item[1])[:10]
             table("Slowest operations", ("operation", "mean"), [(name, f"{ms:,.3f} ms") for name, ms in slowest])
-        lines = _account(found.memory)
-        if found.verdict:
-            lines.append(("verdict on the arena", found.verdict.text(), found.verdict.arena_source))
-        table("Memory", ("", "size", "source"), lines)
+        table("Memory", ("", "size", "source"), [*_account(found.memory), *_verdict(found.verdict)])
     context.exit(found.verdict.exit_code if found.verdict else 0)
 
 

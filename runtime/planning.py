@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .errors import UsageError
 from .graph import Graph, Op
-from .placement import Buffer, lifetimes, place
+from .placement import Buffer
 from .reader import read_graph
+from .targets import TARGETS, Layout, Target, lay_out
 from .units import format_size
 
 Source = Literal["planned", "measured", "unknown"]
@@ -24,19 +26,34 @@ class MemoryLine:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The arena of one inference. All figures are planned, not measured."""
+    """The memory of one inference on a target. All figures are planned, not measured."""
 
-    graph: Graph
-    buffers: tuple[Buffer, ...]
+    layout: Layout
+    target: Target
+
+    @property
+    def graph(self) -> Graph:
+        """What the target runs: with padding as operations of its own where it has no other word for it."""
+        return self.layout.graph
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """Activations in the arena, without those that are views of others."""
+        return self.layout.buffers
 
     @property
     def arena_bytes(self) -> int:
-        """Size of the arena: input, activations and output."""
-        return max((buffer.end for buffer in self.buffers), default=0)
+        """Size of the arena: input, activations, output, and scratch memory where it is known."""
+        return self.layout.arena_bytes
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Everything that the target needs in SRAM, or ``None`` where a part of it is unknown."""
+        return self.layout.total_bytes
 
     @property
     def input_bytes(self) -> int:
-        """The part of the arena that the input takes."""
+        """The input: a part of the arena, but for onnxruntime, which reads the caller's array."""
         return sum(self.graph.tensors[name].nbytes for name in self.graph.inputs)
 
     @property
@@ -54,13 +71,26 @@ class MemoryPlan:
 
     def account(self) -> tuple[MemoryLine, ...]:
         """What an inference needs, line by line; what cannot be planned is there as unknown."""
+        total, scratch = self.total_bytes, self.layout.scratch
+        where = "the caller's" if self.target == "onnxruntime" else "part of the arena"
         return (
             MemoryLine("weights", self.weight_bytes, "planned"),
             MemoryLine("arena", self.arena_bytes, "planned"),
-            MemoryLine("input (part of the arena)", self.input_bytes, "planned"),
-            MemoryLine("kernel scratch", None, "unknown"),
-            MemoryLine("runtime overhead", None, "unknown"),
+            MemoryLine(f"input ({where})", self.input_bytes, "planned"),
+            _line("kernel scratch", None if scratch is None else self._scratch_bytes),
+            _line("runtime overhead", None if total is None else total - self.arena_bytes),
+            _line("total in SRAM", total),
         )
+
+    @property
+    def _scratch_bytes(self) -> int:
+        steps = range(len(self.graph.ops))
+        scratch = self.layout.scratch or ()
+        return max((sum(b.end - b.offset for b in scratch if b.first == step) for step in steps), default=0)
+
+    def verdict(self, sram_bytes: int) -> "Verdict":
+        """Whether the total, or the arena where the total is unknown, fits a budget."""
+        return Verdict(sram_bytes, self.arena_bytes, total_bytes=self.total_bytes)
 
     @property
     def peak_step(self) -> int:
@@ -88,7 +118,9 @@ class MemoryPlan:
         peak = self.peak_op
         return {
             "name": self.graph.name,
+            "target": self.target,
             "arena_bytes": self.arena_bytes,
+            "total_bytes": self.total_bytes,
             "memory": memory_json(self.account()),
             "macs": self.graph.macs,
             "peak": {
@@ -96,6 +128,7 @@ class MemoryPlan:
                 "alive": {buffer.tensor: buffer.nbytes for buffer in self.alive(self.peak_step)},
             },
             "buffers": [asdict(buffer) for buffer in self.buffers],
+            "views": dict(self.layout.views),
             "ops": steps,
         }
 
@@ -105,21 +138,37 @@ def memory_json(lines: Sequence[MemoryLine]) -> dict[str, Any]:
     return {line.name: {"bytes": line.nbytes, "source": line.source} for line in lines}
 
 
+def _line(name: str, nbytes: int | None) -> MemoryLine:
+    return MemoryLine(name, nbytes, "planned" if nbytes is not None else "unknown")
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an arena fits a budget of SRAM; ``arena_source`` says whether the figure was planned or measured.
+    """Whether memory fits a budget of SRAM; ``arena_source`` says whether the figures were planned or measured.
 
-    It is about the arena: scratch memory of kernels and the overhead of the runtime come on top of it.
+    It is about everything that the target needs, ``total_bytes``. Where that is unknown it is about the arena: scratch
+    memory of kernels and the overhead of the runtime come on top of it.
     """
 
     sram_bytes: int
     arena_bytes: int
     arena_source: Source = "planned"
+    total_bytes: int | None = None
+
+    @property
+    def about(self) -> Literal["total", "arena"]:
+        """What is judged."""
+        return "arena" if self.total_bytes is None else "total"
+
+    @property
+    def margin_bytes(self) -> int:
+        """What is to spare, or missing when negative."""
+        return self.sram_bytes - (self.arena_bytes if self.total_bytes is None else self.total_bytes)
 
     @property
     def fits(self) -> bool:
         """At most the budget."""
-        return self.arena_bytes <= self.sram_bytes
+        return self.margin_bytes >= 0
 
     @property
     def exit_code(self) -> int:
@@ -128,21 +177,23 @@ class Verdict:
 
     def text(self) -> str:
         """For people: ``fits 256.0 KiB, 12.3 KiB to spare``."""
-        margin = format_size(abs(self.sram_bytes - self.arena_bytes))
+        margin = format_size(abs(self.margin_bytes))
         if self.fits:
             return f"fits {format_size(self.sram_bytes)}, {margin} to spare"
         return f"does not fit {format_size(self.sram_bytes)}, {margin} too much"
 
     def to_json(self) -> dict[str, Any]:
         """Figures with their units, for programs."""
-        margin = self.sram_bytes - self.arena_bytes
-        return {**vars(self), "fits": self.fits, "margin_bytes": margin}
+        return {**vars(self), "about": self.about, "fits": self.fits, "margin_bytes": self.margin_bytes}
 
 
-def plan(model: str | Path | bytes | Graph) -> MemoryPlan:
-    """Plan the arena of an ``.onnx`` or ``.tflite`` file (path or bytes) or of a graph.
+def plan(model: str | Path | bytes | Graph, target: Target = "tflm") -> MemoryPlan:
+    """Plan the memory of an ``.onnx`` or ``.tflite`` file (path or bytes) or of a graph on a target.
 
-    Raises ``FormatError`` or ``UnsupportedError`` for a file that cannot be read.
+    ``tflm`` is tflite-micro, to the byte; ``litert-reference`` LiteRT without XNNPACK, ``litert`` with it,
+    ``onnxruntime`` and ``static``, a compiler as good as can be. Raises ``UsageError`` for another target,
+    ``FormatError`` or ``UnsupportedError`` for a file that cannot be read.
     """
-    graph = model if isinstance(model, Graph) else read_graph(model)
-    return MemoryPlan(graph, place(lifetimes(graph)))
+    if target not in TARGETS:
+        raise UsageError(f"target {target!r} is not one of {', '.join(TARGETS)}")
+    return MemoryPlan(lay_out(model if isinstance(model, Graph) else read_graph(model), target), target)

@@ -60,8 +60,8 @@ def profile(
 ) -> Profile:
     """Load a file, run it until its median latency has settled (at most ``max_seconds``), and account for its memory.
 
-    The arena is planned; the verdict holds it against ``sram`` bytes. ``tick`` is called once an inference. Raises as
-    ``Session`` and ``plan`` do.
+    The memory is planned for tflite-micro; the verdict holds it against ``sram`` bytes. ``tick`` is called once an
+    inference. Raises as ``Session`` and ``plan`` do.
     """
     if not 0 < max_seconds < float("inf"):
         raise UsageError(f"time limit {max_seconds} is not a positive number of seconds")
@@ -88,7 +88,7 @@ def profile(
         settled=settled,
         memory=_account(planned, Path(model), before, after),
         op_ms=op_ms,
-        verdict=Verdict(sram, planned.arena_bytes) if sram is not None else None,
+        verdict=planned.verdict(sram) if sram is not None else None,
     )
 
 

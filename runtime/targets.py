@@ -1,0 +1,141 @@
+"""What a file runs on, as far as its memory goes: how each target places the activations of one inference."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from . import litert, tflm
+from .graph import Concat, Graph, Reshape, Slice
+from .placement import Block, Buffer, Life, lifetimes, place
+from .rewrite import explicit_padding
+
+Target = Literal["tflm", "litert-reference", "litert", "onnxruntime", "static"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+# Of onnxruntime's allocator (BFCArena).
+_ONNXRUNTIME_ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The memory of one inference on a target.
+
+    ``graph`` is what the target runs; ``buffers`` hold its activations, except for ``views``, which lie within another
+    (by name); ``scratch`` is what kernels take while they run, and ``total_bytes`` everything together. ``None`` stands
+    for what cannot be planned.
+    """
+
+    graph: Graph
+    buffers: tuple[Buffer, ...]
+    scratch: tuple[Buffer, ...] | None = None
+    total_bytes: int | None = None
+    views: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Everything that was placed."""
+        return max((buffer.end for buffer in (*self.buffers, *(self.scratch or ()))), default=0)
+
+
+def lay_out(graph: Graph, target: Target) -> Layout:
+    """Place the activations of a graph as a target does."""
+    return _LAYOUTS[target](graph)
+
+
+def _tflm(graph: Graph) -> Layout:
+    """Head of the arena greedy by size, scratch with the activations; its tail is known to the byte."""
+    graph = explicit_padding(graph)
+    lives = lifetimes(graph)
+    scratch = [
+        Life(f"{op.name}/scratch{i}", nbytes, (Block(step, step, 0, tflm.align(nbytes)),))
+        for step, op in enumerate(graph.ops)
+        for i, nbytes in enumerate(tflm.scratch_buffers(graph, op))
+    ]
+    placed = place([*lives, *scratch])
+    layout = Layout(graph, placed[: len(lives)], placed[len(lives) :])
+    return replace(layout, total_bytes=tflm.total_bytes(graph, layout.arena_bytes))
+
+
+def _litert_reference(graph: Graph) -> Layout:
+    """LiteRT's arena planner; what the interpreter keeps on the heap beside the arena is not planned."""
+    graph = explicit_padding(graph)
+    buffers, temporaries, shared = litert.arena(graph)
+    return Layout(graph, buffers, temporaries, views=shared)
+
+
+def _litert(graph: Graph) -> Layout:
+    """With XNNPACK, which keeps all between inputs and outputs in a workspace of its own."""
+    graph = explicit_padding(graph)
+    return Layout(graph, litert.delegated_arena(graph))
+
+
+def _onnxruntime(graph: Graph) -> Layout:
+    """Every activation where there is room when it is made; the input is the caller's array.
+
+    What its optimizer makes of the graph, and the scratch memory of its kernels, are not planned.
+    """
+    lives = [life for life in lifetimes(graph, alignment=_ONNXRUNTIME_ALIGNMENT) if life.tensor not in graph.inputs]
+    return Layout(graph, place(lives, alignment=_ONNXRUNTIME_ALIGNMENT))
+
+
+def _static(graph: Graph) -> Layout:
+    """A compiler as good as can be, without a runtime: joins and parts of tensors are views, not copies."""
+    views = _views(graph)
+    lives = lifetimes(graph)
+    members: dict[str, list[Life]] = {}
+    for life in lives:
+        members.setdefault(_root(views, life.tensor), []).append(life)
+    buffers = place([_merged(life, members[life.tensor]) for life in lives if life.tensor in members])
+    layout = Layout(graph, buffers, scratch=(), views={name: _root(views, name) for name in views})
+    return replace(layout, total_bytes=layout.arena_bytes)
+
+
+def _views(graph: Graph) -> dict[str, str]:
+    """Which activation lies within which other, one step at a time.
+
+    The operands of a concat are written straight into it, the rows that a slice takes are where they were, and a
+    reshape is another look at the same bytes, unless these lie with gaps in a concat.
+    """
+    views: dict[str, str] = {}
+    for op in graph.ops:
+        if isinstance(op, Concat):
+            for name in op.inputs:
+                if name in graph.producers and name not in graph.outputs and _same_numbers(graph, name, op.output):
+                    views.setdefault(name, op.output)
+    for op in graph.ops:
+        if op.output in views:
+            continue
+        rows = isinstance(op, Slice) and op.output not in graph.outputs and _takes_rows(graph, op)
+        if rows or (isinstance(op, Reshape) and op.inputs[0] not in views):
+            views[op.output] = op.inputs[0]
+    return views
+
+
+def _takes_rows(graph: Graph, op: Slice) -> bool:
+    shape = graph.tensors[op.inputs[0]].shape
+    return len(shape) == 4 and shape[0] == 1 and op.size[2:] == shape[2:]
+
+
+def _same_numbers(graph: Graph, name: str, output: str) -> bool:
+    return graph.tensors[name].quantization == graph.tensors[output].quantization
+
+
+def _root(views: Mapping[str, str], name: str) -> str:
+    while name in views:
+        name = views[name]
+    return name
+
+
+def _merged(life: Life, members: list[Life]) -> Life:
+    """The life of a tensor from the first of its views to the last use of any."""
+    first, last = min(member.first for member in members), max(member.last for member in members)
+    return Life(life.tensor, life.nbytes, (Block(first, last, 0, life.blocks[-1].end),))
+
+
+_LAYOUTS: Mapping[Target, Callable[[Graph], Layout]] = {
+    "tflm": _tflm,
+    "litert-reference": _litert_reference,
+    "litert": _litert,
+    "onnxruntime": _onnxruntime,
+    "static": _static,
+}
