@@ -70,11 +70,11 @@ def test_plan_in_json_and_for_people(command, model):
 
 
 def test_the_verdict_is_the_exit_code(command, model, exported):
-    arena = one_object(command("plan", model, "--json").out)["arena_bytes"]
-    for budget, code in ((arena, 0), (arena - 1, 3)):
+    total = one_object(command("plan", model, "--json").out)["total_bytes"]
+    for budget, code in ((total, 0), (total - 1, 3)):
         ran = command("plan", model, "--sram", budget, "--json")
         verdict = one_object(ran.out)["verdict"]
-        assert (ran.code, verdict["fits"], verdict["margin_bytes"]) == (code, code == 0, budget - arena)
+        assert (ran.code, verdict["fits"], verdict["margin_bytes"]) == (code, code == 0, budget - total)
     late = command("plan", exported / "model.int8.onnx", "--sram", "1KiB")
     assert late.code == 3
     assert "does not fit 1.0 KiB" in late.out

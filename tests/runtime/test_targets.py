@@ -1,0 +1,124 @@
+import json
+from importlib.util import find_spec
+
+import pytest
+from firebox.export import Range, quantize, write_onnx, write_tflite
+from firebox.runtime import arena, plan
+from firebox.runtime.arena import measure_arena
+from firebox.runtime.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
+from firebox.runtime.graph import Add, AveragePool, Concat, Graph, Relu, Reshape, Slice, Softmax
+from firebox.runtime.targets import TARGETS
+from hypothesis import given, settings
+from strategies import GraphBuilder, graphs
+
+
+def fire() -> Graph:
+    """Two expanding convolutions, joined and made small: 4, 4 and 8 KiB at the join."""
+    build = GraphBuilder((1, 16, 16, 2))
+    squeezed = build.conv("input", 2)
+    joined = build.add(Concat, build.conv(squeezed, 4), build.conv(squeezed, 4))
+    return build.graph(build.conv(joined, 1))
+
+
+def test_a_static_compiler_writes_straight_into_a_concat():
+    planned = plan(fire(), "static")
+    assert dict(planned.layout.views) == {"conv1": "concat3", "conv2": "concat3"}
+    assert planned.arena_bytes == planned.total_bytes == 16 * 16 * (8 + 2) * 4
+    assert plan(fire()).arena_bytes == 16 * 16 * (4 + 4 + 8) * 4
+
+
+def test_a_static_compiler_looks_at_rows_and_shapes_where_they_are():
+    build = GraphBuilder((1, 8, 8, 2))
+    x = build.conv("input", 4)
+    top = build.add(Slice, x, begin=(0, 0, 0, 0), size=(1, 4, 8, 4))
+    left = build.add(Slice, x, begin=(0, 0, 0, 0), size=(1, 8, 4, 4))
+    flat = build.add(Reshape, build.conv(top, 1), shape=(1, 32))
+    planned = plan(build.graph(build.linear(flat, 3), build.conv(left, 1)), "static")
+    # Columns are not in one piece.
+    assert dict(planned.layout.views) == {"slice1": "conv0", "reshape4": "conv3"}
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(graphs())
+def test_every_activation_has_a_place_on_every_target(graph):
+    for target in TARGETS:
+        planned = plan(graph, target)
+        places = {buffer.tensor: buffer for buffer in planned.buffers}
+        views = planned.layout.views
+        assert not places.keys() & views.keys()
+        for step, op in enumerate(planned.graph.ops):
+            for name in (*op.inputs, op.output):
+                if planned.graph.tensors[name].data is None and (target != "litert" or name in places):
+                    place = places.get(views.get(name, name))
+                    assert (place is None) == (target == "onnxruntime" and name in graph.inputs), name
+                    assert place is None or place.first <= step <= place.last
+        for one in planned.buffers:
+            for other in planned.buffers:
+                if one is not other and one.first <= other.last and other.first <= one.last:
+                    assert one.offset + one.nbytes <= other.offset or other.offset + other.nbytes <= one.offset
+        assert json.loads(json.dumps(planned.to_json()))["target"] == target
+
+
+def test_litert_writes_over_inputs_where_planned(tmp_path):
+    build = GraphBuilder((1, 8, 8, 4))
+    x = build.add(AveragePool, "input", window=(1, 1))
+    total = build.add(Add, build.conv(x, 4), x)
+    flat = build.add(Reshape, build.add(Relu, total), shape=(1, 256))
+    graph = build.graph(build.linear(build.add(Softmax, flat), 3))
+    planned = plan(graph, "litert-reference")
+    assert dict(planned.layout.views) == {"add2": "conv1", "reshape4": "relu3", "softmax5": "relu3"}
+    path = tmp_path / "model.tflite"
+    path.write_bytes(write_tflite(graph))
+    assert measure_arena(path, "litert-reference").arena_bytes == planned.arena_bytes
+
+
+def test_what_onnxruntime_takes_of_floats_is_what_is_planned(tmp_path):
+    build = GraphBuilder((1, 64, 64, 3))
+    graph = build.graph(build.conv(build.conv(build.conv("input", 16), 32), 4))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(write_onnx(graph))
+    found = measure_arena(path, "onnxruntime")
+    assert plan(path, "onnxruntime").arena_bytes == 64 * 64 * (16 + 32) * 4
+    assert 1 <= found.arena_bytes / plan(path, "onnxruntime").arena_bytes < 1.05
+    assert found.verdict(found.total_bytes).fits
+    assert not found.verdict(found.total_bytes - 1).fits
+
+
+def test_tiny_networks_need_more_than_head_and_tail(tmp_path):
+    build = GraphBuilder((1, 2, 2, 2))
+    graph = build.graph(build.conv(build.conv("input", 2), 2))
+    path = tmp_path / "model.tflite"
+    path.write_bytes(write_tflite(quantize(graph, {tensor.name: Range(-1, 1) for tensor in graph.activations})))
+    told, exact = measure_arena(path, "tflm"), measure_arena(path, "tflm", exact=True)
+    assert told.total_bytes == told.arena_bytes + (told.tail_bytes or 0) < exact.total_bytes
+    assert 0 <= (plan(path).total_bytes or 0) - exact.total_bytes <= 256
+
+
+def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, exported, monkeypatch):
+    with pytest.raises(UsageError, match="target 'esp' is not one of tflm, "):
+        plan(fire(), "esp")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UnsupportedError, match="'static' is no runtime"):
+        measure_arena(exported / "model.int8.tflite", "static")
+    with pytest.raises(UsageError, match="onnxruntime runs"):
+        measure_arena(exported / "model.int8.tflite", "onnxruntime")
+    with pytest.raises(UsageError, match="nothing"):
+        measure_arena(tmp_path / "nothing.tflite", "tflm")
+    for target, name in (("tflm", "model.tflite"), ("litert", "model.tflite"), ("onnxruntime", "model.onnx")):
+        (tmp_path / name).write_bytes(b"1234TFL3" + bytes(100))
+        with pytest.raises(FormatError, match=f"{target} cannot run"):
+            measure_arena(tmp_path / name, target)
+    monkeypatch.setattr(arena, "find_spec", lambda name: None if name == "tflite_micro" else find_spec(name))
+    with pytest.raises(MissingExtraError, match="tflite-micro is not installed"):
+        measure_arena(exported / "model.int8.tflite", "tflm")
+
+
+def test_plan_measures_beside_what_it_planned(command, exported):
+    model = exported / "model.int8.tflite"
+    ran = command("plan", model, "--measure", "--json", "--sram", "1MiB")
+    values = json.loads(ran.out)
+    assert values["measured"]["total_bytes"] == values["total_bytes"] > values["arena_bytes"]
+    assert (values["verdict"]["arena_source"], values["verdict"]["about"]) == ("measured", "total")
+    people = command("plan", model, "--target", "litert", "--sram", "1B")
+    assert people.code == 3
+    assert "verdict on the arena alone" in people.out
+    assert command("plan", exported / "model.int8.onnx", "--measure").code == 2
