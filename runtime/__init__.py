@@ -5,6 +5,7 @@
 >>> Session("model.int8.tflite").classify("cat.jpg")
 """
 
+from .arena import MeasuredArena, measure_arena
 from .contract import Contract
 from .datasets import LabelledImages, open_images, sample, split_images
 from .errors import FireboxError
@@ -23,6 +24,7 @@ __all__ = [
     "FireboxError",
     "Graph",
     "LabelledImages",
+    "MeasuredArena",
     "MemoryPlan",
     "Prediction",
     "Preprocessing",
@@ -31,6 +33,7 @@ __all__ = [
     "Verdict",
     "evaluate",
     "format_size",
+    "measure_arena",
     "open_images",
     "parse_size",
     "plan",

@@ -94,8 +94,8 @@ def total_bytes(graph: Graph, head_bytes: int) -> int:
 def op_tail_bytes(graph: Graph, op: Op) -> int:
     """What one more operation and its output add to the tail, without the constants that it may share with others.
 
-    The tail is the sum of these, up to 15 bytes of alignment for all together, of ``_EVAL_TENSOR`` for each input and
-    each of the ``constants``, and of what does not depend on the operations.
+    But for about 20 bytes of alignment the tail is the sum of these, of 24 bytes for each input and each constant
+    (weights, biases and ``constants``), and of 712 bytes, for one input and one output, both quantized.
     """
     pad = pad_before(graph, op)
     kernel = _kernel(op)
