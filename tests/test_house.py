@@ -47,6 +47,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 HEAVY = {"torch", "onnx", "onnxruntime", "ai_edge_litert", "tflite_runtime", "PIL", "rich", "sklearn", "flatbuffers"}
+HEAVY |= {"bokeh"}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ HEAVY = {"torch", "onnx", "onnxruntime", "ai_edge_litert", "tflite_runtime", "PI
         "import firebox.runtime",
         "import firebox.runtime.main",
         "import firebox.runtime.cli",
+        "import firebox.runtime.report_cli, firebox.runtime.report, firebox.runtime.summary",
         "import firebox.export",
         "from firebox.runtime import plan, Session; from firebox.runtime.main import firebox",
     ],
