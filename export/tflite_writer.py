@@ -29,6 +29,7 @@ from ..runtime.graph import (
     Tensor,
 )  # fmt: skip
 from ..runtime.rewrite import explicit_padding, padding_word
+from ..runtime.tflite_offline import OFFLINE_PLAN, pack_offline_plan
 from ..runtime.tflite_schema import ACTIVATIONS, IDENTIFIER, OPERATORS, OPTIONS, PADDINGS, SCALARS, TABLES, TENSOR_TYPES
 
 # Kernels read constants with aligned loads.
@@ -36,9 +37,12 @@ _BUFFER_ALIGNMENT = 16
 _OPTION_CODES = {name: code for code, name in OPTIONS.items()}
 
 
-def write_tflite(graph: Graph, metadata: Mapping[str, bytes] | None = None) -> bytes:
+def write_tflite(
+    graph: Graph, metadata: Mapping[str, bytes] | None = None, offsets: Mapping[str, int] | None = None
+) -> bytes:
     """The bytes of a TFLite file of ``graph``, with ``metadata`` entries by name.
 
+    ``offsets`` says where in its arena tflite-micro has to put each activation; other runtimes place them themselves.
     Padding that TFLite has no word for becomes a PAD operation. Raises ``UnsupportedError`` for what TFLite cannot say.
     """
     file = _File()
@@ -51,9 +55,10 @@ def write_tflite(graph: Graph, metadata: Mapping[str, bytes] | None = None) -> b
         "operators": operators,
         "tensors": file.tensors,
     }
-    entries = [
-        {"name": name, "buffer": file.buffer(np.frombuffer(data, np.uint8))} for name, data in (metadata or {}).items()
-    ]
+    metadata = dict(metadata or {})
+    if offsets is not None:
+        metadata[OFFLINE_PLAN] = pack_offline_plan([offsets.get(name) for name in file.indices])
+    entries = [{"name": name, "buffer": file.buffer(np.frombuffer(data, np.uint8))} for name, data in metadata.items()]
     model = {
         "version": 3,
         "operator_codes": file.codes,

@@ -52,3 +52,14 @@ class ParityError(FireboxError):
 
 class WriteError(FireboxError):
     """A file could not be written; nothing of it was left behind."""
+
+
+class DoesNotFitError(FireboxError):
+    """A network cannot be made to fit a budget; ``smallest_bytes`` could be reached, and ``binding`` is in the way."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, smallest_bytes: int, binding: str):
+        super().__init__(message)
+        self.smallest_bytes = smallest_bytes
+        self.binding = binding

@@ -428,12 +428,13 @@ def _relu(reader: _Reader, node: "NodeProto") -> None:
 
 def _slice(reader: _Reader, node: "NodeProto") -> None:
     x = reader.tensors[node.input[0]]
-    starts, ends, *rest = (reader.value(name).astype(int).tolist() if name else None for name in node.input[1:])
-    axes, steps, *_ = [*rest, None, None]
-    if x.name in reader.flattened or set(steps or [1]) != {1}:
+    rank = len(x.shape)
+    values = [reader.value(name).astype(int).tolist() if name else [] for name in node.input[1:]]
+    starts, ends, axes, steps, *_ = [*values, [], []]
+    if x.name in reader.flattened or set(steps) - {1}:
         raise UnsupportedError(f"{_describe(node)} of a flattened picture, or with steps, is not supported")
-    begin, end = [0] * len(x.shape), list(x.shape)
-    order = (0, 3, 1, 2) if len(x.shape) == 4 else range(len(x.shape))
+    begin, end = [0] * rank, list(x.shape)
+    order = (0, 3, 1, 2) if rank == 4 else range(rank)
     for axis, start, stop in zip(axes or range(len(starts)), starts, ends, strict=True):
         axis = order[axis]
         begin[axis], end[axis], _ = slice(start, stop).indices(x.shape[axis])

@@ -5,7 +5,7 @@ a runtime that takes its offsets from the file (tflite-micro's offline memory pl
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -98,13 +98,13 @@ def _blocks(
     )
 
 
-def place(lives: Sequence[Life], alignment: int = ALIGNMENT) -> tuple[Buffer, ...]:
+def place(lives: Sequence[Life], alignment: int = ALIGNMENT, fixed: Sequence[Buffer] = ()) -> tuple[Buffer, ...]:
     """An offset for each: one after the other, each at the lowest that is free during its whole life.
 
     The order is greedy by size (Pisarchyk and Lee, arXiv 2001.03288, section 5.2), in the variant of tflite-micro's
-    ``GreedyMemoryPlanner``: of two of one size the younger one comes first.
+    ``GreedyMemoryPlanner``: of two of one size the younger one comes first. ``fixed`` is there already.
     """
-    return _in_order(lives, {life.tensor: -_extent(life) for life in lives}, alignment)
+    return _in_order(lives, {life.tensor: -_extent(life) for life in lives}, alignment, fixed)
 
 
 def pack(lives: Sequence[Life], limit: int) -> tuple[Buffer, ...] | None:
@@ -167,7 +167,7 @@ def _placements(
     # Room is found from the end on at which what is there already lies.
     flipped = any(buffer.offset > 0 for buffer in fixed)
     for offset in (*_ends(final, limit), None):
-        pinned = [_at(final, offset)] if offset is not None else []
+        pinned = [placed_at(final, offset)] if offset is not None else []
         if any(_meet(pin, buffer) for pin in pinned for buffer in fixed):
             continue
         free, there = others if pinned else inside, [*fixed, *pinned]
@@ -243,11 +243,6 @@ def _promoted(
     return {**order, chosen.tensor: order[chosen.tensor] * random.choice([0.5, 0.8, 1.3, 2.0, 4.0])}
 
 
-def placed_at(lives: Iterable[Life], offsets: Mapping[str, int]) -> tuple[Buffer, ...]:
-    """The activations at offsets that are given."""
-    return tuple(_at(life, offsets[life.tensor]) for life in lives)
-
-
 def _in_order(
     lives: Sequence[Life], order: Mapping[str, float], alignment: int, fixed: Sequence[Buffer] = ()
 ) -> tuple[Buffer, ...]:
@@ -258,7 +253,7 @@ def _in_order(
     youngest_first = lives[::-1]
     placed = {}
     for life in sorted(youngest_first, key=lambda life: order[life.tensor]):
-        placed[life.tensor] = _at(life, taken.lowest(life, alignment))
+        placed[life.tensor] = placed_at(life, taken.lowest(life, alignment))
         taken.take(placed[life.tensor].blocks)
     return tuple(placed[life.tensor] for life in lives)
 
@@ -267,7 +262,8 @@ def _extent(life: Life) -> int:
     return life.blocks[-1].end
 
 
-def _at(life: Life, offset: int) -> Buffer:
+def placed_at(life: Life, offset: int) -> Buffer:
+    """An activation at an offset that is given."""
     blocks = tuple(Block(b.first, b.last, offset + b.offset, offset + b.end) for b in life.blocks)
     return Buffer(life.tensor, life.nbytes, life.first, life.last, offset, blocks)
 

@@ -1,6 +1,6 @@
 """The memory of one inference: the arena with every activation in it, its peak and what is alive there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from .errors import UsageError
 from .graph import Graph, Op
 from .placement import Buffer
-from .reader import read_graph
+from .reader import read_placed
 from .targets import TARGETS, Layout, Target, lay_out
 from .units import format_size
 
@@ -40,6 +40,11 @@ class MemoryPlan:
     def buffers(self) -> tuple[Buffer, ...]:
         """Activations in the arena, without those that are views of others."""
         return self.layout.buffers
+
+    @property
+    def offsets(self) -> Mapping[str, int]:
+        """Where the file tells the target to put activations; empty where it finds their places itself."""
+        return self.layout.offsets
 
     @property
     def arena_bytes(self) -> int:
@@ -187,7 +192,9 @@ class Verdict:
         return {**vars(self), "about": self.about, "fits": self.fits, "margin_bytes": self.margin_bytes}
 
 
-def plan(model: str | Path | bytes | Graph, target: Target = "tflm") -> MemoryPlan:
+def plan(
+    model: str | Path | bytes | Graph, target: Target = "tflm", offsets: Mapping[str, int] | None = None
+) -> MemoryPlan:
     """Plan the memory of an ``.onnx`` or ``.tflite`` file (path or bytes) or of a graph on a target.
 
     ``tflm`` is tflite-micro, to the byte; ``litert-reference`` LiteRT without XNNPACK, ``litert`` with it,
@@ -196,4 +203,7 @@ def plan(model: str | Path | bytes | Graph, target: Target = "tflm") -> MemoryPl
     """
     if target not in TARGETS:
         raise UsageError(f"target {target!r} is not one of {', '.join(TARGETS)}")
-    return MemoryPlan(lay_out(model if isinstance(model, Graph) else read_graph(model), target), target)
+    if isinstance(model, Graph):
+        return MemoryPlan(lay_out(model, target, offsets), target)
+    graph, found = read_placed(model)
+    return MemoryPlan(lay_out(graph, target, found if offsets is None else offsets), target)

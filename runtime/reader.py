@@ -28,16 +28,21 @@ def read_graph(model: str | Path | bytes) -> Graph:
     Raises ``UsageError`` when there is no such file, ``FormatError`` when it is not what its name says and
     ``UnsupportedError`` when it holds an operation firebox does not know.
     """
+    return read_placed(model)[0]
+
+
+def read_placed(model: str | Path | bytes) -> tuple[Graph, dict[str, int]]:
+    """As ``read_graph``, with the offsets at which a TFLite file tells tflite-micro to put its activations."""
     kind = format_of(model)
     data = model if isinstance(model, bytes) else read_file(model)
     try:
         if kind == "tflite":
-            from .tflite_reader import read_tflite
+            from .tflite_reader import read_offsets, read_tflite
 
-            return read_tflite(data)
+            return read_tflite(data), read_offsets(data)
         from .onnx_reader import read_onnx
 
-        return read_onnx(data)
+        return read_onnx(data), {}
     except FormatError as error:
         where = "the file" if isinstance(model, bytes) else str(model)
         raise FormatError(f"{where}: {error}") from error

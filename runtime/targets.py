@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from . import litert, tflm
 from .graph import Concat, Graph, Reshape, Slice
-from .placement import Block, Buffer, Life, lifetimes, place
+from .placement import Block, Buffer, Life, lifetimes, place, placed_at
 from .rewrite import explicit_padding
 
 Target = Literal["tflm", "litert-reference", "litert", "onnxruntime", "static"]
@@ -30,6 +30,8 @@ class Layout:
     scratch: tuple[Buffer, ...] | None = None
     total_bytes: int | None = None
     views: Mapping[str, str] = field(default_factory=dict)
+    # Where the file tells the target to put activations.
+    offsets: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def arena_bytes(self) -> int:
@@ -37,36 +39,46 @@ class Layout:
         return max((buffer.end for buffer in (*self.buffers, *(self.scratch or ()))), default=0)
 
 
-def lay_out(graph: Graph, target: Target) -> Layout:
-    """Place the activations of a graph as a target does."""
-    return _LAYOUTS[target](graph)
+def lay_out(graph: Graph, target: Target, offsets: Mapping[str, int] | None = None) -> Layout:
+    """Place the activations of a graph as a target does, or where ``offsets`` say when the target is tflite-micro."""
+    return _tflm(graph, offsets) if target == "tflm" else _LAYOUTS[target](graph)
 
 
-def _tflm(graph: Graph) -> Layout:
-    """Head of the arena greedy by size, scratch with the activations; its tail is known to the byte."""
+def _tflm(graph: Graph, offsets: Mapping[str, int] | None) -> Layout:
+    """Head of the arena greedy by size, scratch with the activations; its tail is known to the byte.
+
+    What has an offset goes there first. Rows that nothing reads any more are free then: who gave the offsets knows.
+    """
     graph = explicit_padding(graph)
-    lives = lifetimes(graph)
+    offsets = offsets or {}
+    lives = lifetimes(graph, rowwise=bool(offsets))
     scratch = [
         Life(f"{op.name}/scratch{i}", nbytes, (Block(step, step, 0, tflm.align(nbytes)),))
         for step, op in enumerate(graph.ops)
         for i, nbytes in enumerate(tflm.scratch_buffers(graph, op))
     ]
-    placed = place([*lives, *scratch])
-    layout = Layout(graph, placed[: len(lives)], placed[len(lives) :])
+    fixed = {life.tensor: placed_at(life, offsets[life.tensor]) for life in lives if life.tensor in offsets}
+    free = [life for life in [*lives, *scratch] if life.tensor not in fixed]
+    placed = fixed | {buffer.tensor: buffer for buffer in place(free, fixed=tuple(fixed.values()))}
+    layout = Layout(
+        graph,
+        tuple(placed[life.tensor] for life in lives),
+        tuple(placed[life.tensor] for life in scratch),
+        offsets=offsets,
+    )
     return replace(layout, total_bytes=tflm.total_bytes(graph, layout.arena_bytes))
 
 
 def _litert_reference(graph: Graph) -> Layout:
     """LiteRT's arena planner; what the interpreter keeps on the heap beside the arena is not planned."""
-    graph = explicit_padding(graph)
-    buffers, temporaries, shared = litert.arena(graph)
-    return Layout(graph, buffers, temporaries, views=shared)
+    found = litert.reference_arena(explicit_padding(graph))
+    return Layout(found.graph, found.buffers, found.temporaries, views=found.shared)
 
 
 def _litert(graph: Graph) -> Layout:
-    """With XNNPACK, which keeps all between inputs and outputs in a workspace of its own."""
-    graph = explicit_padding(graph)
-    return Layout(graph, litert.delegated_arena(graph))
+    """With XNNPACK, which keeps what lies between its operations in a workspace of its own, which is not planned."""
+    found = litert.xnnpack_arena(explicit_padding(graph))
+    return Layout(found.graph, found.buffers, views=found.shared)
 
 
 def _onnxruntime(graph: Graph) -> Layout:
@@ -133,7 +145,6 @@ def _merged(life: Life, members: list[Life]) -> Life:
 
 
 _LAYOUTS: Mapping[Target, Callable[[Graph], Layout]] = {
-    "tflm": _tflm,
     "litert-reference": _litert_reference,
     "litert": _litert,
     "onnxruntime": _onnxruntime,

@@ -30,6 +30,7 @@ from .graph import (
     Tensor,
     same_pads,
 )  # fmt: skip
+from .tflite_offline import OFFLINE_PLAN, unpack_offline_plan
 from .tflite_schema import ACTIVATIONS, OPERATORS, PADDINGS, TENSOR_TYPES, read_model
 
 _OPERATOR_NAMES = {code: name for name, code in OPERATORS.items()}
@@ -57,6 +58,20 @@ def read_tflite_metadata(data: bytes, name: str) -> bytes | None:
         if entry["name"] == name and entry["buffer"] < len(model["buffers"]):
             return bytes(model["buffers"][entry["buffer"]]["data"])
     return None
+
+
+def read_offsets(data: bytes) -> dict[str, int]:
+    """Where in its arena tflite-micro is told to put activations, by name; empty when the file leaves it to choose.
+
+    Raises ``FormatError`` for a damaged file.
+    """
+    entry = read_tflite_metadata(data, OFFLINE_PLAN)
+    if entry is None:
+        return {}
+    model = read_model(data)
+    names = _Subgraph(model, model["subgraphs"][0]).names
+    offsets = zip(names, unpack_offline_plan(entry, len(names)), strict=True)
+    return {name: offset for name, offset in offsets if offset is not None}
 
 
 class _Subgraph:

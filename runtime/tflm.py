@@ -36,7 +36,7 @@ ALIGNMENT = 16
 
 # The allocators, the memory planner and the table of the one subgraph.
 _FIXED = 488
-_EVAL_TENSOR = 24
+EVAL_TENSOR = 24
 _NODE = 64
 _POINTER = 8
 # A TfLiteTensor and its TfLiteAffineQuantization, without the zero points.
@@ -99,7 +99,7 @@ def op_tail_bytes(graph: Graph, op: Op) -> int:
     """
     pad = pad_before(graph, op)
     kernel = _kernel(op)
-    own = _EVAL_TENSOR + _NODE + align(kernel.options, 4) + align(kernel.data) + sum(_channel_arrays(graph, op))
+    own = EVAL_TENSOR + _NODE + align(kernel.options, 4) + align(kernel.data) + sum(_channel_arrays(graph, op))
     scratch = _SCRATCH_HANDLE * len(scratch_buffers(graph, op))
     return own + scratch + (op_tail_bytes(graph, pad) if pad else 0)
 
@@ -151,7 +151,7 @@ class _Arena:
         arena = cls()
         tensors = len({*graph.inputs, *(name for op in graph.ops for name in (*op.inputs, op.output))})
         tensors += len({constant for op in graph.ops for constant in constants(op)})
-        arena.keep(_EVAL_TENSOR * tensors, 8)
+        arena.keep(EVAL_TENSOR * tensors, 8)
         arena.keep(_NODE * len(graph.ops), 8)
         for op in graph.ops:
             # The reducer's options are a single byte.
