@@ -1,39 +1,134 @@
-"""The arena of LiteRT's reference kernels, as ``arena_planner.cc`` and ``simple_memory_arena.cc`` lay it out.
+"""LiteRT's arena, as ``arena_planner.cc`` and ``simple_memory_arena.cc`` lay it out.
 
 Inputs stay for the whole inference and lie first; then the largest first, of one size the older one, each in the
-smallest gap that takes it, at multiples of 64 bytes. Some operations write over their input. A mean has temporaries;
-the reference kernels of all other operations here have none.
+smallest gap that takes it, at multiples of 64 bytes. Some operations write over their input. Of the reference kernels
+only a mean has temporaries.
+
+With XNNPACK the arena holds what it leaves to others: inputs, outputs, and what goes in and out of the operations that
+its delegate does not take (as of LiteRT 2.3). All else is in a workspace of its own.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
-from .graph import Add, GlobalAveragePool, Graph, Op, Reshape, Softmax
+from .graph import Add, AveragePool, Concat, GlobalAveragePool, Graph, Op, Pad, Pool, Relu, Reshape, Softmax
 from .placement import Block, Buffer, Life, placed_at
 
 ALIGNMENT = 64
 
 # A tensor of one number is never shared.
 _SCALAR_BYTES = 4
+# Operands of a concat that XNNPACK's delegate takes.
+_JOINED = range(2, 6)
 
 
-def arena(graph: Graph) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...], Mapping[str, str]]:
-    """Activations and temporaries in their places, and which activation lies in the place of which other."""
-    shared = _shared(graph)
-    lives = _lives(graph, shared)
-    temporaries = [life for step, op in enumerate(graph.ops) for life in _temporaries(graph, op, step)]
-    placed = _best_fit([*lives, *temporaries], graph.inputs)
-    return placed[: len(lives)], placed[len(lives) :], shared
+@dataclass(frozen=True)
+class Arena:
+    """Activations and temporaries in their places, and which activation lies in the place of which other.
+
+    ``graph`` has its operations in the order in which they run.
+    """
+
+    graph: Graph
+    buffers: tuple[Buffer, ...]
+    temporaries: tuple[Buffer, ...]
+    shared: Mapping[str, str]
 
 
-def delegated_arena(graph: Graph) -> tuple[Buffer, ...]:
-    """What stays in the arena when a delegate takes all operations: inputs and outputs."""
-    ends = {*graph.inputs, *graph.outputs}
-    return _best_fit([life for life in _lives(graph, {}) if life.tensor in ends], graph.inputs)
+@dataclass(frozen=True)
+class _Node:
+    """What the interpreter runs in one step: an operation, or the operations that a delegate has taken."""
+
+    ops: tuple[Op, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    delegated: bool = False
+
+    @classmethod
+    def of(cls, op: Op) -> "_Node":
+        """An operation by itself."""
+        return cls((op,), op.inputs, (op.output,))
+
+    @property
+    def op(self) -> Op | None:
+        """The operation, unless a delegate has it."""
+        return None if self.delegated else self.ops[0]
 
 
-def _best_fit(lives: Sequence[Life], kept: Sequence[str]) -> tuple[Buffer, ...]:
+def reference_arena(graph: Graph) -> Arena:
+    """With the reference kernels for all operations."""
+    return _arena(graph, [_Node.of(op) for op in graph.ops])
+
+
+def xnnpack_arena(graph: Graph) -> Arena:
+    """With XNNPACK for all operations that it takes."""
+    return _arena(graph, _partition(graph))
+
+
+def _partition(graph: Graph) -> list[_Node]:
+    """Whatever can run next and is of one kind, delegated or not, is run together (``graph_info.cc``)."""
+    known = {name for name, tensor in graph.tensors.items() if tensor.data is not None} | set(graph.inputs)
+    left, nodes = list(graph.ops), []
+    while left:
+        kind, group = _is_delegated(graph, next(op for op in left if known.issuperset(op.inputs))), []
+        size = -1
+        while len(group) > size:
+            size = len(group)
+            for op in left:
+                if op.output not in known and known.issuperset(op.inputs) and _is_delegated(graph, op) == kind:
+                    group.append(op)
+                    known.add(op.output)
+        left = [op for op in left if op.output not in known]
+        nodes += [_delegate(graph, group)] if kind else [_Node.of(op) for op in group]
+    return nodes
+
+
+def _is_delegated(graph: Graph, op: Op) -> bool:
+    integer = graph.tensors[op.output].dtype != "float32"
+    match op:
+        case AveragePool() | Relu() | Softmax() if integer:
+            return False
+        case Pool():
+            return all(extent >= step for extent, step in zip(op.window, op.stride, strict=True))
+        case Concat():
+            return len(op.inputs) in _JOINED
+        case Pad():
+            return op.value == 0
+    return True
+
+
+def _delegate(graph: Graph, ops: Sequence[Op]) -> _Node:
+    made = {op.output for op in ops}
+    inputs = dict.fromkeys(name for op in ops for name in op.inputs if name not in made)
+    wanted = {*graph.outputs, *(name for op in graph.ops if op.output not in made for name in op.inputs)}
+    return _Node(tuple(ops), tuple(inputs), tuple(op.output for op in ops if op.output in wanted), delegated=True)
+
+
+def _arena(graph: Graph, nodes: Sequence[_Node]) -> Arena:
+    shared = _shared(graph, nodes)
+    lives = _lives(graph, nodes, shared)
+    temporaries = [life for step, node in enumerate(nodes) for life in _temporaries(graph, node.op, step)]
+    offsets = _best_fit([*lives, *temporaries], graph.inputs)
+    ends = list(accumulate(len(node.ops) for node in nodes))
+
+    def placed(lives: Sequence[Life]) -> tuple[Buffer, ...]:
+        return tuple(placed_at(_in_operations(life, nodes, ends), offsets[life.tensor]) for life in lives)
+
+    ops = tuple(op for node in nodes for op in node.ops)
+    return Arena(replace(graph, ops=ops), placed(lives), placed(temporaries), shared)
+
+
+def _in_operations(life: Life, nodes: Sequence[_Node], ends: Sequence[int]) -> Life:
+    """A life in steps of the interpreter as one in operations."""
+    first = ends[life.first] - len(nodes[life.first].ops) if nodes else 0
+    last = ends[life.last] - 1 if nodes else 0
+    return Life(life.tensor, life.nbytes, (Block(first, last, 0, life.nbytes),))
+
+
+def _best_fit(lives: Sequence[Life], kept: Sequence[str]) -> dict[str, int]:
     """An offset for each, those in ``kept`` first, each in the smallest gap that is free during its whole life."""
     offsets: dict[str, int] = {}
     placed: list[tuple[int, Life]] = []
@@ -42,7 +137,7 @@ def _best_fit(lives: Sequence[Life], kept: Sequence[str]) -> tuple[Buffer, ...]:
         placed.append((offset, life))
         placed.sort(key=lambda item: item[0])
         offsets[life.tensor] = offset
-    return placed_at(lives, offsets)
+    return offsets
 
 
 def _smallest_gap(placed: Sequence[tuple[int, Life]], nbytes: int) -> int:
@@ -59,11 +154,12 @@ def _together(one: Life, other: Life) -> bool:
     return one.first <= other.last and other.first <= one.last
 
 
-def _shared(graph: Graph) -> dict[str, str]:
+def _shared(graph: Graph, nodes: Sequence[_Node]) -> dict[str, str]:
     """Which output lies in the place of which activation, of those that operations write over their input."""
-    uses = Counter(name for op in graph.ops for name in op.inputs) + Counter((*graph.inputs, *graph.outputs))
+    uses = Counter(name for node in nodes for name in node.inputs) + Counter((*graph.inputs, *graph.outputs))
     shared: dict[str, str] = {}
-    for op in graph.ops:
+    for node in nodes:
+        op = node.op
         if not isinstance(op, Add | Reshape | Softmax) or op.output in graph.outputs:
             continue
         for name in op.inputs if isinstance(op, Add) else op.inputs[:1]:
@@ -81,23 +177,24 @@ def _shared(graph: Graph) -> dict[str, str]:
     return shared
 
 
-def _lives(graph: Graph, shared: Mapping[str, str]) -> list[Life]:
-    end = max(len(graph.ops) - 1, 0)
-    first = dict.fromkeys(graph.inputs, 0) | {op.output: step for step, op in enumerate(graph.ops)}
+def _lives(graph: Graph, nodes: Sequence[_Node], shared: Mapping[str, str]) -> list[Life]:
+    """The life in steps of the interpreter of every activation that has a place of its own in the arena."""
+    end = max(len(nodes) - 1, 0)
+    first = dict.fromkeys(graph.inputs, 0) | {name: step for step, node in enumerate(nodes) for name in node.outputs}
     last = first | dict.fromkeys((*graph.inputs, *(shared.get(name, name) for name in graph.outputs)), end)
-    for step, op in enumerate(graph.ops):
-        for name in (*op.inputs, op.output):
+    for step, node in enumerate(nodes):
+        for name in (*node.inputs, *node.outputs):
             place = shared.get(name, name)
             if place in last:
                 last[place] = max(last[place], step)
     return [
         Life(t.name, t.nbytes, (Block(first[t.name], last[t.name], 0, t.nbytes),))
         for t in graph.activations
-        if t.name not in shared
+        if t.name in first and t.name not in shared
     ]
 
 
-def _temporaries(graph: Graph, op: Op, step: int) -> list[Life]:
+def _temporaries(graph: Graph, op: Op | None, step: int) -> list[Life]:
     """A mean keeps the index it is at, the axes, and a 32-bit sum for each output value."""
     if not isinstance(op, GlobalAveragePool):
         return []
