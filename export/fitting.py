@@ -25,8 +25,11 @@ from .stretches import TFLM, WHOLE, Stage, Stretch, Terms
 # Multiply-accumulates that a byte of the tail is worth: first what saves most of it, then what costs least work.
 _SAVING = 1_000.0
 _CHEAPER = (0.0, 10.0, 100.0)
-# By how much the limit is lowered when no placement reaches it, and how near the smallest budget is looked for.
+# By how much the limit is lowered when no placement reaches it.
 _STEP = 0.985
+# How near to the lowest limit the smallest budget is looked for, and how far up.
+_NEAR = 0.004
+_STEPS = 16
 _TERMS: Mapping[str, Terms] = {"tflm": TFLM, "litert-reference": WHOLE, "static": WHOLE}
 
 Tick = Callable[..., None]
@@ -162,22 +165,22 @@ class Search:
         return found
 
     def smallest(self, upper: int) -> MemoryPlan | None:
-        """The plan that needs least, looked for between the lowest limit that is possible and what is needed as is."""
+        """The plan that needs least among those at the lowest limits that are possible; ``upper`` is needed as is."""
         low, high = 0, upper
-        while high - low > (1 - _STEP) * high:
+        while high - low > _NEAR * high:
             middle = (low + high) // 2
             low, high = (low, middle) if self.cheapest(middle, _SAVING) else (middle, high)
-        best: MemoryPlan | None = None
-        while high < upper:
-            stages = self.cheapest(high, _SAVING)
-            tail = self.tail(self.assemble(stages)) if stages else 0
-            if best and high > needed(best):
-                break
-            found = self.candidate(stages, high, int(high / _STEP) + tail, _SAVING) if stages else None
-            if found and (best is None or needed(found.after) < needed(best)):
-                best = found.after
-            high = int(high / _STEP) + 1
-        return best
+        found = []
+        for step in range(_STEPS):
+            limit = int(high * (1 + _NEAR) ** step)
+            stages = self.cheapest(limit, _SAVING)
+            if stages:
+                found.append((limit + self.tail(self.assemble(stages)), limit, stages))
+        for total, limit, stages in sorted(found, key=lambda item: item[0]):
+            candidate = self.candidate(stages, limit, int(total * (1 + _NEAR)), _SAVING)
+            if candidate:
+                return candidate.after
+        return None
 
     def tail(self, graph: Graph) -> int:
         """Bytes that operations themselves take."""

@@ -17,6 +17,8 @@ from .tiling import MAX_JOINED, Region, can_tile, needs, reach, tile, tile_of
 # Tiles side by side in a band that are tried, and the rows of a band from which on no more are.
 _COLUMNS = (1, 2, 3, 4)
 _HIGH = 4
+# Times the height of the band before that the last band may have.
+_FINISH = 3
 # Windows larger than a pixel that a tile may span: with each the halo grows.
 _MAX_WINDOWS = 4
 # Multiply-accumulates that an operation is worth.
@@ -167,6 +169,8 @@ class Stretch:
 
         Never from the middle: so what is left of the source is one piece that shrinks from one end.
         """
+        if max(self.source.nbytes, 2 * self.target.nbytes) > limit:
+            return None
         left, kept, guess = Rows(0, self.target.shape[1]), 0, 1
         bands: list[tuple[Region, ...]] = []
         while left:
@@ -177,7 +181,7 @@ class Stretch:
             guess = band[0].bottom - band[0].top
             left = left.without(guess, last_first)
             kept += self._bytes(band)
-        if len(bands) > 1 and kept + _align(self.target.nbytes) > limit:
+        if kept + _align(self.target.nbytes) > limit:
             return None
         return Stage(self.graph, tuple(bands), self._cost(bands, limit))
 
@@ -216,7 +220,8 @@ class Stretch:
 
         if columns > self.target.shape[2]:
             return 0
-        if fits(left.count):
+        # A tile that finishes the stretch lets go of all of its source: it may be higher than the others.
+        if left.count <= _FINISH * max(guess, 1) and fits(left.count):
             return left.count
         # From the guess on in steps that double, then between the last two.
         low, high, step = 0, left.count, 1

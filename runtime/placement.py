@@ -14,9 +14,9 @@ import numpy as np
 from .graph import Graph, Op, Slice, Tensor
 
 ALIGNMENT = 16
-# Orders of placement that ``pack`` tries: so many walks of so many steps; and how often it turns back.
-_STARTS = 6
-_ROUNDS = 150
+# How long ``pack`` looks, once after the other: so many walks from the order of ``place``, each of so many changes; and
+# how often it turns back.
+_EFFORTS = ((1, 20), (2, 80), (6, 150))
 _DEAD_ENDS = 40
 
 
@@ -116,8 +116,19 @@ def pack(lives: Sequence[Life], limit: int) -> tuple[Buffer, ...] | None:
     """
     limit -= limit % ALIGNMENT
     windows = _windows(lives)
+    for effort in _EFFORTS:
+        placed = _through(windows, limit, effort)
+        if placed is not None:
+            return tuple(placed[life.tensor] for life in lives)
+    return None
+
+
+def _through(
+    windows: Sequence[tuple[list[Life], list[Life]]], limit: int, effort: tuple[int, int]
+) -> dict[str, Buffer] | None:
+    """One window after the other; back to the one before when one finds no place."""
     placed: dict[str, Buffer] = {}
-    tries = [_placements(windows[0], placed, limit)]
+    tries = [_placements(windows[0], placed, limit, effort)]
     dead_ends = 0
     while tries and dead_ends < _DEAD_ENDS:
         found = next(tries[-1], None)
@@ -127,8 +138,8 @@ def pack(lives: Sequence[Life], limit: int) -> tuple[Buffer, ...] | None:
             continue
         placed.update((buffer.tensor, buffer) for buffer in found)
         if len(tries) == len(windows):
-            return tuple(placed[life.tensor] for life in lives)
-        tries.append(_placements(windows[len(tries)], placed, limit))
+            return placed
+        tries.append(_placements(windows[len(tries)], placed, limit, effort))
     return None
 
 
@@ -154,7 +165,7 @@ def _windows(lives: Sequence[Life]) -> list[tuple[list[Life], list[Life]]]:
 
 
 def _placements(
-    window: tuple[list[Life], list[Life]], placed: Mapping[str, Buffer], limit: int
+    window: tuple[list[Life], list[Life]], placed: Mapping[str, Buffer], limit: int, effort: tuple[int, int]
 ) -> Iterator[tuple[Buffer, ...]]:
     """Ways to place the lives of a window below the limit; they differ in where the last to live lies."""
     before, inside = window
@@ -171,8 +182,8 @@ def _placements(
         if any(_meet(pin, buffer) for pin in pinned for buffer in fixed):
             continue
         free, there = others if pinned else inside, [*fixed, *pinned]
-        for seed in range(_STARTS):
-            found = _descend(free, there, limit, flipped, np.random.default_rng(seed))
+        for seed in range(effort[0]):
+            found = _descend(free, there, limit, flipped, np.random.default_rng(seed), effort[1])
             if not _excess(found, limit):
                 yield (*found, *pinned)
                 break
@@ -194,17 +205,17 @@ def _meet(one: Buffer, other: Buffer) -> bool:
 
 
 def _descend(
-    lives: Sequence[Life], fixed: Sequence[Buffer], limit: int, flipped: bool, random: np.random.Generator
+    lives: Sequence[Life], fixed: Sequence[Buffer], limit: int, flipped: bool, random: np.random.Generator, rounds: int
 ) -> tuple[Buffer, ...]:
     """Change the order, one activation at a time, as long as no more stands out than before."""
     if flipped:
         upside_down = [_flipped_life(life) for life in lives]
-        found = _descend(upside_down, [_flipped(buffer, limit) for buffer in fixed], limit, False, random)
+        found = _descend(upside_down, [_flipped(buffer, limit) for buffer in fixed], limit, False, random, rounds)
         return tuple(_flipped(buffer, limit) for buffer in found)
     order = {life.tensor: -float(_extent(life)) for life in lives}
     best = _in_order(lives, order, ALIGNMENT, fixed)
     excess = _excess(best, limit)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         if not excess:
             break
         changed = _promoted(order, best, limit, random)

@@ -80,9 +80,12 @@ def explicit_padding(graph: Graph) -> Graph:
 
     The padding of an average pool, which must not count, stays where it is.
     """
+    pads = {op.name: pad_before(graph, op) for op in graph.ops}
+    if not any(pads.values()):
+        return graph
     tensors, ops = dict(graph.tensors), []
     for op in graph.ops:
-        pad = pad_before(graph, op)
+        pad = pads[op.name]
         if pad is not None:
             assert isinstance(op, Conv | Pool)
             x = tensors[pad.inputs[0]]
