@@ -52,10 +52,11 @@ _PLANNED_BUFFER = 40
 
 @dataclass(frozen=True)
 class _Kernel:
-    """Bytes that an operation keeps: its options as they are parsed, and the data of its kernel."""
+    """Bytes that an operation keeps: its options as they are parsed, with their alignment, and its kernel's data."""
 
     options: int
     data: int
+    alignment: int = 4
 
 
 _KERNELS: Mapping[type[Op], _Kernel] = {
@@ -64,8 +65,8 @@ _KERNELS: Mapping[type[Op], _Kernel] = {
     Concat: _Kernel(8, 80),
     Conv: _Kernel(28, 80),
     Dequantize: _Kernel(0, 32),
-    FullyConnected: _Kernel(32, 72),
-    GlobalAveragePool: _Kernel(1, 44),
+    FullyConnected: _Kernel(32, 72, alignment=8),
+    GlobalAveragePool: _Kernel(1, 44, alignment=1),
     MaxPool: _Kernel(40, 32),
     Pad: _Kernel(0, 56),
     Quantize: _Kernel(0, 32),
@@ -154,8 +155,7 @@ class _Arena:
         arena.keep(EVAL_TENSOR * tensors, 8)
         arena.keep(_NODE * len(graph.ops), 8)
         for op in graph.ops:
-            # The reducer's options are a single byte.
-            arena.keep(_kernel(op).options, 1 if isinstance(op, GlobalAveragePool) else 4)
+            arena.keep(_kernel(op).options, _kernel(op).alignment)
         for op in graph.ops:
             arena.keep(_kernel(op).data)
         scratch = arena._prepare(graph)
