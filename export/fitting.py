@@ -27,9 +27,10 @@ _SAVING = 1_000.0
 _CHEAPER = (0.0, 10.0, 100.0)
 # By how much the limit is lowered when no placement reaches it.
 _STEP = 0.985
-# How near to the lowest limit the smallest budget is looked for, and how far up.
-_NEAR = 0.004
-_STEPS = 16
+# Large and small steps in which the smallest budget is looked for, and how many small ones to either side.
+_FAR = 1.08
+_NEAR = 0.005
+_STEPS = 8
 _TERMS: Mapping[str, Terms] = {"tflm": TFLM, "litert-reference": WHOLE, "static": WHOLE}
 
 Tick = Callable[..., None]
@@ -72,8 +73,15 @@ def fit(graph: Graph, sram_bytes: int, target: Target = "tflm", tick: Tick = lam
     search = Search(graph, target, tick)
     found = search.within(sram_bytes)
     if found is None:
-        raise _too_small(graph, sram_bytes, target, search.smallest(needed(before)) or before)
+        found = search.smallest(needed(before))
+        if found is None or needed(found.after) > sram_bytes:
+            raise _too_small(graph, sram_bytes, target, found.after if found else before)
     return Fit(found.after.graph, sram_bytes, before, found.after, found.stages)
+
+
+def least_bytes(graph: Graph, target: Target = "tflm", tick: Tick = lambda *_, **__: None) -> int:
+    """About the smallest budget that a graph can be made to fit: what is alive and what operations take, not placed."""
+    return Search(graph, target, tick).least(needed(plan(graph, target)))
 
 
 def needed(planned: MemoryPlan) -> int:
@@ -125,6 +133,10 @@ class Candidate:
     after: MemoryPlan
 
 
+# Bytes at once and of the tail together, and the stages that come to it.
+_Total = tuple[int, tuple[Stage, ...]]
+
+
 class Search:
     """All ways through a network, and what has been found out about them."""
 
@@ -164,23 +176,41 @@ class Search:
                     return cheaper
         return found
 
-    def smallest(self, upper: int) -> MemoryPlan | None:
-        """The plan that needs least among those at the lowest limits that are possible; ``upper`` is needed as is."""
+    def smallest(self, upper: int) -> Candidate | None:
+        """The network that needs least that was found; ``upper`` bytes are needed without any rewrite."""
+        totals = self._totals(upper)
+        around = min(totals, key=lambda limit: totals[limit][0], default=upper)
+        for step in range(-_STEPS, _STEPS + 1):
+            self._look(int(around * (1 + step * _NEAR)), totals)
+        for limit in sorted(totals, key=lambda limit: totals[limit][0]):
+            total, stages = totals[limit]
+            candidate = self.candidate(stages, limit, int(total * (1 + _NEAR)), _SAVING)
+            if candidate:
+                return candidate
+        return None
+
+    def least(self, upper: int) -> int:
+        """About what that network needs."""
+        return min((total for total, _ in self._totals(upper).values()), default=upper)
+
+    def _totals(self, upper: int) -> dict[int, _Total]:
+        """What limits and the tails that they make come to, from the lowest that is possible to what is too much."""
+        totals: dict[int, _Total] = {}
         low, high = 0, upper
         while high - low > _NEAR * high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.cheapest(middle, _SAVING) else (middle, high)
-        found = []
-        for step in range(_STEPS):
-            limit = int(high * (1 + _NEAR) ** step)
-            stages = self.cheapest(limit, _SAVING)
-            if stages:
-                found.append((limit + self.tail(self.assemble(stages)), limit, stages))
-        for total, limit, stages in sorted(found, key=lambda item: item[0]):
-            candidate = self.candidate(stages, limit, int(total * (1 + _NEAR)), _SAVING)
-            if candidate:
-                return candidate.after
-        return None
+            low, high = (low, middle) if self._look(middle, totals) else (middle, high)
+        limit = high
+        while limit < min((total for total, _ in totals.values()), default=upper):
+            self._look(limit, totals)
+            limit = int(limit * _FAR) + 1
+        return totals
+
+    def _look(self, limit: int, totals: dict[int, _Total]) -> bool:
+        stages = self.cheapest(limit, _SAVING)
+        if stages:
+            totals[limit] = limit + self.tail(self.assemble(stages)), stages
+        return stages is not None
 
     def tail(self, graph: Graph) -> int:
         """Bytes that operations themselves take."""

@@ -27,8 +27,8 @@ from ..runtime.graph import (
     Tensor,
 )  # fmt: skip
 
-# As many inputs a concatenation has at most in tflite-micro.
-MAX_JOINED = 10
+# As many inputs a concatenation has at most in XNNPACK; tflite-micro takes ten.
+MAX_JOINED = 5
 _ELEMENTWISE = (Add, Concat, Dequantize, Quantize, Relu)
 
 
@@ -80,6 +80,9 @@ def _can_tile(graph: Graph, op: Op) -> bool:
     if isinstance(op, AveragePool):
         # Windows that count fewer pixels at the border have no word in TFLite once the border is a tile's.
         return op.padding == NO_PADS
+    if graph.tensors[op.inputs[0]].dtype == "uint8":
+        # tflite-micro has no kernel that cuts these.
+        return False
     return isinstance(op, (Conv, MaxPool, Pad, *_ELEMENTWISE))
 
 
