@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from ..runtime.console import progress
-from ..runtime.contract import KEY, Contract, Golden, Layout, TensorSpec, golden_pixels
+from ..runtime.contract import KEY, Contract, Golden, TensorSpec, golden_pixels
 from ..runtime.datasets import LabelledImages, sample
 from ..runtime.errors import ParityError, QuantizationError, UsageError
 from ..runtime.files import check_writable, sha256, write_files
-from ..runtime.graph import Graph, Softmax, Tensor
+from ..runtime.graph import Graph, Softmax
 from ..runtime.planning import plan
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.session import Session
 from .calibration import PASSES, Method, calibrate
-from .onnx_writer import onnx_shape, onnx_side, write_onnx
+from .contracts import for_file
+from .onnx_writer import write_onnx
 from .parity import (
     Parity,
     Precision,
@@ -116,8 +117,8 @@ def export(
         onnx = tflite = graphs[precision]
         if precision == "int8":
             tflite = with_input_type(tflite, config.input_type)
-        onnx_file = _complete(write_onnx, onnx, _for_file(contract, onnx, "NCHW"))
-        tflite_file = _complete(write_tflite, tflite, _for_file(contract, tflite, "NHWC"))
+        onnx_file = _complete(write_onnx, onnx, for_file(contract, onnx, "NCHW"))
+        tflite_file = _complete(write_tflite, tflite, for_file(contract, tflite, "NHWC"))
         files[f"model.{precision}.onnx"] = precision, onnx_file
         files[f"model.{precision}.tflite"] = precision, tflite_file
     parity = _through_gate(module, files, graphs, _crops(gate, preprocessing), preprocessing, config.tolerance, quiet)
@@ -166,20 +167,6 @@ def _contract(
     answer = "probabilities" if isinstance(graph.producers.get(graph.outputs[0]), Softmax) else "logits"
     none = TensorSpec("float32", ())
     return Contract(name, preprocessing, classes, class_ids, "NHWC", answer, none, none, checkpoint_sha256)
-
-
-def _for_file(contract: Contract, graph: Graph, layout: Layout) -> Contract:
-    """The contract with the input and output that the file of a graph has."""
-    source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
-    return replace(contract, layout=layout, input=_spec(source, layout), output=_spec(target, layout))
-
-
-def _spec(tensor: Tensor, layout: Layout) -> TensorSpec:
-    shape = onnx_shape(tensor.shape) if layout == "NCHW" else tensor.shape
-    if tensor.quantization is None:
-        return TensorSpec(tensor.dtype, shape)
-    dtype, zero_point = onnx_side(tensor) if layout == "NCHW" else (tensor.dtype, tensor.quantization.zero_point)
-    return TensorSpec(dtype, shape, tensor.quantization.scale[0], zero_point)
 
 
 def _complete(write: Callable[..., bytes], graph: Graph, contract: Contract) -> bytes:

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from ..runtime.errors import DoesNotFitError, UsageError
 from ..runtime.graph import Graph, Op
-from ..runtime.placement import lifetimes, pack
+from ..runtime.placement import lifetimes, most_alive, pack
 from ..runtime.planning import MemoryPlan, plan
 from ..runtime.rewrite import explicit_padding
 from ..runtime.targets import Target
@@ -75,7 +75,8 @@ def fit(graph: Graph, sram_bytes: int, target: Target = "tflm", tick: Tick = lam
     if found is None:
         found = search.smallest(needed(before))
         if found is None or needed(found.after) > sram_bytes:
-            raise _too_small(graph, sram_bytes, target, found.after if found else before)
+            plans = [before, found.after] if found else [before]
+            raise _too_small(graph, sram_bytes, target, min(plans, key=needed))
     return Fit(found.after.graph, sram_bytes, before, found.after, found.stages)
 
 
@@ -289,7 +290,11 @@ class Search:
         if self.target != "tflm":
             after = plan(graph, self.target)
         else:
-            buffers = pack(lifetimes(graph, rowwise=True), sram_bytes - tail_bytes(graph))
+            lives, room = lifetimes(graph, rowwise=True), sram_bytes - tail_bytes(graph)
+            least = most_alive(lives)
+            # No more than needed, where that is soon found.
+            tight = (pack(lives, limit, quick=True) for limit in (least, (least + room) // 2) if limit <= room)
+            buffers = next(filter(None, tight), None) or pack(lives, room)
             if buffers is None:
                 return None
             after = plan(graph, "tflm", offsets={buffer.tensor: buffer.offset for buffer in buffers})

@@ -269,7 +269,7 @@ def _pack(model: Mapping[str, Any]) -> bytes:
     try:
         import flatbuffers
     except ImportError as error:
-        raise MissingExtraError("flatbuffers", "export") from error
+        raise MissingExtraError("flatbuffers", "fit") from error
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(_table(builder, "Model", model), file_identifier=IDENTIFIER)
     return bytes(builder.Output())

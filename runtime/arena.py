@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .errors import FormatError, MissingExtraError, UnsupportedError, UsageError
 from .files import read_file
@@ -26,7 +29,7 @@ class _Runtime:
 
 
 _RUNTIMES: dict[Target, _Runtime] = {
-    "tflm": _Runtime("tflite", "tflite_micro", "tflite-micro", "dev"),
+    "tflm": _Runtime("tflite", "tflite_micro", "tflite-micro", "micro"),
     "litert-reference": _Runtime("tflite", "ai_edge_litert", "ai-edge-litert", "litert"),
     "litert": _Runtime("tflite", "ai_edge_litert", "ai-edge-litert", "litert"),
     "onnxruntime": _Runtime("onnx", "onnxruntime", "onnxruntime", "onnx"),
@@ -84,6 +87,28 @@ def measure_arena(model: str | Path, target: Target, *, exact: bool = False) -> 
     if find_spec(runtime.module) is None:
         raise MissingExtraError(runtime.package, runtime.extra)
     return MeasuredArena(target, **_run(Path(model), target, exact))
+
+
+def run_in_arena(data: bytes, arena_size: int, inputs: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """The answers of a TFLite file in tflite-micro, in an arena of so many bytes.
+
+    Raises ``MissingExtraError`` when it is not installed and ``FormatError`` when it cannot run the file in these.
+    """
+    runtime = _RUNTIMES["tflm"]
+    if find_spec(runtime.module) is None:
+        raise MissingExtraError(runtime.package, runtime.extra)
+    from tflite_micro.python.tflite_micro import runtime as micro
+
+    try:
+        interpreter = micro.Interpreter.from_bytes(data, arena_size=arena_size)
+        answers = []
+        for x in inputs:
+            interpreter.set_input(x, 0)
+            interpreter.invoke()
+            answers.append(interpreter.get_output(0))
+    except RuntimeError as error:
+        raise FormatError(f"tflite-micro cannot run the file in {arena_size:,} bytes: {error}") from error
+    return answers
 
 
 def _run(model: Path, target: Target, exact: bool) -> dict[str, Any]:

@@ -107,8 +107,8 @@ def place(lives: Sequence[Life], alignment: int = ALIGNMENT, fixed: Sequence[Buf
     return _in_order(lives, {life.tensor: -_extent(life) for life in lives}, alignment, fixed)
 
 
-def pack(lives: Sequence[Life], limit: int) -> tuple[Buffer, ...] | None:
-    """Offsets with which all ends at or below ``limit``, or None where none were found. Deterministic.
+def pack(lives: Sequence[Life], limit: int, *, quick: bool = False) -> tuple[Buffer, ...] | None:
+    """Offsets with which all ends at or below ``limit``, or None where none were found, ``quick`` soon. Deterministic.
 
     Between two moments at which a single activation is alive the order of ``place`` is changed at random until
     nothing stands out; that activation lies at the bottom, at the top or where the order puts it, and is moved to the
@@ -116,11 +116,21 @@ def pack(lives: Sequence[Life], limit: int) -> tuple[Buffer, ...] | None:
     """
     limit -= limit % ALIGNMENT
     windows = _windows(lives)
-    for effort in _EFFORTS:
+    for effort in _EFFORTS[:1] if quick else _EFFORTS:
         placed = _through(windows, limit, effort)
         if placed is not None:
             return tuple(placed[life.tensor] for life in lives)
     return None
+
+
+def most_alive(lives: Sequence[Life]) -> int:
+    """The most bytes that are alive at once: no placement ends below."""
+    change = np.zeros(max(life.last for life in lives) + 2, np.int64)
+    for life in lives:
+        for block in life.blocks:
+            change[block.first] += block.end - block.offset
+            change[block.last + 1] -= block.end - block.offset
+    return int(np.cumsum(change).max())
 
 
 def _through(

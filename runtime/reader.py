@@ -46,3 +46,15 @@ def read_placed(model: str | Path | bytes) -> tuple[Graph, dict[str, int]]:
     except FormatError as error:
         where = "the file" if isinstance(model, bytes) else str(model)
         raise FormatError(f"{where}: {error}") from error
+
+
+def read_metadata(data: bytes, name: str) -> bytes | None:
+    """The contents of one metadata entry of a file of either format, or None. Raises ``FormatError``."""
+    if format_of(data) == "tflite":
+        from .tflite_reader import read_tflite_metadata
+
+        return read_tflite_metadata(data, name)
+    from .onnx_reader import parse_onnx
+
+    entries = {entry.key: entry.value.encode() for entry in parse_onnx(data).metadata_props}
+    return entries.get(name)

@@ -1,0 +1,238 @@
+"""A file rewritten to fit a budget: written in both formats, compared bit for bit, measured and reported."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from ..runtime.arena import MeasuredArena, measure_arena, run_in_arena
+from ..runtime.backends import installed_backends
+from ..runtime.console import progress
+from ..runtime.contract import KEY, Contract, golden_pixels
+from ..runtime.datasets import LabelledImages, sample
+from ..runtime.errors import ParityError, UsageError
+from ..runtime.files import check_writable, read_file, sha256, write_files
+from ..runtime.graph import Graph, Tensor
+from ..runtime.planning import MemoryPlan, Verdict
+from ..runtime.reader import read_graph, read_metadata
+from ..runtime.session import Session
+from ..runtime.summary import model_explorer_node_data, summary_csv
+from ..runtime.targets import Target
+from .contracts import for_file
+from .fitting import Fit, fit
+from .onnx_writer import write_onnx
+from .tflite_writer import write_tflite
+
+# Pictures that are compared.
+_PICTURES = 20
+
+Answers = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was written, and what was found out about it before.
+
+    ``compared`` is the number of pictures on which each runtime gave the same integers as it did for the file before;
+    ``measured`` is None where the target's runtime is not installed.
+    """
+
+    fit: Fit
+    files: tuple[Path, ...]
+    compared: Mapping[str, int]
+    measured: MeasuredArena | None
+    report: Mapping[str, Any]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it fits: by what was measured where all that is measured is its memory, or else by the plan."""
+        measured = self.measured if self.measured and self.measured.target == "tflm" else None
+        return (measured or self.fit.after).verdict(self.fit.sram_bytes)
+
+
+def fit_file(
+    model: str | Path,
+    sram_bytes: int,
+    out: str | Path,
+    *,
+    target: Target = "tflm",
+    images: LabelledImages | None = None,
+    quiet: bool = False,
+) -> Fitted:
+    """Rewrite an int8 file to fit and write it into ``out`` as ``NAME.fit.tflite`` and ``NAME.fit.onnx``.
+
+    Beside them: ``fit.json``, the summary as ``fit.csv``, node data for Model Explorer, and ``report.html`` where the
+    extra ``report`` is installed. ``images`` are compared, or a test card and noise. Raises as ``fit`` does and
+    ``ParityError`` when a runtime gives other integers than before; then nothing is written.
+    """
+    data = read_file(model)
+    graph = read_graph(model)
+    check_writable(out)
+    with progress("fitting", quiet=quiet) as advance:
+        found = fit(graph, sram_bytes, target, advance)
+    contract = read_contract(data)
+    inputs = _inputs(graph, contract, images)
+    after = written(found.graph, contract, found.offsets)
+    compared = compare(written(graph, contract), after, graph, found, inputs, quiet=quiet)
+    measured = measured_arena(after, target)
+    name = Path(model).stem
+    files = {f"{name}.fit.{ending}": content for ending, content in after.items()}
+    report = {"model": str(model), "sha256": sha256(data), **describe(found, compared, measured)}
+    sizes = {file: {"bytes": len(content), "sha256": sha256(content)} for file, content in files.items()}
+    contents: dict[str, bytes | str] = {**files, "fit.json": json.dumps({**report, "files": sizes}, indent=2) + "\n"}
+    contents |= pictures(found, name, after["tflite"], found.after.verdict(sram_bytes))
+    return Fitted(found, tuple(write_files(out, contents)), compared, measured, report)
+
+
+def read_contract(data: bytes) -> Contract | None:
+    """What a file says about itself, if firebox wrote it."""
+    found = read_metadata(data, KEY)
+    return Contract.from_bytes(found) if found is not None else None
+
+
+def written(graph: Graph, contract: Contract | None, offsets: Mapping[str, int] | None = None) -> dict[str, bytes]:
+    """The files of a graph by their ending, with the contract of each."""
+    onnx = {KEY: for_file(contract, graph, "NCHW").to_bytes()} if contract else {}
+    tflite = {KEY: for_file(contract, graph, "NHWC").to_bytes()} if contract else {}
+    return {"tflite": write_tflite(graph, tflite, offsets), "onnx": write_onnx(graph, onnx)}
+
+
+def compare(
+    before: Mapping[str, bytes],
+    after: Mapping[str, bytes],
+    graph: Graph,
+    found: Fit,
+    inputs: Sequence[np.ndarray],
+    *,
+    quiet: bool = False,
+) -> dict[str, int]:
+    """Run both files on all inputs in every runtime that is here; how many inputs each was compared on.
+
+    tflite-micro gets an arena of exactly the budget. Raises ``ParityError`` for the first that differs.
+    """
+    runners = _runners(graph, found)
+    with progress("comparing", len(runners), quiet=quiet) as advance:
+        for name, (ending, run) in runners.items():
+            expected, answers = run(before[ending], inputs, False), run(after[ending], inputs, True)
+            for index, (was, now) in enumerate(zip(expected, answers, strict=True)):
+                if not np.array_equal(was, now):
+                    steps = int(np.abs(was.astype(int) - now.astype(int)).max())
+                    raise ParityError(
+                        f"{name} gives other integers for picture {index} than before the fit, by up to {steps} steps; "
+                        "nothing was written"
+                    )
+            advance()
+    return dict.fromkeys(runners, len(inputs))
+
+
+Runner = Callable[[bytes, Sequence[np.ndarray], bool], Answers]
+
+
+def _runners(graph: Graph, found: Fit) -> dict[str, tuple[str, Runner]]:
+    """Runtimes by name: the ending of the files that they run, and how to."""
+    runners: dict[str, tuple[str, Runner]] = {}
+    for backend in (*installed_backends("tflite"), *installed_backends("onnx")):
+        onnx = backend in installed_backends("onnx")
+        runners[backend] = "onnx" if onnx else "tflite", _session(backend, graph.tensors[graph.inputs[0]], onnx)
+    if find_spec("tflite_micro"):
+        arena = {False: 2 * (found.before.total_bytes or found.before.arena_bytes) + 2**20, True: found.sram_bytes}
+        if found.after.target != "tflm":
+            arena[True] = arena[False]
+        runners["tflite-micro"] = "tflite", lambda data, inputs, fitted: run_in_arena(data, arena[fitted], inputs)
+    return runners
+
+
+def _session(backend: str, source: Tensor, onnx: bool) -> Runner:
+    def run(data: bytes, inputs: Sequence[np.ndarray], fitted: bool) -> Answers:
+        with Session(data, backend) as session:
+            return [session.run(_as_onnx(x, source) if onnx else x) for x in inputs]
+
+    return run
+
+
+def _as_onnx(x: np.ndarray, source: Tensor) -> np.ndarray:
+    """NCHW, and unsigned as all activations are there."""
+    values = (x.astype(np.int16) + 128).astype(np.uint8) if source.dtype == "int8" else x
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2) if x.ndim == 4 else values)
+
+
+def _inputs(graph: Graph, contract: Contract | None, images: LabelledImages | None) -> list[np.ndarray]:
+    """What is fed: real pictures where there are any, else the test card of the contract and noise."""
+    source = graph.tensors[graph.inputs[0]]
+    if images is not None:
+        if contract is None:
+            raise UsageError("the file carries no contract, so pictures cannot be prepared for it; leave --images out")
+        drawn = sample(images, _PICTURES, 0)
+        pixels = (contract.preprocessing.crop(drawn.read(name), drawn.where(name)) for name in drawn.names)
+        return [_encoded(contract, picture, source) for picture in pixels]
+    cards = [_encoded(contract, golden_pixels(contract.preprocessing), source)] if contract else []
+    random = np.random.default_rng(0)
+    limits = np.iinfo(source.dtype)
+    noise = random.integers(limits.min, limits.max, (_PICTURES - len(cards), *source.shape), endpoint=True)
+    return [*cards, *noise.astype(source.dtype)]
+
+
+def _encoded(contract: Contract, pixels: np.ndarray, source: Tensor) -> np.ndarray:
+    assert source.quantization is not None
+    return source.quantization.quantize(contract.preprocessing.normalize(pixels)[None], source.dtype)
+
+
+def measured_arena(files: Mapping[str, bytes], target: Target) -> MeasuredArena | None:
+    """The memory that the TFLite file takes on a target, where that can be found out here."""
+    module = {"tflm": "tflite_micro", "litert-reference": "ai_edge_litert"}.get(target)
+    if module is None or not find_spec(module):
+        return None
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "fitted.tflite"
+        path.write_bytes(files["tflite"])
+        return measure_arena(path, target, exact=True)
+
+
+def describe(found: Fit, compared: Mapping[str, int], measured: MeasuredArena | None) -> dict[str, Any]:
+    """A fit for programs."""
+    return {
+        "target": found.after.target,
+        "sram_bytes": found.sram_bytes,
+        "before": _figures(found.before),
+        "after": _figures(found.after),
+        "extra_macs": found.extra_macs,
+        "measured": measured.to_json() if measured else None,
+        "compared_pictures": dict(compared),
+        "stages": [
+            {
+                "from": stage.source,
+                "to": stage.target,
+                "bands": [{"rows": [band[0].top, band[0].bottom], "tiles": len(band)} for band in stage.bands],
+            }
+            for stage in found.stages
+            if stage.bands
+        ],
+    }
+
+
+def _figures(planned: MemoryPlan) -> dict[str, Any]:
+    return {
+        "arena_bytes": planned.arena_bytes,
+        "total_bytes": planned.total_bytes,
+        "macs": planned.graph.macs,
+        "ops": len(planned.graph.ops),
+    }
+
+
+def pictures(found: Fit, name: str, data: bytes, verdict: Verdict) -> dict[str, bytes | str]:
+    """A fit for people and for other tools: the page, Vela's columns, Model Explorer's node data."""
+    contents: dict[str, bytes | str] = {
+        "fit.csv": summary_csv({"before": found.before, "after": found.after}, None, verdict, network=name)
+    }
+    for figure, text in model_explorer_node_data(found.after).items():
+        contents[f"{name}.fit.{figure}.json"] = text
+    if find_spec("bokeh"):
+        from ..runtime.report import report_html
+
+        contents["report.html"] = report_html(found.after, found.before, verdict, name=f"{name}.fit.tflite", data=data)
+    return contents
