@@ -1,5 +1,7 @@
 """The command ``fit``, for which no torch is needed. Everything heavy is imported when it runs."""
 
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,16 +9,15 @@ import click
 
 from ..runtime.cli import device_options, model_argument, sram_option
 from ..runtime.console import json_option, note, print_json, progress, say, table
-from ..runtime.errors import DoesNotFitError, UnsupportedError, UsageError
+from ..runtime.errors import CannotRewriteError, DoesNotFitError, UnsupportedError, UsageError
 from ..runtime.units import format_size
 
 if TYPE_CHECKING:
     from ..runtime.targets import Target
-    from .fitted import Fitted
 
 _TARGETS = ("tflm", "litert-reference", "static")
 target_option = click.option(
-    "--target", type=click.Choice(_TARGETS), default="tflm", show_default=True, help="What it is to run on."
+    "--target", type=click.Choice(_TARGETS), default="tflm", show_default=True, help="What it is to fit on."
 )
 
 
@@ -67,67 +68,64 @@ def fit_command(
     try:
         fitted = fit_file(model, sram_bytes, out or Path(f"{model}.fit"), target=target, images=images, quiet=as_json)
     except DoesNotFitError as error:
-        _advise(model, sram_bytes, target, error, as_json)
+        advise(error, as_json)
         raise
     except UnsupportedError as error:
-        raise DoesNotFitError(f"{error}; a network with it cannot be rewritten", 0, "") from error
+        raise CannotRewriteError(f"{error}; a network with it cannot be rewritten") from error
     if as_json:
-        print_json({**fitted.report, "verdict": fitted.verdict.to_json(), "files": list(map(str, fitted.files))})
+        print_json({**fitted.report, "files": list(map(str, fitted.files))})
     else:
-        show(fitted)
-    context.exit(fitted.verdict.exit_code)
+        show_fit(fitted.report, str(model))
+        for path in fitted.files:
+            say(f"{path}  {format_size(path.stat().st_size)}")
+    context.exit(fitted.report["verdict"]["exit_code"])
 
 
-def show(fitted: "Fitted") -> None:
-    """A fit as tables."""
-    found = fitted.fit
-    before, after = found.before, found.after
+def show_fit(report: Mapping[str, Any], title: str) -> None:
+    """A fit as tables, with its verdict."""
+    before, after, measured = report["before"], report["after"], report["measured"]
     rows = [
-        ("arena", format_size(before.arena_bytes), format_size(after.arena_bytes)),
-        ("total in SRAM", _size(before.total_bytes), _size(after.total_bytes)),
-        ("measured", "", _size(fitted.measured.total_bytes if fitted.measured else None)),
-        ("MACs", f"{before.graph.macs / 1e6:,.1f} M", f"{after.graph.macs / 1e6:,.1f} M ({found.extra_macs:+.2%})"),
-        ("operations", f"{len(before.graph.ops):,}", f"{len(after.graph.ops):,}"),
+        ("arena", format_size(before["arena_bytes"]), format_size(after["arena_bytes"])),
+        ("total in SRAM", _size(before["total_bytes"]), _size(after["total_bytes"])),
+        ("measured", "", _size(measured["total_bytes"] if measured else None)),
+        ("MACs", f"{before['macs'] / 1e6:,.1f} M", f"{after['macs'] / 1e6:,.1f} M ({report['extra_macs']:+.2%})"),
+        ("operations", f"{before['ops']:,}", f"{after['ops']:,}"),
     ]
-    table(f"{found.graph.name} on {after.target}", ("", "before", "after"), rows)
-    tiled = [stage for stage in found.stages if stage.bands]
-    if tiled:
-        stages = [
-            (stage.source, stage.target, str(len(stage.bands)), str(sum(map(len, stage.bands)))) for stage in tiled
-        ]
+    table(f"{title} on {report['target']}", ("", "before", "after"), rows)
+    stages = [
+        (stage["from"], stage["to"], str(len(stage["bands"])), str(sum(band["tiles"] for band in stage["bands"])))
+        for stage in report["stages"]
+    ]
+    if stages:
         table("Computed in tiles", ("from", "to", "bands", "tiles"), stages)
-    for path in fitted.files:
-        say(f"{path}  {format_size(path.stat().st_size)}")
-    runtimes = ", ".join(fitted.compared)
-    pictures = next(iter(fitted.compared.values()), 0)
-    say(f"the same integers as before on {pictures} pictures in {runtimes}")
-    if fitted.measured is None and after.target == "tflm":
+    compared = report["compared_pictures"]
+    say(f"the same integers as before on {max(compared.values(), default=0)} pictures in {', '.join(compared)}")
+    if measured is None and report["target"] == "tflm":
         note("not measured: pip install 'firebox[micro]' brings tflite-micro, to run it in an arena of this size")
-    if not any(path.suffix == ".html" for path in fitted.files):
+    if not find_spec("bokeh"):
         note("no report.html: pip install 'firebox[report]' brings what draws it")
-    say(fitted.verdict.text())
+    say(report["verdict"]["text"])
 
 
 def _size(nbytes: int | None) -> str:
     return "-" if nbytes is None else f"{nbytes:,} bytes"
 
 
-def _advise(model: Path, sram_bytes: int, target: "Target", error: DoesNotFitError, as_json: bool) -> None:
-    """What would need less, each with its number."""
-    from ..runtime.reader import read_graph
+def advise(error: DoesNotFitError, as_json: bool) -> None:
+    """What would need less than the network of an error, each with its number."""
     from .alternatives import alternatives
     from .fitting import least_bytes
 
     found: list[dict[str, Any]] = []
     with progress("looking for what would help", quiet=as_json) as advance:
-        for change, graph in alternatives(read_graph(model)):
-            found.append({"change": change, "about_bytes": least_bytes(graph, target, advance)})
+        for change, graph in alternatives(error.graph):
+            found.append({"change": change, "about_bytes": least_bytes(graph, error.target, advance)})
     if as_json:
-        least = {"sram_bytes": sram_bytes, "smallest_bytes": error.smallest_bytes, "binding": error.binding}
-        print_json({"fits": False, "target": target, **least, "alternatives": found})
+        names = ("target", "sram_bytes", "smallest_bytes", "binding")
+        print_json({"fits": False, **{name: getattr(error, name) for name in names}, "alternatives": found})
         return
-    rows = [(str(item["change"]), f"{item['about_bytes']:,} bytes", _fits(item, sram_bytes)) for item in found]
-    table("What would need less (planned, without weights of its own)", ("change", "about", ""), rows)
+    rows = [(str(item["change"]), f"{item['about_bytes']:,} bytes", _fits(item, error.sram_bytes)) for item in found]
+    table("What would need less (shapes only: it has to be trained)", ("change", "about", ""), rows)
 
 
 def _fits(alternative: dict[str, Any], sram_bytes: int) -> str:

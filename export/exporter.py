@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,8 +18,11 @@ from ..runtime.graph import Graph, Softmax
 from ..runtime.planning import plan
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.session import Session
+from ..runtime.targets import Target
 from .calibration import PASSES, Method, calibrate
 from .contracts import for_file
+from .fitted import judged, pictures
+from .fitting import Fit, fit
 from .onnx_writer import write_onnx
 from .parity import (
     Parity,
@@ -52,7 +56,8 @@ class ExportConfig:
     """What to write and how to quantize.
 
     ``calibration_images`` pictures are drawn by ``seed``; ``method`` chooses the ranges of the activations;
-    ``input_type`` is that of the int8 TFLite file.
+    ``input_type`` is that of the int8 TFLite file. With ``sram_bytes`` the int8 files are rewritten until all that
+    ``target`` needs for an inference fits.
     """
 
     calibration_images: int = 100
@@ -60,6 +65,8 @@ class ExportConfig:
     seed: int = 0
     input_type: InputType = "int8"
     precisions: tuple[Precision, ...] = ("float32", "int8")
+    sram_bytes: int | None = None
+    target: Target = "tflm"
     tolerance: Tolerance = field(default_factory=Tolerance)
 
     def __post_init__(self) -> None:
@@ -99,8 +106,9 @@ def export(
     """Trace, quantize, write ``model.{float32,int8}.{onnx,tflite}`` and compare all of them with the module.
 
     ``images`` are used without their labels: some to calibrate, others (where there are enough) for the gate. Raises
-    ``UnsupportedError`` for a network that cannot be traced, ``QuantizationError`` for one that cannot be quantized
-    and ``ParityError`` past the tolerance; then nothing is written.
+    ``UnsupportedError`` for a network that cannot be traced, ``QuantizationError`` for one that cannot be quantized,
+    ``DoesNotFitError`` for one that does not fit its budget and ``ParityError`` past the tolerance; then nothing is
+    written.
     """
     config = config or ExportConfig()
     check_writable(out)
@@ -112,20 +120,39 @@ def export(
     graphs: dict[Precision, Graph] = {"float32": graph}
     if "int8" in config.precisions:
         graphs["int8"] = _quantized(graph, _crops(calibration, preprocessing), preprocessing, config, quiet)
+    fitted = _fitted(graphs, config, quiet)
     files: dict[str, tuple[Precision, bytes]] = {}
     for precision in config.precisions:
         onnx = tflite = graphs[precision]
+        offsets = None
         if precision == "int8":
             tflite = with_input_type(tflite, config.input_type)
+        if precision == "int8" and fitted and fitted.stages:
+            onnx, tflite, offsets = fitted.graph, fitted.graph, fitted.offsets
         onnx_file = _complete(write_onnx, onnx, for_file(contract, onnx, "NCHW"))
-        tflite_file = _complete(write_tflite, tflite, for_file(contract, tflite, "NHWC"))
+        tflite_file = _complete(partial(write_tflite, offsets=offsets), tflite, for_file(contract, tflite, "NHWC"))
         files[f"model.{precision}.onnx"] = precision, onnx_file
         files[f"model.{precision}.tflite"] = precision, tflite_file
-    parity = _through_gate(module, files, graphs, _crops(gate, preprocessing), preprocessing, config.tolerance, quiet)
-    contents = {file: data for file, (_, data) in files.items()}
-    report = _report(contract, contents, parity, calibration, gate, config)
+    pixels = _crops(gate, preprocessing)
+    parity = _through_gate(module, files, graphs, pixels, preprocessing, config.tolerance, quiet)
+    contents: dict[str, bytes | str] = {file: data for file, (_, data) in files.items()}
+    report = _report(contract, {file: data for file, (_, data) in files.items()}, parity, calibration, gate, config)
+    if fitted:
+        after = {"tflite": files["model.int8.tflite"][1], "onnx": files["model.int8.onnx"][1]}
+        report["fit"] = judged(fitted, contract, after, pixels, quiet=quiet)
+        contents |= pictures(fitted, "model.int8", after["tflite"])
     written = write_files(out, {**contents, "export.json": json.dumps(report, indent=2) + "\n"})
     return Export(Path(out), tuple(written[:-1]), tuple(parity), report)
+
+
+def _fitted(graphs: Mapping[Precision, Graph], config: ExportConfig, quiet: bool) -> Fit | None:
+    if config.sram_bytes is None:
+        return None
+    if "int8" not in graphs:
+        raise UsageError(f"only int8 is fitted, and {', '.join(graphs)} is exported; export int8 too")
+    graph = with_input_type(graphs["int8"], config.input_type)
+    with progress("fitting", quiet=quiet) as advance:
+        return fit(graph, config.sram_bytes, config.target, advance)
 
 
 def _draw(images: LabelledImages, config: ExportConfig) -> tuple[LabelledImages, LabelledImages]:
@@ -219,7 +246,11 @@ def _report(
     config: ExportConfig,
 ) -> dict[str, Any]:
     sizes = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
-    arenas = {name: {"arena_bytes": plan(data).arena_bytes, "source": "planned"} for name, data in files.items()}
+    plans = {name: plan(data) for name, data in files.items()}
+    arenas = {
+        name: {"arena_bytes": planned.arena_bytes, "total_bytes": planned.total_bytes, "source": "planned"}
+        for name, planned in plans.items()
+    }
     return {
         "name": contract.name,
         "checkpoint_sha256": contract.checkpoint_sha256,

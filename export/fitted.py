@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from ..runtime.datasets import LabelledImages, sample
 from ..runtime.errors import ParityError, UsageError
 from ..runtime.files import check_writable, read_file, sha256, write_files
 from ..runtime.graph import Graph, Tensor
-from ..runtime.planning import MemoryPlan, Verdict
+from ..runtime.planning import MemoryPlan
 from ..runtime.reader import read_graph, read_metadata
 from ..runtime.session import Session
 from ..runtime.summary import model_explorer_node_data, summary_csv
@@ -36,23 +36,15 @@ Answers = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was written, and what was found out about it before.
+    """What was written; ``report`` is what ``fit.json`` says of it.
 
-    ``compared`` is the number of pictures on which each runtime gave the same integers as it did for the file before;
+    Its ``compared_pictures`` are those on which each runtime gave the same integers as for the file before, and
     ``measured`` is None where the target's runtime is not installed.
     """
 
     fit: Fit
     files: tuple[Path, ...]
-    compared: Mapping[str, int]
-    measured: MeasuredArena | None
     report: Mapping[str, Any]
-
-    @property
-    def verdict(self) -> Verdict:
-        """Whether it fits: by what was measured where all that is measured is its memory, or else by the plan."""
-        measured = self.measured if self.measured and self.measured.target == "tflm" else None
-        return (measured or self.fit.after).verdict(self.fit.sram_bytes)
 
 
 def fit_file(
@@ -71,22 +63,58 @@ def fit_file(
     ``ParityError`` when a runtime gives other integers than before; then nothing is written.
     """
     data = read_file(model)
-    graph = read_graph(model)
+    contract = read_contract(data)
+    graph = replace(read_graph(model), name=contract.name if contract else Path(model).stem)
     check_writable(out)
     with progress("fitting", quiet=quiet) as advance:
         found = fit(graph, sram_bytes, target, advance)
-    contract = read_contract(data)
-    inputs = _inputs(graph, contract, images)
     after = written(found.graph, contract, found.offsets)
-    compared = compare(written(graph, contract), after, graph, found, inputs, quiet=quiet)
-    measured = measured_arena(after, target)
+    pixels = _crops(contract, images) if images is not None else None
     name = Path(model).stem
     files = {f"{name}.fit.{ending}": content for ending, content in after.items()}
-    report = {"model": str(model), "sha256": sha256(data), **describe(found, compared, measured)}
+    report = {"model": str(model), "sha256": sha256(data), **judged(found, contract, after, pixels, quiet=quiet)}
     sizes = {file: {"bytes": len(content), "sha256": sha256(content)} for file, content in files.items()}
     contents: dict[str, bytes | str] = {**files, "fit.json": json.dumps({**report, "files": sizes}, indent=2) + "\n"}
-    contents |= pictures(found, name, after["tflite"], found.after.verdict(sram_bytes))
-    return Fitted(found, tuple(write_files(out, contents)), compared, measured, report)
+    contents |= pictures(found, f"{name}.fit", after["tflite"])
+    return Fitted(found, tuple(write_files(out, contents)), report)
+
+
+def judged(
+    found: Fit,
+    contract: Contract | None,
+    files: Mapping[str, bytes],
+    pixels: Sequence[np.ndarray] | None,
+    *,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Compare a fit's files with those of the graph before it, measure their memory, and say what was found.
+
+    Raises ``ParityError`` when a runtime gives other integers.
+    """
+    before = found.before.graph
+    inputs = _inputs(before, contract, pixels)
+    compared = _compare(written(before, contract), files, found, inputs, quiet)
+    measured = _measured(files, found.after.target)
+    verdict = (measured if measured and found.after.target == "tflm" else found.after).verdict(found.sram_bytes)
+    return {
+        "target": found.after.target,
+        "sram_bytes": found.sram_bytes,
+        "verdict": verdict.to_json() | {"text": verdict.text(), "exit_code": verdict.exit_code},
+        "before": _figures(found.before),
+        "after": _figures(found.after),
+        "extra_macs": found.extra_macs,
+        "measured": measured.to_json() if measured else None,
+        "compared_pictures": compared,
+        "stages": [
+            {
+                "from": stage.source,
+                "to": stage.target,
+                "bands": [{"rows": [band[0].top, band[0].bottom], "tiles": len(band)} for band in stage.bands],
+            }
+            for stage in found.stages
+            if stage.bands
+        ],
+    }
 
 
 def read_contract(data: bytes) -> Contract | None:
@@ -102,20 +130,14 @@ def written(graph: Graph, contract: Contract | None, offsets: Mapping[str, int] 
     return {"tflite": write_tflite(graph, tflite, offsets), "onnx": write_onnx(graph, onnx)}
 
 
-def compare(
-    before: Mapping[str, bytes],
-    after: Mapping[str, bytes],
-    graph: Graph,
-    found: Fit,
-    inputs: Sequence[np.ndarray],
-    *,
-    quiet: bool = False,
+def _compare(
+    before: Mapping[str, bytes], after: Mapping[str, bytes], found: Fit, inputs: Sequence[np.ndarray], quiet: bool
 ) -> dict[str, int]:
     """Run both files on all inputs in every runtime that is here; how many inputs each was compared on.
 
-    tflite-micro gets an arena of exactly the budget. Raises ``ParityError`` for the first that differs.
+    tflite-micro gets an arena of exactly the budget.
     """
-    runners = _runners(graph, found)
+    runners = _runners(found)
     with progress("comparing", len(runners), quiet=quiet) as advance:
         for name, (ending, run) in runners.items():
             expected, answers = run(before[ending], inputs, False), run(after[ending], inputs, True)
@@ -133,8 +155,9 @@ def compare(
 Runner = Callable[[bytes, Sequence[np.ndarray], bool], Answers]
 
 
-def _runners(graph: Graph, found: Fit) -> dict[str, tuple[str, Runner]]:
+def _runners(found: Fit) -> dict[str, tuple[str, Runner]]:
     """Runtimes by name: the ending of the files that they run, and how to."""
+    graph = found.before.graph
     runners: dict[str, tuple[str, Runner]] = {}
     for backend in (*installed_backends("tflite"), *installed_backends("onnx")):
         onnx = backend in installed_backends("onnx")
@@ -161,15 +184,18 @@ def _as_onnx(x: np.ndarray, source: Tensor) -> np.ndarray:
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2) if x.ndim == 4 else values)
 
 
-def _inputs(graph: Graph, contract: Contract | None, images: LabelledImages | None) -> list[np.ndarray]:
+def _crops(contract: Contract | None, images: LabelledImages) -> list[np.ndarray]:
+    if contract is None:
+        raise UsageError("the file carries no contract, so pictures cannot be prepared for it; leave --images out")
+    drawn = sample(images, _PICTURES, 0)
+    return [contract.preprocessing.crop(drawn.read(name), drawn.where(name)) for name in drawn.names]
+
+
+def _inputs(graph: Graph, contract: Contract | None, pixels: Sequence[np.ndarray] | None) -> list[np.ndarray]:
     """What is fed: real pictures where there are any, else the test card of the contract and noise."""
     source = graph.tensors[graph.inputs[0]]
-    if images is not None:
-        if contract is None:
-            raise UsageError("the file carries no contract, so pictures cannot be prepared for it; leave --images out")
-        drawn = sample(images, _PICTURES, 0)
-        pixels = (contract.preprocessing.crop(drawn.read(name), drawn.where(name)) for name in drawn.names)
-        return [_encoded(contract, picture, source) for picture in pixels]
+    if contract and pixels:
+        return [_encoded(contract, picture, source) for picture in pixels[:_PICTURES]]
     cards = [_encoded(contract, golden_pixels(contract.preprocessing), source)] if contract else []
     random = np.random.default_rng(0)
     limits = np.iinfo(source.dtype)
@@ -182,7 +208,7 @@ def _encoded(contract: Contract, pixels: np.ndarray, source: Tensor) -> np.ndarr
     return source.quantization.quantize(contract.preprocessing.normalize(pixels)[None], source.dtype)
 
 
-def measured_arena(files: Mapping[str, bytes], target: Target) -> MeasuredArena | None:
+def _measured(files: Mapping[str, bytes], target: Target) -> MeasuredArena | None:
     """The memory that the TFLite file takes on a target, where that can be found out here."""
     module = {"tflm": "tflite_micro", "litert-reference": "ai_edge_litert"}.get(target)
     if module is None or not find_spec(module):
@@ -191,28 +217,6 @@ def measured_arena(files: Mapping[str, bytes], target: Target) -> MeasuredArena 
         path = Path(folder) / "fitted.tflite"
         path.write_bytes(files["tflite"])
         return measure_arena(path, target, exact=True)
-
-
-def describe(found: Fit, compared: Mapping[str, int], measured: MeasuredArena | None) -> dict[str, Any]:
-    """A fit for programs."""
-    return {
-        "target": found.after.target,
-        "sram_bytes": found.sram_bytes,
-        "before": _figures(found.before),
-        "after": _figures(found.after),
-        "extra_macs": found.extra_macs,
-        "measured": measured.to_json() if measured else None,
-        "compared_pictures": dict(compared),
-        "stages": [
-            {
-                "from": stage.source,
-                "to": stage.target,
-                "bands": [{"rows": [band[0].top, band[0].bottom], "tiles": len(band)} for band in stage.bands],
-            }
-            for stage in found.stages
-            if stage.bands
-        ],
-    }
 
 
 def _figures(planned: MemoryPlan) -> dict[str, Any]:
@@ -224,15 +228,16 @@ def _figures(planned: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def pictures(found: Fit, name: str, data: bytes, verdict: Verdict) -> dict[str, bytes | str]:
+def pictures(found: Fit, name: str, data: bytes) -> dict[str, bytes | str]:
     """A fit for people and for other tools: the page, Vela's columns, Model Explorer's node data."""
+    verdict = found.after.verdict(found.sram_bytes)
     contents: dict[str, bytes | str] = {
         "fit.csv": summary_csv({"before": found.before, "after": found.after}, None, verdict, network=name)
     }
     for figure, text in model_explorer_node_data(found.after).items():
-        contents[f"{name}.fit.{figure}.json"] = text
+        contents[f"{name}.{figure}.json"] = text
     if find_spec("bokeh"):
         from ..runtime.report import report_html
 
-        contents["report.html"] = report_html(found.after, found.before, verdict, name=f"{name}.fit.tflite", data=data)
+        contents["report.html"] = report_html(found.after, found.before, verdict, name=f"{name}.tflite", data=data)
     return contents

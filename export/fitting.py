@@ -108,6 +108,9 @@ def _too_small(graph: Graph, sram_bytes: int, target: Target, smallest: MemoryPl
     return DoesNotFitError(
         f"{graph.name} does not fit {format_size(sram_bytes)} on {target}: {needed(smallest):,} bytes is the least "
         f"that was reached, and {name} binds",
+        graph=graph,
+        target=target,
+        sram_bytes=sram_bytes,
         smallest_bytes=needed(smallest),
         binding=binding.name if binding else graph.inputs[0],
     )

@@ -7,8 +7,10 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from ..export.cli import advise, show_fit, target_option
+from ..runtime.cli import device_options, sram_option
 from ..runtime.console import json_option, note, print_json, progress, say, table
-from ..runtime.errors import MissingExtraError, UsageError
+from ..runtime.errors import DoesNotFitError, MissingExtraError, UsageError
 from ..runtime.units import format_size, parse_size
 from .registry import find_model, list_models
 from .schedules import Schedule
@@ -289,6 +291,9 @@ def _percent(value: float | None) -> str:
     "--min-agreement", type=float, help="Least share of pictures on which int8 must name the network's class."
 )
 @click.option("--min-sqnr", type=float, help="Least signal to quantization noise of int8, in dB.")
+@sram_option
+@device_options
+@target_option
 @json_option
 def export_command(
     model: str,
@@ -303,24 +308,32 @@ def export_command(
     seed: int,
     min_agreement: float | None,
     min_sqnr: float | None,
+    sram: str | None,
+    device: str | None,
+    devices: Path | None,
+    target: Any,
     as_json: bool,
 ) -> None:
     """Export MODEL (a name of the zoo with --weights, or a run folder) as ONNX and TFLite, float32 and int8.
 
-    All four files are compared with the network on real pictures first; past the tolerance nothing is written.
+    All four files are compared with the network on real pictures first; past the tolerance nothing is written. With
+    a budget the int8 files are rewritten to fit it, as firebox fit does; exit code 3 when they cannot.
 
     \b
     Example:
       firebox export runs/squeezenet_micro --out build/micro
+      firebox export runs/squeezenet_micro --out build/micro --sram 64KiB
       firebox export squeezenet1_1 --weights squeezenet1_1.pth --calibrate pictures.tar --out build/v11
     """
     from ..export import ExportConfig, Tolerance
     from ..runtime.datasets import open_images, split_images
+    from ..runtime.devices import budget
     from . import TrainingConfig, export_network, load_network
 
     given = {"agreement": min_agreement, "sqnr_db": min_sqnr}
     tolerance = Tolerance(**{name: value for name, value in given.items() if value is not None})
-    config = ExportConfig(images, method, seed, input_type, tolerance=tolerance)
+    sram_bytes = budget(sram, device, devices)
+    config = ExportConfig(images, method, seed, input_type, sram_bytes=sram_bytes, target=target, tolerance=tolerance)
     size = (input_size, input_size) if input_size is not None else None
     network = load_network(model, weights, num_classes=num_classes, input_size=size)
     if source is None and network.training is None:
@@ -330,12 +343,16 @@ def export_command(
         assert network.training is not None
         trained = TrainingConfig.from_json(network.training)
         pictures = split_images(pictures, trained.val_fraction, trained.seed)[0]
-    found = export_network(network, out or Path("build") / Path(model).name, pictures, config, quiet=as_json)
+    try:
+        found = export_network(network, out or Path("build") / Path(model).name, pictures, config, quiet=as_json)
+    except DoesNotFitError as error:
+        advise(error, as_json)
+        raise
     if as_json:
         print_json(found.report | {"out": str(found.out)})
         return
     rows = []
-    for path, parity in zip(found.files, found.parity, strict=True):
+    for path, parity in zip(found.files[: len(found.parity)], found.parity, strict=True):
         facts = found.report["files"][path.name]
         sqnr = f"{parity.sqnr_db:.1f} dB" if parity.sqnr_db is not None else "exact"
         sizes = (format_size(facts["bytes"]), format_size(facts["arena_bytes"]))
@@ -343,6 +360,8 @@ def export_command(
     columns = ("file", "size", "arena", "largest difference", "SQNR", "same class")
     gate = found.report["parity"]["pictures"]
     table(f"{network.name}: files against the network on {gate} pictures", columns, rows)
+    if "fit" in found.report:
+        show_fit(found.report["fit"], network.name)
 
 
 @click.command("evaluate")

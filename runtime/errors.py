@@ -1,5 +1,11 @@
 """One family of errors. Each message is one sentence with the offending value and what to do next."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .graph import Graph
+    from .targets import Target
+
 
 class FireboxError(Exception):
     """Base of every error firebox raises on purpose; ``exit_code`` is what the command line returns."""
@@ -30,6 +36,12 @@ class UnsupportedError(FireboxError):
     """A network holds an operation firebox does not know; the message says which and where."""
 
 
+class CannotRewriteError(UnsupportedError):
+    """A network holds an operation that firebox does not know, and was to be made to fit."""
+
+    exit_code = 3
+
+
 class DataError(FireboxError):
     """Images or labels that cannot be used."""
 
@@ -55,11 +67,19 @@ class WriteError(FireboxError):
 
 
 class DoesNotFitError(FireboxError):
-    """A network cannot be made to fit a budget; ``smallest_bytes`` could be reached, and ``binding`` is in the way."""
+    """A network cannot be made to fit a budget of ``sram_bytes``.
+
+    ``smallest_bytes`` could be reached for ``target``, and the operation ``binding`` is in the way.
+    """
 
     exit_code = 3
 
-    def __init__(self, message: str, smallest_bytes: int, binding: str):
+    def __init__(
+        self, message: str, *, graph: "Graph", target: "Target", sram_bytes: int, smallest_bytes: int, binding: str
+    ):
         super().__init__(message)
+        self.graph = graph
+        self.target: Target = target
+        self.sram_bytes = sram_bytes
         self.smallest_bytes = smallest_bytes
         self.binding = binding
