@@ -203,7 +203,7 @@ def _ends(life: Life, limit: int) -> list[int]:
     """The bottom and the top of the arena; first the one from which what dies last is farthest away."""
     ends = [0, limit - _extent(life)]
     from_last = len(life.blocks) > 1 and life.blocks[0].last > life.blocks[-1].last
-    return [end for end in (ends if from_last else ends[::-1]) if end >= 0]
+    return [end for end in (ends if from_last else ends[::-1]) if 0 <= end <= limit - _extent(life)]
 
 
 def _meet(one: Buffer, other: Buffer) -> bool:

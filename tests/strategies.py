@@ -1,6 +1,12 @@
 """Random networks."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
+from firebox.export import Range, quantize
+from firebox.export.quantization import with_input_type
+from firebox.export.tiling import Region
 from firebox.runtime.graph import (
     NO_PADS,
     Add,
@@ -23,6 +29,10 @@ from firebox.runtime.graph import (
 from firebox.runtime.rewrite import fuse_activations
 from hypothesis import strategies as st
 
+_FIRE_KINDS = (
+    "fire", "fire", "simple", "complex", "ceil pool", "ceil pool",
+    "valid pool", "padded pool", "average", "depthwise", "dilated",
+)  # fmt: skip
 _KINDS = ("conv", "depthwise", "groups", "max", "average", "relu", "fire", "residual", "pad", "rows", "slice")
 
 
@@ -73,6 +83,87 @@ def graphs(draw, leave_out: tuple[str, ...] = ()) -> Graph:
     for _ in range(draw(st.integers(1, 4))):
         x = _grow(draw, build, x, draw(st.sampled_from([kind for kind in _KINDS if kind not in leave_out])))
     return fuse_activations(build.graph(_end(draw, build, x)))
+
+
+@st.composite
+def fire_networks(draw, sizes: tuple[int, int] = (6, 15), channels: int = 4, parts: int = 4) -> Graph:
+    """SqueezeNets in 8 bits: a first convolution, Fire modules and what is between and around them, and an end.
+
+    Inputs have from ``sizes[0]`` to ``sizes[1]`` rows and columns, squeeze layers at most ``channels`` channels.
+    """
+    size = st.integers(*sizes)
+    build = GraphBuilder((1, draw(size), draw(size), draw(st.integers(1, 4))), draw(st.integers(0, 1000)))
+    kernel, stride = draw(st.sampled_from([(1, 1), (3, 3), (3, 2), (5, 5)])), draw(st.sampled_from([1, 1, 2]))
+    padding = draw(_paddings(build.shape("input")[1:3], kernel, (stride, stride)))
+    x = build.conv("input", 2 * channels, kernel, stride=(stride, stride), padding=padding, activation="relu")
+    for _ in range(draw(st.integers(1, parts))):
+        kind = draw(st.sampled_from(_FIRE_KINDS))
+        if kind != "fire" and min(build.shape(x)[1:3]) < 3:
+            break
+        x = _fire_part(draw, build, x, kind, channels)
+    end = draw(st.sampled_from(["conv", "pool", "linear"]))
+    if end == "linear":
+        x = build.add(Softmax, build.linear(x, 5))
+    else:
+        x = build.conv(x, draw(st.integers(1, 9)), activation="relu")
+        x = build.add(GlobalAveragePool, x) if end == "pool" else x
+    graph = in_any_8_bits(build.graph(x), draw(st.integers(0, 1000)))
+    return with_input_type(graph, "uint8") if draw(st.integers(0, 4)) == 0 else graph
+
+
+def in_any_8_bits(graph: Graph, seed: int = 0) -> Graph:
+    """With ranges at random, so that no zero point is 0 and padding with anything else shows."""
+    random = np.random.default_rng(seed)
+    lows, highs = random.uniform(-1.5, 0, len(graph.activations)), random.uniform(0.5, 2, len(graph.activations))
+    tensors = zip(graph.activations, lows.tolist(), highs.tolist(), strict=True)
+    return quantize(graph, {tensor.name: Range(low, high) for tensor, low, high in tensors})
+
+
+def _fire_part(draw, build: GraphBuilder, x: str, kind: str, channels: int) -> str:
+    _, rows, columns, depth = build.shape(x)
+    if kind in ("fire", "simple", "complex"):
+        squeezed = build.conv(x, draw(st.integers(1, channels)), activation="relu")
+        narrow = depth // 2 if kind == "simple" else draw(st.integers(1, 2 * channels))
+        wide = depth - narrow if kind == "simple" else draw(st.integers(1, 2 * channels))
+        if not narrow:
+            return squeezed
+        left = build.conv(squeezed, narrow, activation="relu")
+        right = build.conv(squeezed, wide, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+        joined = build.add(Concat, left, right)
+        if kind == "fire":
+            return joined
+        return build.add(Add, x if kind == "simple" else build.conv(x, narrow + wide), joined)
+    stride = draw(st.sampled_from([1, 2]))
+    if kind == "depthwise":
+        return build.conv(x, depth, (3, 3), depth, stride=(stride, stride), padding=(1, 1, 1, 1), activation="relu6")
+    if kind == "dilated":
+        return build.conv(x, depth, (3, 3), dilation=(2, 2), padding=(2, 2, 2, 2), activation="relu")
+    if kind == "average":
+        window = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+        return build.add(AveragePool, x, window=window, stride=(stride, draw(st.integers(1, 2))))
+    if kind == "valid pool":
+        return build.add(MaxPool, x, window=(3, 2), stride=(stride, 2))
+    if kind == "padded pool":
+        return build.add(MaxPool, x, window=(3, 3), stride=(stride, stride), padding=(1, 1, 1, 1))
+    # A pool that rounds up: padding behind where the last window would not be whole.
+    behind = (0, (rows - 3) % 2, 0, (columns - 3) % 2)
+    return build.add(MaxPool, x, window=(3, 3), stride=(2, 2), padding=behind)
+
+
+@st.composite
+def tilings(draw, shape: tuple[int, ...]) -> list[list[Region]]:
+    """Bands of one tile or of several side by side, of any height and in any order, that cover a tensor once."""
+    bands = []
+    for top, bottom in _pieces(draw, shape[1]):
+        columns = _pieces(draw, shape[2]) if draw(st.booleans()) else [(0, shape[2])]
+        bands.append([Region(top, bottom, left, right) for left, right in columns])
+    return draw(st.one_of(st.just(bands), st.just(bands[::-1]), st.permutations(bands)))
+
+
+def _pieces(draw, extent: int) -> Sequence[tuple[int, int]]:
+    cuts = draw(st.sets(st.integers(1, extent - 1), max_size=12)) if extent > 1 else set()
+    edges = [0, *sorted(cuts), extent]
+    return list(pairwise(edges))
 
 
 def _grow(draw, build: GraphBuilder, x: str, kind: str) -> str:
