@@ -140,7 +140,7 @@ def export(
     if fitted:
         after = {"tflite": files["model.int8.tflite"][1], "onnx": files["model.int8.onnx"][1]}
         report["fit"] = judged(fitted, contract, after, pixels, quiet=quiet)
-        contents |= pictures(fitted, "model.int8", after["tflite"])
+        contents |= pictures(fitted, "model.int8", after, quiet=quiet)
     written = write_files(out, {**contents, "export.json": json.dumps(report, indent=2) + "\n"})
     return Export(Path(out), tuple(written[:-1]), tuple(parity), report)
 

@@ -19,6 +19,7 @@ from ..runtime.errors import ParityError, UsageError
 from ..runtime.files import check_writable, read_file, sha256, write_files
 from ..runtime.graph import Graph, Tensor
 from ..runtime.planning import MemoryPlan
+from ..runtime.profiling import Profile, profile
 from ..runtime.reader import read_graph, read_metadata
 from ..runtime.session import Session
 from ..runtime.summary import model_explorer_node_data, summary_csv
@@ -30,6 +31,8 @@ from .tflite_writer import write_tflite
 
 # Pictures that are compared.
 _PICTURES = 20
+# How long operations are timed for the page.
+_SECONDS = 3.0
 
 Answers = list[np.ndarray]
 
@@ -75,7 +78,7 @@ def fit_file(
     report = {"model": str(model), "sha256": sha256(data), **judged(found, contract, after, pixels, quiet=quiet)}
     sizes = {file: {"bytes": len(content), "sha256": sha256(content)} for file, content in files.items()}
     contents: dict[str, bytes | str] = {**files, "fit.json": json.dumps({**report, "files": sizes}, indent=2) + "\n"}
-    contents |= pictures(found, f"{name}.fit", after["tflite"])
+    contents |= pictures(found, f"{name}.fit", after, quiet=quiet)
     return Fitted(found, tuple(write_files(out, contents)), report)
 
 
@@ -228,16 +231,37 @@ def _figures(planned: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def pictures(found: Fit, name: str, data: bytes) -> dict[str, bytes | str]:
-    """A fit for people and for other tools: the page, Vela's columns, Model Explorer's node data."""
+def pictures(found: Fit, name: str, files: Mapping[str, bytes], *, quiet: bool = False) -> dict[str, bytes | str]:
+    """A fit for people and for other tools: the page, Vela's columns, Model Explorer's node data.
+
+    Times of operations are those of onnxruntime, where it is installed.
+    """
     verdict = found.after.verdict(found.sram_bytes)
+    times = _profile(files["onnx"], quiet)
     contents: dict[str, bytes | str] = {
-        "fit.csv": summary_csv({"before": found.before, "after": found.after}, None, verdict, network=name)
+        "fit.csv": summary_csv({"before": found.before, "after": found.after}, times, verdict, network=name)
     }
-    for figure, text in model_explorer_node_data(found.after).items():
+    for figure, text in model_explorer_node_data(found.after, times).items():
         contents[f"{name}.{figure}.json"] = text
     if find_spec("bokeh"):
         from ..runtime.report import report_html
 
-        contents["report.html"] = report_html(found.after, found.before, verdict, name=f"{name}.tflite", data=data)
+        contents["report.html"] = report_html(
+            found.after,
+            found.before,
+            verdict,
+            times,
+            name=f"{name}.tflite",
+            data=files["tflite"],
+            account=found.after.account(),
+        )
     return contents
+
+
+def _profile(onnx: bytes, quiet: bool) -> Profile | None:
+    if not find_spec("onnxruntime"):
+        return None
+    with TemporaryDirectory() as folder, progress("measuring", quiet=quiet) as advance:
+        path = Path(folder) / "fitted.onnx"
+        path.write_bytes(onnx)
+        return profile(path, backend="onnxruntime", max_seconds=_SECONDS, tick=advance)
