@@ -15,7 +15,7 @@ from .graph import Graph, Op, Slice, Tensor
 
 ALIGNMENT = 16
 # How long ``pack`` looks, once after the other: so many walks from the order of ``place``, each of so many changes; and
-# how often it turns back.
+# how often it turns back before it gets farther than it was.
 _EFFORTS = ((1, 20), (2, 80), (6, 150))
 _DEAD_ENDS = 40
 
@@ -139,7 +139,7 @@ def _through(
     """One window after the other; back to the one before when one finds no place."""
     placed: dict[str, Buffer] = {}
     tries = [_placements(windows[0], placed, limit, effort)]
-    dead_ends = 0
+    farthest = dead_ends = 0
     while tries and dead_ends < _DEAD_ENDS:
         found = next(tries[-1], None)
         if found is None:
@@ -149,6 +149,8 @@ def _through(
         placed.update((buffer.tensor, buffer) for buffer in found)
         if len(tries) == len(windows):
             return placed
+        if len(tries) > farthest:
+            farthest, dead_ends = len(tries), 0
         tries.append(_placements(windows[len(tries)], placed, limit, effort))
     return None
 
