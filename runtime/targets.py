@@ -48,18 +48,21 @@ def _tflm(graph: Graph, offsets: Mapping[str, int] | None) -> Layout:
     """Head of the arena greedy by size, scratch with the activations; its tail is known to the byte.
 
     What has an offset goes there first. Rows that nothing reads any more are free then: who gave the offsets knows.
+    tflite-micro does not: what it places itself it keeps clear of the whole.
     """
     graph = explicit_padding(graph)
     offsets = offsets or {}
-    lives = lifetimes(graph, rowwise=bool(offsets))
+    lives = lifetimes(graph)
+    rowwise = lifetimes(graph, rowwise=True) if offsets else lives
     scratch = [
         Life(f"{op.name}/scratch{i}", nbytes, (Block(step, step, 0, tflm.align(nbytes)),))
         for step, op in enumerate(graph.ops)
         for i, nbytes in enumerate(tflm.scratch_buffers(graph, op))
     ]
-    fixed = {life.tensor: placed_at(life, offsets[life.tensor]) for life in lives if life.tensor in offsets}
+    fixed = {life.tensor: placed_at(life, offsets[life.tensor]) for life in rowwise if life.tensor in offsets}
+    whole = [placed_at(life, offsets[life.tensor]) for life in lives if life.tensor in offsets]
     free = [life for life in [*lives, *scratch] if life.tensor not in fixed]
-    placed = fixed | {buffer.tensor: buffer for buffer in place(free, fixed=tuple(fixed.values()))}
+    placed = fixed | {buffer.tensor: buffer for buffer in place(free, fixed=whole)}
     layout = Layout(
         graph,
         tuple(placed[life.tensor] for life in lives),

@@ -1,0 +1,145 @@
+"""The places that a TFLite file gives its activations for tflite-micro: written, read back, and planned as they are."""
+
+import time
+
+import numpy as np
+import pytest
+from firebox.export import write_tflite
+from firebox.runtime import plan, read_graph
+from firebox.runtime.errors import FormatError
+from firebox.runtime.graph import Concat, Graph, Slice
+from firebox.runtime.tflite_offline import OFFLINE_PLAN, pack_offline_plan, unpack_offline_plan
+from firebox.runtime.tflite_reader import read_offsets, read_tflite_metadata
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import GraphBuilder, graphs, in_any_8_bits
+
+offsets_or_none = st.lists(st.none() | st.integers(0, 2**31 - 1), max_size=20)
+
+
+def network() -> Graph:
+    build = GraphBuilder((1, 8, 8, 2))
+    x = build.conv("input", 4, (3, 3), padding=(1, 1, 1, 1))
+    return in_any_8_bits(build.graph(build.conv(x, 3)))
+
+
+def entry(version: int = 1, subgraph: int = 0, count: int = 7, values: tuple[int, ...] = (-1,) * 7) -> bytes:
+    return np.array([version, subgraph, count, *values], "<i4").tobytes()
+
+
+def test_the_network_of_these_tests_has_seven_tensors():
+    data = write_tflite(network(), None, {"input": 0})
+    assert len(read_tflite_metadata(data, OFFLINE_PLAN) or b"") == len(entry())
+    assert plan(write_tflite(network(), {OFFLINE_PLAN: entry()})) == plan(write_tflite(network()))
+
+
+@given(offsets_or_none)
+def test_what_is_packed_is_unpacked(offsets):
+    data = pack_offline_plan(offsets)
+    assert np.frombuffer(data, "<i4")[:3].tolist() == [1, 0, len(offsets)]
+    assert unpack_offline_plan(data, len(offsets)) == offsets
+    with pytest.raises(FormatError):
+        unpack_offline_plan(data, len(offsets) + 1)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        b"",
+        b"\x01",
+        entry()[:-1],
+        entry()[:-4],
+        entry()[:8],
+        entry() + b"\0",
+        entry() + bytes(4),
+        entry(version=2),
+        entry(version=0),
+        entry(version=-1),
+        entry(subgraph=1),
+        entry(count=6),
+        entry(count=-1),
+        entry(count=2**31 - 1),
+        entry(values=(-2,) + (-1,) * 6),
+        entry(values=(-(2**31),) * 7),
+        bytes(range(40)),
+        bytes(1 << 20),
+    ],
+)
+def test_an_entry_that_is_not_of_the_file_is_refused_in_a_line(hostile):
+    data = write_tflite(network(), {OFFLINE_PLAN: hostile})
+    with pytest.raises(FormatError, match="the TFLite file places its tensors in") as caught:
+        plan(data)
+    assert "\n" not in str(caught.value)
+    # The network itself is another matter.
+    assert read_graph(write_tflite(network())).ops
+
+
+@pytest.mark.parametrize("offset", [16, 2**20, 2**31 - 16, 2**31 - 1])
+def test_places_far_away_are_planned_as_they_are(offset):
+    start = time.perf_counter()
+    data = write_tflite(network(), {OFFLINE_PLAN: entry(values=(offset,) * 7)})
+    planned = plan(data)
+    assert planned.arena_bytes >= offset + 4 * 64
+    assert planned.total_bytes is not None
+    assert planned.total_bytes > planned.arena_bytes
+    assert not planned.verdict(offset).fits
+    assert {buffer.offset for buffer in planned.buffers} == {offset}
+    assert time.perf_counter() - start < 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data(), graphs(leave_out=("groups",)))
+def test_places_are_read_back_as_they_were_written(data, graph):
+    graph = in_any_8_bits(graph)
+    made = plan(graph)
+    places = st.none() | st.integers(0, 1000)
+    wanted = {b.tensor: offset for b in made.buffers if (offset := data.draw(places)) is not None}
+    found = write_tflite(graph, None, wanted)
+    assert read_offsets(found) == wanted == plan(found).offsets
+    # Places belong to tflite-micro alone.
+    assert plan(found, "litert-reference") == plan(write_tflite(graph), "litert-reference")
+    assert {b.tensor: b.offset for b in plan(found).buffers}.items() >= wanted.items()
+
+
+def test_some_places_given_and_the_rest_chosen_is_what_tflite_micro_takes(arena_head):
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(st.data(), graphs(leave_out=("groups",)))
+    def check(data, graph):
+        graph = in_any_8_bits(graph)
+        made = plan(graph).buffers
+        wanted = {b.tensor: b.offset for b in made if data.draw(st.booleans())}
+        found = write_tflite(graph, None, wanted)
+        assert arena_head(found) == plan(found).arena_bytes
+
+    check()
+
+
+def test_any_places_are_what_tflite_micro_takes(arena_head):
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(st.data(), graphs(leave_out=("groups",)))
+    def check(data, graph):
+        graph = in_any_8_bits(graph)
+        made = plan(graph).buffers
+        places = st.none() | st.integers(0, 40).map(lambda unit: 16 * unit)
+        wanted = {b.tensor: offset for b in made if (offset := data.draw(places)) is not None}
+        found = write_tflite(graph, None, wanted)
+        assert arena_head(found) == plan(found).arena_bytes
+
+    check()
+
+
+def in_rows(height: int = 6) -> Graph:
+    """An activation that is cut into rows, which are made wider and joined."""
+    build = GraphBuilder((1, height, 8, 1))
+    x = build.conv("input", 8)
+    rows = [build.add(Slice, x, begin=(0, row, 0, 0), size=(1, 1, 8, 8)) for row in range(height)]
+    return in_any_8_bits(build.graph(build.add(Concat, *(build.conv(row, 8) for row in rows), axis=1)))
+
+
+@pytest.mark.parametrize("names", [(), ("conv0",), ("conv0", "slice1"), ("input", "conv0", "concat13")])
+def test_what_has_no_place_goes_where_tflite_micro_sees_room(arena_head, names):
+    # It does not know that rows die one by one: what it places itself it keeps clear of the whole.
+    graph = in_rows()
+    wanted = {name: 512 * index for index, name in enumerate(names)}
+    data = write_tflite(graph, None, wanted)
+    assert arena_head(data) == plan(data).arena_bytes
