@@ -7,8 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 from firebox.model_zoo import Network, load_network
+from firebox.runtime import Session
 from firebox.runtime.console import note
 from firebox.runtime.files import write_file
 
@@ -20,7 +22,7 @@ PICTURES = "imagenet-samples.tar"
 FOLDER = "$FIREBOX_DATA"
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
-_PACKAGES = ("numpy", "pillow", "torch", "onnx", "onnxruntime", "ai-edge-litert", "tflite-runtime")
+_PACKAGES = ("numpy", "pillow", "torch", "onnx", "onnxruntime", "ai-edge-litert", "tflite-runtime", "tflite-micro")
 _INSTRUCTIONS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 data_option = click.option(
@@ -40,10 +42,17 @@ def out_option(name: str):
     )
 
 
-def load_reference(name: str, data_folder: Path) -> Network:
+def load_reference(name: str, data_folder: Path, input_size: tuple[int, int] | None = None) -> Network:
     # One picture at a time gives several threads little to do, and on busy cores they wait for each other.
     torch.set_num_threads(1)
-    return load_network(name, data_folder / REFERENCES[name])
+    return load_network(name, data_folder / REFERENCES[name], input_size=input_size)
+
+
+def encode(session: Session, pixels: np.ndarray) -> np.ndarray:
+    """Pixels as what the session's file takes."""
+    values = session.preprocessing.normalize(pixels)[None]
+    values = values.transpose(0, 3, 1, 2) if session.contract.layout == "NCHW" else values
+    return np.ascontiguousarray(session.contract.input.encode(values))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:

@@ -3,14 +3,10 @@
 Nothing but ratios of times taken in turn: on a machine that does other work too, milliseconds tell little.
 """
 
-import importlib
-import math
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -19,6 +15,7 @@ from common import (
     PICTURES,
     REFERENCES,
     data_option,
+    encode,
     load_reference,
     out_option,
     surroundings,
@@ -49,42 +46,11 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
 
 _SMALL = "squeezenet_micro"
-# Shorter runs are repeated until a sample takes this long, in seconds.
-_SAMPLE = 0.002
-# A block of pairs: which of the two runs first. Both orders are equally often; the seed shuffles them.
-_BLOCK = (0, 0, 1, 1)
 # Random weights are enough to be timed, and the gate would rightly refuse them.
 _NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
-
-Run = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two ways to do the same work; its ratio is the time of ``upper`` over that of ``lower``."""
-
-    section: str
-    label: tuple[str, ...]
-    upper: Run
-    lower: Run
-
-
-@dataclass(frozen=True)
-class Ratios:
-    """What a comparison gave: a ratio for each pair, in rounds with the other comparisons in between."""
-
-    comparison: Comparison
-    rounds: list[np.ndarray]
-
-    def cells(self) -> tuple[str, ...]:
-        """A row of a table."""
-        pairs = np.concatenate(self.rounds)
-        medians = [float(np.median(ratios)) for ratios in self.rounds]
-        low, middle, high = np.percentile(pairs, (10, 50, 90))
-        spreads = f"{min(medians):.3f} to {max(medians):.3f}", f"{low:.3f} to {high:.3f}"
-        return (*self.comparison.label, f"{middle:.3f}", *spreads, f"{len(pairs):,}")
 
 
 class Feeds(CalibrationDataReader):
@@ -162,40 +128,6 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
     write_page(out, page(found, evaluations, len(pictures)))
 
 
-def measure(comparisons: Sequence[Comparison], rounds: int, seconds: float, seed: int) -> list[Ratios]:
-    """In every round each comparison has one turn, in an order drawn anew."""
-    rng = np.random.default_rng(seed)
-    found = [Ratios(comparison, []) for comparison in comparisons]
-    with progress("timing", rounds * len(found)) as advance:
-        for _ in range(rounds):
-            for index in rng.permutation(len(found)):
-                comparison = found[index].comparison
-                found[index].rounds.append(turn((comparison.upper, comparison.lower), seconds, rng))
-                advance()
-    return found
-
-
-def turn(runs: tuple[Run, Run], seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """Ratios of the first's time to the second's, for pairs in whole blocks, after a warm-up."""
-    for run in runs:
-        run()
-    repeats = math.ceil(_SAMPLE / min(elapsed(run, 1) for run in runs))
-    ratios: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for first in rng.permutation(_BLOCK):
-            times = {side: elapsed(runs[side], repeats) for side in (first, 1 - first)}
-            ratios.append(times[0] / times[1])
-    return np.array(ratios)
-
-
-def elapsed(run: Run, repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return time.perf_counter() - start
-
-
 def compare(name: str, folder: Path, theirs: Path, pictures: LabelledImages) -> list[Comparison]:
     """Every comparison of one network, all on the same picture."""
     sessions = {
@@ -227,39 +159,6 @@ def compare(name: str, folder: Path, theirs: Path, pictures: LabelledImages) -> 
     return found
 
 
-def bind(run: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> Run:
-    return lambda: run(x)
-
-
-def encode(session: Session, pixels: np.ndarray) -> np.ndarray:
-    """Pixels as what the session's file takes."""
-    values = session.preprocessing.normalize(pixels)[None]
-    values = values.transpose(0, 3, 1, 2) if session.contract.layout == "NCHW" else values
-    return np.ascontiguousarray(session.contract.input.encode(values))
-
-
-def bare(path: Path, backend: str = "onnxruntime") -> Callable[[np.ndarray], np.ndarray]:
-    """One inference with nothing but the runtime's own calls, on one thread as in a session."""
-    runtime = importlib.import_module(BACKENDS[backend].module)
-    if backend == "onnxruntime":
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda x: session.run(None, {name: x})[0]
-    interpreter = runtime.Interpreter(str(path), num_threads=1)
-    interpreter.allocate_tensors()
-    source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-
-    def run(x: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(source, x)
-        interpreter.invoke()
-        return interpreter.get_tensor(target)
-
-    return run
-
-
 def quantize_with_onnxruntime(folder: Path, pictures: LabelledImages) -> Path:
     """The float32 file quantized by onnxruntime, as it recommends for x86, with the pictures that calibrate ours."""
     source, prepared, target = (folder / name for name in ("model.float32.onnx", "prepared.onnx", "quantized.onnx"))
@@ -284,13 +183,12 @@ def page(found: Sequence[Ratios], evaluations: Mapping[str, Sequence[Evaluation]
     def rows(section: str) -> list[tuple[str, ...]]:
         return [ratios.cells() for ratios in found if ratios.comparison.section == section]
 
-    ratio = ("ratio (median)", "medians of the rounds", "10th to 90th percentile", "pairs")
     return [
         "# Speed of the exported files",
         "This page is written by\n\n```sh\npython benchmarks/speed.py\n```",
         "Every figure is a ratio of two times that were taken right after one another, on one thread, for one picture, "
         "in one process. Which of the two comes first changes within each block of "
-        f"{len(_BLOCK)} pairs, in an order drawn by a seed; the comparisons take turns in {len(found[0].rounds)} "
+        f"{len(BLOCK)} pairs, in an order drawn by a seed; the comparisons take turns in {len(found[0].rounds)} "
         "rounds. The ratio is the median of all pairs. The medians of the rounds say how well it can be repeated on "
         "this machine, the percentiles how much a single pair is off. There are no milliseconds here: the machine did "
         "other work too, and yours is another. `firebox profile` measures them where they count.",
@@ -299,14 +197,14 @@ def page(found: Sequence[Ratios], evaluations: Mapping[str, Sequence[Evaluation]
         surroundings(),
         "## The same thing twice",
         "One int8 ONNX file in two sessions. Below, what is no further from 1 than this is no difference.",
-        table(("network", *ratio), rows("control")),
+        table(("network", *RATIO_COLUMNS), rows("control")),
         "## int8 beside onnxruntime's quantizer",
         "Time of the file that `onnxruntime.quantization.quantize_static` makes (QDQ, uint8 activations, int8 weights "
         "per channel, MinMax, after `quant_pre_process`) to that of `model.int8.onnx`, both in onnxruntime, made from "
         "one float32 ONNX file with the same calibration pictures: above 1, this project's is faster. The quantizer's "
         "file takes and gives float32. This project's takes and gives uint8, which is part of the gain in the first "
         "row of each network; in the second the conversions from and to float32, in numpy, are counted against it.",
-        table(("network", "input", *ratio), rows("quantizer"), names=2),
+        table(("network", "input", *RATIO_COLUMNS), rows("quantizer"), names=2),
         f"How right the two files are, on the {pictures} pictures of `{FOLDER}/{PICTURES}`, of which "
         f"{ExportConfig().calibration_images} calibrated both; one picture is {1 / pictures:.1%}, and "
         "[another draw](accuracy.md#other-calibration-pictures) moves these figures too.",
@@ -314,10 +212,10 @@ def page(found: Sequence[Ratios], evaluations: Mapping[str, Sequence[Evaluation]
         "## Session beside the bare backend",
         "Time of `Session.run` to that of the backend's own calls (`InferenceSession.run`; `set_tensor`, `invoke`, "
         "`get_tensor`) on the same int8 file and the same array: what the checks of a session cost.",
-        table(("network", "backend", *ratio), rows("session"), names=2),
+        table(("network", "backend", *RATIO_COLUMNS), rows("session"), names=2),
         "## int8 beside float32",
         "Time of the float32 file to that of the int8 file, both in a `Session`: above 1, int8 is faster.",
-        table(("network", "backend", *ratio), rows("int8"), names=2),
+        table(("network", "backend", *RATIO_COLUMNS), rows("int8"), names=2),
     ]
 
 

@@ -1,0 +1,110 @@
+"""Two ways to do the same work, timed right after one another: ratios can be trusted where seconds cannot."""
+
+import importlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from firebox.runtime.backends import BACKENDS
+from firebox.runtime.console import progress
+
+# Shorter runs are repeated until a sample takes this long, in seconds.
+_SAMPLE = 0.002
+# A block of pairs: which of the two runs first. Both orders are equally often; the seed shuffles them.
+BLOCK = (0, 0, 1, 1)
+
+Run = Callable[[], Any]
+
+
+# The columns of ``Ratios.cells`` behind those of the label.
+RATIO_COLUMNS = ("ratio (median)", "medians of the rounds", "10th to 90th percentile", "pairs")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways to do the same work; its ratio is the time of ``upper`` over that of ``lower``."""
+
+    section: str
+    label: tuple[str, ...]
+    upper: Run
+    lower: Run
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """What a comparison gave: a ratio for each pair, in rounds with the other comparisons in between."""
+
+    comparison: Comparison
+    rounds: list[np.ndarray]
+
+    def cells(self) -> tuple[str, ...]:
+        """A row of a table."""
+        pairs = np.concatenate(self.rounds)
+        medians = [float(np.median(ratios)) for ratios in self.rounds]
+        low, middle, high = np.percentile(pairs, (10, 50, 90))
+        spreads = f"{min(medians):.3f} to {max(medians):.3f}", f"{low:.3f} to {high:.3f}"
+        return (*self.comparison.label, f"{middle:.3f}", *spreads, f"{len(pairs):,}")
+
+
+def measure(comparisons: Sequence[Comparison], rounds: int, seconds: float, seed: int) -> list[Ratios]:
+    """In every round each comparison has one turn, in an order drawn anew."""
+    rng = np.random.default_rng(seed)
+    found = [Ratios(comparison, []) for comparison in comparisons]
+    with progress("timing", rounds * len(found)) as advance:
+        for _ in range(rounds):
+            for index in rng.permutation(len(found)):
+                comparison = found[index].comparison
+                found[index].rounds.append(turn((comparison.upper, comparison.lower), seconds, rng))
+                advance()
+    return found
+
+
+def turn(runs: tuple[Run, Run], seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """Ratios of the first's time to the second's, for pairs in whole blocks, after a warm-up."""
+    for run in runs:
+        run()
+    repeats = math.ceil(_SAMPLE / min(elapsed(run, 1) for run in runs))
+    ratios: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for first in rng.permutation(BLOCK):
+            times = {side: elapsed(runs[side], repeats) for side in (first, 1 - first)}
+            ratios.append(times[0] / times[1])
+    return np.array(ratios)
+
+
+def elapsed(run: Run, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return time.perf_counter() - start
+
+
+def bind(run: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> Run:
+    return lambda: run(x)
+
+
+def bare(path: Path, backend: str = "onnxruntime") -> Callable[[np.ndarray], np.ndarray]:
+    """One inference with nothing but the runtime's own calls, on one thread as in a session."""
+    runtime = importlib.import_module(BACKENDS[backend].module)
+    if backend == "onnxruntime":
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda x: session.run(None, {name: x})[0]
+    interpreter = runtime.Interpreter(str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def run(x: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(source, x)
+        interpreter.invoke()
+        return interpreter.get_tensor(target)
+
+    return run
