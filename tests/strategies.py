@@ -30,8 +30,8 @@ from firebox.runtime.rewrite import fuse_activations
 from hypothesis import strategies as st
 
 _FIRE_KINDS = (
-    "fire", "fire", "simple", "complex", "ceil pool", "ceil pool",
-    "valid pool", "padded pool", "average", "depthwise", "dilated",
+    "pooled fire", "fire", "simple", "complex", "uneven",
+    "ceil pool", "valid pool", "padded pool", "average", "depthwise", "dilated",
 )  # fmt: skip
 _KINDS = ("conv", "depthwise", "groups", "max", "average", "relu", "fire", "residual", "pad", "rows", "slice")
 
@@ -96,9 +96,8 @@ def fire_networks(draw, sizes: tuple[int, int] = (6, 15), channels: int = 4, par
     kernel, stride = draw(st.sampled_from([(1, 1), (3, 3), (3, 2), (5, 5)])), draw(st.sampled_from([1, 1, 2]))
     padding = draw(_paddings(build.shape("input")[1:3], kernel, (stride, stride)))
     x = build.conv("input", 2 * channels, kernel, stride=(stride, stride), padding=padding, activation="relu")
-    for _ in range(draw(st.integers(1, parts))):
-        kind = draw(st.sampled_from(_FIRE_KINDS))
-        if kind != "fire" and min(build.shape(x)[1:3]) < 3:
+    for kind in draw(st.lists(st.sampled_from(_FIRE_KINDS), min_size=1, max_size=parts, unique=True)):
+        if min(build.shape(x)[1:3]) < 3:
             break
         x = _fire_part(draw, build, x, kind, channels)
     end = draw(st.sampled_from(["conv", "pool", "linear"]))
@@ -108,7 +107,7 @@ def fire_networks(draw, sizes: tuple[int, int] = (6, 15), channels: int = 4, par
         x = build.conv(x, draw(st.integers(1, 9)), activation="relu")
         x = build.add(GlobalAveragePool, x) if end == "pool" else x
     graph = in_any_8_bits(build.graph(x), draw(st.integers(0, 1000)))
-    return with_input_type(graph, "uint8") if draw(st.integers(0, 4)) == 0 else graph
+    return with_input_type(graph, "uint8") if draw(st.integers(0, 4)) == 4 else graph
 
 
 def in_any_8_bits(graph: Graph, seed: int = 0) -> Graph:
@@ -121,6 +120,8 @@ def in_any_8_bits(graph: Graph, seed: int = 0) -> Graph:
 
 def _fire_part(draw, build: GraphBuilder, x: str, kind: str, channels: int) -> str:
     _, rows, columns, depth = build.shape(x)
+    if kind == "pooled fire":
+        return _fire_part(draw, build, _fire_part(draw, build, x, "fire", channels), "ceil pool", channels)
     if kind in ("fire", "simple", "complex"):
         squeezed = build.conv(x, draw(st.integers(1, channels)), activation="relu")
         narrow = depth // 2 if kind == "simple" else draw(st.integers(1, 2 * channels))
@@ -133,6 +134,9 @@ def _fire_part(draw, build: GraphBuilder, x: str, kind: str, channels: int) -> s
         if kind == "fire":
             return joined
         return build.add(Add, x if kind == "simple" else build.conv(x, narrow + wide), joined)
+    if kind == "uneven":
+        # More padding before than behind, of a tensor that is used as it is too.
+        return build.add(Add, build.conv(x, depth, (3, 3), padding=(2, 0, 1, 1), activation="relu"), x)
     stride = draw(st.sampled_from([1, 2]))
     if kind == "depthwise":
         return build.conv(x, depth, (3, 3), depth, stride=(stride, stride), padding=(1, 1, 1, 1), activation="relu6")
