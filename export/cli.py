@@ -9,7 +9,7 @@ import click
 
 from ..runtime.cli import device_options, model_argument, sram_option
 from ..runtime.console import json_option, note, print_json, progress, say, table
-from ..runtime.errors import CannotRewriteError, DoesNotFitError, UnsupportedError, UsageError
+from ..runtime.errors import DoesNotFitError, UnknownOperationError, UsageError
 from ..runtime.units import format_size
 
 if TYPE_CHECKING:
@@ -70,8 +70,10 @@ def fit_command(
     except DoesNotFitError as error:
         advise(error, as_json)
         raise
-    except UnsupportedError as error:
-        raise CannotRewriteError(f"{error}; a network with it cannot be rewritten") from error
+    except UnknownOperationError as error:
+        # What it computes from which rows is not known, nor where its memory is: no verdict but this one is honest.
+        error.exit_code = DoesNotFitError.exit_code
+        raise
     if as_json:
         print_json({**fitted.report, "files": list(map(str, fitted.files))})
     else:

@@ -27,10 +27,14 @@ _SAVING = 1_000.0
 _CHEAPER = (0.0, 10.0, 100.0)
 # By how much the limit is lowered when no placement reaches it.
 _STEP = 0.985
-# Large and small steps in which the smallest budget is looked for, and how many small ones to either side.
+# Large and small steps in which the smallest budget is looked for, how many small ones to either side, and how many of
+# the best of all are placed.
 _FAR = 1.08
 _NEAR = 0.005
 _STEPS = 8
+_BEST = 3
+# What placing may take beside what is alive at once, as factors that are tried one after the other.
+_ROOMS = (1.003, 1.01, 1.03, 1.06, 1.1)
 _TERMS: Mapping[str, Terms] = {"tflm": TFLM, "litert-reference": WHOLE, "static": WHOLE}
 
 Tick = Callable[..., None]
@@ -174,9 +178,10 @@ class Search:
         """A candidate of less work that fits as well, when a longer tail leaves room for one."""
         for byte_worth in _CHEAPER:
             stages = self.cheapest(limit, byte_worth)
-            if stages and limit + self.tail(self.assemble(stages)) <= sram_bytes:
+            graph = self.assemble(stages) if stages else found.after.graph
+            if stages and graph.macs < found.after.graph.macs and limit + self.tail(graph) <= sram_bytes:
                 cheaper = self.candidate(stages, limit, sram_bytes, byte_worth)
-                if cheaper and cheaper.after.graph.macs < found.after.graph.macs:
+                if cheaper:
                     return cheaper
         return found
 
@@ -186,12 +191,20 @@ class Search:
         around = min(totals, key=lambda limit: totals[limit][0], default=upper)
         for step in range(-_STEPS, _STEPS + 1):
             self._look(int(around * (1 + step * _NEAR)), totals)
-        for limit in sorted(totals, key=lambda limit: totals[limit][0]):
-            total, stages = totals[limit]
-            candidate = self.candidate(stages, limit, int(total * (1 + _NEAR)), _SAVING)
-            if candidate:
-                return candidate
-        return None
+        best: Candidate | None = None
+        ranked = sorted(totals, key=lambda limit: totals[limit][0])[:_BEST]
+        # Soon found with room to spare, or after a long look with less.
+        for quick, rooms in ((True, _ROOMS), (False, _ROOMS[:2])):
+            for limit in ranked:
+                total, stages = totals[limit]
+                for room in rooms:
+                    if best and needed(best.after) <= total * room:
+                        break
+                    found = self.candidate(stages, limit, int(total * room), _SAVING, quick=quick)
+                    if found:
+                        best = found
+                        break
+        return best
 
     def least(self, upper: int) -> int:
         """About what that network needs."""
@@ -286,8 +299,10 @@ class Search:
         ops = [op for part in parts for op in part.ops]
         return explicit_padding(Graph.of(self.graph.name, tensors.values(), ops, self.graph.inputs, self.graph.outputs))
 
-    def candidate(self, stages: Sequence[Stage], limit: int, sram_bytes: int, byte_worth: float) -> Candidate | None:
-        """The stages as a network with its plan, or None when no placement within the budget was found."""
+    def candidate(
+        self, stages: Sequence[Stage], limit: int, sram_bytes: int, byte_worth: float, *, quick: bool = False
+    ) -> Candidate | None:
+        """The stages as a network with its plan, or None when no placement within the budget was found, quickly."""
         stages = self._sided(stages, limit, byte_worth)
         graph = self.assemble(stages)
         if self.target != "tflm":
@@ -297,7 +312,7 @@ class Search:
             least = most_alive(lives)
             # No more than needed, where that is soon found.
             tight = (pack(lives, limit, quick=True) for limit in (least, (least + room) // 2) if limit <= room)
-            buffers = next(filter(None, tight), None) or pack(lives, room)
+            buffers = next(filter(None, tight), None) or pack(lives, room, quick=quick)
             if buffers is None:
                 return None
             after = plan(graph, "tflm", offsets={buffer.tensor: buffer.offset for buffer in buffers})

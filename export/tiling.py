@@ -205,11 +205,10 @@ class _Tile:
         inputs = [n if self.source.tensors[n].data is not None else self.part(n, inside) for n in op.inputs]
         if isinstance(op, Pad) and pads == NO_PADS:
             return inputs[0]
-        here = replace(op, inputs=tuple(inputs), output=f"{op.output}/{self.tag}")
-        if isinstance(here, Conv | Pool | Pad):
-            here = replace(here, padding=pads)
+        padding = {"padding": pads} if isinstance(op, Conv | Pool | Pad) else {}
+        here = replace(op, inputs=tuple(inputs), output=f"{op.output}/{self.tag}", **padding)
         tensor = self.source.tensors[op.output]
-        return self.emit(here, replace(tensor, shape=self.wanted[op.output].shape(tensor.shape)))
+        return self.emit(here, tensor, self.wanted[op.output].shape(tensor.shape))
 
     def part(self, name: str, region: Region) -> str:
         """The name of a region of a tensor, which is cut out when it is not all that there is."""
@@ -221,10 +220,10 @@ class _Tile:
             shape = region.shape(tensor.shape)
             begin = (0, region.top - around.top, region.left - around.left, 0)
             output = f"{name}/{self.tag}/part{len(self.cut)}"
-            self.cut[held, region] = self.emit(Slice((held,), output, begin, shape), replace(tensor, shape=shape))
+            self.cut[held, region] = self.emit(Slice((held,), output, begin, shape), tensor, shape)
         return self.cut[held, region]
 
-    def emit(self, op: Op, like: Tensor) -> str:
+    def emit(self, op: Op, like: Tensor, shape: Shape) -> str:
         self.ops.append(op)
-        self.tensors[op.output] = replace(like, name=op.output)
+        self.tensors[op.output] = Tensor(op.output, shape, like.dtype, like.quantization)
         return op.output

@@ -36,10 +36,8 @@ class UnsupportedError(FireboxError):
     """A network holds an operation firebox does not know; the message says which and where."""
 
 
-class CannotRewriteError(UnsupportedError):
-    """A network holds an operation that firebox does not know, and was to be made to fit."""
-
-    exit_code = 3
+class UnknownOperationError(UnsupportedError):
+    """A network holds an operation of a kind that firebox does not know."""
 
 
 class DataError(FireboxError):

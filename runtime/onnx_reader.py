@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import FormatError, MissingExtraError, UnsupportedError
+from .errors import FormatError, MissingExtraError, UnknownOperationError, UnsupportedError
 from .graph import (
     NO_PADS,
     Activation,
@@ -113,7 +113,7 @@ class _Reader:
         """Add to the graph what one node does."""
         handler = _HANDLERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if handler is None:
-            raise UnsupportedError(
+            raise UnknownOperationError(
                 f"unsupported operation {_describe(node)}; ARCHITECTURE.md lists those that are supported"
             )
         for position, name in enumerate(node.input):

@@ -14,10 +14,19 @@ import numpy as np
 from .graph import Graph, Op, Slice, Tensor
 
 ALIGNMENT = 16
-# How long ``pack`` looks, once after the other: so many walks from the order of ``place``, each of so many changes; and
-# how often it turns back before it gets farther than it was.
-_EFFORTS = ((1, 20), (2, 80), (6, 150))
-_DEAD_ENDS = 40
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """How long ``pack`` looks: so many walks from the order of ``place``, each of so many changes to it, and how often
+    it turns back before it gets farther than it was."""
+
+    walks: int
+    changes: int
+    dead_ends: int
+
+
+_EFFORTS = (_Effort(1, 20, 12), _Effort(2, 60, 10), _Effort(4, 120, 4))
 
 
 @dataclass(frozen=True)
@@ -133,14 +142,12 @@ def most_alive(lives: Sequence[Life]) -> int:
     return int(np.cumsum(change).max())
 
 
-def _through(
-    windows: Sequence[tuple[list[Life], list[Life]]], limit: int, effort: tuple[int, int]
-) -> dict[str, Buffer] | None:
+def _through(windows: Sequence[tuple[list[Life], list[Life]]], limit: int, effort: _Effort) -> dict[str, Buffer] | None:
     """One window after the other; back to the one before when one finds no place."""
     placed: dict[str, Buffer] = {}
     tries = [_placements(windows[0], placed, limit, effort)]
     farthest = dead_ends = 0
-    while tries and dead_ends < _DEAD_ENDS:
+    while tries and dead_ends < effort.dead_ends:
         found = next(tries[-1], None)
         if found is None:
             tries.pop()
@@ -177,7 +184,7 @@ def _windows(lives: Sequence[Life]) -> list[tuple[list[Life], list[Life]]]:
 
 
 def _placements(
-    window: tuple[list[Life], list[Life]], placed: Mapping[str, Buffer], limit: int, effort: tuple[int, int]
+    window: tuple[list[Life], list[Life]], placed: Mapping[str, Buffer], limit: int, effort: _Effort
 ) -> Iterator[tuple[Buffer, ...]]:
     """Ways to place the lives of a window below the limit; they differ in where the last to live lies."""
     before, inside = window
@@ -194,8 +201,8 @@ def _placements(
         if any(_meet(pin, buffer) for pin in pinned for buffer in fixed):
             continue
         free, there = others if pinned else inside, [*fixed, *pinned]
-        for seed in range(effort[0]):
-            found = _descend(free, there, limit, flipped, np.random.default_rng(seed), effort[1])
+        for seed in range(effort.walks):
+            found = _descend(free, there, limit, flipped, np.random.default_rng(seed), effort.changes)
             if not _excess(found, limit):
                 yield (*found, *pinned)
                 break

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import FormatError, UnsupportedError
+from .errors import FormatError, UnknownOperationError, UnsupportedError
 from .graph import (
     NO_PADS,
     Activation,
@@ -105,7 +105,7 @@ class _Subgraph:
         outputs = [self.name(i) for i in operator["outputs"]]
         if kind is None:
             where = outputs[0] if outputs else f"operation {index}"
-            raise UnsupportedError(
+            raise UnknownOperationError(
                 f"TFLite operation {code} at {where!r} is not supported; see ARCHITECTURE.md for those that are"
             )
         if not inputs or len(outputs) != 1:

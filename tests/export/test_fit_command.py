@@ -1,0 +1,174 @@
+"""``firebox fit`` and ``firebox export --sram``: what they write, say and return, and what bad input ends in."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from firebox.export import Export, ExportConfig, Tolerance, calibrate, export, quantize, write_onnx
+from firebox.model_zoo import load_network
+from firebox.runtime import Session, open_images, plan
+from firebox.runtime.errors import DoesNotFitError
+from onnx import TensorProto, helper
+from strategies import GraphBuilder
+
+
+@pytest.fixture(scope="module")
+def model(exported) -> Path:
+    return exported / "model.int8.tflite"
+
+
+@pytest.fixture(scope="module")
+def budget(model) -> int:
+    """Less than the model needs, and more than the least that can be reached."""
+    total = plan(model).total_bytes
+    assert total is not None
+    return total * 9 // 10
+
+
+@pytest.fixture(scope="module")
+def fitted(command, model, budget, tmp_path_factory) -> tuple[Path, dict]:
+    out = tmp_path_factory.mktemp("fitted") / "out"
+    ran = command("fit", model, "--sram", budget, "-o", out, "--json")
+    assert ran.code == 0, ran.err
+    return out, json.loads(ran.out)
+
+
+def test_a_fit_is_written_in_both_formats_with_all_that_was_found_out(fitted, model, budget):
+    out, said = fitted
+    planned = plan(out / "model.int8.fit.tflite")
+    assert planned.total_bytes == said["after"]["total_bytes"] == said["measured"]["total_bytes"] <= budget
+    assert said["before"]["total_bytes"] == plan(model).total_bytes
+    assert said["verdict"]["fits"] and said["stages"]
+    assert set(said["compared_pictures"]) >= {"litert", "onnxruntime", "tflite-micro"}
+    report = json.loads((out / "fit.json").read_text())
+    assert {name: report[name] for name in ("before", "after", "stages")} == {
+        name: said[name] for name in ("before", "after", "stages")
+    }
+    assert set(report["files"]) == {"model.int8.fit.tflite", "model.int8.fit.onnx"}
+    rows = list(csv.DictReader((out / "fit.csv").read_text().splitlines()))
+    assert [row["experiment"] for row in rows] == ["before", "after"]
+    page = (out / "report.html").read_text()
+    assert "model.int8.fit.tflite" in page
+
+
+def test_the_files_keep_their_contract_and_their_answers(fitted, model, noise):
+    out, _ = fitted
+    with Session(model) as before:
+        for name in ("model.int8.fit.tflite", "model.int8.fit.onnx"):
+            with Session(out / name) as after:
+                assert after.check().passed
+                assert after.classes == before.classes
+                picture = noise / "class0" / "0.png"
+                np.testing.assert_allclose(after.predict(picture), before.predict(picture), atol=1e-6)
+
+
+def test_an_onnx_file_is_fitted_as_well_and_for_people(command, exported, budget, noise, tmp_path):
+    ran = command("fit", exported / "model.int8.onnx", "--sram", budget, "-o", tmp_path / "out", "--images", noise)
+    assert ran.code == 0, ran.err
+    assert "the same integers as before on 12 pictures" in ran.out
+    assert "fits" in ran.out.splitlines()[-1] or "fits" in ran.out
+    assert (tmp_path / "out" / "model.int8.fit.tflite").exists()
+
+
+def test_what_fits_already_is_left_as_it_is(command, model, tmp_path):
+    ran = command("fit", model, "--sram", "1MiB", "-o", tmp_path / "out", "--json")
+    assert ran.code == 0
+    said = json.loads(ran.out)
+    assert said["stages"] == [] and said["extra_macs"] == 0
+
+
+def test_what_cannot_fit_says_what_it_could_and_what_would_help(command, model, tmp_path):
+    ran = command("fit", model, "--sram", "4KiB", "-o", tmp_path / "out", "--json")
+    assert ran.code == 3
+    said = json.loads(ran.out)
+    assert said["smallest_bytes"] > said["sram_bytes"] == 4096
+    assert said["binding"]
+    changes = {found["change"]: found["about_bytes"] for found in said["alternatives"]}
+    assert "without its bypasses" in changes and "with 50% of its channels" in changes
+    assert f"{said['smallest_bytes']:,} bytes is the least" in ran.err
+    assert not (tmp_path / "out").exists()
+    again = command("fit", model, "--sram", said["smallest_bytes"], "-o", tmp_path / "out")
+    assert again.code == 0, again.err
+
+
+def test_export_fits_in_one_go(noise, tmp_path):
+    network = load_network("squeezenet_micro", random_init=True, num_classes=3, input_size=(24, 24))
+    anything = Tolerance(float_error=1e-3, sqnr_db=-100, agreement=0, formats_agreement=0)
+
+    def exported_within(sram_bytes: int, out: Path) -> Export:
+        config = ExportConfig(calibration_images=4, sram_bytes=sram_bytes, tolerance=anything)
+        return export(
+            network.module,
+            out,
+            preprocessing=network.preprocessing,
+            images=open_images(noise),
+            classes=("class0", "class1", "class2"),
+            config=config,
+            quiet=True,
+        )
+
+    total = exported_within(2**20, tmp_path / "roomy").report["files"]["model.int8.tflite"]["total_bytes"]
+    out = tmp_path / "out"
+    found = exported_within(total * 9 // 10, out)
+    assert found.report["fit"]["stages"] and found.report["fit"]["verdict"]["fits"]
+    planned = plan(out / "model.int8.tflite")
+    assert planned.total_bytes == found.report["files"]["model.int8.tflite"]["total_bytes"] <= total * 9 // 10
+    for name in ("model.float32.onnx", "model.int8.onnx", "report.html", "fit.csv", "export.json"):
+        assert (out / name).exists()
+    with pytest.raises(DoesNotFitError, match=r"does not fit 4\.0 KiB"):
+        exported_within(4096, tmp_path / "late")
+    assert not (tmp_path / "late").exists()
+
+
+def foreign(path: Path, kind: str, batch: int | str = 1) -> Path:
+    source = helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, 3, 8, 8])
+    target = helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, 3, 8, 8])
+    graph = helper.make_graph([helper.make_node(kind, ["input"], ["output"])], "foreign", [source], [target])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(command, model, exported, tmp_path):
+    out = tmp_path / "out"
+    float_model = exported / "model.float32.tflite"
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    cases = [
+        (("fit", model), 2, "fit needs a budget"),
+        (("fit", model, "--sram", "0"), 2, "size '0'"),
+        (("fit", model, "--sram", "99999999TiB"), 2, "unknown unit"),
+        (("fit", model, "--sram", "9999999999GiB"), 2, "address space"),
+        (("fit", model, "--sram", "-1"), 2, "-1"),
+        (("fit", model, "--sram", "1MiB", "--device", "stm32h743"), 2, "two budgets"),
+        (("fit", model, "--device", "toaster"), 2, "toaster"),
+        (("fit", model, "--sram", "64KiB", "--target", "onnxruntime"), 2, "onnxruntime"),
+        (("fit", float_model, "--sram", "64KiB"), 2, "only int8 is fitted"),
+        (("fit", tmp_path / "none.tflite", "--sram", "64KiB"), 2, "none.tflite"),
+        (("fit", foreign(tmp_path / "gelu.onnx", "Gelu"), "--sram", "64KiB"), 3, "Gelu"),
+        (("fit", foreign(tmp_path / "batch.onnx", "Relu", "n"), "--sram", "64KiB"), 1, "dynamic shape"),
+        (("fit", model, "--sram", "64KiB", "--images", tmp_path / "nothing"), 2, "nothing"),
+    ]
+    for arguments, code, said in cases:
+        ran = command(*arguments, *(() if "-o" in arguments else ("-o", out)))
+        assert (ran.code, ran.out) == (code, ""), (arguments, ran.err)
+        assert said in ran.err
+        assert not out.exists()
+    blocked = command("fit", model, "--sram", "64KiB", "-o", file / "out")
+    assert blocked.code == 1
+    assert file.read_text() == "in the way"
+
+
+def test_pictures_need_a_contract(command, tmp_path, noise):
+    build = GraphBuilder((1, 12, 12, 3))
+    graph = build.graph(build.conv(build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1)), 4))
+    random = np.random.default_rng(0)
+    samples = [random.standard_normal((1, 12, 12, 3), np.float32) for _ in range(2)]
+    (tmp_path / "hand.onnx").write_bytes(write_onnx(quantize(graph, calibrate(graph, samples))))
+    ran = command("fit", tmp_path / "hand.onnx", "--sram", "64KiB", "--images", noise, "-o", tmp_path / "out")
+    assert ran.code == 2
+    assert "carries no contract" in ran.err
+    assert not (tmp_path / "out").exists()
+    assert command("fit", tmp_path / "hand.onnx", "--sram", "64KiB", "-o", tmp_path / "out").code == 0
