@@ -13,7 +13,8 @@ from itertools import pairwise
 
 from ..runtime.errors import DoesNotFitError, UsageError
 from ..runtime.graph import Graph, Op
-from ..runtime.placement import lifetimes, most_alive, pack
+from ..runtime.packing import pack
+from ..runtime.placement import lifetimes, most_alive
 from ..runtime.planning import MemoryPlan, plan
 from ..runtime.rewrite import explicit_padding
 from ..runtime.targets import Target
@@ -192,18 +193,18 @@ class Search:
         for step in range(-_STEPS, _STEPS + 1):
             self._look(int(around * (1 + step * _NEAR)), totals)
         best: Candidate | None = None
-        ranked = sorted(totals, key=lambda limit: totals[limit][0])[:_BEST]
-        # Soon found with room to spare, or after a long look with less.
-        for quick, rooms in ((True, _ROOMS), (False, _ROOMS[:2])):
-            for limit in ranked:
-                total, stages = totals[limit]
-                for room in rooms:
-                    if best and needed(best.after) <= total * room:
-                        break
-                    found = self.candidate(stages, limit, int(total * room), _SAVING, quick=quick)
-                    if found:
-                        best = found
-                        break
+        for limit in sorted(totals, key=lambda limit: totals[limit][0])[:_BEST]:
+            total, stages = totals[limit]
+            for room in _ROOMS:
+                if best and needed(best.after) <= total * room:
+                    break
+                found = self.candidate(stages, limit, int(total * room), _SAVING, quick=True)
+                if found:
+                    best = found
+                    break
+        # That was a quick look: as long as a long one finds more, go on.
+        while best and (found := self.within(int(needed(best.after) * _STEP))):
+            best = found
         return best
 
     def least(self, upper: int) -> int:
