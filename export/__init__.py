@@ -8,6 +8,8 @@ torch is imported when a module is traced; graphs are quantized and written with
 
 from .calibration import Range, calibrate
 from .exporter import Export, ExportConfig, export
+from .fitted import Fitted, fit_file
+from .fitting import Fit, fit
 from .onnx_writer import write_onnx
 from .parity import Parity, Tolerance
 from .quantization import quantize
@@ -18,11 +20,15 @@ from .tracing import trace
 __all__ = [
     "Export",
     "ExportConfig",
+    "Fit",
+    "Fitted",
     "Parity",
     "Range",
     "Tolerance",
     "calibrate",
     "export",
+    "fit",
+    "fit_file",
     "input_moments",
     "quantize",
     "trace",
