@@ -28,14 +28,14 @@ _SAVING = 1_000.0
 _CHEAPER = (0.0, 10.0, 100.0)
 # By how much the limit is lowered when no placement reaches it.
 _STEP = 0.985
-# Large and small steps in which the smallest budget is looked for, how many small ones to either side, and how many of
-# the best of all are placed.
+# Large and small steps in which the smallest budget is looked for, and how many small ones to either side.
 _FAR = 1.08
 _NEAR = 0.005
 _STEPS = 8
-_BEST = 3
+# Limits that are placed for one budget when the smallest is looked for.
+_TRIES = 2
 # What placing may take beside what is alive at once, as factors that are tried one after the other.
-_ROOMS = (1.003, 1.01, 1.03, 1.06, 1.1)
+_ROOMS = (1.003, 1.01, 1.03, 1.06, 1.1, 1.2, 1.5, 2.0)
 _TERMS: Mapping[str, Terms] = {"tflm": TFLM, "litert-reference": WHOLE, "static": WHOLE}
 
 Tick = Callable[..., None]
@@ -142,10 +142,6 @@ class Candidate:
     after: MemoryPlan
 
 
-# Bytes at once and of the tail together, and the stages that come to it.
-_Total = tuple[int, tuple[Stage, ...]]
-
-
 class Search:
     """All ways through a network, and what has been found out about them."""
 
@@ -160,7 +156,7 @@ class Search:
 
     def within(self, sram_bytes: int) -> Candidate | None:
         """The network with the least extra work that was found within a budget, or None."""
-        limit = sram_bytes
+        limit, step = sram_bytes, _STEP
         while True:
             stages = self.cheapest(limit, _SAVING)
             if stages is None:
@@ -173,7 +169,8 @@ class Search:
             found = self.candidate(stages, limit, sram_bytes, _SAVING)
             if found:
                 return self._cheaper(found, limit, sram_bytes)
-            limit = int(limit * _STEP)
+            # The longer no placement is found, the more room is left for one.
+            limit, step = int(limit * step), step * _STEP
 
     def _cheaper(self, found: Candidate, limit: int, sram_bytes: int) -> Candidate:
         """A candidate of less work that fits as well, when a longer tail leaves room for one."""
@@ -189,45 +186,54 @@ class Search:
     def smallest(self, upper: int) -> Candidate | None:
         """The network that needs least that was found; ``upper`` bytes are needed without any rewrite."""
         totals = self._totals(upper)
-        around = min(totals, key=lambda limit: totals[limit][0], default=upper)
-        for step in range(-_STEPS, _STEPS + 1):
-            self._look(int(around * (1 + step * _NEAR)), totals)
         best: Candidate | None = None
-        for limit in sorted(totals, key=lambda limit: totals[limit][0])[:_BEST]:
-            total, stages = totals[limit]
-            for room in _ROOMS:
-                if best and needed(best.after) <= total * room:
-                    break
-                found = self.candidate(stages, limit, int(total * room), _SAVING, quick=True)
-                if found:
-                    best = found
-                    break
-        # That was a quick look: as long as a long one finds more, go on.
-        while best and (found := self.within(int(needed(best.after) * _STEP))):
-            best = found
+        budgets = [int(min(totals.values(), default=upper) * room) for room in _ROOMS]
+        for budget in budgets:
+            best = self._at([limit for limit in totals if totals[limit] <= budget], budget) or self.within(budget)
+            if best or budget > upper:
+                break
+        for step in (_STEP, 1 - _NEAR):
+            while best and (found := self.within(int(needed(best.after) * step))):
+                best = found
         return best
 
-    def least(self, upper: int) -> int:
-        """About what that network needs."""
-        return min((total for total, _ in self._totals(upper).values()), default=upper)
+    def _at(self, limits: Sequence[int], sram_bytes: int) -> Candidate | None:
+        """A network with one of these limits that has a place in a budget, the lowest limits first."""
+        for limit in sorted(limits)[:_TRIES]:
+            stages = self.cheapest(limit, _SAVING)
+            found = self.candidate(stages, limit, sram_bytes, _SAVING) if stages else None
+            if found:
+                return found
+        return None
 
-    def _totals(self, upper: int) -> dict[int, _Total]:
-        """What limits and the tails that they make come to, from the lowest that is possible to what is too much."""
-        totals: dict[int, _Total] = {}
+    def least(self, upper: int) -> int:
+        """About what that network needs: what is alive at once and the tail, not placed."""
+        return min(self._totals(upper).values(), default=upper)
+
+    def _totals(self, upper: int) -> dict[int, int]:
+        """What limits and the tails that they make come to.
+
+        A lower limit makes a longer tail. Their sum is looked at in steps from the lowest limit that is possible to
+        what would be too much, then in small steps around the least.
+        """
+        totals: dict[int, int] = {}
         low, high = 0, upper
         while high - low > _NEAR * high:
             middle = (low + high) // 2
             low, high = (low, middle) if self._look(middle, totals) else (middle, high)
         limit = high
-        while limit < min((total for total, _ in totals.values()), default=upper):
+        while limit < min(totals.values(), default=upper):
             self._look(limit, totals)
             limit = int(limit * _FAR) + 1
+        around = min(totals, key=lambda limit: totals[limit], default=upper)
+        for step in range(-_STEPS, _STEPS + 1):
+            self._look(int(around * (1 + step * _NEAR)), totals)
         return totals
 
-    def _look(self, limit: int, totals: dict[int, _Total]) -> bool:
+    def _look(self, limit: int, totals: dict[int, int]) -> bool:
         stages = self.cheapest(limit, _SAVING)
         if stages:
-            totals[limit] = limit + self.tail(self.assemble(stages)), stages
+            totals[limit] = limit + self.tail(self.assemble(stages))
         return stages is not None
 
     def tail(self, graph: Graph) -> int:
@@ -300,10 +306,8 @@ class Search:
         ops = [op for part in parts for op in part.ops]
         return explicit_padding(Graph.of(self.graph.name, tensors.values(), ops, self.graph.inputs, self.graph.outputs))
 
-    def candidate(
-        self, stages: Sequence[Stage], limit: int, sram_bytes: int, byte_worth: float, *, quick: bool = False
-    ) -> Candidate | None:
-        """The stages as a network with its plan, or None when no placement within the budget was found, quickly."""
+    def candidate(self, stages: Sequence[Stage], limit: int, sram_bytes: int, byte_worth: float) -> Candidate | None:
+        """The stages as a network with its plan, or None when no placement within the budget was found."""
         stages = self._sided(stages, limit, byte_worth)
         graph = self.assemble(stages)
         if self.target != "tflm":
@@ -313,7 +317,7 @@ class Search:
             least = most_alive(lives)
             # No more than needed, where that is soon found.
             tight = (pack(lives, limit, quick=True) for limit in (least, (least + room) // 2) if limit <= room)
-            buffers = next(filter(None, tight), None) or pack(lives, room, quick=quick)
+            buffers = next(filter(None, tight), None) or pack(lives, room)
             if buffers is None:
                 return None
             after = plan(graph, "tflm", offsets={buffer.tensor: buffer.offset for buffer in buffers})
