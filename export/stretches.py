@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from ..runtime.graph import Concat, Conv, Graph, Pool
-from ..runtime.placement import ALIGNMENT, lifetimes
+from ..runtime.placement import align, lifetimes
 from ..runtime.rewrite import explicit_padding
 from ..runtime.tflm import EVAL_TENSOR, constants, op_tail_bytes, scratch_bytes
 from .tiling import MAX_JOINED, Region, can_tile, needs, reach, tile, tile_of
@@ -78,10 +78,6 @@ class Stage:
     def rewritten(self) -> Graph:
         """The stretch as it is to be computed."""
         return tile(self.graph, self.bands) if self.bands else self.graph
-
-
-def _align(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _alive(graph: Graph, without: str = "") -> list[int]:
@@ -181,12 +177,12 @@ class Stretch:
             guess = band[0].bottom - band[0].top
             left = left.without(guess, last_first)
             kept += self._bytes(band)
-        if kept + _align(self.target.nbytes) > limit:
+        if kept + align(self.target.nbytes) > limit:
             return None
         return Stage(self.graph, tuple(bands), self._cost(bands, limit))
 
     def _bytes(self, band: Sequence[Region]) -> int:
-        return _align((band[0].bottom - band[0].top) * (self.target.nbytes // self.target.shape[1]))
+        return align((band[0].bottom - band[0].top) * (self.target.nbytes // self.target.shape[1]))
 
     def _cost(self, bands: Sequence[Sequence[Region]], limit: int) -> Cost:
         tiles = [self._tile(region) for band in bands for region in band]
@@ -257,11 +253,11 @@ class Stretch:
         if not rows:
             return 0
         if not self.terms.rowwise:
-            return _align(self.source.nbytes)
+            return align(self.source.nbytes)
         if rows not in self._ends:
             region = Region(rows.top, rows.bottom, 0, self.target.shape[2])
             part = needs(self.graph, region)[self.source.name]
-            self._ends[rows] = _align((part.bottom - part.top) * (self.source.nbytes // self.source.shape[1]))
+            self._ends[rows] = align((part.bottom - part.top) * (self.source.nbytes // self.source.shape[1]))
         return self._ends[rows]
 
     def _tile(self, region: Region) -> _TileCost | None:
@@ -296,7 +292,7 @@ class Stretch:
         source = graph.inputs[0]
         reads = max((step for step, op in enumerate(graph.ops) if source in op.inputs), default=-1)
         alive = _alive(graph, without=source)
-        output = _align(graph.tensors[graph.outputs[0]].nbytes)
+        output = align(graph.tensors[graph.outputs[0]].nbytes)
         before, after = max(alive[: reads + 1], default=0), max(alive[reads + 1 :], default=0)
         return _TileCost(before, after, output, graph.macs, self.terms.tail(graph), len(graph.ops))
 

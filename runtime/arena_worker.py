@@ -17,9 +17,9 @@ import numpy as np
 from .backends import first_line
 from .errors import FireboxError
 from .heap import Heap, captured
+from .placement import ALIGNMENT
 
 _ARENA_SIZES = (1 << 24, 1 << 28, 1 << 32)
-_ALIGNMENT = 16
 
 
 def main() -> None:
@@ -48,13 +48,13 @@ def _smallest(data: bytes, low: int, high: int) -> int:
     """The smallest ``arena_size``, a multiple of 16, in which a file can be prepared and run."""
     while not _fits(data, high):
         low, high = high, 2 * high
-    low, high = low // _ALIGNMENT, -(-high // _ALIGNMENT)
+    low, high = low // ALIGNMENT, -(-high // ALIGNMENT)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _fits(data, _ALIGNMENT * middle) else (middle, high)
-    while not _fits(data, _ALIGNMENT * high, run=True):
+        low, high = (low, middle) if _fits(data, ALIGNMENT * middle) else (middle, high)
+    while not _fits(data, ALIGNMENT * high, run=True):
         high += 1
-    return _ALIGNMENT * high
+    return ALIGNMENT * high
 
 
 def _fits(data: bytes, arena_size: int, run: bool = False) -> bool:

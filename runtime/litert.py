@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from .graph import Add, AveragePool, Concat, GlobalAveragePool, Graph, Op, Pad, Pool, Relu, Reshape, Softmax
-from .placement import Block, Buffer, Life, placed_at
+from .placement import Block, Buffer, Life, align, placed_at
 
 ALIGNMENT = 64
 
@@ -143,11 +143,11 @@ def _best_fit(lives: Sequence[Life], kept: Sequence[str]) -> dict[str, int]:
 def _smallest_gap(placed: Sequence[tuple[int, Life]], nbytes: int) -> int:
     end, best, smallest = 0, None, math.inf
     for offset, life in placed:
-        start = -(-end // ALIGNMENT) * ALIGNMENT
+        start = align(end, ALIGNMENT)
         if start + nbytes <= offset and offset - start < smallest:
             best, smallest = start, offset - end
         end = max(end, offset + life.nbytes)
-    return best if best is not None else -(-end // ALIGNMENT) * ALIGNMENT
+    return best if best is not None else align(end, ALIGNMENT)
 
 
 def _together(one: Life, other: Life) -> bool:

@@ -4,7 +4,6 @@ A tensor that is only read by slices of its rows dies row by row: what nothing r
 a runtime that takes its offsets from the file (tflite-micro's offline memory planner) can make use of that.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +13,11 @@ import numpy as np
 from .graph import Graph, Op, Slice, Tensor
 
 ALIGNMENT = 16
+
+
+def align(nbytes: int, alignment: int = ALIGNMENT) -> int:
+    """The next multiple of ``alignment``, in bytes."""
+    return -(-nbytes // alignment) * alignment
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def lifetimes(graph: Graph, *, rowwise: bool = False, alignment: int = ALIGNMENT
 def _blocks(
     tensor: Tensor, first: int, stays: int, reads: Sequence[tuple[int, Op]], rowwise: bool, alignment: int
 ) -> tuple[Block, ...]:
-    padded = -(-tensor.nbytes // alignment) * alignment
+    padded = align(tensor.nbytes, alignment)
     rows = tensor.shape[1] if len(tensor.shape) == 4 and tensor.shape[0] == 1 else 1
     if not rowwise or rows == 1 or not any(isinstance(op, Slice) for _, op in reads):
         return (Block(first, max([stays, *(step for step, _ in reads)]), 0, padded),)
@@ -166,5 +170,5 @@ class _Taken:
         for low, high in sorted(zip(lows, highs, strict=True)):
             if low >= offset:
                 break
-            offset = max(offset, math.ceil(high / alignment) * alignment)
+            offset = max(offset, align(high, alignment))
         return offset

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from . import litert, tflm
 from .graph import Concat, Graph, Reshape, Slice
-from .placement import Block, Buffer, Life, lifetimes, place, placed_at
+from .placement import Block, Buffer, Life, align, lifetimes, place, placed_at
 from .rewrite import explicit_padding
 
 Target = Literal["tflm", "litert-reference", "litert", "onnxruntime", "static"]
@@ -55,7 +55,7 @@ def _tflm(graph: Graph, offsets: Mapping[str, int] | None) -> Layout:
     lives = lifetimes(graph)
     rowwise = lifetimes(graph, rowwise=True) if offsets else lives
     scratch = [
-        Life(f"{op.name}/scratch{i}", nbytes, (Block(step, step, 0, tflm.align(nbytes)),))
+        Life(f"{op.name}/scratch{i}", nbytes, (Block(step, step, 0, align(nbytes)),))
         for step, op in enumerate(graph.ops)
         for i, nbytes in enumerate(tflm.scratch_buffers(graph, op))
     ]

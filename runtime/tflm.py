@@ -30,9 +30,8 @@ from .graph import (
     Slice,
     Softmax,
 )  # fmt: skip
+from .placement import ALIGNMENT, align
 from .rewrite import explicit_padding, pad_before
-
-ALIGNMENT = 16
 
 # The allocators, the memory planner and the table of the one subgraph.
 _FIXED = 488
@@ -132,11 +131,6 @@ def constants(op: Op) -> tuple[Hashable, ...]:
         case Slice():
             return (("slice", op.begin), ("slice", op.size))
     return ()
-
-
-def align(nbytes: int, alignment: int = ALIGNMENT) -> int:
-    """The next multiple of ``alignment``."""
-    return -(-nbytes // alignment) * alignment
 
 
 @dataclass
