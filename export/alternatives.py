@@ -20,6 +20,8 @@ def alternatives(graph: Graph) -> Iterator[tuple[str, Graph]]:
     if any(isinstance(op, Add) for op in graph.ops):
         yield "without its bypasses", without_bypass(graph)
     shape = graph.tensors[graph.inputs[0]].shape
+    if len(shape) != 4:
+        return
     try:
         for share in _SIDES:
             rows, columns = (round(side * share / _MULTIPLE) * _MULTIPLE for side in shape[1:3])

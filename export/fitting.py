@@ -58,21 +58,29 @@ class Fit:
 
     @property
     def extra_macs(self) -> float:
-        """Multiply-accumulates that are computed again, as a share of the network's."""
-        return self.graph.macs / self.before.graph.macs - 1
+        """Multiply-accumulates that are computed again, as a share of the network's; below 0 when rows are left out."""
+        before = self.before.graph.macs
+        return self.graph.macs / before - 1 if before else 0.0
 
 
-def fit(graph: Graph, sram_bytes: int, target: Target = "tflm", tick: Tick = lambda *_, **__: None) -> Fit:
+def fit(
+    graph: Graph,
+    sram_bytes: int,
+    target: Target = "tflm",
+    tick: Tick = lambda *_, **__: None,
+    offsets: Mapping[str, int] | None = None,
+) -> Fit:
     """Rewrite an int8 graph until all that ``target`` needs for an inference fits ``sram_bytes``.
 
     The rewritten graph computes the same integers. What is added is as little as was found: multiply-accumulates
-    first, then operations. Raises ``DoesNotFitError`` with the smallest budget that was reached, and ``UsageError``
-    for a graph that is not int8 or a target that memory cannot be planned for.
+    first, then operations. ``offsets`` are those that the file of the graph has already (``read_placed``); ``tick`` is
+    called, with 1 and what is looked for, again and again. Raises ``DoesNotFitError`` with the smallest budget that was
+    reached, and ``UsageError`` for a graph that is not int8 or a target that memory cannot be planned for.
     """
     if target not in _TERMS:
         raise UsageError(f"memory on {target!r} cannot be planned in advance; fit for {', '.join(_TERMS)}")
     _check(graph)
-    before = plan(graph, target)
+    before = plan(graph, target, offsets)
     if needed(before) <= sram_bytes:
         return Fit(graph, sram_bytes, before, before, ())
     search = Search(graph, target, tick)
@@ -97,10 +105,15 @@ def needed(planned: MemoryPlan) -> int:
 
 def _check(graph: Graph) -> None:
     floats = next((tensor for tensor in graph.activations if tensor.dtype == "float32"), None)
-    if floats is not None and any(op for op in graph.ops if op.kind == "Conv"):
-        quantized = any(tensor.quantization for tensor in graph.activations)
-        advice = "has float32 activations, first" if quantized else "is a float32 network, from"
-        raise UsageError(f"{graph.name} {advice} {floats.name!r}; only int8 is fitted: export it as int8 first")
+    if floats is not None and any(tensor.quantization for tensor in graph.activations):
+        raise UsageError(
+            f"{graph.name} has float32 activations, first {floats.name!r}; only int8 is fitted: quantize all, "
+            "its input and output too"
+        )
+    if floats is not None:
+        raise UsageError(
+            f"{graph.name} is a float32 network, from {floats.name!r}; only int8 is fitted: export it as int8 first"
+        )
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise UsageError(
             f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; fit takes one of each"

@@ -195,6 +195,17 @@ def test_uint8_input_is_turned_before_it_is_tiled():
     assert_runs_within(found, budget, graph)
 
 
+def test_a_network_without_multiplications_is_fitted_too():
+    build = GraphBuilder((1, 64, 64, 4))
+    x = build.add(MaxPool, "input", window=(3, 3), stride=(1, 1), padding=(1, 1, 1, 1))
+    graph = in_any_8_bits(build.graph(build.add(MaxPool, x, window=(3, 3), stride=(2, 2))))
+    budget = total_bytes(graph) * 9 // 10
+    found = fit(graph, budget)
+    assert found.stages
+    assert found.extra_macs == 0
+    assert_runs_within(found, budget, graph)
+
+
 def test_what_is_written_of_a_fit_is_read_back_with_its_places():
     build = chain()
     graph = in_any_8_bits(build.graph(build.conv(last(build), 4)))
@@ -214,6 +225,9 @@ def test_what_is_not_int8_with_one_input_and_output_is_refused():
     graph = build.graph(last(build))
     with pytest.raises(UsageError, match="is a float32 network, from 'input'; only int8 is fitted"):
         fit(graph, 10_000)
+    pools = GraphBuilder((1, 8, 8, 4))
+    with pytest.raises(UsageError, match="is a float32 network"):
+        fit(pools.graph(pools.add(MaxPool, "input", window=(2, 2), stride=(2, 2))), 10_000)
     two = in_any_8_bits(build.graph(last(build), "conv1"))
     with pytest.raises(UsageError, match="1 inputs and 2 outputs; fit takes one of each"):
         fit(two, 10_000)
