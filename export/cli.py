@@ -49,8 +49,9 @@ def fit_command(
 
     The rewritten network gives the same integers, bit for bit: it is computed in stripes and patches, with channels in
     groups and pools moved, as far as needed. Written are NAME.fit.tflite, which tells tflite-micro where to put what,
-    NAME.fit.onnx, report.html, fit.json and fit.csv, after both were compared with MODEL on pictures. Exit code 3 when
-    no way to fit was found: then the least that was reached is told, and what would need less.
+    NAME.fit.onnx, report.html, fit.json, fit.csv and node data for Model Explorer, after both were compared with MODEL
+    on pictures. Exit code 3 when no way to fit was found: then the least that was reached is told, and what would need
+    less.
 
     \b
     Example:
@@ -101,7 +102,10 @@ def show_fit(report: Mapping[str, Any], title: str) -> None:
     if stages:
         table("Computed in tiles", ("from", "to", "bands", "tiles"), stages)
     compared = report["compared_pictures"]
-    say(f"the same integers as before on {max(compared.values(), default=0)} pictures in {', '.join(compared)}")
+    if compared:
+        say(f"the same integers as before on {max(compared.values())} pictures in {', '.join(compared)}")
+    else:
+        note("not compared: no runtime that runs this network is installed; pip install 'firebox[onnx,litert]'")
     if measured is None and report["target"] == "tflm":
         note("not measured: pip install 'firebox[micro]' brings tflite-micro, to run it in an arena of this size")
     if not find_spec("bokeh"):
@@ -127,7 +131,8 @@ def advise(error: DoesNotFitError, as_json: bool) -> None:
         print_json({"fits": False, **{name: getattr(error, name) for name in names}, "alternatives": found})
         return
     rows = [(str(item["change"]), f"{item['about_bytes']:,} bytes", _fits(item, error.sram_bytes)) for item in found]
-    table("What would need less (shapes only: it has to be trained)", ("change", "about", ""), rows)
+    if rows:
+        table("What would need less (shapes only: it has to be trained)", ("change", "about", ""), rows)
 
 
 def _fits(alternative: dict[str, Any], sram_bytes: int) -> str:

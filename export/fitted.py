@@ -15,12 +15,12 @@ from ..runtime.backends import installed_backends
 from ..runtime.console import progress
 from ..runtime.contract import KEY, Contract, golden_pixels
 from ..runtime.datasets import LabelledImages, sample
-from ..runtime.errors import ParityError, UsageError
+from ..runtime.errors import FormatError, ParityError, UsageError
 from ..runtime.files import check_writable, read_file, sha256, write_files
 from ..runtime.graph import Graph, Tensor
 from ..runtime.planning import MemoryPlan
 from ..runtime.profiling import Profile, profile
-from ..runtime.reader import read_graph, read_metadata
+from ..runtime.reader import read_metadata, read_placed
 from ..runtime.session import Session
 from ..runtime.summary import model_explorer_node_data, summary_csv
 from ..runtime.targets import Target
@@ -33,6 +33,9 @@ from .tflite_writer import write_tflite
 _PICTURES = 20
 # How long operations are timed for the page.
 _SECONDS = 3.0
+
+# The runtime of a target, by its name among those that compare.
+_RUNTIMES: Mapping[Target, str] = {"tflm": "tflite-micro", "litert-reference": "litert"}
 
 Answers = list[np.ndarray]
 
@@ -67,12 +70,13 @@ def fit_file(
     """
     data = read_file(model)
     contract = read_contract(data)
-    graph = replace(read_graph(model), name=contract.name if contract else Path(model).stem)
+    graph, offsets = read_placed(model)
+    graph = replace(graph, name=contract.name if contract else Path(model).stem)
+    pixels = _crops(contract, images) if images is not None else None
     check_writable(out)
     with progress("fitting", quiet=quiet) as advance:
-        found = fit(graph, sram_bytes, target, advance)
+        found = fit(graph, sram_bytes, target, advance, offsets)
     after = written(found.graph, contract, found.offsets)
-    pixels = _crops(contract, images) if images is not None else None
     name = Path(model).stem
     files = {f"{name}.fit.{ending}": content for ending, content in after.items()}
     report = {"model": str(model), "sha256": sha256(data), **judged(found, contract, after, pixels, quiet=quiet)}
@@ -136,14 +140,22 @@ def written(graph: Graph, contract: Contract | None, offsets: Mapping[str, int] 
 def _compare(
     before: Mapping[str, bytes], after: Mapping[str, bytes], found: Fit, inputs: Sequence[np.ndarray], quiet: bool
 ) -> dict[str, int]:
-    """Run both files on all inputs in every runtime that is here; how many inputs each was compared on.
+    """Run both files on all inputs in every runtime here that runs the one before; on how many each compared them.
 
-    tflite-micro gets an arena of exactly the budget.
+    tflite-micro gets an arena of exactly the budget. Raises ``ParityError`` when integers differ, and ``FormatError``
+    when the target's own runtime cannot run a file, or any other the fitted one.
     """
-    runners = _runners(found)
+    runners, compared = _runners(found), {}
     with progress("comparing", len(runners), quiet=quiet) as advance:
         for name, (ending, run) in runners.items():
-            expected, answers = run(before[ending], inputs, False), run(after[ending], inputs, True)
+            try:
+                expected = run(before[ending], inputs, False)
+            except FormatError:
+                if name == _RUNTIMES.get(found.after.target):
+                    raise
+                # What it could not run before says nothing of the fit.
+                continue
+            answers = run(after[ending], inputs, True)
             for index, (was, now) in enumerate(zip(expected, answers, strict=True)):
                 if not np.array_equal(was, now):
                     steps = int(np.abs(was.astype(int) - now.astype(int)).max())
@@ -151,8 +163,9 @@ def _compare(
                         f"{name} gives other integers for picture {index} than before the fit, by up to {steps} steps; "
                         "nothing was written"
                     )
+            compared[name] = len(inputs)
             advance()
-    return dict.fromkeys(runners, len(inputs))
+    return compared
 
 
 Runner = Callable[[bytes, Sequence[np.ndarray], bool], Answers]
@@ -160,11 +173,10 @@ Runner = Callable[[bytes, Sequence[np.ndarray], bool], Answers]
 
 def _runners(found: Fit) -> dict[str, tuple[str, Runner]]:
     """Runtimes by name: the ending of the files that they run, and how to."""
-    graph = found.before.graph
+    source = found.before.graph.tensors[found.before.graph.inputs[0]]
     runners: dict[str, tuple[str, Runner]] = {}
-    for backend in (*installed_backends("tflite"), *installed_backends("onnx")):
-        onnx = backend in installed_backends("onnx")
-        runners[backend] = "onnx" if onnx else "tflite", _session(backend, graph.tensors[graph.inputs[0]], onnx)
+    runners |= {name: ("tflite", _session(name, source, False)) for name in installed_backends("tflite")}
+    runners |= {name: ("onnx", _session(name, source, True)) for name in installed_backends("onnx")}
     if find_spec("tflite_micro"):
         arena = {False: 2 * (found.before.total_bytes or found.before.arena_bytes) + 2**20, True: found.sram_bytes}
         if found.after.target != "tflm":

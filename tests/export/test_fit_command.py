@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from firebox.export import Export, ExportConfig, Tolerance, calibrate, export, quantize, write_onnx
+from firebox.export import Export, ExportConfig, Tolerance, calibrate, export, quantize, write_onnx, write_tflite
 from firebox.model_zoo import load_network
 from firebox.runtime import Session, open_images, plan
 from firebox.runtime.errors import DoesNotFitError
+from firebox.runtime.graph import Concat
 from onnx import TensorProto, helper
-from strategies import GraphBuilder
+from strategies import GraphBuilder, in_any_8_bits
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +173,40 @@ def test_pictures_need_a_contract(command, tmp_path, noise):
     assert "carries no contract" in ran.err
     assert not (tmp_path / "out").exists()
     assert command("fit", tmp_path / "hand.onnx", "--sram", "64KiB", "-o", tmp_path / "out").code == 0
+
+
+def test_what_was_fitted_already_is_left_as_it_is(command, fitted, budget, tmp_path):
+    out, _ = fitted
+    ran = command("fit", out / "model.int8.fit.tflite", "--sram", budget, "-o", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    said = json.loads(ran.out)
+    assert said["stages"] == []
+    assert said["before"] == said["after"]
+    assert plan(tmp_path / "out" / "model.int8.fit.fit.tflite").total_bytes == said["after"]["total_bytes"] <= budget
+
+
+def test_a_runtime_that_cannot_run_the_network_at_all_is_left_out(command, tmp_path):
+    # tflite-micro joins ten tensors at most.
+    build = GraphBuilder((1, 6, 6, 3))
+    joined = build.add(Concat, *["input"] * 12, axis=2)
+    model = tmp_path / "wide.tflite"
+    model.write_bytes(write_tflite(in_any_8_bits(build.graph(build.conv(joined, 3)))))
+    ran = command("fit", model, "--sram", "1MiB", "-o", tmp_path / "out", "--target", "litert-reference", "--json")
+    assert ran.code == 0, ran.err
+    compared = json.loads(ran.out)["compared_pictures"]
+    assert {"litert", "onnxruntime"} <= set(compared)
+    assert "tflite-micro" not in compared
+    ran = command("fit", model, "--sram", "1MiB", "-o", tmp_path / "late")
+    assert ran.code == 1
+    assert "tflite-micro cannot run the file" in ran.err
+    assert not (tmp_path / "late").exists()
+
+
+def test_a_flat_network_that_cannot_fit_is_refused_in_one_line(command, tmp_path):
+    build = GraphBuilder((1, 4096))
+    model = tmp_path / "flat.tflite"
+    model.write_bytes(write_tflite(in_any_8_bits(build.graph(build.linear("input", 10)))))
+    ran = command("fit", model, "--sram", "2KiB", "-o", tmp_path / "out")
+    assert ran.code == 3, ran.err
+    assert "is the least that was reached" in ran.err
+    assert "What would need less" not in ran.out
