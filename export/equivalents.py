@@ -28,8 +28,8 @@ from ..runtime.graph import (
 )  # fmt: skip
 from .tiling import MAX_JOINED
 
-# Into how many groups of output channels convolutions are split.
-_GROUPS = (2, 4, 8)
+# Into how many groups of output channels convolutions are split: no more than XNNPACK joins.
+_GROUPS = (2, 4)
 
 
 def equivalents(graph: Graph) -> list[Graph]:
