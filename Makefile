@@ -12,7 +12,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   what CI runs: lint, types, test"
 	@echo "make format  put the code into its standard form"
-	@echo "make tables  measure again what docs/ shows (needs FIREBOX_DATA; about an hour)"
+	@echo "make tables  measure again what docs/ shows (needs FIREBOX_DATA; about an hour and a half)"
 	@echo "make clean   remove .venv and what was built"
 
 $(READY): pyproject.toml constraints.txt
@@ -45,6 +45,7 @@ format: $(READY)
 tables: $(READY)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/fit.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
