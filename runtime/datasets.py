@@ -82,6 +82,9 @@ def open_images(source: str | Path) -> LabelledImages:
     try:
         if path.is_dir():
             names, read = _open_folder(path)
+        elif not path.is_file():
+            # A device or a pipe may never come to an end.
+            raise DataError(f"{path} is neither a folder, a .tar nor a .zip")
         elif zipfile.is_zipfile(path):
             names, read = _open_zip(path)
         elif tarfile.is_tarfile(path):

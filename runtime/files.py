@@ -26,6 +26,9 @@ def write_files(folder: str | Path, files: Mapping[str, bytes | str]) -> list[Pa
             target = folder / name
             if target.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "there is a folder of that name")
+            if target.exists() and not target.is_file():
+                # Renaming would put a file in the place of a device or a pipe.
+                raise OSError(errno.EINVAL, "it is not a regular file; name one")
             part = folder / f".{name}.{secrets.token_hex(4)}.part"
             parts[part] = target
             with part.open("xb") as stream:
@@ -107,6 +110,8 @@ def reason(error: OSError) -> str:
         return "no space left; free some or choose another folder"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "no permission; choose a folder you can write to"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "a file is where a folder is needed; choose another folder"
     return (error.strerror or str(error)).lower()
 
 

@@ -1,7 +1,9 @@
 """The ``firebox`` command: it collects the rooms' commands and turns errors into one line and an exit code."""
 
+import os
 import sys
 from importlib.metadata import entry_points, version
+from pathlib import Path
 
 import click
 
@@ -41,6 +43,10 @@ def firebox() -> None:
 
 def main() -> None:
     """Run the command line; errors end as one line on stderr and the exit code of their kind."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # It was closed before the start (``>&-``): nobody listens, but the verdict is still to be given.
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     try:
         code = firebox(standalone_mode=False)
     except click.ClickException as error:
@@ -59,4 +65,6 @@ def main() -> None:
 
 
 def _complain(text: str) -> None:
-    click.echo(click.style("error: ", fg="red", bold=True) + text, err=True)
+    # Names of files and tensors may hold line ends and control characters.
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    click.echo(click.style("error: ", fg="red", bold=True) + line, err=True)

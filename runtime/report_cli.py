@@ -8,6 +8,7 @@ import click
 
 from .cli import backend_option, device_options, model_argument, sram_option, threads_option
 from .console import json_option, print_json, progress, say
+from .errors import UsageError
 from .units import format_size
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def _contents(
     from .summary import model_explorer_node_data, summary_csv
 
     contents = {out: report_html(after, before, verdict, measured, name=model.name, data=read_file(model))}
+    if table is not None and table.resolve() == out.resolve():
+        raise UsageError(f"page and table are both {out}; give --csv another name")
     if table is not None:
         plans = {"before": before, "after": after} if before else {"default": after}
         contents[table] = summary_csv(plans, measured, verdict, network=model.stem)

@@ -1,6 +1,7 @@
 """The commands in processes of their own: what they print where, and their exit codes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -269,3 +270,35 @@ def test_pictures_of_every_kind_are_classified(command, model, tmp_path):
     paths = sorted(tmp_path.iterdir())
     values = one_object(command("classify", model, *paths, "--json").out)
     assert list(values) == [str(path) for path in paths]
+
+
+def test_only_regular_files_are_replaced(command, model, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for arguments in (("-o", pipe), ("-o", tmp_path / "page.html", "--csv", pipe)):
+        ran = command("report", model, *arguments)
+        assert (ran.code, ran.out) == (1, "")
+        assert "not a regular file" in ran.err
+    again = command("report", model, "-o", tmp_path / "page.html", "--csv", tmp_path / "." / "page.html")
+    assert again.code == 2
+    assert "are both" in again.err
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    pictures = command("evaluate", model, "--data", pipe)
+    assert pictures.code == 1
+    assert "neither a folder" in pictures.err
+
+
+def test_a_name_with_a_line_end_stays_in_one_line(command):
+    ran = command("plan", "one\ntwo\x1b[31m.tflite")
+    assert ran.code == 2
+    assert ran.err == "error: no such file: one\\ntwo\\x1b[31m.tflite\n"
+
+
+def test_a_closed_standard_output_keeps_the_verdict(model):
+    code = "from firebox.runtime.main import main; main()"
+    for name, expected in ((str(model), 3), ("none.tflite", 2)):
+        shell = [sys.executable, "-c", code, "plan", name, "--sram", "1B"]
+        ran = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *shell], stderr=subprocess.PIPE, text=True, check=False)
+        assert ran.returncode == expected, ran.stderr
+        assert "Traceback" not in ran.stderr
