@@ -19,7 +19,8 @@ from .errors import FireboxError
 from .heap import Heap, captured
 from .placement import ALIGNMENT
 
-_ARENA_SIZES = (1 << 24, 1 << 28, 1 << 32)
+# It counts in 32 bits with a sign.
+_ARENA_SIZES = (1 << 24, 1 << 28, (1 << 31) - 16)
 
 
 def main() -> None:
@@ -37,7 +38,9 @@ def main() -> None:
 def _tflm(data: bytes, exact: bool) -> dict[str, Any]:
     from tflite_micro.python.tflite_micro import runtime
 
-    size = next((size for size in _ARENA_SIZES if _fits(data, size)), _ARENA_SIZES[-1])
+    size = next((size for size in _ARENA_SIZES if _fits(data, size)), None)
+    if size is None:
+        raise RuntimeError(f"it does not start in an arena of {_ARENA_SIZES[-1]:,} bytes, and takes no larger one")
     text = captured(runtime.Interpreter.from_bytes(data, arena_size=size).print_allocations)
     head, tail = (int(re.findall(rf"Arena allocation {part} (\d+) bytes", text)[0]) for part in ("head", "tail"))
     total = _smallest(data, tail, head + tail) if exact else head + tail
@@ -121,9 +124,10 @@ def _onnxruntime(data: bytes, exact: bool) -> dict[str, Any]:
     # Its arena grows in powers of two and keeps what it has: the need itself is what is asked for without one.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    source = session.get_inputs()[0]
-    kind = source.type.removeprefix("tensor(").removesuffix(")")
-    inputs = {source.name: np.zeros(source.shape, "float32" if kind == "float" else kind)}
+    inputs = {}
+    for source in session.get_inputs():
+        kind = source.type.removeprefix("tensor(").removesuffix(")")
+        inputs[source.name] = np.zeros(source.shape, "float32" if kind == "float" else kind)
     # What the first run leaves behind is not the need of a run.
     session.run(None, inputs)
     loaded = heap.used_bytes() - before

@@ -6,7 +6,7 @@ from firebox.export import Range, quantize, write_onnx, write_tflite
 from firebox.runtime import arena, plan
 from firebox.runtime.arena import measure_arena
 from firebox.runtime.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
-from firebox.runtime.graph import Add, AveragePool, Concat, Graph, Relu, Reshape, Slice, Softmax
+from firebox.runtime.graph import Add, AveragePool, Concat, Graph, MaxPool, Relu, Reshape, Slice, Softmax
 from firebox.runtime.targets import TARGETS
 from hypothesis import given, settings
 from strategies import GraphBuilder, graphs
@@ -82,6 +82,23 @@ def test_what_onnxruntime_takes_of_floats_is_what_is_planned(tmp_path):
     assert 1 <= found.arena_bytes / plan(path, "onnxruntime").arena_bytes < 1.05
     assert found.verdict(found.total_bytes).fits
     assert not found.verdict(found.total_bytes - 1).fits
+
+
+def test_every_input_is_fed_to_onnxruntime_when_it_is_measured(tmp_path):
+    build = GraphBuilder((1, 8, 8, 3))
+    graph = build.graph(build.add(Add, build.conv("input", 3), "input"))
+    two = Graph(graph.name, graph.tensors, graph.ops[1:], ("input", graph.ops[0].output), graph.outputs)
+    path = tmp_path / "two.onnx"
+    path.write_bytes(write_onnx(two))
+    assert measure_arena(path, "onnxruntime").arena_bytes >= 8 * 8 * 3 * 4
+
+
+def test_an_arena_of_more_than_256_mib_is_measured(tmp_path):
+    build = GraphBuilder((1, 6000, 8000, 1))
+    path = tmp_path / "large.tflite"
+    graph = build.graph(build.add(MaxPool, build.add(Relu, build.conv("input", 1)), window=(2, 2), stride=(2, 2)))
+    path.write_bytes(write_tflite(graph))
+    assert measure_arena(path, "tflm").arena_bytes == plan(path).arena_bytes > 2**28
 
 
 def test_tiny_networks_need_more_than_head_and_tail(tmp_path):
