@@ -474,7 +474,10 @@ def _parameters(reader: _Reader, node: "NodeProto") -> tuple[Quantization, str]:
         return Quantization((float(scale.ravel()[0]),), int(zero.ravel()[0])), str(zero.dtype)
     if zero.any():
         raise UnsupportedError(f"{_describe(node)} with a zero point per channel is not supported")
-    return Quantization(tuple(map(float, scale)), 0, _attributes(node).get("axis", 1)), str(zero.dtype)
+    axis = _attributes(node).get("axis", 1)
+    if not isinstance(axis, int):
+        raise FormatError(f"{_describe(node)} has an axis that is no integer")
+    return Quantization(tuple(map(float, scale)), 0, axis), str(zero.dtype)
 
 
 def _quantize(reader: _Reader, node: "NodeProto") -> None:

@@ -277,3 +277,14 @@ def test_the_files_themselves_are_fine():
     onnx.checker.check_model(FILES["onnx"], full_check=True)
     assert read(FILES["onnx"]) is not None
     assert read(FILES["tflite"]) is not None
+
+
+def test_an_axis_that_is_no_integer_is_refused():
+    scales = numpy_helper.from_array(np.ones(4, np.float32), "scales")
+    weight = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.int8), "q")
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "scales"], ["w"], axis="rows"),
+        helper.make_node("Conv", ["input", "w"], ["output"]),
+    ]
+    with pytest.raises(FormatError, match="axis that is no integer"):
+        read_graph(model_of(nodes, [scales, weight]))
