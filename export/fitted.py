@@ -178,9 +178,10 @@ def _runners(found: Fit) -> dict[str, tuple[str, Runner]]:
     runners |= {name: ("tflite", _session(name, source, False)) for name in installed_backends("tflite")}
     runners |= {name: ("onnx", _session(name, source, True)) for name in installed_backends("onnx")}
     if find_spec("tflite_micro"):
-        arena = {False: 2 * (found.before.total_bytes or found.before.arena_bytes) + 2**20, True: found.sram_bytes}
-        if found.after.target != "tflm":
-            arena[True] = arena[False]
+        roomy = 2 * (found.before.total_bytes or found.before.arena_bytes) + 2**20
+        # A budget far above the need may be more than this machine has.
+        fitted_arena = min(found.sram_bytes, roomy) if found.after.target == "tflm" else roomy
+        arena = {False: roomy, True: fitted_arena}
         runners["tflite-micro"] = "tflite", lambda data, inputs, fitted: run_in_arena(data, arena[fitted], inputs)
     return runners
 

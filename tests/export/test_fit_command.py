@@ -81,6 +81,12 @@ def test_what_fits_already_is_left_as_it_is(command, model, tmp_path):
     assert said["stages"] == [] and said["extra_macs"] == 0
 
 
+def test_a_budget_beyond_all_memory_is_not_taken_from_it(command, model, tmp_path):
+    ran = command("fit", model, "--sram", 2**63 - 1, "-o", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["verdict"]["fits"]
+
+
 def test_what_cannot_fit_says_what_it_could_and_what_would_help(command, model, tmp_path):
     ran = command("fit", model, "--sram", "4KiB", "-o", tmp_path / "out", "--json")
     assert ran.code == 3
