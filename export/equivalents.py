@@ -91,6 +91,8 @@ def with_pools_before_concat(graph: Graph) -> Graph:
             and joined.axis == 3
             and graph.only_consumer(joined.output) is op
             and len(set(joined.inputs)) == len(joined.inputs)
+            # A concatenation of another maker may bring its operands to one scale, which a pool cannot.
+            and all(tensors[n].quantization == tensors[joined.output].quantization for n in joined.inputs)
         ):
             taken[joined.output] = op
     moved: dict[str, list[Op]] = {}

@@ -26,6 +26,8 @@ from .stretches import TFLM, WHOLE, Stage, Stretch, Terms
 # Multiply-accumulates that a byte of the tail is worth: first what saves most of it, then what costs least work.
 _SAVING = 1_000.0
 _CHEAPER = (0.0, 10.0, 100.0)
+# Cut points that a stretch of tiles may span: chains of small windows would otherwise be tried from each to each.
+_CUT_POINTS = 24
 # By how much the limit is lowered when no placement reaches it.
 _STEP = 0.985
 # Large and small steps in which the smallest budget is looked for, and how many small ones to either side.
@@ -288,7 +290,7 @@ class Search:
                     yield stretch.as_it_is
                 plainly.add(id(stretch))
             for start, here in enumerate(points):
-                for stop in range(start + 1, len(points)):
+                for stop in range(start + 1, min(start + _CUT_POINTS, len(points))):
                     stretch = self._stretch(index, here, points[stop])
                     if not stretch.can_tile:
                         break

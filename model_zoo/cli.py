@@ -295,7 +295,9 @@ def _percent(value: float | None) -> str:
 @device_options
 @target_option
 @json_option
+@click.pass_context
 def export_command(
+    context: click.Context,
     model: str,
     weights: Path | None,
     num_classes: int | None,
@@ -348,9 +350,10 @@ def export_command(
     except DoesNotFitError as error:
         advise(error, as_json)
         raise
+    verdict = found.report.get("fit", {}).get("verdict", {})
     if as_json:
         print_json(found.report | {"out": str(found.out)})
-        return
+        context.exit(verdict.get("exit_code", 0))
     rows = []
     for path, parity in zip(found.files[: len(found.parity)], found.parity, strict=True):
         facts = found.report["files"][path.name]
@@ -362,6 +365,7 @@ def export_command(
     table(f"{network.name}: files against the network on {gate} pictures", columns, rows)
     if "fit" in found.report:
         show_fit(found.report["fit"], network.name)
+    context.exit(verdict.get("exit_code", 0))
 
 
 @click.command("evaluate")

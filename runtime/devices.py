@@ -84,6 +84,8 @@ def budget(sram: str | None, device: str | None, devices: Path | None = None) ->
     """
     if sram is not None and device is not None:
         raise UsageError(f"--sram {sram} and --device {device} are two budgets; give one of them")
+    if devices is not None and device is None:
+        raise UsageError(f"--devices {devices} names devices to choose from; give --device with the name of one")
     if device is not None:
         return find_device(device, known_devices(devices)).sram_bytes
     return parse_size(sram) if sram is not None else None
