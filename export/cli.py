@@ -79,6 +79,8 @@ def fit_command(
         print_json({**fitted.report, "files": list(map(str, fitted.files))})
     else:
         show_fit(fitted.report, str(model))
+        if fitted.report["integer_ends"]:
+            note(f"{model} takes or gives float32; the fitted files take and give the integers behind that")
         for path in fitted.files:
             say(f"{path}  {format_size(path.stat().st_size)}")
     context.exit(fitted.report["verdict"]["exit_code"])

@@ -21,6 +21,7 @@ from ..runtime.graph import Graph, Tensor
 from ..runtime.planning import MemoryPlan
 from ..runtime.profiling import Profile, profile
 from ..runtime.reader import read_metadata, read_placed
+from ..runtime.rewrite import integer_ends
 from ..runtime.session import Session
 from ..runtime.summary import model_explorer_node_data, summary_csv
 from ..runtime.targets import Target
@@ -65,13 +66,15 @@ def fit_file(
     """Rewrite an int8 file to fit and write it into ``out`` as ``NAME.fit.tflite`` and ``NAME.fit.onnx``.
 
     Beside them: ``fit.json``, the summary as ``fit.csv``, node data for Model Explorer, and ``report.html`` where the
-    extra ``report`` is installed. ``images`` are compared, or a test card and noise. Raises as ``fit`` does and
-    ``ParityError`` when a runtime gives other integers than before; then nothing is written.
+    extra ``report`` is installed. A file that begins and ends in float32 around integers is fitted from its first
+    integers to its last: ``integer_ends`` in the report says so. ``images`` are compared, or a test card and noise.
+    Raises as ``fit`` does and ``ParityError`` when a runtime gives other integers than before; then nothing is
+    written.
     """
     data = read_file(model)
     contract = read_contract(data)
-    graph, offsets = read_placed(model)
-    graph = replace(graph, name=contract.name if contract else Path(model).stem)
+    whole, offsets = read_placed(model)
+    graph = replace(integer_ends(whole), name=contract.name if contract else Path(model).stem)
     pixels = _crops(contract, images) if images is not None else None
     check_writable(out)
     with progress("fitting", quiet=quiet) as advance:
@@ -79,7 +82,13 @@ def fit_file(
     after = written(found.graph, contract, found.offsets)
     name = Path(model).stem
     files = {f"{name}.fit.{ending}": content for ending, content in after.items()}
-    report = {"model": str(model), "sha256": sha256(data), **judged(found, contract, after, pixels, quiet=quiet)}
+    ends = {"integer_ends": (graph.inputs, graph.outputs) != (whole.inputs, whole.outputs)}
+    report = {
+        "model": str(model),
+        "sha256": sha256(data),
+        **ends,
+        **judged(found, contract, after, pixels, quiet=quiet),
+    }
     sizes = {file: {"bytes": len(content), "sha256": sha256(content)} for file, content in files.items()}
     contents: dict[str, bytes | str] = {**files, "fit.json": json.dumps({**report, "files": sizes}, indent=2) + "\n"}
     contents |= pictures(found, f"{name}.fit", after, quiet=quiet)

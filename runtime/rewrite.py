@@ -5,7 +5,22 @@ from typing import Literal
 
 import numpy as np
 
-from .graph import NO_PADS, Add, Conv, FullyConnected, Graph, MaxPool, Op, Pad, Pool, Relu, Tensor, same_pads
+from .graph import (
+    NO_PADS,
+    Add,
+    Conv,
+    Dequantize,
+    FullyConnected,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Pool,
+    Quantize,
+    Relu,
+    Tensor,
+    same_pads,
+)  # fmt: skip
 
 
 def fuse_activations(graph: Graph) -> Graph:
@@ -73,6 +88,24 @@ def _folded(tensors: dict[str, Tensor], before: Conv | FullyConnected, scale: Op
     new_bias = (bias * factor + offset).astype(np.float32)
     names = (f"{scale.output}/weight", f"{scale.output}/bias")
     return tuple(Tensor(n, a.shape, data=a) for n, a in zip(names, (new_weight, new_bias), strict=True))  # pyright: ignore[reportReturnType]
+
+
+def integer_ends(graph: Graph) -> Graph:
+    """The graph from its first integers to its last: without a Quantize that alone takes the input, and without the
+    Dequantize that makes the output. Files of other makers often begin and end in float32 around integers."""
+    inputs, outputs = list(graph.inputs), list(graph.outputs)
+    for op in graph.ops:
+        x = op.inputs[0]
+        real = graph.tensors[x].dtype == "float32"
+        if isinstance(op, Quantize) and real and x in graph.inputs and graph.only_consumer(x) is op:
+            inputs[inputs.index(x)] = op.output
+        if isinstance(op, Dequantize) and op.output in graph.outputs and not graph.consumers[op.output]:
+            outputs[outputs.index(op.output)] = x
+    if (tuple(inputs), tuple(outputs)) == (graph.inputs, graph.outputs):
+        return graph
+    gone = set(inputs) - set(graph.inputs)
+    ops = [op for op in graph.ops if op.output not in gone]
+    return Graph.of(graph.name, graph.tensors.values(), ops, inputs, outputs)
 
 
 def explicit_padding(graph: Graph) -> Graph:

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from firebox.export import Export, ExportConfig, Tolerance, calibrate, export, quantize, write_onnx, write_tflite
 from firebox.model_zoo import load_network
-from firebox.runtime import Session, open_images, plan
+from firebox.runtime import Session, open_images, plan, read_graph
 from firebox.runtime.errors import DoesNotFitError
-from firebox.runtime.graph import Concat
+from firebox.runtime.graph import Concat, Dequantize, Graph, Quantize, Tensor
 from onnx import TensorProto, helper
 from strategies import GraphBuilder, in_any_8_bits
 
@@ -136,6 +136,24 @@ def foreign(path: Path, kind: str, batch: int | str = 1) -> Path:
     graph = helper.make_graph([helper.make_node(kind, ["input"], ["output"])], "foreign", [source], [target])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
     return path
+
+
+def test_a_file_of_another_maker_is_fitted_from_its_first_integers_to_its_last(command, exported, tmp_path):
+    """As onnxruntime's quantizer writes them: float32 in and out, integers between."""
+    inner = read_graph(exported / "model.int8.tflite")
+    source, target = inner.tensors[inner.inputs[0]], inner.tensors[inner.outputs[0]]
+    outer = [Tensor(name, tensor.shape) for name, tensor in (("real", source), ("answer", target))]
+    ops = [Quantize(("real",), source.name), *inner.ops, Dequantize((target.name,), "answer")]
+    graph = Graph.of("foreign", [*inner.tensors.values(), *outer], ops, ["real"], ["answer"])
+    (tmp_path / "foreign.onnx").write_bytes(write_onnx(graph))
+    total = plan(inner).total_bytes
+    ran = command("fit", tmp_path / "foreign.onnx", "--sram", total * 9 // 10, "-o", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    said = json.loads(ran.out)
+    assert said["integer_ends"] and said["stages"]
+    fitted = read_graph(tmp_path / "out" / "foreign.fit.tflite")
+    assert {tensor.dtype for tensor in fitted.activations} == {"int8"}
+    assert fitted.tensors[fitted.inputs[0]].quantization == source.quantization
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(command, model, exported, tmp_path):
