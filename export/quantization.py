@@ -45,7 +45,7 @@ def quantize(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Mo
 
     Raises ``QuantizationError`` when a range is missing or a weight is not finite.
     """
-    scales = _activation_scales(graph, ranges)
+    scales = activation_scales(graph, ranges)
     tensors: dict[str, Tensor] = {}
     for tensor in graph.activations:
         tensors[tensor.name] = replace(tensor, dtype="int8", quantization=scales[tensor.name])
@@ -56,7 +56,8 @@ def quantize(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Mo
                 f"{graph.name} holds {op.kind} {op.name!r}: it is quantized already; pass the float network"
             )
         if isinstance(op, Conv | FullyConnected):
-            constants = _weights(graph, op, scales[op.inputs[0]], (moments or {}).get(op.name))
+            weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
+            constants = quantize_layer(op.name, weight, bias, scales[op.inputs[0]], (moments or {}).get(op.name))
             tensors.update((tensor.name, tensor) for tensor in constants)
             op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
         ops.append(op)
@@ -81,8 +82,9 @@ def with_input_type(graph: Graph, dtype: str) -> Graph:
     return Graph.of(graph.name, tensors.values(), [Quantize((name,), inner), *ops], graph.inputs, graph.outputs)
 
 
-def _activation_scales(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Quantization]:
-    groups = _groups(graph)
+def activation_scales(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Quantization]:
+    """Scale and zero point (of int8) of every activation. Raises ``QuantizationError`` when a range is missing."""
+    groups = scale_groups(graph)
     covered: dict[str, Range] = {}
     for tensor in graph.activations:
         if tensor.name not in ranges:
@@ -94,7 +96,7 @@ def _activation_scales(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Q
     return {tensor.name: chosen[groups[tensor.name]] for tensor in graph.activations}
 
 
-def _groups(graph: Graph) -> dict[str, str]:
+def scale_groups(graph: Graph) -> dict[str, str]:
     """For every activation the first of those that must share its scale (disjoint sets)."""
     parent = {tensor.name: tensor.name for tensor in graph.activations}
 
@@ -117,24 +119,26 @@ def _affine(found: Range) -> Quantization:
     return Quantization((float(scale),), int(np.clip(round(-128 - found.low / float(scale)), -128, 127)))
 
 
-def _weights(
-    graph: Graph, op: Conv | FullyConnected, x: Quantization, moments: Moments | None
+def quantize_layer(
+    name: str, weight: np.ndarray, bias: np.ndarray, x: Quantization, moments: Moments | None = None
 ) -> tuple[Tensor, Tensor]:
-    weight, bias = (graph.constant(name) for name in op.inputs[1:])
-    assert weight.data is not None and bias.data is not None
-    if not (np.isfinite(weight.data).all() and np.isfinite(bias.data).all()):
-        raise QuantizationError(f"weights of {op.name!r} are not finite; the checkpoint is damaged")
-    largest = np.abs(weight.data).reshape(len(weight.data), -1).max(axis=1)
+    """A layer's weight (out, ...) as int8 and its bias (out,) as int32, for inputs quantized like ``x``.
+
+    Raises ``QuantizationError`` naming the layer when a value is not finite.
+    """
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise QuantizationError(f"weights of {name!r} are not finite; the checkpoint is damaged")
+    largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
     # A channel of (nearly) no weight still has to hold its bias in 32 bits.
-    floor = np.abs(bias.data) / (x.scale[0] * _MAX_BIAS)
+    floor = np.abs(bias) / (x.scale[0] * _MAX_BIAS)
     scale = np.maximum(largest / 127, np.maximum(floor, np.finfo(np.float32).tiny / x.scale[0])).astype(np.float32)
     scale[largest == 0] = np.maximum(floor, 1.0)[largest == 0]
     per_channel = Quantization(tuple(map(float, scale)), 0, 0)
-    integers = round_weight(weight.data, per_channel, moments)
-    error = mean_error(weight.data, per_channel.dequantize(integers), moments)
+    integers = round_weight(weight, per_channel, moments)
+    error = mean_error(weight, per_channel.dequantize(integers), moments)
     product = Quantization(tuple(float(np.float32(x.scale[0]) * s) for s in scale), 0, 0)
     # Both belong to one input: a layer used twice gets them for each use.
     return (
-        Tensor(f"{op.name}/weight", weight.shape, "int8", per_channel, integers),
-        Tensor(f"{op.name}/bias", bias.shape, "int32", product, product.quantize(bias.data - error, "int32")),
+        Tensor(f"{name}/weight", weight.shape, "int8", per_channel, integers),
+        Tensor(f"{name}/bias", bias.shape, "int32", product, product.quantize(bias - error, "int32")),
     )
