@@ -32,16 +32,20 @@ class Range:
         return Range(min(self.low, other.low), max(self.high, other.high))
 
 
-def run_activations(graph: Graph, samples: Iterable[np.ndarray]) -> Iterable[Mapping[str, np.ndarray]]:
-    """Every activation of a float or integer graph, sample by sample, from onnxruntime; in ONNX's NCHW layout.
+def run_activations(
+    graph: Graph, samples: Iterable[np.ndarray], names: Iterable[str] | None = None
+) -> Iterable[Mapping[str, np.ndarray]]:
+    """Every activation of a float or integer graph, or those of ``names`` with the input, sample by sample.
 
-    ``samples`` are what the input takes, NHWC, batch included. Integer activations come as real numbers.
+    They come from onnxruntime, in ONNX's NCHW layout; integer ones as real numbers. ``samples`` are what the input
+    takes, NHWC, batch included.
     """
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "onnx") from error
-    names = [tensor.name for tensor in graph.activations if tensor.name not in graph.inputs]
+    wanted = [tensor.name for tensor in graph.activations] if names is None else names
+    names = [name for name in wanted if name not in graph.inputs]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     data = write_onnx(graph, expose=names)
