@@ -1,0 +1,154 @@
+"""What training computes through fake quantization beside what the runtimes make of the int8 graph."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from firebox.export import Range, calibrate, quantize
+from firebox.export.fake_quantization import FakeQuantized
+from firebox.export.quantization import with_input_type
+from firebox.runtime.errors import QuantizationError, UnsupportedError
+from firebox.runtime.graph import Concat, GlobalAveragePool, Graph, MaxPool, Softmax
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runners import answers, some_input
+from strategies import GraphBuilder, graphs
+
+
+def drawn_ranges(graph: Graph, seed: int) -> dict[str, Range]:
+    """Ranges on both sides of zero or on one."""
+    random = np.random.default_rng(seed)
+    lows = random.uniform(-1.5, 1.5, len(graph.activations)).clip(max=0)
+    return {tensor.name: Range(float(low), 2.0) for tensor, low in zip(graph.activations, lows, strict=True)}
+
+
+def fire_network() -> Graph:
+    build = GraphBuilder((1, 8, 8, 3))
+    squeezed = build.conv(build.conv("input", 6, (3, 3), activation="relu"), 4, activation="relu")
+    left = build.conv(squeezed, 6, activation="relu")
+    right = build.conv(squeezed, 6, (3, 3), padding=(1, 1, 1, 1), activation="relu6")
+    joined = build.add(MaxPool, build.add(Concat, left, right), window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))
+    return build.graph(build.add(GlobalAveragePool, build.conv(joined, 5)))
+
+
+def samples(graph: Graph, count: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 1, (count, *graph.tensors["input"].shape)).astype(np.float32)
+
+
+def in_torch(module: FakeQuantized, pictures: np.ndarray) -> torch.Tensor:
+    return module(torch.from_numpy(pictures[:, 0].transpose(0, 3, 1, 2)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(graphs(), st.integers(0, 1000))
+def test_runtimes_answer_as_training_computed(graph, seed):
+    module = FakeQuantized(graph, drawn_ranges(graph, seed))
+    network = quantize(module.graph(), module.ranges())
+    source, result = (network.tensors[name].quantization for name in graph.inputs + graph.outputs)
+    assert source is not None and result is not None
+    x = some_input(network, seed)
+    with torch.no_grad():
+        real = module(torch.from_numpy(source.dequantize(x).transpose(0, 3, 1, 2))).numpy()
+    expected = result.quantize(real.transpose(0, 2, 3, 1) if real.ndim == 4 else real, "int8").astype(int)
+    for name, answer in answers(network, x).items():
+        steps = np.abs(answer - expected)
+        # All but onnxruntime and XNNPACK rescale in fixed point.
+        assert steps.max() <= (1 if name in ("onnxruntime", "litert") else 12), name
+        assert np.median(steps) == 0, name
+
+
+@settings(max_examples=20, deadline=None)
+@given(graphs(), st.integers(0, 1000))
+def test_ranges_and_weights_come_back_as_they_went_in(graph, seed):
+    ranges = drawn_ranges(graph, seed)
+    module = FakeQuantized(graph, ranges)
+    before, after = quantize(graph, ranges), quantize(module.graph(), module.ranges())
+    assert (before.tensors, before.ops) == (after.tensors, after.ops)
+    for name, tensor in before.tensors.items():
+        assert tensor.data is None or np.array_equal(tensor.data, after.tensors[name].data)
+
+
+def test_scales_and_weights_are_learned():
+    graph = fire_network()
+    pictures = samples(graph, 8)
+    exact = {name: Range(2 * found.low, 4 * found.high) for name, found in calibrate(graph, list(pictures)).items()}
+    module = FakeQuantized(graph, exact)
+    wanted = torch.from_numpy(np.random.default_rng(1).normal(0, 0.2, (8, 5, 1, 1)).astype(np.float32))
+    optimizer = torch.optim.SGD(module.parameters(), 0.02, 0.9)
+    before, losses = module.scales.detach().clone(), []
+    for _ in range(60):
+        loss = ((in_torch(module, pictures) - wanted) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert (module.scales != before).all()
+    learned = quantize(module.graph(), module.ranges())
+    for tensor in graph.activations:
+        quantization = learned.tensors[tensor.name].quantization
+        assert quantization is not None
+        assert np.float32(quantization.scale[0]) in module.scales.detach().numpy()
+
+
+def test_a_scale_alone_is_learned_towards_the_least_error():
+    build = GraphBuilder((1, 4, 4, 3))
+    graph = build.graph(build.conv("input", 5, (3, 3)))
+    pictures = samples(graph, 200)
+    ranges = calibrate(graph, list(pictures), "minmax")
+    (result,) = graph.outputs
+    with torch.no_grad():
+        wanted = in_torch(FakeQuantized(graph, ranges), pictures)
+    wide = FakeQuantized(graph, ranges | {result: Range(20 * ranges[result].low, 20 * ranges[result].high)})
+    optimizer, errors = torch.optim.SGD([wide.scales], 0.5), []
+    for _ in range(100):
+        error = ((in_torch(wide, pictures) - wanted) ** 2).sum() / len(pictures)
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        errors.append(error.item())
+    assert errors[-1] < 0.2 * errors[0]
+
+
+def test_the_scale_of_a_softmax_stays():
+    build = GraphBuilder((1, 4, 4, 2))
+    graph = build.graph(build.add(Softmax, build.linear("input", 4)))
+    module = FakeQuantized(graph, drawn_ranges(graph, 0))
+    in_torch(module, samples(graph, 4)).square().sum().backward()
+    assert module.scales.grad is not None
+    fixed = module.scales == 1 / 256
+    assert (module.scales.grad[fixed] == 0).all()
+    assert fixed.sum() == 1
+    assert (module.scales.grad[~fixed] != 0).all()
+
+
+def test_bfloat16_moves_no_output_far():
+    graph = fire_network()
+    pictures = samples(graph, 8)
+    module = FakeQuantized(graph, calibrate(graph, list(pictures)))
+    with torch.no_grad():
+        exact = in_torch(module, pictures)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = in_torch(module, pictures)
+    assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_what_cannot_be_learned_through_is_told():
+    graph = fire_network()
+    ranges = drawn_ranges(graph, 0)
+    with pytest.raises(UnsupportedError, match="pass the float network"):
+        FakeQuantized(quantized_inside(graph), ranges)
+    with pytest.raises(UnsupportedError, match="1 inputs and 2 outputs"):
+        FakeQuantized(replace(graph, outputs=(graph.ops[0].output, *graph.outputs)), ranges)
+    with pytest.raises(QuantizationError, match="was not calibrated"):
+        FakeQuantized(graph, {})
+    module = FakeQuantized(graph, ranges)
+    with torch.no_grad():
+        module.weights[0][0, 0, 0, 0] = float("nan")
+    with pytest.raises(QuantizationError, match=f"{graph.ops[0].name}.*not finite"):
+        in_torch(module, samples(graph, 1))
+
+
+def quantized_inside(graph: Graph) -> Graph:
+    return with_input_type(quantize(graph, drawn_ranges(graph, 0)), "uint8")
