@@ -80,10 +80,11 @@ def unquantized(found: Match, layer: str) -> Graph:
     return Graph.of(graph.name, tensors.values(), ops, graph.inputs, outputs)
 
 
-def surroundings(graph: Graph, layer: str) -> set[str]:
-    """The operations that have to compute in float for what a layer gives to need no integers, the layer's included."""
-    group = _group(graph, layer)
-    return {op.output for op in graph.ops if group & {*op.inputs, op.output} and not passes(graph, op)}
+def surroundings(graph: Graph, tensor: str) -> set[str]:
+    """The operations that have to compute in float for an integer tensor, and what it is joined to, to become real."""
+    group = _group(graph, tensor)
+    around = [op for op in graph.ops if group & {*op.inputs, op.output} and not passes(graph, op)]
+    return {op.inputs[0] if isinstance(op, Quantize) and op.output in group else op.output for op in around}
 
 
 def keep_float(found: Match, layers: Iterable[str]) -> Graph:
@@ -101,11 +102,11 @@ def keep_float(found: Match, layers: Iterable[str]) -> Graph:
     return Graph.of(graph.name, tensors.values(), ops.values(), graph.inputs, graph.outputs)
 
 
-def _group(graph: Graph, layer: str) -> set[str]:
-    """The tensors that hold the integers of what a layer gives: its own, and those joined to it by what passes on."""
-    group = {quantizers(graph)[layer]}
+def _group(graph: Graph, tensor: str) -> set[str]:
+    """The tensors that hold the same integers as one, or a part of them: all that passing on joins."""
+    group = {tensor}
     joined = [{*op.inputs, op.output} for op in graph.ops if passes(graph, op)]
-    while grown := set().union(*(names for names in joined if names & group)) - group:
+    while grown := set[str]().union(*(names for names in joined if names & group)) - group:
         group |= grown
     return group
 
@@ -113,9 +114,9 @@ def _group(graph: Graph, layer: str) -> set[str]:
 def _extended(graph: Graph, layers: set[str]) -> tuple[set[str], set[str]]:
     """Layers that compute in float with what only passes on between them, and the tensors that need no integers."""
     floats, real = set(layers), set[str]()
-    for layer in layers & set(quantizers(graph)):
-        group = _group(graph, layer)
-        if surroundings(graph, layer) <= layers and not group & {*graph.inputs, *graph.outputs}:
+    for layer, tensor in quantizers(graph).items():
+        group = _group(graph, tensor)
+        if layer in layers and surroundings(graph, tensor) <= layers and not group & {*graph.inputs, *graph.outputs}:
             real |= group
             floats |= {op.output for op in graph.ops if op.output in group}
     return floats, real
