@@ -1,16 +1,40 @@
 """What a file says of its own input and output, from the graph that it was written from."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from ..runtime.contract import Contract, Layout, TensorSpec
+import numpy as np
+
+from ..runtime.contract import KEY, Contract, Golden, Layout, TensorSpec, golden_pixels
+from ..runtime.errors import ParityError
 from ..runtime.graph import Graph, Tensor
+from ..runtime.session import Session
 from .onnx_writer import onnx_shape, onnx_side
+
+# Steps of the output that other kernels may be off by: tflite-runtime's requantization is in fixed point.
+_GOLDEN_STEPS = 6
 
 
 def for_file(contract: Contract, graph: Graph, layout: Layout) -> Contract:
     """The contract with the input and output that the file of a graph has."""
     source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
     return replace(contract, layout=layout, input=_spec(source, layout), output=_spec(target, layout))
+
+
+def complete(write: Callable[..., bytes], graph: Graph, contract: Contract) -> bytes:
+    """The file with its contract: written once to hear its answer to the golden picture, then again with it.
+
+    Raises ``ParityError`` when the answer is not finite.
+    """
+    pixels = golden_pixels(contract.preprocessing)
+    with Session(write(graph, {KEY: contract.to_bytes()})) as session:
+        output = session.predict_pixels(pixels)
+    if not np.isfinite(output).all():
+        raise ParityError(f"{contract.name} answers with values that are not finite; check the weights")
+    step = contract.output.scale
+    tolerance = _GOLDEN_STEPS * step if step else 1e-3 * max(float(np.abs(output).max()), 1e-6)
+    golden = Golden(pixels, tuple(map(float, output)), float(tolerance))
+    return write(graph, {KEY: replace(contract, golden=golden).to_bytes()})
 
 
 def _spec(tensor: Tensor, layout: Layout) -> TensorSpec:

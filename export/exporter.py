@@ -1,8 +1,8 @@
 """From a trained module to the four files that ship, through the gate."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from ..runtime.console import progress
-from ..runtime.contract import KEY, Contract, Golden, TensorSpec, golden_pixels
+from ..runtime.contract import Contract, TensorSpec
 from ..runtime.datasets import LabelledImages, sample
-from ..runtime.errors import ParityError, QuantizationError, UsageError
+from ..runtime.errors import QuantizationError, UsageError
 from ..runtime.files import check_writable, sha256, write_files
 from ..runtime.graph import Graph, Softmax
 from ..runtime.planning import plan
@@ -20,7 +20,7 @@ from ..runtime.preprocessing import Preprocessing
 from ..runtime.session import Session
 from ..runtime.targets import Target
 from .calibration import PASSES, Method, calibrate
-from .contracts import for_file
+from .contracts import complete, for_file
 from .fitted import judged, pictures
 from .fitting import Fit, fit
 from .onnx_writer import write_onnx
@@ -47,8 +47,6 @@ InputType = Literal["int8", "uint8"]
 
 # Pictures that the gate looks at: enough that chance alone does not close it.
 _GATE_PICTURES = 100
-# Steps of the output that other kernels may be off by: tflite-runtime's requantization is in fixed point.
-_GOLDEN_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -129,8 +127,8 @@ def export(
             tflite = with_input_type(tflite, config.input_type)
         if precision == "int8" and fitted and fitted.stages:
             onnx, tflite, offsets = fitted.graph, fitted.graph, fitted.offsets
-        onnx_file = _complete(write_onnx, onnx, for_file(contract, onnx, "NCHW"))
-        tflite_file = _complete(partial(write_tflite, offsets=offsets), tflite, for_file(contract, tflite, "NHWC"))
+        onnx_file = complete(write_onnx, onnx, for_file(contract, onnx, "NCHW"))
+        tflite_file = complete(partial(write_tflite, offsets=offsets), tflite, for_file(contract, tflite, "NHWC"))
         files[f"model.{precision}.onnx"] = precision, onnx_file
         files[f"model.{precision}.tflite"] = precision, tflite_file
     pixels = _crops(gate, preprocessing)
@@ -194,19 +192,6 @@ def _contract(
     answer = "probabilities" if isinstance(graph.producers.get(graph.outputs[0]), Softmax) else "logits"
     none = TensorSpec("float32", ())
     return Contract(name, preprocessing, classes, class_ids, "NHWC", answer, none, none, checkpoint_sha256)
-
-
-def _complete(write: Callable[..., bytes], graph: Graph, contract: Contract) -> bytes:
-    """The file with its contract: written once to hear its answer to the golden picture, then again with it."""
-    pixels = golden_pixels(contract.preprocessing)
-    with Session(write(graph, {KEY: contract.to_bytes()})) as session:
-        output = session.predict_pixels(pixels)
-    if not np.isfinite(output).all():
-        raise ParityError(f"{contract.name} answers with values that are not finite; check the weights")
-    step = contract.output.scale
-    tolerance = _GOLDEN_STEPS * step if step else 1e-3 * max(float(np.abs(output).max()), 1e-6)
-    golden = Golden(pixels, tuple(map(float, output)), float(tolerance))
-    return write(graph, {KEY: replace(contract, golden=golden).to_bytes()})
 
 
 def _through_gate(

@@ -47,7 +47,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     view = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     rows = list(rows)
     for index, column in enumerate(columns):
-        figures = index > 0 and all(row[index][:1].isdigit() or row[index] in ("", "-") for row in rows)
+        figures = index > 0 and all(row[index].lstrip("+-")[:1].isdigit() or row[index] in ("", "-") for row in rows)
         view.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         view.add_row(*(Text(cell, style=_style(cell)) for cell in row))

@@ -126,10 +126,11 @@ def model_explorer_node_data(plan: MemoryPlan, profile: Profile | None = None) -
     times = op_times(graph, profile)
     if times is not None:
         figures["time_ms"] = times[0]
-    return {name: _node_data(values) for name, values in figures.items()}
+    return {name: node_data(values) for name, values in figures.items()}
 
 
-def _node_data(values: Mapping[str, float]) -> str:
+def node_data(values: Mapping[str, float]) -> str:
+    """One figure of the nodes for Model Explorer, by the tensors that they make."""
     # Of values that are all the same Model Explorer cannot make a gradient.
     gradient = _GRADIENT if len(set(values.values())) > 1 else ()
     results = {name: {"value": value} for name, value in values.items()}
