@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The stock PyTorch-to-LiteRT converter, which docs/quantization.md compares with, has an environment of its own (2 GB).
+STOCK := build/stock_litert
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types check format tables clean
@@ -21,6 +23,11 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(STOCK)/.ready: benchmarks/stock_litert/requirements.txt
+	$(PYTHON) -m venv $(STOCK)
+	$(STOCK)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 demo: $(READY)
@@ -42,10 +49,12 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(READY)
+tables: $(READY) $(STOCK)/.ready
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/fit.py
+	$(BIN)/python benchmarks/quantization.py --stock $(STOCK)/bin/python
+	$(BIN)/python benchmarks/effort.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -4,7 +4,7 @@ Nothing but ratios of times taken in turn: on a machine that does other work too
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from common import (
     table,
     write_page,
 )
+from comparators import quantize_with_onnxruntime
 from firebox.export import ExportConfig, Tolerance
 from firebox.model_zoo import export_network, load_network
 from firebox.model_zoo.classifier import TorchClassifier
@@ -32,36 +33,15 @@ from firebox.runtime import (
     Session,
     evaluate,
     open_images,
-    read_graph,
-    sample,
 )
 from firebox.runtime.backends import BACKENDS, installed_backends
 from firebox.runtime.console import progress
 from firebox.runtime.evaluation import Classifier
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
 
 _SMALL = "squeezenet_micro"
 # Random weights are enough to be timed, and the gate would rightly refuse them.
 _NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
-
-
-class Feeds(CalibrationDataReader):
-    """Pictures as onnxruntime's quantizer asks for them."""
-
-    def __init__(self, feeds: Iterable[dict[str, np.ndarray]]):
-        self._feeds = iter(feeds)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next input by its name, or nothing."""
-        return next(self._feeds, None)
 
 
 @dataclass(frozen=True)
@@ -157,26 +137,6 @@ def compare(name: str, folder: Path, theirs: Path, pictures: LabelledImages) -> 
             float_run = bind(sessions["float32", backend].run, inputs["float32", backend])
             found.append(Comparison("int8", (name, backend), float_run, bind(session.run, x)))
     return found
-
-
-def quantize_with_onnxruntime(folder: Path, pictures: LabelledImages) -> Path:
-    """The float32 file quantized by onnxruntime, as it recommends for x86, with the pictures that calibrate ours."""
-    source, prepared, target = (folder / name for name in ("model.float32.onnx", "prepared.onnx", "quantized.onnx"))
-    config, session, name = ExportConfig(), Session(source), read_graph(source).inputs[0]
-    drawn = sample(pictures, config.calibration_images, config.seed)
-    crops = (session.preprocessing.crop(drawn.read(picture), picture) for picture in drawn.names)
-    quant_pre_process(source, prepared)
-    quantize_static(
-        prepared,
-        target,
-        Feeds({name: encode(session, pixels)} for pixels in crops),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-    )
-    return target
 
 
 def page(found: Sequence[Ratios], evaluations: Mapping[str, Sequence[Evaluation]], pictures: int) -> list[str]:

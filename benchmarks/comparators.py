@@ -1,0 +1,113 @@
+"""Other makers' int8 files, calibrated with the same pictures: onnxruntime's quantizer, and LiteRT's in torch."""
+
+import importlib
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import numpy as np
+import torch
+from common import encode
+from firebox.export import ExportConfig
+from firebox.model_zoo import Network
+from firebox.runtime import LabelledImages, Session, read_graph, sample
+from firebox.runtime.backends import BACKENDS
+from firebox.runtime.contract import TensorSpec
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+StockQuantizer = Literal["pt2e", "ai-edge-quantizer", "ai-edge-quantizer-minmax"]
+
+# The environment of the stock converter: what is in it, and what runs in it.
+STOCK_REQUIREMENTS = Path(__file__).with_name("stock_litert") / "requirements.txt"
+STOCK_SCRIPT = STOCK_REQUIREMENTS.with_name("convert.py")
+# Lines of what the stock converter says that are worth repeating when it fails.
+_LAST_LINES = 5
+
+
+class Feeds(CalibrationDataReader):
+    """Pictures as onnxruntime's quantizer asks for them."""
+
+    def __init__(self, feeds: Iterable[dict[str, np.ndarray]]):
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next input by its name, or nothing."""
+        return next(self._feeds, None)
+
+
+def quantize_with_onnxruntime(folder: Path, pictures: LabelledImages) -> Path:
+    """The float32 file quantized by onnxruntime, as it recommends for x86, with the pictures that calibrate ours."""
+    source, prepared, target = (folder / name for name in ("model.float32.onnx", "prepared.onnx", "quantized.onnx"))
+    config, session, name = ExportConfig(), Session(source), read_graph(source).inputs[0]
+    drawn = sample(pictures, config.calibration_images, config.seed)
+    crops = (session.preprocessing.crop(drawn.read(picture), picture) for picture in drawn.names)
+    quant_pre_process(source, prepared)
+    quantize_static(
+        prepared,
+        target,
+        Feeds({name: encode(session, pixels)} for pixels in crops),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.MinMax,
+    )
+    return target
+
+
+def convert_with_stock(
+    python: Path, quantizer: StockQuantizer, network: Network, pictures: LabelledImages, target: Path
+) -> Path:
+    """The network as int8 .tflite from the stock converter, all ``pictures`` calibrating; ``python`` is that of the
+    environment it is installed in."""
+    preprocessing = network.preprocessing
+    crops = (preprocessing.crop(pictures.read(name), pictures.where(name)) for name in pictures.names)
+    inputs = np.stack([preprocessing.normalize(pixels).transpose(2, 0, 1) for pixels in crops]).astype(np.float32)
+    program = torch.export.export(network.module, (torch.from_numpy(inputs[:1]),))
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("network.pt2", "inputs.npy")]
+        torch.export.save(program, files[0])
+        np.save(files[1], inputs)
+        command = [python, STOCK_SCRIPT, quantizer, *files, target]
+        ended = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise click.ClickException("\n".join([f"{python} failed:", *ended.stderr.splitlines()[-_LAST_LINES:]]))
+    return target
+
+
+def stock_version() -> str:
+    """Of the converter and its quantizers, as they are asked for."""
+    wanted = ("litert-torch", "torchao", "ai-edge-quantizer")
+    pins = dict(line.split("==") for line in STOCK_REQUIREMENTS.read_text().splitlines() if "==" in line)
+    return ", ".join(f"{name} {pins[name]}" for name in wanted)
+
+
+def open_stock(path: Path, network: Network) -> Callable[[np.ndarray], np.ndarray]:
+    """A .tflite of the stock converter in LiteRT, on one thread: pixels (height, width, channels) to logits
+    (classes,). It carries no contract of ours, so its input and output are asked of the runtime."""
+    interpreter: Any = importlib.import_module(BACKENDS["litert"].module).Interpreter(str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+
+    def answer(pixels: np.ndarray) -> np.ndarray:
+        x = network.preprocessing.normalize(pixels).transpose(2, 0, 1)[None]
+        interpreter.set_tensor(source["index"], _spec(source).encode(x))
+        interpreter.invoke()
+        return _spec(target).decode(interpreter.get_tensor(target["index"])).reshape(-1)
+
+    return answer
+
+
+def _spec(details: dict[str, Any]) -> TensorSpec:
+    scale, zero_point = details["quantization"]
+    return TensorSpec(np.dtype(details["dtype"]).name, tuple(details["shape"]), scale or None, zero_point)

@@ -1,0 +1,393 @@
+"""What int8 loses at each effort, on pictures that calibrated nothing, beside other quantizers; writes
+docs/quantization.md.
+
+Five folds: each in turn calibrates, the others are measured. Every fold's figures are kept as a small file, so that a
+run that was stopped goes on where it was.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import get_args
+
+import click
+import firebox.export
+import firebox.runtime
+import numpy as np
+from common import (
+    FOLDER,
+    PICTURES,
+    REFERENCES,
+    data_option,
+    encode,
+    load_reference,
+    out_option,
+    surroundings,
+    table,
+    write_page,
+)
+from comparators import (
+    STOCK_REQUIREMENTS,
+    STOCK_SCRIPT,
+    StockQuantizer,
+    convert_with_stock,
+    open_stock,
+    quantize_with_onnxruntime,
+    stock_version,
+)
+from firebox.export import ExportConfig, Tolerance
+from firebox.export.parity import compare
+from firebox.model_zoo import Network, export_network
+from firebox.model_zoo.classifier import TorchClassifier
+from firebox.runtime import LabelledImages, Session, open_images
+from firebox.runtime.console import note, progress
+from firebox.runtime.datasets import match_labels
+from firebox.runtime.files import sha256, write_file
+from pairs import bare
+
+FOLDS = 5
+_CACHE = Path(__file__).resolve().parent.parent / "build" / "quantization"
+_COMMAND = "python benchmarks/quantization.py --stock build/stock_litert/bin/python"
+_SEED = 0
+# What the gate would refuse is measured, too.
+_NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
+_ONNX, _LITERT = "onnxruntime", "LiteRT"
+
+Answer = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Files of one network: what answers pixels (height, width, channels) with logits, by runtime; the seconds it took
+    to make them; the least by which two logits can differ, where two formats are to be compared."""
+
+    answers: Mapping[str, Answer]
+    seconds: float
+    step: float = 1.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to quantize: ``make`` gets a network, the pictures that calibrate and a folder for its files. Its results
+    are good for as long as the files in ``sources`` and the ``versions`` are the same."""
+
+    name: str
+    make: Callable[[Network, LabelledImages, Path], Made]
+    sources: Sequence[Path]
+    versions: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One file in one runtime on the pictures that did not calibrate it: the share on which it names float32's class;
+    top-1 of both; how many only float32, and only the file, gets right; SQNR of the logits."""
+
+    agreement: float
+    top1: float
+    float_top1: float
+    lost: int
+    won: int
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on one network and fold: seconds to make the files, figures by runtime; where there are two of them,
+    the share of logits that are the same in both, and the largest difference in steps of the output."""
+
+    seconds: float
+    runtimes: Mapping[str, Figures]
+    identical: float | None
+    largest_steps: int | None
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Result":
+        """The inverse of ``asdict``."""
+        return cls(**values | {"runtimes": {name: Figures(**one) for name, one in values["runtimes"].items()}})
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A network with all pictures, their pixels, float32's logits (pictures, classes) and the labels."""
+
+    network: Network
+    pictures: LabelledImages
+    pixels: Sequence[np.ndarray]
+    logits: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method on one network and fold, and where its result is kept."""
+
+    network: str
+    method: Method
+    fold: int
+    file: Path
+    key: str
+
+    def result(self) -> Result | None:
+        """What was measured before, with the same sources."""
+        try:
+            kept = json.loads(self.file.read_text())
+        except FileNotFoundError:
+            return None
+        return Result.from_json(kept["result"]) if kept["key"] == self.key else None
+
+    def keep(self, result: Result) -> None:
+        """For the next run."""
+        write_file(self.file, json.dumps({"key": self.key, "result": asdict(result)}, indent=2) + "\n")
+
+
+@click.command()
+@data_option
+@out_option("quantization.md")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), default=_CACHE, help="Folder of results.  [default: build/quantization]"
+)
+@click.option("--fresh", is_flag=True, help="Measure again what is in the cache, too.")
+@click.option(
+    "--stock", type=click.Path(path_type=Path, exists=True), help="Python of the stock converter's environment."
+)
+@click.option("--only", multiple=True, help="Measure these methods only; the page shows what is known of the others.")
+def main(data_folder: Path, out: Path, cache: Path, fresh: bool, stock: Path | None, only: tuple[str, ...]) -> None:
+    """Quantize v1.1 and v1.0 in every way, fold by fold.
+
+    \b
+    Example:
+      python benchmarks/quantization.py --data-folder ~/firebox-data --stock build/stock_litert/bin/python
+    """
+    pictures = open_images(data_folder / PICTURES)
+    found = list(methods(stock))
+    names = [method.name for method in found]
+    if not set(only) <= set(names):
+        raise click.UsageError(f"--only {' '.join(only)}: the methods are {', '.join(names)}")
+    jobs = [
+        Job(network, method, fold, cache / f"{network}.{method.name}.{fold}.json", key(method, data_folder / weights))
+        for network, weights in REFERENCES.items()
+        for fold in range(FOLDS)
+        for method in found
+    ]
+    wanted = [job for job in jobs if not only or job.method.name in only]
+    missing = [job for job in wanted if (fresh or job.result() is None) and (stock or not is_stock(job.method))]
+    with progress("measuring", len(missing)) as advance:
+        for name in dict.fromkeys(job.network for job in missing):
+            known = truth(load_reference(name, data_folder), pictures)
+            for job in (job for job in missing if job.network == name):
+                result = measure(job.method, job.fold, known)
+                job.keep(result)
+                note(f"{name}, {job.method.name}, fold {job.fold}: {_briefly(result)}")
+                advance(text=name)
+    write_page(out, page(files(jobs), len(pictures)))
+
+
+def methods(stock: Path | None) -> Iterator[Method]:
+    rooms = [Path(path) for room in (firebox.export, firebox.runtime) for path in room.__path__]
+    ours = [file for room in rooms for file in sorted(room.glob("*.py"))]
+    for effort in ("default",):
+        yield Method(f"firebox {effort}", partial(_export, effort), ours, "")
+    theirs = Path(__file__).with_name("comparators.py")
+    yield Method("onnxruntime", _onnxruntime, [theirs], version("onnxruntime"))
+    for quantizer in get_args(StockQuantizer):
+        make = partial(_stock, stock or Path(), quantizer)
+        yield Method(f"litert-torch {quantizer}", make, [STOCK_REQUIREMENTS, STOCK_SCRIPT], "")
+
+
+def is_stock(method: Method) -> bool:
+    return STOCK_SCRIPT in method.sources
+
+
+def key(method: Method, weights: Path) -> str:
+    contents = [file.read_bytes() for file in (*method.sources, weights)]
+    return sha256(b"".join([method.versions.encode(), version("ai-edge-litert").encode(), *contents]))
+
+
+def _export(effort: str, network: Network, pictures: LabelledImages, folder: Path) -> Made:
+    config = ExportConfig(len(pictures), precisions=("int8",), tolerance=_NO_GATE)
+    start = time.perf_counter()
+    export_network(network, folder, pictures, config, quiet=True)
+    seconds = time.perf_counter() - start
+    onnx, tflite = Session(folder / "model.int8.onnx", "onnxruntime"), Session(folder / "model.int8.tflite", "litert")
+    return Made(
+        {_ONNX: onnx.predict_pixels, _LITERT: tflite.predict_pixels}, seconds, onnx.contract.output.scale or 1.0
+    )
+
+
+def _onnxruntime(network: Network, pictures: LabelledImages, folder: Path) -> Made:
+    export_network(network, folder, pictures, ExportConfig(precisions=("float32",)), quiet=True)
+    start = time.perf_counter()
+    run, session = bare(quantize_with_onnxruntime(folder, pictures)), Session(folder / "model.float32.onnx")
+    seconds = time.perf_counter() - start
+    return Made({_ONNX: lambda pixels: run(encode(session, pixels)).reshape(-1)}, seconds)
+
+
+def _stock(python: Path, quantizer: StockQuantizer, network: Network, pictures: LabelledImages, folder: Path) -> Made:
+    start = time.perf_counter()
+    file = convert_with_stock(python, quantizer, network, pictures, folder / "stock.tflite")
+    return Made({_LITERT: open_stock(file, network)}, time.perf_counter() - start)
+
+
+def folds(pictures: int) -> list[np.ndarray]:
+    """Positions of the pictures that calibrate, fold by fold; none is in two of them."""
+    return [np.sort(fold) for fold in np.array_split(np.random.default_rng(_SEED).permutation(pictures), FOLDS)]
+
+
+def truth(network: Network, pictures: LabelledImages) -> Truth:
+    pixels = [network.preprocessing.crop(pictures.read(name), name) for name in pictures.names]
+    classifier, logits = TorchClassifier(network), []
+    with progress(f"{network.name} in torch", len(pixels)) as advance:
+        for each in pixels:
+            logits.append(classifier.predict_pixels(each))
+            advance()
+    labels = match_labels(pictures, network.classes, network.class_ids)
+    return Truth(network, pictures, pixels, np.array(logits), labels)
+
+
+def measure(method: Method, fold: int, known: Truth) -> Result:
+    drawn = folds(len(known.pixels))[fold]
+    others = np.setdiff1d(np.arange(len(known.pixels)), drawn)
+    with tempfile.TemporaryDirectory() as folder:
+        made = method.make(known.network, known.pictures.subset(drawn), Path(folder))
+        logits = {name: np.array([run(known.pixels[i]) for i in others]) for name, run in made.answers.items()}
+    found = {name: figures(outputs, known.logits[others], known.labels[others]) for name, outputs in logits.items()}
+    if len(logits) < 2:
+        return Result(made.seconds, found, None, None)
+    first, second = logits.values()
+    steps = np.rint(np.abs(first - second) / made.step)
+    return Result(made.seconds, found, float((steps == 0).mean()), int(steps.max()))
+
+
+def figures(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> Figures:
+    parity = compare("", "int8", "", expected, found)
+    right, truly = (logits.argmax(1) == labels for logits in (found, expected))
+    lost, won = int((truly & ~right).sum()), int((right & ~truly).sum())
+    sqnr = np.inf if parity.sqnr_db is None else float(parity.sqnr_db)
+    return Figures(parity.agreement, float(right.mean()), float(truly.mean()), lost, won, sqnr)
+
+
+@dataclass(frozen=True)
+class File:
+    """One way to quantize one network, in one runtime: results and figures fold by fold."""
+
+    network: str
+    method: str
+    runtime: str
+    results: Sequence[Result]
+
+    @property
+    def figures(self) -> list[Figures]:
+        """Fold by fold."""
+        return [result.runtimes[self.runtime] for result in self.results]
+
+
+# What the tables show of every file: the heading, the figure and its form.
+_MEASURES: Mapping[str, tuple[Callable[[Figures], float], str]] = {
+    "same class": (lambda one: one.agreement, "{:.1%}"),
+    "top-1": (lambda one: 100 * (one.top1 - one.float_top1), "{:+.2f}"),
+    "SQNR, dB": (lambda one: one.sqnr_db, "{:.1f}"),
+}
+
+
+def files(jobs: Sequence[Job]) -> list[File]:
+    """All that was measured on every fold."""
+    known: dict[tuple[str, str], list[Result]] = {}
+    for job in jobs:
+        result = job.result()
+        if result:
+            known.setdefault((job.network, job.method.name), []).append(result)
+    return [
+        File(network, method, runtime, results)
+        for (network, method), results in known.items()
+        if len(results) == FOLDS
+        for runtime in results[0].runtimes
+    ]
+
+
+def page(found: Sequence[File], pictures: int) -> list[str]:
+    drawn = pictures // FOLDS
+    measured = pictures - drawn
+    return [
+        "# What int8 loses",
+        f"This page is written by\n\n```sh\n{_COMMAND}\n```",
+        f"on the {pictures} labelled pictures of `{FOLDER}/{PICTURES}` ([where from](data.md)), in {FOLDS} folds drawn "
+        f"once: in each, {drawn} pictures calibrate, no two folds the same ones, and the {measured} others are "
+        f"measured. One picture of a fold is {1 / measured:.2%}. `--stock` names the Python of the environment that "
+        "the stock converter is installed in ([how](../benchmarks/README.md#the-stock-converter)).",
+        f"{surroundings()} In the other environment: {stock_version()}.",
+        "## All folds",
+        "Means over the folds, with the lowest and the highest fold in brackets. *Same class* is the share of pictures "
+        "on which the int8 file names the class that the network in torch does; *top-1* is the difference to torch on "
+        "the same pictures, in percentage points, and *lost / won* counts the answers that only torch and only the "
+        f"int8 file gets right, of {FOLDS * measured:,} in all folds. *SQNR* is that of the logits. *Seconds* are an "
+        "indication only, for the machine did other work too: of the export of the int8 files with its gate, of "
+        "`quantize_static` on a float32 file, of the stock converter's whole command.",
+        "*onnxruntime* is `quantize_static` as onnxruntime recommends it for x86 (QDQ, uint8 activations, int8 weights "
+        "per channel, MinMax, after `quant_pre_process`); *litert-torch* is LiteRT's own converter from PyTorch, with "
+        "its PT2E quantizer (static, weights per channel), and with `ai-edge-quantizer` on the float32 file (recipe "
+        "`static_wi8_ai8`): its default ranges are moving averages of the extremes of each picture, and *minmax* has "
+        "its calibrator cover all extremes instead. All calibrate with the same pictures.",
+        *(f"### {network}\n\n{_summary(_of(network, found))}" for network in REFERENCES),
+        "## ONNX beside TFLite",
+        "The logits of both files of an export, on the measured pictures of all folds. A step is the scale of the "
+        "output, the least by which two logits can differ.",
+        table(("network", "made by", "identical logits", "largest difference"), _format_rows(found), names=2),
+        "## Every fold",
+        *(
+            f"### {network}: {name}\n\n{_fold_table(_of(network, found), name)}"
+            for network in REFERENCES
+            for name in _MEASURES
+        ),
+    ]
+
+
+def _of(network: str, found: Sequence[File]) -> list[File]:
+    return [file for file in found if file.network == network]
+
+
+def _summary(found: Sequence[File]) -> str:
+    rows = []
+    for file in found:
+        same, top1, sqnr = (_spread([figure(one) for one in file.figures], form) for figure, form in _MEASURES.values())
+        lost_won = f"{sum(one.lost for one in file.figures)} / {sum(one.won for one in file.figures)}"
+        seconds = f"{np.mean([result.seconds for result in file.results]):.0f}"
+        rows.append((file.method, file.runtime, same, top1, lost_won, sqnr, seconds))
+    same, top1, sqnr = _MEASURES
+    return table(("made by", "runtime", same, top1, "lost / won", sqnr, "seconds"), rows, names=2)
+
+
+def _fold_table(found: Sequence[File], name: str) -> str:
+    figure, form = _MEASURES[name]
+    rows = [(file.method, file.runtime, *(form.format(figure(one)) for one in file.figures)) for file in found]
+    return table(("made by", "runtime", *(f"fold {fold}" for fold in range(FOLDS))), rows, names=2)
+
+
+def _format_rows(found: Sequence[File]) -> list[tuple[str, ...]]:
+    rows = []
+    for file in found:
+        shares = [result.identical for result in file.results if result.identical is not None]
+        if shares and file.runtime == _ONNX:
+            steps = max(result.largest_steps or 0 for result in file.results)
+            largest = "1 step" if steps == 1 else f"{steps} steps"
+            # Rounded down: what is not all is not to read as all.
+            rows.append((file.network, file.method, f"{np.floor(1e5 * np.mean(shares)) / 1e3:.3f}%", largest))
+    return rows
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    low, mean, high = (form.format(value) for value in (min(values), np.mean(values), max(values)))
+    return f"{mean} ({low} to {high})"
+
+
+def _briefly(result: Result) -> str:
+    one = next(iter(result.runtimes.values()))
+    return f"{one.agreement:.1%} the same class, {one.sqnr_db:.1f} dB, {result.seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    main()
