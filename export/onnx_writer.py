@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 OPSET = 18
 _IR_VERSION = 9
+# QuantizeLinear has 16-bit integers from there on.
+_INT16_OPSET, _INT16_IR_VERSION = 21, 10
 _OHWI_TO_OIHW = (0, 3, 1, 2)
 # Values per pixel and their order stay what they are through these.
 _ELEMENTWISE = (Relu, Quantize, Dequantize)
@@ -65,8 +67,10 @@ def write_onnx(graph: Graph, metadata: Mapping[str, bytes] | None = None, expose
         [_value(graph.tensors[name]) for name in outputs if name not in graph.inputs],
         list(file.initializers.values()),
     )
-    opsets = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(body, producer_name="firebox", opset_imports=opsets, ir_version=_IR_VERSION)
+    wide = any(tensor.dtype == "int16" for tensor in graph.tensors.values())
+    opset, ir_version = (_INT16_OPSET, _INT16_IR_VERSION) if wide else (OPSET, _IR_VERSION)
+    opsets = [helper.make_opsetid("", opset)]
+    model = helper.make_model(body, producer_name="firebox", opset_imports=opsets, ir_version=ir_version)
     helper.set_model_props(model, {name: data.decode() for name, data in (metadata or {}).items()})
     return model.SerializeToString(deterministic=True)
 
@@ -78,7 +82,7 @@ class _File:
     graph: Graph
     nodes: "list[NodeProto]" = field(default_factory=list)
     initializers: "dict[str, TensorProto]" = field(default_factory=dict)
-    # Quantized tensors whose DequantizeLinear is there already.
+    # Quantized and float16 tensors whose DequantizeLinear or Cast is there already.
     dequantized: set[str] = field(default_factory=set)
 
     def operator(self, op: Op) -> None:
@@ -140,20 +144,35 @@ class _File:
         tensor = self.graph.tensors[name]
         if tensor.data is not None:
             self.constant(name, _arranged(tensor, op, self.graph))
-        if tensor.quantization is None:
+        if tensor.dtype == "float32":
             return name
         if name not in self.dequantized:
             self.dequantized.add(name)
-            axis = {} if tensor.quantization.axis is None else {"axis": tensor.quantization.axis}
-            self.node("DequantizeLinear", [name, *self.parameters(tensor)], f"{name}/real", **axis)
+            self._dequantize(tensor)
         return f"{name}/real"
+
+    def _dequantize(self, tensor: Tensor) -> None:
+        """Add what makes float32 of a tensor."""
+        from onnx import TensorProto
+
+        output = f"{tensor.name}/real"
+        if tensor.quantization is None:
+            self.node("Cast", [tensor.name], output, to=TensorProto.FLOAT)
+            return
+        axis = {} if tensor.quantization.axis is None else {"axis": tensor.quantization.axis}
+        self.node("DequantizeLinear", [tensor.name, *self.parameters(tensor)], output, **axis)
 
 
 def onnx_side(tensor: Tensor) -> tuple[str, int]:
-    """Integer type and zero point that a quantized tensor has in the ONNX file: activations are uint8."""
+    """Integer type and zero point that a quantized tensor has in the ONNX file: activations of 8 bits are uint8.
+
+    DequantizeLinear knows no int64, which biases of 16-bit layers are.
+    """
     assert tensor.quantization is not None
     if tensor.data is None and tensor.dtype == "int8":
         return "uint8", tensor.quantization.zero_point + 128
+    if tensor.dtype == "int64":
+        return "int32", tensor.quantization.zero_point
     return tensor.dtype, tensor.quantization.zero_point
 
 
@@ -163,11 +182,12 @@ def onnx_shape(shape: Shape) -> Shape:
 
 
 def _value(tensor: Tensor) -> "ValueInfoProto":
-    from onnx import TensorProto, helper
+    from onnx import helper
 
     dtype = "float32" if tensor.quantization is None else onnx_side(tensor)[0]
-    kinds = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
-    return helper.make_tensor_value_info(tensor.name, kinds[dtype], onnx_shape(tensor.shape))
+    return helper.make_tensor_value_info(
+        tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), onnx_shape(tensor.shape)
+    )
 
 
 def _arranged(tensor: Tensor, op: Op, graph: Graph) -> np.ndarray:
@@ -175,6 +195,10 @@ def _arranged(tensor: Tensor, op: Op, graph: Graph) -> np.ndarray:
     assert tensor.data is not None
     if tensor.data.ndim == 4:
         return tensor.data.transpose(_OHWI_TO_OIHW)
+    if tensor.dtype == "int64":
+        if np.abs(tensor.data).max() > np.iinfo(np.int32).max:
+            raise UnsupportedError(f"{tensor.name!r} needs more than 32 bits, which ONNX has no quantized bias for")
+        return tensor.data.astype(np.int32)
     picture = _flattened(graph, op.inputs[0]) if isinstance(op, FullyConnected) and tensor.data.ndim == 2 else None
     if picture is None:
         return tensor.data

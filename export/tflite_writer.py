@@ -28,7 +28,7 @@ from ..runtime.graph import (
     Softmax,
     Tensor,
 )  # fmt: skip
-from ..runtime.rewrite import explicit_padding, padding_word
+from ..runtime.rewrite import for_tflite, padding_word
 from ..runtime.tflite_offline import OFFLINE_PLAN, pack_offline_plan
 from ..runtime.tflite_schema import ACTIVATIONS, IDENTIFIER, OPERATORS, OPTIONS, PADDINGS, SCALARS, TABLES, TENSOR_TYPES
 
@@ -46,13 +46,14 @@ def write_tflite(
     Padding that TFLite has no word for becomes a PAD operation. Raises ``UnsupportedError`` for what TFLite cannot say.
     """
     file = _File()
-    graph = explicit_padding(graph)
-    operators = [file.operator(graph, op) for op in graph.ops]
+    graph = for_tflite(graph)
+    for op in graph.ops:
+        file.operator(graph, op)
     subgraph = {
         "name": graph.name,
         "inputs": [file.tensor(graph.tensors[name]) for name in graph.inputs],
         "outputs": [file.tensor(graph.tensors[name]) for name in graph.outputs],
-        "operators": operators,
+        "operators": file.operators,
         "tensors": file.tensors,
     }
     metadata = dict(metadata or {})
@@ -75,6 +76,7 @@ class _File:
     """The growing lists of a TFLite file, as the dicts that ``_pack`` writes. Buffer 0 is empty by convention."""
 
     codes: list[dict[str, Any]] = field(default_factory=list)
+    operators: list[dict[str, Any]] = field(default_factory=list)
     tensors: list[dict[str, Any]] = field(default_factory=list)
     buffers: list[dict[str, Any]] = field(default_factory=lambda: [{}])
     indices: dict[str, int] = field(default_factory=dict)
@@ -104,27 +106,40 @@ class _File:
         data = np.asarray(values, dtype)
         return self.tensor(Tensor(name, data.shape, dtype, quantization, data))
 
-    def operator(self, graph: Graph, op: Op) -> dict[str, Any]:
-        """One operation with its code, operands and options."""
+    def operand(self, tensor: Tensor) -> int:
+        """Index of what a kernel reads: float16 constants as float32, through a DEQUANTIZE of their own."""
+        if tensor.dtype != "float16":
+            return self.tensor(tensor)
+        real = Tensor(f"{tensor.name}/float32", tensor.shape)
+        if real.name not in self.indices:
+            self.append(_Code("DEQUANTIZE", "DequantizeOptions", {}, [self.tensor(tensor)]), 3, self.tensor(real))
+        return self.tensor(real)
+
+    def operator(self, graph: Graph, op: Op) -> None:
+        """Add one operation with its code, operands and options."""
         if type(op) not in _WRITERS:
             raise UnsupportedError(f"{op.kind} {op.name!r} cannot be written as TFLite")
+        _check_kernel(graph, op)
         code = _WRITERS[type(op)](self, graph, op)
-        version = _version(code, graph.tensors[op.output].dtype)
-        entry = {
-            "builtin_code": OPERATORS[code.name],
-            "deprecated_builtin_code": min(OPERATORS[code.name], 127),
-            "version": version,
-        }
+        if not code.inputs:
+            code = replace(code, inputs=[self.operand(graph.tensors[name]) for name in op.inputs])
+        self.append(code, _version(code, graph, op), self.tensor(graph.tensors[op.output]))
+
+    def append(self, code: "_Code", version: int, output: int) -> None:
+        """Add an operation of whose kernel at least this version is needed."""
+        number = OPERATORS[code.name]
+        entry = {"builtin_code": number, "deprecated_builtin_code": min(number, 127), "version": version}
         if entry not in self.codes:
             self.codes.append(entry)
-        operands = code.inputs or [self.tensor(graph.tensors[name]) for name in op.inputs]
-        return {
-            "opcode_index": self.codes.index(entry),
-            "inputs": operands,
-            "outputs": [self.tensor(graph.tensors[op.output])],
-            "options_type": code.options_type,
-            "options": code.options,
-        }
+        self.operators.append(
+            {
+                "opcode_index": self.codes.index(entry),
+                "inputs": code.inputs,
+                "outputs": [output],
+                "options_type": code.options_type,
+                "options": code.options,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -137,12 +152,38 @@ class _Code:
     inputs: list[int] = field(default_factory=list)
 
 
-def _version(code: _Code, dtype: str) -> int:
-    """The first version of a kernel that takes these types, as TFLite's ``register.cc`` counts them."""
-    if dtype == "float32":
-        return 2 if code.name == "DEQUANTIZE" else 1
-    integer = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1, "QUANTIZE": 1}
-    return integer.get(code.name, 2)
+def _check_kernel(graph: Graph, op: Op) -> None:
+    """Whether TFLite's kernels compute what an operation says: some would not, and say nothing."""
+    wide = [graph.tensors[name] for name in (*op.inputs, op.output) if graph.tensors[name].dtype == "int16"]
+    if any(tensor.quantization is None or tensor.quantization.zero_point for tensor in wide):
+        raise UnsupportedError(f"{op.kind} {op.name!r} has 16-bit integers with a zero point, which TFLite has not")
+    if not isinstance(op, Conv | FullyConnected):
+        return
+    x, weight = (graph.tensors[name] for name in op.inputs[:2])
+    if weight.dtype == "int8" and weight.quantization is not None and weight.quantization.zero_point:
+        raise UnsupportedError(f"weight {weight.name!r} has a zero point, which TFLite's int8 weights have not")
+    per_channel = weight.quantization is not None and weight.quantization.axis is not None
+    if isinstance(op, FullyConnected) and x.dtype == "float32" and per_channel:
+        # tflite-runtime 2.14 takes the first scale for all.
+        raise UnsupportedError(
+            f"fully connected {op.name!r} between float32 activations has a scale for each output; TFLite takes one"
+        )
+
+
+# The first version of each kernel for its types, as TFLite's ``op_version.cc`` counts them.
+_INT8_VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1, "QUANTIZE": 1}
+_INT16_VERSIONS = {"CONV_2D": 4, "DEPTHWISE_CONV_2D": 5, "FULLY_CONNECTED": 7, "RESHAPE": 1, "QUANTIZE": 2, "SLICE": 4}
+_HYBRID_VERSIONS = {"CONV_2D": 5, "DEPTHWISE_CONV_2D": 6, "FULLY_CONNECTED": 9}
+
+
+def _version(code: _Code, graph: Graph, op: Op) -> int:
+    types = {graph.tensors[name].dtype for name in (op.inputs[0], op.output)}
+    if "int16" in types:
+        return _INT16_VERSIONS.get(code.name, 3)
+    if types == {"float32"}:
+        hybrid = isinstance(op, Conv | FullyConnected) and graph.tensors[op.inputs[1]].dtype == "int8"
+        return _HYBRID_VERSIONS[code.name] if hybrid else 1
+    return _INT8_VERSIONS.get(code.name, 2)
 
 
 def _quantization(quantization: Quantization | None) -> dict[str, Any] | None:
@@ -182,11 +223,15 @@ def _conv(file: _File, graph: Graph, op: Conv) -> _Code:
     data = np.ascontiguousarray(weight.data.transpose(3, 1, 2, 0))
     weight = replace(weight, shape=data.shape, quantization=quantization, data=data)
     options["depth_multiplier"] = weight.shape[3] // x.shape[3]
-    return _Code("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", options, [file.tensor(t) for t in (x, weight, bias)])
+    return _Code("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", options, [file.operand(t) for t in (x, weight, bias)])
 
 
 def _fully_connected(file: _File, graph: Graph, op: FullyConnected) -> _Code:
-    return _Code("FULLY_CONNECTED", "FullyConnectedOptions", {"activation": ACTIVATIONS[op.activation]})
+    x, weight = (graph.tensors[name] for name in op.inputs[:2])
+    # Integer weights between floats: inputs get a zero point, or half of the integers would stand for no input.
+    hybrid = x.dtype == "float32" and weight.dtype == "int8"
+    options = {"activation": ACTIVATIONS[op.activation], "asymmetric_quantize_inputs": int(hybrid)}
+    return _Code("FULLY_CONNECTED", "FullyConnectedOptions", options)
 
 
 def _pool(file: _File, graph: Graph, op: Pool) -> _Code:
@@ -206,7 +251,9 @@ def _global_average(file: _File, graph: Graph, op: GlobalAveragePool) -> _Code:
 
 
 def _add(file: _File, graph: Graph, op: Add) -> _Code:
-    return _Code("ADD", "AddOptions", {"activation": ACTIVATIONS[op.activation]})
+    # 16-bit scales need not be powers of two.
+    any_scale = {"pot_scale_int16": 0} if graph.tensors[op.output].dtype == "int16" else {}
+    return _Code("ADD", "AddOptions", {"activation": ACTIVATIONS[op.activation], **any_scale})
 
 
 def _concat(file: _File, graph: Graph, op: Concat) -> _Code:

@@ -5,6 +5,9 @@ fully connected layer's is (out, in). Integer tensors carry the affine quantizat
 (Jacob et al., arXiv 1712.05877, section 2.1). Padding is explicit, (top, bottom, left, right), and never counts:
 zeros for a convolution, ignored by the pools.
 
+Layers between float32 activations may have weights of fewer bits: float16, or int8 with their scales. That is all a
+graph says of them; whether a runtime turns them into float32, or the activations into integers, is its own affair.
+
 Everything else in firebox is a function from graph to graph, from file to graph, or from graph to file or figures.
 """
 
@@ -21,7 +24,7 @@ from .errors import UnsupportedError
 
 Shape = tuple[int, ...]
 Pads = tuple[int, int, int, int]
-DType = Literal["float32", "int8", "uint8", "int32"]
+DType = Literal["float32", "float16", "int8", "uint8", "int16", "int32", "int64"]
 Activation = Literal["none", "relu", "relu6"]
 
 NO_PADS: Pads = (0, 0, 0, 0)

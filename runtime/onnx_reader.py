@@ -1,10 +1,12 @@
 """From an ONNX model to a graph: NCHW becomes NHWC, and QuantizeLinear/DequantizeLinear pairs become integer tensors.
 
-uint8 activations become int8, with the zero point moved by 128: the same numbers in the one form graphs hold.
+Unsigned integers become signed, with the zero point moved by half their range: the same numbers in the one form graphs
+hold.
 """
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,7 @@ from .graph import (
     Tensor,
     rename,
 )  # fmt: skip
+from .onnx_lowering import lower
 from .rewrite import fuse_activations
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ def read_onnx(model: "bytes | ModelProto") -> Graph:
     proto = parse_onnx(model) if isinstance(model, bytes) else model
     try:
         reader = _Reader(proto)
-        for node in proto.graph.node:
+        for node in reader.nodes:
             reader.translate(node)
         return _absorb_quantization(fuse_activations(reader.graph(proto)))
     except _DAMAGE as error:
@@ -108,6 +111,9 @@ class _Reader:
         for value in model.graph.input:
             if value.name not in self.constants:
                 self.tensors[value.name] = _input(value)
+        self.nodes, added = lower(model.graph.node, {name: c.data for name, c in self.constants.items()})
+        self.constants |= {name: _Constant(data) for name, data in added.items()}
+        self.uses = Counter(name for node in self.nodes for name in node.input) + Counter(self.outputs)
 
     def translate(self, node: "NodeProto") -> None:
         """Add to the graph what one node does."""
@@ -152,7 +158,16 @@ class _Reader:
             if name not in self.tensors:
                 raise UnsupportedError(f"{name!r}, an input of {_describe(node)}, is constant or made nowhere")
         shape = op.output_shape(*(self.tensors[name].shape for name in inputs))
-        self.add(op, Tensor(op.output, shape))
+        x = self.tensors[inputs[0]]
+        if x.quantization is None:
+            self.add(op, Tensor(op.output, shape))
+        elif isinstance(op, MaxPool | Pad | Reshape | Slice):
+            # What picks integers from its input leaves them what they are.
+            self.add(op, replace(x, name=op.output, shape=shape))
+        else:
+            raise UnsupportedError(
+                f"{_describe(node)} of the integers {x.name!r} is not supported; dequantize them first"
+            )
 
     def add(self, op: Op, output: Tensor) -> None:
         """Add an operation with its output."""
@@ -173,7 +188,8 @@ class _Reader:
         name = constant.stored or name
         data = constant.data.transpose(order)
         data = np.ascontiguousarray(arrange(data) if arrange else data)
-        dtype: Any = "float32" if data.dtype.kind == "f" else str(data.dtype)
+        half = constant.stored and data.dtype == np.float16
+        dtype: Any = "float32" if data.dtype.kind == "f" and not half else str(data.dtype)
         quantization = constant.quantization
         if quantization and quantization.axis is not None:
             quantization = replace(quantization, axis=order.index(quantization.axis))
@@ -197,6 +213,27 @@ class _Reader:
             return None
         c, h, w = self.flattened[x]
         return lambda weight: weight.reshape(-1, c, h, w).transpose(0, 2, 3, 1).reshape(len(weight), -1)
+
+    def add_to_bias(self, name: str, values: np.ndarray, output: str) -> bool:
+        """Add a constant to the float bias of the layer that makes a tensor, which is called ``output`` from then on.
+
+        ``False`` where no layer makes it, where something else reads it, or where it is not one value for each channel.
+        """
+        index = next((i for i, op in enumerate(self.ops) if op.output == name), None)
+        op = self.ops[index] if index is not None else None
+        if index is None or not isinstance(op, Conv | FullyConnected) or self.uses[name] != 1:
+            return False
+        bias, made = self.tensors[op.inputs[2]], self.tensors[name]
+        # ONNX has channels along the second axis.
+        channels = np.zeros((1, made.shape[-1], *[1] * (len(made.shape) - 2)), np.float32)
+        fits = values.ndim <= channels.ndim and np.broadcast_shapes(values.shape, channels.shape) == channels.shape
+        if bias.data is None or bias.dtype != "float32" or not fits:
+            return False
+        total = (bias.data + (channels + values).reshape(-1)).astype(np.float32)
+        self.ops[index] = replace(op, inputs=(*op.inputs[:2], f"{output}/bias"), output=output)
+        self.tensors[f"{output}/bias"] = Tensor(f"{output}/bias", bias.shape, data=total)
+        self.tensors[output] = replace(self.tensors.pop(name), name=output)
+        return True
 
 
 def _to_array(proto: Any) -> np.ndarray:
@@ -361,6 +398,10 @@ def _global_average(reader: _Reader, node: "NodeProto") -> None:
 
 def _reshape(reader: _Reader, node: "NodeProto") -> None:
     """Flatten, Reshape and Squeeze: of a picture to (N, values), or between shapes without rows and columns."""
+    if node.input[0] in reader.constants:
+        shape = [int(n) for n in reader.value(node.input[1])]
+        reader.constants[node.output[0]] = _Constant(reader.value(node.input[0]).reshape(shape))
+        return
     x = reader.tensors[node.input[0]]
     attributes = _attributes(node)
     if node.op_type == "Flatten":
@@ -403,6 +444,10 @@ def _concat(reader: _Reader, node: "NodeProto") -> None:
 def _add(reader: _Reader, node: "NodeProto") -> None:
     if {name in reader.flattened for name in node.input} == {True, False}:
         raise UnsupportedError(f"{_describe(node)} of a flattened picture and something else is not supported")
+    for x, constant in (node.input, reversed(node.input)):
+        is_bias = constant in reader.constants and x not in reader.flattened
+        if is_bias and reader.add_to_bias(x, reader.value(constant), node.output[0]):
+            return
     reader.emit(node, Add, *node.input)
 
 
@@ -412,7 +457,11 @@ def _pad(reader: _Reader, node: "NodeProto") -> None:
     pads = reader.value(node.input[1]).tolist()
     if len(pads) != 8 or any(pads[i] for i in (0, 1, 4, 5)):
         raise UnsupportedError(f"{_describe(node)} with pads {pads} is not of rows and columns only")
-    value = float(reader.value(node.input[2]).ravel()[0]) if len(node.input) > 2 and node.input[2] else 0.0
+    filled = reader.value(node.input[2]).reshape(-1)[:1] if len(node.input) > 2 and node.input[2] else np.zeros(1)
+    x = reader.tensors[node.input[0]]
+    if x.quantization is not None:
+        filled = x.quantization.dequantize(_signed(filled, 0)[0])
+    value = float(filled[0])
     reader.emit(node, Pad, node.input[0], padding=_pads([pads[2], pads[3], pads[6], pads[7]]), value=value)
 
 
@@ -468,50 +517,74 @@ def _parameters(reader: _Reader, node: "NodeProto") -> tuple[Quantization, str]:
     zero = reader.value(node.input[2]) if has_zero else np.zeros(scale.shape, np.uint8)
     if not np.isfinite(scale).all() or scale.min() <= 0:
         raise FormatError(f"{_describe(node)} has a scale that is not positive and finite")
-    if str(zero.dtype) not in ("int8", "uint8", "int32"):
+    if str(zero.dtype) not in ("int8", "uint8", "int16", "uint16", "int32"):
         raise UnsupportedError(f"{_describe(node)} with {zero.dtype} integers is not supported")
     if scale.size == 1:
         return Quantization((float(scale.ravel()[0]),), int(zero.ravel()[0])), str(zero.dtype)
-    if zero.any():
-        raise UnsupportedError(f"{_describe(node)} with a zero point per channel is not supported")
-    axis = _attributes(node).get("axis", 1)
+    if zero.min() != zero.max():
+        raise UnsupportedError(f"{_describe(node)} with another zero point for each channel is not supported")
+    attributes = _attributes(node)
+    axis = attributes.get("axis", 1)
     if not isinstance(axis, int):
         raise FormatError(f"{_describe(node)} has an axis that is no integer")
-    return Quantization(tuple(map(float, scale)), 0, axis), str(zero.dtype)
+    if scale.ndim != 1 or attributes.get("block_size"):
+        raise UnsupportedError(f"{_describe(node)} with a scale for each block is not supported")
+    return Quantization(tuple(map(float, scale)), int(zero[0]), axis), str(zero.dtype)
 
 
 def _quantize(reader: _Reader, node: "NodeProto") -> None:
     quantization, dtype = _parameters(reader, node)
+    if node.input[0] in reader.constants:
+        reader.constants[node.output[0]] = _Constant(quantization.quantize(reader.value(node.input[0]), dtype))
+        return
     x = reader.tensors[node.input[0]]
-    output = _as_int8(Tensor(node.output[0], x.shape, dtype, quantization))  # pyright: ignore[reportArgumentType]
+    output = _as_signed(Tensor(node.output[0], x.shape, dtype, quantization))  # pyright: ignore[reportArgumentType]
     reader.add(Quantize((x.name,), output.name), output)
 
 
 def _dequantize(reader: _Reader, node: "NodeProto") -> None:
     quantization, _ = _parameters(reader, node)
     if node.input[0] in reader.constants:
-        reader.constants[node.output[0]] = _Constant(reader.value(node.input[0]), quantization, node.input[0])
+        data, zero_point = _signed(reader.value(node.input[0]), quantization.zero_point)
+        axis = None if quantization.axis is None else quantization.axis % data.ndim
+        quantization = replace(quantization, zero_point=zero_point, axis=axis)
+        reader.constants[node.output[0]] = _Constant(data, quantization, node.input[0])
         return
     x = reader.tensors[node.input[0]]
     if x.quantization is None:
         # An input of the network that is fed as integers.
-        x = reader.tensors[x.name] = _as_int8(replace(x, quantization=quantization))
+        x = reader.tensors[x.name] = _as_signed(replace(x, quantization=quantization))
     reader.add(Dequantize((x.name,), node.output[0]), Tensor(node.output[0], x.shape))
 
 
-def _as_int8(tensor: Tensor) -> Tensor:
-    if tensor.dtype != "uint8":
-        return tensor
+def _as_signed(tensor: Tensor) -> Tensor:
     assert tensor.quantization is not None
-    return replace(
-        tensor, dtype="int8", quantization=replace(tensor.quantization, zero_point=tensor.quantization.zero_point - 128)
-    )
+    like, zero_point = _signed(np.empty(0, tensor.dtype), tensor.quantization.zero_point)
+    dtype: Any = str(like.dtype)
+    return replace(tensor, dtype=dtype, quantization=replace(tensor.quantization, zero_point=zero_point))
+
+
+def _signed(integers: np.ndarray, zero_point: int) -> tuple[np.ndarray, int]:
+    """Unsigned integers and their zero point moved by half their range; signed ones as they are."""
+    if integers.dtype.kind != "u":
+        return integers, zero_point
+    half = 1 << (8 * integers.dtype.itemsize - 1)
+    return (integers.astype(np.int64) - half).astype(f"int{8 * integers.dtype.itemsize}"), zero_point - half
+
+
+def _cast(reader: _Reader, node: "NodeProto") -> None:
+    """Of float16 weights to float32; they stay what they are in the graph."""
+    name = node.input[0]
+    if _attributes(node).get("to") != 1 or name not in reader.constants or reader.value(name).dtype != np.float16:
+        raise UnsupportedError(f"{_describe(node)} is not supported, only of float16 constants to float32")
+    reader.constants[node.output[0]] = replace(reader.constants[name], stored=name)
 
 
 _HANDLERS: Mapping[str, Callable[[_Reader, "NodeProto"], None]] = {
     "Add": _add,
     "AveragePool": _pool,
     "BatchNormalization": _batch_norm,
+    "Cast": _cast,
     "Clip": _relu,
     "Concat": _concat,
     "Constant": _constant,

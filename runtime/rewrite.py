@@ -8,6 +8,8 @@ import numpy as np
 from .graph import (
     NO_PADS,
     Add,
+    AveragePool,
+    Concat,
     Conv,
     Dequantize,
     FullyConnected,
@@ -16,11 +18,19 @@ from .graph import (
     Op,
     Pad,
     Pool,
+    Quantization,
     Quantize,
     Relu,
+    Reshape,
+    Slice,
+    Softmax,
     Tensor,
+    rename,
     same_pads,
 )  # fmt: skip
+
+# TFLite fixes softmax's output: its integers cover 0 to 1.
+SOFTMAX_SCALES = {"int8": Quantization((1 / 256,), -128), "int16": Quantization((1 / 32768,))}
 
 
 def fuse_activations(graph: Graph) -> Graph:
@@ -152,6 +162,39 @@ def padding_word(graph: Graph, op: Conv | Pool) -> Literal["VALID", "SAME"] | No
         window = list(op.window)
     same = (*same_pads(rows, window[0], op.stride[0]), *same_pads(columns, window[1], op.stride[1]))
     return "SAME" if op.padding == same else None
+
+
+def for_tflite(graph: Graph) -> Graph:
+    """The graph in TFLite's own words: one operation for each of the file's, but for those on constants."""
+    return shared_scales(explicit_padding(graph))
+
+
+def shared_scales(graph: Graph) -> Graph:
+    """The graph as TFLite's kernels take it: what passes integers on has one scale for all of its tensors.
+
+    Inputs in another scale than the output's go through a ``Quantize`` of their own, and so does what a softmax gives
+    in another scale than the one that its kernels have.
+    """
+    tensors, ops = dict(graph.tensors), []
+    for op in graph.ops:
+        output = graph.tensors[op.output]
+        if isinstance(op, AveragePool | Concat | MaxPool | Pad | Reshape | Slice) and output.quantization is not None:
+            others = [name for name in dict.fromkeys(op.inputs) if tensors[name].quantization != output.quantization]
+            for name in others:
+                rescaled = replace(output, name=f"{op.name}/{name}", shape=tensors[name].shape)
+                tensors[rescaled.name] = rescaled
+                ops.append(Quantize((name,), rescaled.name))
+            op = rename(op, {name: f"{op.name}/{name}" for name in others})
+        fixed = SOFTMAX_SCALES.get(output.dtype) if isinstance(op, Softmax) else None
+        if fixed is not None and output.quantization != fixed:
+            inner = replace(output, name=f"{op.name}/softmax", quantization=fixed)
+            tensors[inner.name] = inner
+            ops += [replace(op, output=inner.name), Quantize((inner.name,), op.output)]
+        else:
+            ops.append(op)
+    if len(ops) == len(graph.ops):
+        return graph
+    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
 
 
 def _lowest(x: Tensor) -> float:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from . import litert, tflm
 from .graph import Concat, Graph, Reshape, Slice
 from .placement import Block, Buffer, Life, align, lifetimes, place, placed_at
-from .rewrite import explicit_padding
+from .rewrite import for_tflite
 
 Target = Literal["tflm", "litert-reference", "litert", "onnxruntime", "static"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -50,7 +50,7 @@ def _tflm(graph: Graph, offsets: Mapping[str, int] | None) -> Layout:
     What has an offset goes there first. Rows that nothing reads any more are free then: who gave the offsets knows.
     tflite-micro does not: what it places itself it keeps clear of the whole.
     """
-    graph = explicit_padding(graph)
+    graph = for_tflite(graph)
     offsets = offsets or {}
     lives = lifetimes(graph)
     rowwise = lifetimes(graph, rowwise=True) if offsets else lives
@@ -74,13 +74,13 @@ def _tflm(graph: Graph, offsets: Mapping[str, int] | None) -> Layout:
 
 def _litert_reference(graph: Graph) -> Layout:
     """LiteRT's arena planner; what the interpreter keeps on the heap beside the arena is not planned."""
-    found = litert.reference_arena(explicit_padding(graph))
+    found = litert.reference_arena(for_tflite(graph))
     return Layout(found.graph, found.buffers, found.temporaries, views=found.shared)
 
 
 def _litert(graph: Graph) -> Layout:
     """With XNNPACK, which keeps what lies between its operations in a workspace of its own, which is not planned."""
-    found = litert.xnnpack_arena(explicit_padding(graph))
+    found = litert.xnnpack_arena(for_tflite(graph))
     return Layout(found.graph, found.buffers, views=found.shared)
 
 

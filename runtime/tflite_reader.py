@@ -1,6 +1,8 @@
 """From a ``.tflite`` file to a graph."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,8 +84,11 @@ class _Subgraph:
         self.subgraph = subgraph
         self.tensors: dict[str, Tensor] = {}
         self.names: list[str] = []
+        self.ops: list[Op] = []
         # Constants that are in firebox's layout already: a layer used twice has one weight.
         self.relaid: set[str] = set()
+        # Constants of fewer bits by the name of the float32 tensor that a DEQUANTIZE makes of each.
+        self.stored: dict[str, str] = {}
         for index, tensor in enumerate(subgraph["tensors"]):
             name = tensor["name"] or f"tensor_{index}"
             name = name if name not in self.tensors else f"{name}_{index}"
@@ -91,17 +96,21 @@ class _Subgraph:
             self.names.append(name)
 
     def graph(self) -> Graph:
-        ops = [self.op(index, operator) for index, operator in enumerate(self.subgraph["operators"])]
+        for index, operator in enumerate(self.subgraph["operators"]):
+            op = self.op(index, operator)
+            self.ops += [op] if op is not None else []
         inputs = [self.name(index) for index in self.subgraph["inputs"]]
         outputs = [self.name(index) for index in self.subgraph["outputs"]]
-        return Graph.of(self.subgraph["name"] or "main", self.tensors.values(), ops, inputs, outputs)
+        return Graph.of(self.subgraph["name"] or "main", self.tensors.values(), self.ops, inputs, outputs)
 
-    def op(self, index: int, operator: dict[str, Any]) -> Op:
+    def op(self, index: int, operator: dict[str, Any]) -> Op | None:
+        """The operation that an operator is, or the last of those; ``None`` where nothing has to run."""
         if operator["opcode_index"] >= len(self.codes):
             raise FormatError(f"operation {index} of the TFLite file has no operator code")
         code = self.codes[operator["opcode_index"]]
         kind = _OPERATOR_NAMES.get(code)
-        inputs = [self.name(i) for i in operator["inputs"] if i >= 0]
+        names = [self.name(i) for i in operator["inputs"] if i >= 0]
+        inputs = [self.stored.get(name, name) for name in names]
         outputs = [self.name(i) for i in operator["outputs"]]
         if kind is None:
             where = outputs[0] if outputs else f"operation {index}"
@@ -133,11 +142,26 @@ class _Subgraph:
         self.relaid.add(name)
         return name
 
+    def reshaped(self, x: str, name: str, shape: tuple[int, ...]) -> str:
+        """Add a reshape that an operator of TFLite does by the way."""
+        self.tensors[name] = replace(self.tensors[x], name=name, shape=shape)
+        self.ops.append(Reshape((x,), name, shape))
+        return name
+
+    def unkept(self, kind: type[Op], inputs: tuple[str, ...], output: str, shape: tuple[int, ...], *values: Any) -> Op:
+        """An operation whose output of ``shape`` has another shape in the file."""
+        if shape == self.tensors[output].shape:
+            return kind(inputs, output, *values)
+        inner = f"{output}/{'x'.join(map(str, shape))}"
+        self.tensors[inner] = replace(self.tensors[output], name=inner, shape=shape)
+        self.ops.append(kind(inputs, inner, *values))
+        return Reshape((inner,), output, self.tensors[output].shape)
+
     def bias(self, inputs: list[str], channels: int) -> tuple[str, ...]:
         """x, weight and bias; zeros where the file has no bias."""
         if len(inputs) > 2:
             return tuple(inputs[:3])
-        dtype = "float32" if self.tensors[inputs[1]].dtype == "float32" else "int32"
+        dtype: Any = {"float32": "float32", "int16": "int64"}.get(self.tensors[inputs[0]].dtype, "int32")
         name = f"{inputs[1]}/zero_bias"
         self.tensors[name] = Tensor(name, (channels,), dtype, data=np.zeros(channels, dtype))
         return (*inputs, name)
@@ -202,8 +226,15 @@ def _conv(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, A
 
 
 def _fully_connected(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
-    names = graph.bias(inputs, graph.tensors[inputs[1]].shape[0])
-    return FullyConnected(names, output, _ACTIVATION_NAMES[options["activation"]])
+    if options["weights_format"]:
+        raise UnsupportedError(f"fully connected {output!r} with shuffled weights is not supported")
+    channels, columns = graph.constant(inputs[1]).shape
+    x = graph.tensors[inputs[0]]
+    rows = math.prod(x.shape) // columns
+    if x.shape != (rows, columns):
+        inputs = [graph.reshaped(x.name, f"{output}/input", (rows, columns)), *inputs[1:]]
+    names = graph.bias(inputs, channels)
+    return graph.unkept(FullyConnected, names, output, (rows, channels), _ACTIVATION_NAMES[options["activation"]])
 
 
 def _pool(kind: type[MaxPool] | type[AveragePool]) -> Callable[..., Op]:
@@ -218,11 +249,10 @@ def _pool(kind: type[MaxPool] | type[AveragePool]) -> Callable[..., Op]:
 
 def _mean(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
     axes = {int(axis) % 4 for axis in graph.constant(inputs[1]).ravel()}
-    if axes != {1, 2} or not options["keep_dims"]:
-        raise UnsupportedError(
-            f"mean {output!r} over {sorted(axes)} is not supported, only over rows and columns, kept"
-        )
-    return GlobalAveragePool((inputs[0],), output)
+    shape = graph.tensors[inputs[0]].shape
+    if axes != {1, 2} or len(shape) != 4:
+        raise UnsupportedError(f"mean {output!r} over {sorted(axes)} is not supported, only over rows and columns")
+    return graph.unkept(GlobalAveragePool, (inputs[0],), output, (shape[0], 1, 1, shape[3]))
 
 
 def _pad(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
@@ -264,17 +294,24 @@ def _relu(activation: Activation) -> Callable[..., Op]:
     return lambda graph, output, inputs, options: Relu(tuple(inputs), output, activation)
 
 
+def _dequantize(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op | None:
+    if graph.tensors[inputs[0]].data is None:
+        return Dequantize((inputs[0],), output)
+    graph.stored[output] = inputs[0]
+    return None
+
+
 def _plain(kind: type[Op]) -> Callable[..., Op]:
     return lambda graph, output, inputs, options: kind(tuple(inputs), output)
 
 
-_READERS: dict[str, Callable[..., Op]] = {
+_READERS: dict[str, Callable[..., Op | None]] = {
     "ADD": _add,
     "AVERAGE_POOL_2D": _pool(AveragePool),
     "CONCATENATION": _concat,
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _conv,
-    "DEQUANTIZE": _plain(Dequantize),
+    "DEQUANTIZE": _dequantize,
     "FULLY_CONNECTED": _fully_connected,
     "MAX_POOL_2D": _pool(MaxPool),
     "MEAN": _mean,

@@ -30,10 +30,10 @@ Conv2DOptions padding:u8 stride_w:i32 stride_h:i32 activation:u8 dilation_w:i32=
 DepthwiseConv2DOptions padding:u8 stride_w:i32 stride_h:i32 depth_multiplier:i32 activation:u8 dilation_w:i32=1 \
   dilation_h:i32=1
 Pool2DOptions padding:u8 stride_w:i32 stride_h:i32 filter_width:i32 filter_height:i32 activation:u8
-FullyConnectedOptions activation:u8 weights_format:u8 keep_num_dims:u8
+FullyConnectedOptions activation:u8 weights_format:u8 keep_num_dims:u8 asymmetric_quantize_inputs:u8
 SoftmaxOptions beta:f32
 ConcatenationOptions axis:i32 activation:u8
-AddOptions activation:u8
+AddOptions activation:u8 pot_scale_int16:u8=1
 ReshapeOptions new_shape:[i32]
 ReducerOptions keep_dims:u8
 PadOptions
@@ -57,7 +57,7 @@ OPERATORS = {
     "MEAN": 40, "PADV2": 60, "SLICE": 65, "QUANTIZE": 114,
 }  # fmt: skip
 
-TENSOR_TYPES = {"float32": 0, "int32": 2, "uint8": 3, "int8": 9}
+TENSOR_TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "int16": 7, "int8": 9}
 PADDINGS = {"SAME": 0, "VALID": 1}
 ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 3}
 

@@ -31,7 +31,7 @@ from .graph import (
     Softmax,
 )  # fmt: skip
 from .placement import ALIGNMENT, align
-from .rewrite import explicit_padding, pad_before
+from .rewrite import for_tflite, pad_before
 
 # The allocators, the memory planner and the table of the one subgraph.
 _FIXED = 488
@@ -79,7 +79,7 @@ _RELU6 = _Kernel(0, 8)
 
 def tail_bytes(graph: Graph) -> int:
     """Bytes of the tail: all that lasts, beside the activations."""
-    return _Arena.of(explicit_padding(graph)).tail
+    return _Arena.of(for_tflite(graph)).tail
 
 
 def total_bytes(graph: Graph, head_bytes: int) -> int:
@@ -87,7 +87,7 @@ def total_bytes(graph: Graph, head_bytes: int) -> int:
 
     That is head and tail, but for the tiniest networks, whose head is smaller than what preparing and planning need.
     """
-    arena = _Arena.of(explicit_padding(graph))
+    arena = _Arena.of(for_tflite(graph))
     return max(arena.tail + align(head_bytes), align(arena.peak))
 
 

@@ -1,0 +1,133 @@
+"""Other precisions: float16 weights, int8 weights between float32 activations, 16-bit activations of single layers.
+
+Each is a function from graph to graph; the writers of both formats say what comes out as their format has it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from ..runtime.errors import QuantizationError, UsageError
+from ..runtime.graph import (
+    Conv,
+    FullyConnected,
+    Graph,
+    Op,
+    Quantization,
+    Quantize,
+    Softmax,
+    Tensor,
+)  # fmt: skip
+from ..runtime.rewrite import SOFTMAX_SCALES
+from .rounding import round_weight
+
+# 16 bits reach so many times as far as the 8 bits did, whose range may cut the tails; the steps are still far finer.
+_HEADROOM = 4
+
+
+def with_float16_weights(graph: Graph) -> Graph:
+    """A float32 graph whose weights are stored as float16; activations and biases stay float32.
+
+    Raises ``QuantizationError`` for a weight that float16 cannot hold.
+    """
+    return _with_weights(graph, _half)
+
+
+def with_int8_weights(graph: Graph) -> Graph:
+    """A float32 graph whose weights are int8, symmetric, one scale per output channel; nothing has to be calibrated.
+
+    TFLite calls it dynamic-range quantization: its kernels quantize each input of a layer by the range it just has.
+    Raises ``QuantizationError`` for a weight that is not finite.
+    """
+    return _with_weights(graph, _int8)
+
+
+def with_int16_layers(graph: Graph, layers: Sequence[str]) -> Graph:
+    """An int8 graph in which some layers read and write 16-bit activations, symmetric, beside int8 weights.
+
+    ``layers`` are names of operations or patterns of them (``fire9/*``). What passes from 8 to 16 bits or back goes
+    through a ``Quantize``; a tensor gains where both the layer that makes it and the one that reads it are named.
+    Biases become int64. Raises ``UsageError`` for a name that no operation has and ``QuantizationError`` for a graph
+    that is not int8.
+    """
+    named = {op.name for op in graph.ops if any(fnmatchcase(op.name, layer) for layer in layers)}
+    for layer in layers:
+        if not any(fnmatchcase(name, layer) for name in named):
+            raise UsageError(f"no layer is called {layer!r}; `firebox plan` on the int8 file lists the names")
+    tensors, ops = dict(graph.tensors), []
+    for op in graph.ops:
+        wide = op.name in named
+        if wide:
+            tensors[op.output] = _wide(graph.tensors[op.output], op)
+        inputs = []
+        for name in op.inputs:
+            tensor = graph.tensors[name]
+            if tensor.data is None and wide != (name in named):
+                # Read in other bits than it is made in: one Quantize for all that do.
+                passed = replace(_wide(tensor, op) if wide else tensor, name=f"{name}/{'int16' if wide else 'int8'}")
+                if passed.name not in tensors:
+                    tensors[passed.name] = passed
+                    ops.append(Quantize((name,), passed.name))
+                inputs.append(passed.name)
+            else:
+                inputs.append(name)
+        if wide and isinstance(op, Conv | FullyConnected):
+            bias = _wide_bias(graph.constant(inputs[2]), tensors[inputs[0]], graph.constant(inputs[1]), op)
+            inputs[2], tensors[bias.name] = bias.name, bias
+        ops.append(replace(op, inputs=tuple(inputs)))
+    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+
+
+def _wide(tensor: Tensor, op: Op) -> Tensor:
+    """An int8 activation in 16 bits: with zero in the middle, as TFLite's kernels want it."""
+    quantization = tensor.quantization
+    if tensor.dtype != "int8" or quantization is None:
+        raise QuantizationError(f"{op.name!r} has {tensor.dtype} activations; only layers of int8 go to 16 bits")
+    if isinstance(op, Softmax) and tensor.name == op.output:
+        return replace(tensor, dtype="int16", quantization=SOFTMAX_SCALES["int16"])
+    reach = max(127 - quantization.zero_point, 128 + quantization.zero_point) * quantization.scale[0]
+    return replace(tensor, dtype="int16", quantization=Quantization((float(np.float32(_HEADROOM * reach / 32767)),)))
+
+
+def _wide_bias(bias: Tensor, x: Tensor, weight: Tensor, op: Op) -> Tensor:
+    """The same bias in steps of the 16-bit input times the weight."""
+    assert x.quantization is not None and weight.quantization is not None
+    scale = tuple(float(np.float32(x.quantization.scale[0]) * np.float32(s)) for s in weight.quantization.scale)
+    quantization = Quantization(scale, 0, weight.quantization.axis)
+    values = np.rint(bias.real().astype(np.float64) / np.array(scale)).astype(np.int64)
+    return Tensor(f"{op.name}/bias/int64", bias.shape, "int64", quantization, values)
+
+
+def _with_weights(graph: Graph, store: Callable[[Tensor, Op], Tensor]) -> Graph:
+    tensors = dict(graph.tensors)
+    for op in graph.ops:
+        if isinstance(op, Conv | FullyConnected):
+            weight = graph.constant(op.inputs[1])
+            if weight.dtype != "float32":
+                raise QuantizationError(f"{weight.name!r} is {weight.dtype} already; pass the float32 network")
+            tensors[weight.name] = store(weight, op)
+    return replace(graph, tensors=tensors)
+
+
+def _half(weight: Tensor, op: Op) -> Tensor:
+    with np.errstate(over="ignore"):
+        data = weight.real().astype(np.float16)
+    if not np.isfinite(data).all():
+        raise QuantizationError(
+            f"a weight of {op.name!r} is not finite in float16, which ends at 65504; keep it float32"
+        )
+    return replace(weight, dtype="float16", data=data)
+
+
+def _int8(weight: Tensor, op: Op) -> Tensor:
+    values = weight.real()
+    if not np.isfinite(values).all():
+        raise QuantizationError(f"weights of {op.name!r} are not finite; the checkpoint is damaged")
+    largest = np.abs(values).reshape(len(values), -1).max(axis=1)
+    scale = np.where(largest == 0, 1, np.maximum(largest / 127, np.finfo(np.float32).tiny)).astype(np.float32)
+    per_channel = Quantization(tuple(map(float, scale)), 0, 0)
+    # tflite-runtime 2.14 reads one scale for all of a fully connected layer, whatever the file says.
+    quantization = Quantization((float(scale.max()),)) if isinstance(op, FullyConnected) else per_channel
+    return replace(weight, dtype="int8", quantization=quantization, data=round_weight(values, quantization, None))
