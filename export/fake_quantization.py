@@ -134,49 +134,56 @@ class _Run:
             high = min(high, round(6 / quantization.scale[0]))
         return (low if activation == "none" else 0), high
 
-    def requantized(self, x: Tensor, name: str, multiplier: Tensor | None = None, activation: str = "none") -> Tensor:
-        """Integers of an activation from its reals over its scale, or from what ``multiplier`` makes these."""
-        return _Requantize.apply(x, multiplier, *self.limits(name, activation))  # pyright: ignore[reportReturnType]
+    def requantized(self, x: Tensor, name: str, activation: str = "none") -> Tensor:
+        """Integers of an activation from its reals over its scale."""
+        one = torch.ones((), device=x.device)
+        return _Requantize.apply(x, 0 * one, one, *self.limits(name, activation))  # pyright: ignore[reportReturnType]
+
+    def rescaled(self, sums: Tensor, op: Conv | FullyConnected, bias: Tensor, multiplier: Tensor) -> Tensor:
+        """Integers of a layer's output from its sums, which are used up."""
+        kernels = -1, *[1] * (sums.ndim - 2)
+        limits = self.limits(op.output, op.activation)
+        return _Requantize.apply(sums, bias.view(kernels), multiplier.view(kernels), *limits)  # pyright: ignore[reportReturnType]
 
     def layer(self, op: Conv | FullyConnected) -> tuple[Tensor, Tensor, Tensor]:
         """Weight and bias of a layer as integers, and what makes its sums integers of its output, per channel."""
         weight, bias = (self.module.weights[self.module._constants[name]] for name in op.inputs[1:])
         arrays = [tensor.detach().cpu().numpy() for tensor in (weight, bias)]
         found = quantize_layer(op.name, arrays[0], arrays[1], self.quantization(op.inputs[0]))
-        integers = [torch.from_numpy(np.asarray(tensor.data, np.float32)).to(weight.device) for tensor in found]
         assert found[0].quantization is not None
+        integers = [torch.from_numpy(np.asarray(tensor.data, np.float32)).to(weight.device) for tensor in found]
         scale = torch.tensor(found[0].quantization.scale, device=weight.device)
         product = self.scale(op.inputs[0]) * scale
-        scaled = weight / scale.view(-1, *[1] * (weight.ndim - 1))
+        multiplier = product / self.scale(op.output)
+        # One, but for its gradient: that of the multiplier is taken here, where there are fewer values than sums.
+        one = multiplier / multiplier.detach()
+        kernels = -1, *[1] * (weight.ndim - 1)
         return (
-            _straight_through(scaled, integers[0]),
-            _straight_through(bias / product, integers[1]),
-            product / self.scale(op.output),
+            _straight_through(weight / scale.view(kernels), integers[0]) * one.view(kernels),
+            _straight_through(bias / product, integers[1]) * one,
+            multiplier.detach(),
         )
 
 
 class _Requantize(torch.autograd.Function):
-    """Round and saturate ``x * multiplier`` (one for each channel); gradients pass where nothing is cut."""
+    """``(sums + bias) * multiplier``, rounded and saturated; gradients pass where nothing is cut.
+
+    Sums in float32 are used up: memory that is written for the first time costs more than what is computed in it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, multiplier: Tensor | None, low: int, high: int) -> Tensor:
-        if multiplier is not None:
-            multiplier = multiplier.view(1, -1, *[1] * (x.ndim - 2))
-        ctx.save_for_backward(x, multiplier)
+    def forward(ctx: Any, sums: Tensor, bias: Tensor, multiplier: Tensor, low: int, high: int) -> Tensor:
+        real = sums.float().add_(bias).mul_(multiplier)
+        ctx.save_for_backward(real, bias, multiplier)
         ctx.limits = low, high
-        real = x.clone() if multiplier is None else x * multiplier
-        integers = real.round_().clamp_(low, high)
-        return integers.bfloat16() if torch.is_autocast_enabled(x.device.type) else integers
+        integers = real.round().clamp_(low, high)
+        return integers.bfloat16() if torch.is_autocast_enabled(sums.device.type) else integers
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, multiplier = ctx.saved_tensors
-        real = x if multiplier is None else x * multiplier
-        gradient = torch.ops.aten.hardtanh_backward(gradients[0].to(real.dtype), real, *ctx.limits)
-        if multiplier is None:
-            return gradient, None, None, None
-        others = [axis for axis in range(x.ndim) if axis != 1]
-        return gradient * multiplier, (gradient * x).sum(others), None, None
+        real, bias, multiplier = ctx.saved_tensors
+        gradient = torch.ops.aten.hardtanh_backward(gradients[0].to(real.dtype), real, *ctx.limits).mul_(multiplier)
+        return gradient, gradient.sum_to_size(bias.shape), None, None, None
 
 
 def _straight_through(real: Tensor, integers: Tensor) -> Tensor:
@@ -205,17 +212,17 @@ def _padded(x: Tensor, padding: Pads, value: float = 0.0) -> Tensor:
 
 
 def _conv(run: _Run, op: Conv, x: Tensor) -> Tensor:
-    weight, bias, multiplier = run.layer(op)
+    weight, *rest = run.layer(op)
     top, bottom, left, right = op.padding
     if (top, left) != (bottom, right):
         x, top, left = _padded(x, op.padding), 0, 0
     sums = functional.conv2d(x, weight, None, op.stride, (top, left), op.dilation, op.groups)
-    return run.requantized(sums + bias.view(1, -1, 1, 1), op.output, multiplier, op.activation)
+    return run.rescaled(sums, op, *rest)
 
 
 def _fully_connected(run: _Run, op: FullyConnected, x: Tensor) -> Tensor:
-    weight, bias, multiplier = run.layer(op)
-    return run.requantized(functional.linear(x, weight) + bias, op.output, multiplier, op.activation)
+    weight, *rest = run.layer(op)
+    return run.rescaled(functional.linear(x, weight), op, *rest)
 
 
 def _max_pool(run: _Run, op: MaxPool, x: Tensor) -> Tensor:
@@ -238,9 +245,9 @@ def _relu(run: _Run, op: Relu, x: Tensor) -> Tensor:
     return x.clamp(*run.limits(op.output, op.activation))
 
 
-def _add(run: _Run, op: Add, *inputs: Tensor) -> Tensor:
-    left, right = (x.float() * run.scale(name) for x, name in zip(inputs, op.inputs, strict=True))
-    return run.requantized((left + right) / run.scale(op.output), op.output, activation=op.activation)
+def _add(run: _Run, op: Add, left: Tensor, right: Tensor) -> Tensor:
+    factors = [run.scale(name) / run.scale(op.output) for name in op.inputs]
+    return run.requantized(left.float() * factors[0] + right.float() * factors[1], op.output, op.activation)
 
 
 def _concat(run: _Run, op: Concat, *inputs: Tensor) -> Tensor:
