@@ -293,7 +293,14 @@ def _global_average(file: _File, op: GlobalAveragePool, inputs: list[str], outpu
 
 
 def _quantize(file: _File, op: Quantize, inputs: list[str], output: str) -> str:
-    """The QuantizeLinear that stands behind every integer result is all of it."""
+    """The QuantizeLinear that stands behind every integer result is all of it, but behind a layer with float weights.
+
+    Such a layer between Dequantize and Quantize onnxruntime would make an integer one, with one scale for all weights
+    (its ``WeightBiasQuantization``). A LeakyRelu of slope 1, which does nothing, keeps it from that.
+    """
+    layer = file.graph.producers.get(op.inputs[0])
+    if isinstance(layer, Conv | FullyConnected) and file.graph.tensors[layer.inputs[1]].quantization is None:
+        return file.node("LeakyRelu", inputs, output, alpha=1.0)
     return inputs[0]
 
 

@@ -475,6 +475,16 @@ def _relu(reader: _Reader, node: "NodeProto") -> None:
     reader.emit(node, Relu, node.input[0], activation=activation)
 
 
+def _leaky(reader: _Reader, node: "NodeProto") -> None:
+    slope = _attributes(node).get("alpha", 0.01)
+    if slope not in (0, 1):
+        raise UnsupportedError(f"{_describe(node)} with a slope of {slope:g} is not supported, only 0 and 1")
+    if slope:
+        _skip(reader, node)
+    else:
+        reader.emit(node, Relu, node.input[0])
+
+
 def _slice(reader: _Reader, node: "NodeProto") -> None:
     x = reader.tensors[node.input[0]]
     rank = len(x.shape)
@@ -595,6 +605,7 @@ _HANDLERS: Mapping[str, Callable[[_Reader, "NodeProto"], None]] = {
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average,
     "Identity": _skip,
+    "LeakyRelu": _leaky,
     "MatMul": _gemm,
     "MaxPool": _pool,
     "Pad": _pad,
@@ -617,10 +628,13 @@ def _absorb_quantization(graph: Graph) -> Graph:
     for op in graph.ops:
         after = graph.only_consumer(op.output)
         computed = [name for name in op.inputs if graph.tensors[name].data is None]
+        # With a weight that is real it stays a float operation.
+        real = isinstance(op, Conv | FullyConnected) and graph.tensors[op.inputs[1]].quantization is None
         if (
             not isinstance(op, Quantize | Dequantize)
             and isinstance(after, Quantize)
             and all(name in source for name in computed)
+            and not real
         ):
             absorbed[op.name] = rename(op, {**source, op.output: after.output})
             absorbed[after.name] = absorbed[op.name]
