@@ -6,6 +6,7 @@
 torch is imported when a module is traced; graphs are quantized and written without it.
 """
 
+from .blaming import Blame, blame
 from .calibration import Range, calibrate
 from .exporter import Export, ExportConfig, export
 from .fitted import Fitted, fit_file
@@ -18,6 +19,7 @@ from .tflite_writer import write_tflite
 from .tracing import trace
 
 __all__ = [
+    "Blame",
     "Export",
     "ExportConfig",
     "Fit",
@@ -25,6 +27,7 @@ __all__ = [
     "Parity",
     "Range",
     "Tolerance",
+    "blame",
     "calibrate",
     "export",
     "fit",

@@ -9,8 +9,8 @@ from ..runtime.console import json_option, note, print_json, say, table
 from ..runtime.units import format_size
 
 if TYPE_CHECKING:
-    from .blame import Blame
-    from .repair import Repair
+    from .blaming import Blame
+    from .repairing import Repair
 
 
 @click.command("blame")
@@ -80,12 +80,13 @@ def blame_command(
             say(f"{file} gives the float network's class on {agreement:.1%}")
         for path in blamed.files:
             say(f"{path}  {format_size(path.stat().st_size)}")
-    if not blamed.reached and blamed.repair:
-        best = blamed.repair
+    if not blamed.reached:
         note(
-            f"a target of {best.target:.1%} was not reached: the nearest agrees on {best.agreement:.1%} "
-            f"({_ratio(best.sqnr_db)}); lower --target-agreement or train with quantization"
+            f"--target-agreement {target:g} was not reached: the nearest agrees on {blamed.agreement:.1%} "
+            f"({_ratio(blamed.repair.sqnr_db if blamed.repair else None)}); lower it, or train with quantization"
         )
+    elif blamed.repair and not blamed.repair.steps:
+        note(f"{quantized} agrees on {blamed.agreement:.1%} as it is; nothing was fixed")
     context.exit(0 if blamed.reached else 1)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..runtime.files import check_writable, read_file, write_files
 from ..runtime.graph import Graph
 from ..runtime.session import Session
 from ..runtime.summary import node_data
-from .blame import Blame, agree, answers, as_graph, blame_match
+from .blaming import Blame, agree, answers, as_graph, blame_match
 from .contracts import complete, for_file
 from .fitted import read_contract
 from .islands import quantizers
@@ -24,7 +24,7 @@ from .matching import match
 from .onnx_writer import write_onnx
 from .parity import session_answers
 from .quantization import with_input_type
-from .repair import Repair, repair
+from .repairing import Repair, repair
 from .tflite_writer import write_tflite
 
 
@@ -43,9 +43,15 @@ class Blamed:
     report: Mapping[str, Any]
 
     @property
+    def agreement(self) -> float:
+        """The share of pictures with the float network's class: of the worse repaired file, or of what came nearest."""
+        nearest = self.repair.agreement if self.repair else self.blame.agreement
+        return min(self.fixed.values(), default=nearest)
+
+    @property
     def reached(self) -> bool:
-        """Whether no repair was asked for, or every repaired file does what was asked."""
-        return self.repair is None or min(self.fixed.values(), default=0.0) >= self.repair.target
+        """Whether no repair was asked for, or it did what was asked, if anything was to be done."""
+        return self.repair is None or self.agreement >= self.repair.target
 
 
 def blame_files(
@@ -84,16 +90,16 @@ def blame_files(
             repaired = repair(
                 floats, found.quantized, _samples(contract, others), samples, target, lambda text: advance(text=text)
             )
-        if repaired.reached:
+        if repaired.reached and repaired.steps:
             files = _written(repaired.graph, found.quantized, contract, Path(quantized).stem)
             fixed = _judged(files, answers(floats, samples), pixels)
     report = _report(reference, quantized, images, blamed, repaired, fixed, len(calibration))
     contents: dict[str, bytes | str] = {"blame.json": json.dumps(report, indent=2, allow_nan=False) + "\n"}
     contents |= {f"{Path(quantized).stem}.{name}.json": text for name, text in explorer_data(blamed).items()}
-    if repaired and min(fixed.values(), default=0.0) >= repaired.target:
+    found_out = Blamed(blamed, repaired, fixed, (), report)
+    if found_out.reached:
         contents |= files
-    written = tuple(write_files(out, contents)) if out is not None else ()
-    return Blamed(blamed, repaired, fixed, written, report)
+    return replace(found_out, files=tuple(write_files(out, contents)) if out is not None else ())
 
 
 def explorer_data(blamed: Blame) -> dict[str, str]:

@@ -67,7 +67,10 @@ def match(reference: Graph, quantized: Graph) -> Match:
             _check_finite(reference, found.layer(op))
             _check_finite(quantized, op)
     gains = _gains(found)
-    _check_weights(found, gains)
+    cosines = _cosines(found, gains)
+    worst = min(cosines, key=lambda name: cosines[name], default=None)
+    if worst is not None and cosines[worst] < _LEAST_COSINE:
+        raise _different(quantized, reference, f"the weights of {worst!r} are others")
     return replace(found, reference=_rescaled(found, gains))
 
 
@@ -76,8 +79,11 @@ def _check_kinds(reference: Graph, quantized: Graph) -> None:
         raise UsageError(f"{reference.name} holds integers, where the float network is needed; give it first")
     if not any(tensor.quantization for tensor in quantized.tensors.values()):
         raise UsageError(f"{quantized.name} is a float network, where the int8 one is needed; give it second")
-    if len(reference.inputs) != 1 or len(reference.outputs) != 1:
-        raise UsageError(f"{reference.name} has more than one input or output; only networks with one each are known")
+    if not any(tensor.quantization for tensor in quantized.activations):
+        raise UsageError(f"of {quantized.name} only the weights are integers; give a network with int8 activations")
+    for graph in (reference, quantized):
+        if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+            raise UsageError(f"{graph.name} has not one input and one output; blame knows networks with one each")
 
 
 def _pairs(reference: Graph, quantized: Graph) -> dict[str, str]:
@@ -136,15 +142,19 @@ def _check_finite(graph: Graph, op: Op) -> None:
 
 
 def _gains(found: Match) -> dict[str, np.ndarray]:
-    """By what factor each channel of the int8 network's activations is larger than the float network's."""
+    """By what factor each channel of the int8 network's activations is larger than the float network's.
+
+    Coarse weights can look like factors; those that were meant are undone by the weights of the layers behind, so they
+    are believed only where those come out better with them.
+    """
     graph = found.quantized
     gains: dict[str, np.ndarray] = {name: np.ones(graph.tensors[name].shape[-1]) for name in graph.inputs}
     for op in graph.ops:
         gains[op.output] = _gain(found, op, gains)
-    if any(np.abs(gains[name] - 1).max() > _SAME for name in graph.outputs):
-        # Nothing behind the last layer would undo it.
-        return {name: np.ones_like(gain) for name, gain in gains.items()}
-    return gains
+    plain = {name: np.ones_like(gain) for name, gain in gains.items()}
+    left = any(np.abs(gains[name] - 1).max() > _SAME for name in graph.outputs)
+    likelier = sum(_cosines(found, gains).values()) > sum(_cosines(found, plain).values())
+    return gains if likelier and not left else plain
 
 
 def _gain(found: Match, op: Op, gains: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -177,15 +187,22 @@ def _weight(found: Match, op: Conv | FullyConnected, gains: Mapping[str, np.ndar
     return weight / per_group[:, None, None, :]
 
 
-def _check_weights(found: Match, gains: Mapping[str, np.ndarray]) -> None:
+def _cosines(found: Match, gains: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How like each layer's int8 weight is the float network's, with its channels as much larger as is said."""
+    cosines = {}
     for op in found.quantized.ops:
         if isinstance(op, Conv | FullyConnected):
-            gain = gains[op.output].reshape(-1, *[1] * (len(found.quantized.tensors[op.inputs[1]].shape) - 1))
-            expected = (_weight(found, op, gains) * gain).ravel()
+            expected = _expected(found, op, gains).ravel()
             weight = found.quantized.constant(op.inputs[1]).real().ravel().astype(np.float64)
-            power = float(np.sqrt((expected @ expected) * (weight @ weight)))
-            if power and expected @ weight / power < _LEAST_COSINE:
-                raise _different(found.quantized, found.reference, f"the weights of {op.name!r} are others")
+            lengths = float(np.sqrt((expected @ expected) * (weight @ weight)))
+            cosines[op.name] = expected @ weight / lengths if lengths else 1.0
+    return cosines
+
+
+def _expected(found: Match, op: Conv | FullyConnected, gains: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The float network's weight of a layer between channels of the int8 network's scale."""
+    weight = _weight(found, op, gains)
+    return weight * gains[op.output].reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def _rescaled(found: Match, gains: Mapping[str, np.ndarray]) -> Graph:
@@ -196,8 +213,7 @@ def _rescaled(found: Match, gains: Mapping[str, np.ndarray]) -> Graph:
     for op in found.quantized.ops:
         if isinstance(op, Conv | FullyConnected):
             layer, gain = found.layer(op), gains[op.output]
-            weight = _weight(found, op, gains)
-            weight *= gain.reshape(-1, *[1] * (weight.ndim - 1))
+            weight = _expected(found, op, gains)
             bias = graph.constant(layer.inputs[2]).real() * gain
             constants = [
                 Tensor(f"{layer.name}/{name}", data.shape, data=data.astype(np.float32))

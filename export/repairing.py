@@ -9,7 +9,7 @@ import numpy as np
 from ..runtime.errors import UsageError
 from ..runtime.graph import Graph
 from .advice import Fix
-from .blame import LayerBlame, agree, answers, blame_match, sqnr
+from .blaming import LayerBlame, agree, answers, blame_match, sqnr
 from .calibration import Method, Range, calibrate
 from .islands import keep_float, quantizers, surroundings
 from .matching import match
