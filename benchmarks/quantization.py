@@ -6,8 +6,8 @@ run that was stopped goes on where it was.
 """
 
 import json
+import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,15 +20,12 @@ import firebox.export
 import firebox.runtime
 import numpy as np
 from common import (
-    FOLDER,
     PICTURES,
     REFERENCES,
     data_option,
     encode,
     load_reference,
     out_option,
-    surroundings,
-    table,
     write_page,
 )
 from comparators import (
@@ -38,7 +35,6 @@ from comparators import (
     convert_with_stock,
     open_stock,
     quantize_with_onnxruntime,
-    stock_version,
 )
 from firebox.export import ExportConfig, Tolerance
 from firebox.export.parity import compare
@@ -49,22 +45,20 @@ from firebox.runtime.console import note, progress
 from firebox.runtime.datasets import match_labels
 from firebox.runtime.files import sha256, write_file
 from pairs import bare
+from quantization_page import FOLDS, LITERT, ONNX, Figures, File, Result, page
 
-FOLDS = 5
 _CACHE = Path(__file__).resolve().parent.parent / "build" / "quantization"
-_COMMAND = "python benchmarks/quantization.py --stock build/stock_litert/bin/python"
 _SEED = 0
 # What the gate would refuse is measured, too.
 _NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
-_ONNX, _LITERT = "onnxruntime", "LiteRT"
 
 Answer = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Made:
-    """Files of one network: what answers pixels (height, width, channels) with logits, by runtime; the seconds it took
-    to make them; the least by which two logits can differ, where two formats are to be compared."""
+    """Files of one network: what answers pixels (height, width, channels) with logits, by runtime; the processor
+    seconds it took to make them; the least by which two logits can differ, where two formats are to be compared."""
 
     answers: Mapping[str, Answer]
     seconds: float
@@ -80,35 +74,6 @@ class Method:
     make: Callable[[Network, LabelledImages, Path], Made]
     sources: Sequence[Path]
     versions: str
-
-
-@dataclass(frozen=True)
-class Figures:
-    """One file in one runtime on the pictures that did not calibrate it: the share on which it names float32's class;
-    top-1 of both; how many only float32, and only the file, gets right; SQNR of the logits."""
-
-    agreement: float
-    top1: float
-    float_top1: float
-    lost: int
-    won: int
-    sqnr_db: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """One method on one network and fold: seconds to make the files, figures by runtime; where there are two of them,
-    the share of logits that are the same in both, and the largest difference in steps of the output."""
-
-    seconds: float
-    runtimes: Mapping[str, Figures]
-    identical: float | None
-    largest_steps: int | None
-
-    @classmethod
-    def from_json(cls, values: dict) -> "Result":
-        """The inverse of ``asdict``."""
-        return cls(**values | {"runtimes": {name: Figures(**one) for name, one in values["runtimes"].items()}})
 
 
 @dataclass(frozen=True)
@@ -169,7 +134,13 @@ def main(data_folder: Path, out: Path, cache: Path, fresh: bool, stock: Path | N
     if not set(only) <= set(names):
         raise click.UsageError(f"--only {' '.join(only)}: the methods are {', '.join(names)}")
     jobs = [
-        Job(network, method, fold, cache / f"{network}.{method.name}.{fold}.json", key(method, data_folder / weights))
+        Job(
+            network,
+            method,
+            fold,
+            cache / f"{network}.{method.name}.{fold}.json".replace(" ", "-"),
+            key(method, data_folder / weights),
+        )
         for network, weights in REFERENCES.items()
         for fold in range(FOLDS)
         for method in found
@@ -210,27 +181,25 @@ def key(method: Method, weights: Path) -> str:
 
 def _export(effort: str, network: Network, pictures: LabelledImages, folder: Path) -> Made:
     config = ExportConfig(len(pictures), precisions=("int8",), tolerance=_NO_GATE)
-    start = time.perf_counter()
+    start = processor_seconds()
     export_network(network, folder, pictures, config, quiet=True)
-    seconds = time.perf_counter() - start
+    seconds = processor_seconds() - start
     onnx, tflite = Session(folder / "model.int8.onnx", "onnxruntime"), Session(folder / "model.int8.tflite", "litert")
-    return Made(
-        {_ONNX: onnx.predict_pixels, _LITERT: tflite.predict_pixels}, seconds, onnx.contract.output.scale or 1.0
-    )
+    return Made({ONNX: onnx.predict_pixels, LITERT: tflite.predict_pixels}, seconds, onnx.contract.output.scale or 1.0)
 
 
 def _onnxruntime(network: Network, pictures: LabelledImages, folder: Path) -> Made:
     export_network(network, folder, pictures, ExportConfig(precisions=("float32",)), quiet=True)
-    start = time.perf_counter()
+    start = processor_seconds()
     run, session = bare(quantize_with_onnxruntime(folder, pictures)), Session(folder / "model.float32.onnx")
-    seconds = time.perf_counter() - start
-    return Made({_ONNX: lambda pixels: run(encode(session, pixels)).reshape(-1)}, seconds)
+    seconds = processor_seconds() - start
+    return Made({ONNX: lambda pixels: run(encode(session, pixels)).reshape(-1)}, seconds)
 
 
 def _stock(python: Path, quantizer: StockQuantizer, network: Network, pictures: LabelledImages, folder: Path) -> Made:
-    start = time.perf_counter()
+    start = processor_seconds()
     file = convert_with_stock(python, quantizer, network, pictures, folder / "stock.tflite")
-    return Made({_LITERT: open_stock(file, network)}, time.perf_counter() - start)
+    return Made({LITERT: open_stock(file, network)}, processor_seconds() - start)
 
 
 def folds(pictures: int) -> list[np.ndarray]:
@@ -263,35 +232,17 @@ def measure(method: Method, fold: int, known: Truth) -> Result:
     return Result(made.seconds, found, float((steps == 0).mean()), int(steps.max()))
 
 
+def processor_seconds() -> float:
+    """Of this process with all its threads, and of those it started and waited for."""
+    return sum(os.times()[:4])
+
+
 def figures(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> Figures:
     parity = compare("", "int8", "", expected, found)
     right, truly = (logits.argmax(1) == labels for logits in (found, expected))
     lost, won = int((truly & ~right).sum()), int((right & ~truly).sum())
     sqnr = np.inf if parity.sqnr_db is None else float(parity.sqnr_db)
     return Figures(parity.agreement, float(right.mean()), float(truly.mean()), lost, won, sqnr)
-
-
-@dataclass(frozen=True)
-class File:
-    """One way to quantize one network, in one runtime: results and figures fold by fold."""
-
-    network: str
-    method: str
-    runtime: str
-    results: Sequence[Result]
-
-    @property
-    def figures(self) -> list[Figures]:
-        """Fold by fold."""
-        return [result.runtimes[self.runtime] for result in self.results]
-
-
-# What the tables show of every file: the heading, the figure and its form.
-_MEASURES: Mapping[str, tuple[Callable[[Figures], float], str]] = {
-    "same class": (lambda one: one.agreement, "{:.1%}"),
-    "top-1": (lambda one: 100 * (one.top1 - one.float_top1), "{:+.2f}"),
-    "SQNR, dB": (lambda one: one.sqnr_db, "{:.1f}"),
-}
 
 
 def files(jobs: Sequence[Job]) -> list[File]:
@@ -307,81 +258,6 @@ def files(jobs: Sequence[Job]) -> list[File]:
         if len(results) == FOLDS
         for runtime in results[0].runtimes
     ]
-
-
-def page(found: Sequence[File], pictures: int) -> list[str]:
-    drawn = pictures // FOLDS
-    measured = pictures - drawn
-    return [
-        "# What int8 loses",
-        f"This page is written by\n\n```sh\n{_COMMAND}\n```",
-        f"on the {pictures} labelled pictures of `{FOLDER}/{PICTURES}` ([where from](data.md)), in {FOLDS} folds drawn "
-        f"once: in each, {drawn} pictures calibrate, no two folds the same ones, and the {measured} others are "
-        f"measured. One picture of a fold is {1 / measured:.2%}. `--stock` names the Python of the environment that "
-        "the stock converter is installed in ([how](../benchmarks/README.md#the-stock-converter)).",
-        f"{surroundings()} In the other environment: {stock_version()}.",
-        "## All folds",
-        "Means over the folds, with the lowest and the highest fold in brackets. *Same class* is the share of pictures "
-        "on which the int8 file names the class that the network in torch does; *top-1* is the difference to torch on "
-        "the same pictures, in percentage points, and *lost / won* counts the answers that only torch and only the "
-        f"int8 file gets right, of {FOLDS * measured:,} in all folds. *SQNR* is that of the logits. *Seconds* are an "
-        "indication only, for the machine did other work too: of the export of the int8 files with its gate, of "
-        "`quantize_static` on a float32 file, of the stock converter's whole command.",
-        "*onnxruntime* is `quantize_static` as onnxruntime recommends it for x86 (QDQ, uint8 activations, int8 weights "
-        "per channel, MinMax, after `quant_pre_process`); *litert-torch* is LiteRT's own converter from PyTorch, with "
-        "its PT2E quantizer (static, weights per channel), and with `ai-edge-quantizer` on the float32 file (recipe "
-        "`static_wi8_ai8`): its default ranges are moving averages of the extremes of each picture, and *minmax* has "
-        "its calibrator cover all extremes instead. All calibrate with the same pictures.",
-        *(f"### {network}\n\n{_summary(_of(network, found))}" for network in REFERENCES),
-        "## ONNX beside TFLite",
-        "The logits of both files of an export, on the measured pictures of all folds. A step is the scale of the "
-        "output, the least by which two logits can differ.",
-        table(("network", "made by", "identical logits", "largest difference"), _format_rows(found), names=2),
-        "## Every fold",
-        *(
-            f"### {network}: {name}\n\n{_fold_table(_of(network, found), name)}"
-            for network in REFERENCES
-            for name in _MEASURES
-        ),
-    ]
-
-
-def _of(network: str, found: Sequence[File]) -> list[File]:
-    return [file for file in found if file.network == network]
-
-
-def _summary(found: Sequence[File]) -> str:
-    rows = []
-    for file in found:
-        same, top1, sqnr = (_spread([figure(one) for one in file.figures], form) for figure, form in _MEASURES.values())
-        lost_won = f"{sum(one.lost for one in file.figures)} / {sum(one.won for one in file.figures)}"
-        seconds = f"{np.mean([result.seconds for result in file.results]):.0f}"
-        rows.append((file.method, file.runtime, same, top1, lost_won, sqnr, seconds))
-    same, top1, sqnr = _MEASURES
-    return table(("made by", "runtime", same, top1, "lost / won", sqnr, "seconds"), rows, names=2)
-
-
-def _fold_table(found: Sequence[File], name: str) -> str:
-    figure, form = _MEASURES[name]
-    rows = [(file.method, file.runtime, *(form.format(figure(one)) for one in file.figures)) for file in found]
-    return table(("made by", "runtime", *(f"fold {fold}" for fold in range(FOLDS))), rows, names=2)
-
-
-def _format_rows(found: Sequence[File]) -> list[tuple[str, ...]]:
-    rows = []
-    for file in found:
-        shares = [result.identical for result in file.results if result.identical is not None]
-        if shares and file.runtime == _ONNX:
-            steps = max(result.largest_steps or 0 for result in file.results)
-            largest = "1 step" if steps == 1 else f"{steps} steps"
-            # Rounded down: what is not all is not to read as all.
-            rows.append((file.network, file.method, f"{np.floor(1e5 * np.mean(shares)) / 1e3:.3f}%", largest))
-    return rows
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    low, mean, high = (form.format(value) for value in (min(values), np.mean(values), max(values)))
-    return f"{mean} ({low} to {high})"
 
 
 def _briefly(result: Result) -> str:
