@@ -116,6 +116,9 @@ def _check(graph: Graph) -> None:
         raise UsageError(
             f"{graph.name} is a float32 network, from {floats.name!r}; only int8 is fitted: export it as int8 first"
         )
+    wide = next((tensor for tensor in graph.activations if tensor.dtype not in ("int8", "uint8")), None)
+    if wide is not None:
+        raise UsageError(f"{graph.name} has {wide.dtype} activations, first {wide.name!r}; only int8 is fitted")
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise UsageError(
             f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; fit takes one of each"

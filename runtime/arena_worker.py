@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from .backends import first_line
-from .errors import FireboxError
+from .errors import FireboxError, UnsupportedError
+from .graph import Graph
 from .heap import Heap, captured
 from .placement import ALIGNMENT
+from .targets import mixed_weight
+from .tflite_reader import read_tflite, unpacked_weights
 
 # It counts in 32 bits with a sign.
 _ARENA_SIZES = (1 << 24, 1 << 28, (1 << 31) - 16)
@@ -87,6 +90,7 @@ def _litert(resolver: str) -> Callable[[bytes, bool], dict[str, Any]]:
         kind = getattr(OpResolverType, resolver)
         interpreter = Interpreter(model_content=data, experimental_op_resolver_type=kind, num_threads=1)
         interpreter.allocate_tensors()
+        _check_hybrid(read_tflite(data))
         loaded = heap.used_bytes() - before
         arena = _span(interpreter, data)
         source = interpreter.get_input_details()[0]
@@ -96,8 +100,22 @@ def _litert(resolver: str) -> Callable[[bytes, bool], dict[str, Any]]:
     return measure
 
 
+def _check_hybrid(graph: Graph) -> None:
+    """What kernels keep for good for integer weights between floats is another memory, but looks the same."""
+    weight = mixed_weight(graph)
+    if weight is not None and weight.dtype != "float16":
+        raise UnsupportedError(
+            f"what LiteRT keeps for {weight.dtype} weights between floats ({weight.name!r}) cannot be told from its "
+            "arena"
+        )
+
+
 def _span(interpreter: Any, data: bytes) -> int:
-    """From the first to the last byte of all tensors that lie neither in the file nor within a delegate."""
+    """From the first to the last byte of all tensors that lie neither in the file nor within a delegate.
+
+    What is made of float16 weights once is kept apart from the arena.
+    """
+    apart = unpacked_weights(data)
     file = np.frombuffer(data, np.uint8)
     start, stop = file.ctypes.data, file.ctypes.data + file.nbytes
     spans = []
@@ -108,7 +126,7 @@ def _span(interpreter: Any, data: bytes) -> int:
             # A delegate has it.
             continue
         # A tensor of one number is given as a copy.
-        if view.shape and not start <= view.ctypes.data < stop:
+        if view.shape and details["name"] not in apart and not start <= view.ctypes.data < stop:
             spans.append((view.ctypes.data, view.ctypes.data + view.nbytes))
     return max(end for _, end in spans) - min(begin for begin, _ in spans)
 

@@ -37,7 +37,11 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @model_argument
 @sram_option
 @device_options
-@click.option("--target", type=click.Choice(_TARGETS), default="tflm", show_default=True, help="What it runs on.")
+@click.option(
+    "--target",
+    type=click.Choice(_TARGETS),
+    help="What it runs on.  [default: tflm, or static for what tflite-micro has no kernels for]",
+)
 @click.option("--measure", is_flag=True, help="Run it there too, and read what memory it takes.")
 @json_option
 @click.pass_context
@@ -47,7 +51,7 @@ def plan_command(
     sram: str | None,
     device: str | None,
     devices: Path | None,
-    target: "Target",
+    target: "Target | None",
     measure: bool,
     as_json: bool,
 ) -> None:
@@ -69,7 +73,7 @@ def plan_command(
 
     sram_bytes = budget(sram, device, devices)
     planned = plan(model, target)
-    measured = measure_arena(model, target, exact=True) if measure else None
+    measured = measure_arena(model, planned.target, exact=True) if measure else None
     verdict = (measured or planned).verdict(sram_bytes) if sram_bytes is not None else None
     if as_json:
         found = {
@@ -93,7 +97,7 @@ def plan_command(
         table(str(model), ("operation", "kind", "output", "size", "alive", "MACs"), rows)
         alive = ", ".join(f"{buffer.tensor} {format_size(buffer.nbytes)}" for buffer in planned.alive(peak))
         account = (*planned.account(), *(measured.account() if measured else ()))
-        table(f"Memory on {target}", ("", "size", "source"), [*_account(account), *_verdict(verdict)])
+        table(f"Memory on {planned.target}", ("", "size", "source"), [*_account(account), *_verdict(verdict)])
         say(f"arena: {planned.arena_bytes:,} bytes, at its peak (▶) with {alive}")
         say(f"{planned.graph.macs / 1e6:,.1f} M multiply-accumulates")
     context.exit(verdict.exit_code if verdict else 0)
@@ -132,7 +136,8 @@ def profile_command(
 ) -> None:
     """Measure MODEL on this machine: latency, time of each operation, memory; and judge it by a budget.
 
-    Exit code 3 when the memory planned for tflite-micro does not fit the budget.
+    Exit code 3 when the memory planned for tflite-micro (or for a static compiler, where it has no kernels for MODEL)
+    does not fit the budget.
 
     \b
     Example:
@@ -159,7 +164,7 @@ def profile_command(
         if found.op_ms:
             slowest = sorted(found.op_ms.items(), key=lambda item: -item[1])[:10]
             table("Slowest operations", ("operation", "mean"), [(name, f"{ms:,.3f} ms") for name, ms in slowest])
-        table("Memory", ("", "size", "source"), [*_account(found.memory), *_verdict(found.verdict)])
+        table(f"Memory on {found.target}", ("", "size", "source"), [*_account(found.memory), *_verdict(found.verdict)])
     context.exit(found.verdict.exit_code if found.verdict else 0)
 
 

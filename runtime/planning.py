@@ -9,7 +9,7 @@ from .errors import UsageError
 from .graph import Graph, Op
 from .placement import Buffer
 from .reader import read_placed
-from .targets import TARGETS, Layout, Target, lay_out
+from .targets import TARGETS, Layout, Target, lay_out, unplanned
 from .units import format_size
 
 Source = Literal["planned", "measured", "unknown"]
@@ -78,8 +78,11 @@ class MemoryPlan:
         """What an inference needs, line by line; what cannot be planned is there as unknown."""
         total, scratch = self.total_bytes, self.layout.scratch
         where = "the caller's" if self.target == "onnxruntime" else "part of the arena"
+        halves = sum(2 * t.nbytes for t in self.graph.tensors.values() if t.data is not None and t.dtype == "float16")
+        unpacked = halves if self.target == "litert-reference" else None
         return (
             MemoryLine("weights", self.weight_bytes, "planned"),
+            *((_line("float16 weights as float32", unpacked),) if halves else ()),
             MemoryLine("arena", self.arena_bytes, "planned"),
             MemoryLine(f"input ({where})", self.input_bytes, "planned"),
             _line("kernel scratch", None if scratch is None else self._scratch_bytes),
@@ -193,17 +196,18 @@ class Verdict:
 
 
 def plan(
-    model: str | Path | bytes | Graph, target: Target = "tflm", offsets: Mapping[str, int] | None = None
+    model: str | Path | bytes | Graph, target: Target | None = None, offsets: Mapping[str, int] | None = None
 ) -> MemoryPlan:
     """Plan the memory of an ``.onnx`` or ``.tflite`` file (path or bytes) or of a graph on a target.
 
+    Without a target it is ``tflm``, or ``static`` for what tflite-micro has no kernels for.
+
     ``tflm`` is tflite-micro, to the byte; ``litert-reference`` LiteRT without XNNPACK, ``litert`` with it,
     ``onnxruntime`` and ``static``, a compiler as good as can be. Raises ``UsageError`` for another target,
-    ``FormatError`` or ``UnsupportedError`` for a file that cannot be read.
+    ``FormatError`` or ``UnsupportedError`` for a file that cannot be read, or whose memory there is not known.
     """
-    if target not in TARGETS:
+    if target is not None and target not in TARGETS:
         raise UsageError(f"target {target!r} is not one of {', '.join(TARGETS)}")
-    if isinstance(model, Graph):
-        return MemoryPlan(lay_out(model, target, offsets), target)
-    graph, found = read_placed(model)
+    graph, found = (model, {}) if isinstance(model, Graph) else read_placed(model)
+    target = target or ("tflm" if unplanned(graph, "tflm") is None else "static")
     return MemoryPlan(lay_out(graph, target, found if offsets is None else offsets), target)

@@ -12,6 +12,7 @@ from .errors import UsageError
 from .files import read_file
 from .planning import MemoryLine, MemoryPlan, Verdict, memory_json, plan
 from .session import Session
+from .targets import Target
 
 _WARM_UP = 3
 _MIN_RUNS = 30
@@ -25,8 +26,8 @@ _OP_RUNS = 20
 class Profile:
     """Latency in milliseconds over ``runs`` inferences after a warm-up, and the account of the memory.
 
-    ``settled`` says whether the median stood still before the time was up; ``op_ms`` is ``None`` where the backend
-    does not tell the time of single operations.
+    ``target`` is what the memory is planned for; ``settled`` says whether the median stood still before the time was
+    up; ``op_ms`` is ``None`` where the backend does not tell the time of single operations.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Profile:
     memory: tuple[MemoryLine, ...]
     op_ms: dict[str, float] | None
     verdict: Verdict | None
+    target: Target = "tflm"
 
     def to_json(self) -> dict[str, Any]:
         """Figures with their units, for programs."""
@@ -60,8 +62,8 @@ def profile(
 ) -> Profile:
     """Load a file, run it until its median latency has settled (at most ``max_seconds``), and account for its memory.
 
-    The memory is planned for tflite-micro; the verdict holds it against ``sram`` bytes. ``tick`` is called once an
-    inference. Raises as ``Session`` and ``plan`` do.
+    The memory is planned for tflite-micro, or for a static compiler where that has no kernels for the file; the verdict
+    holds it against ``sram`` bytes. ``tick`` is called once an inference. Raises as ``Session`` and ``plan`` do.
     """
     if not 0 < max_seconds < float("inf"):
         raise UsageError(f"time limit {max_seconds} is not a positive number of seconds")
@@ -86,6 +88,7 @@ def profile(
         **{f"p{q}_ms": float(np.percentile(times, q)) for q in (50, 90, 99)},
         runs=len(times),
         settled=settled,
+        target=planned.target,
         memory=_account(planned, Path(model), before, after),
         op_ms=op_ms,
         verdict=planned.verdict(sram) if sram is not None else None,

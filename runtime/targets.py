@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from . import litert, tflm
-from .graph import Concat, Graph, Reshape, Slice
+from .errors import UnsupportedError
+from .graph import Concat, Conv, FullyConnected, Graph, Reshape, Slice, Tensor
 from .placement import Block, Buffer, Life, align, lifetimes, place, placed_at
 from .rewrite import for_tflite
 
@@ -40,8 +41,37 @@ class Layout:
 
 
 def lay_out(graph: Graph, target: Target, offsets: Mapping[str, int] | None = None) -> Layout:
-    """Place the activations of a graph as a target does, or where ``offsets`` say when the target is tflite-micro."""
+    """Place the activations of a graph as a target does, or where ``offsets`` say when the target is tflite-micro.
+
+    Raises ``UnsupportedError`` where ``unplanned`` has a reason to.
+    """
+    reason = unplanned(graph, target)
+    if reason is not None:
+        others = ", ".join(other for other in TARGETS if unplanned(graph, other) is None)
+        raise UnsupportedError(f"{reason}; plan it for another target: {others}")
     return _tflm(graph, offsets) if target == "tflm" else _LAYOUTS[target](graph)
+
+
+def unplanned(graph: Graph, target: Target) -> str | None:
+    """Why it is not known what a graph takes on a target, if it is not."""
+    mixed = mixed_weight(graph)
+    if target == "tflm" and mixed is not None:
+        return f"tflite-micro has no kernel for {mixed.dtype} weights between float32 activations ({mixed.name!r})"
+    if target in ("litert", "litert-reference") and mixed is not None and mixed.dtype != "float16":
+        return (
+            f"LiteRT's scratch memory for {mixed.dtype} weights between float32 activations ({mixed.name!r}) is unknown"
+        )
+    wide = next((tensor for tensor in graph.activations if tensor.dtype == "int16"), None)
+    if target == "litert" and wide is not None:
+        return f"the scratch memory of LiteRT's optimized kernels for 16-bit activations ({wide.name!r}) is unknown"
+    return None
+
+
+def mixed_weight(graph: Graph) -> Tensor | None:
+    """The first weight of fewer bits than the float32 activations of its layer, if there is one."""
+    layers = (op for op in graph.ops if isinstance(op, Conv | FullyConnected))
+    weights = (graph.tensors[op.inputs[1]] for op in layers if graph.tensors[op.inputs[0]].dtype == "float32")
+    return next((weight for weight in weights if weight.dtype != "float32"), None)
 
 
 def _tflm(graph: Graph, offsets: Mapping[str, int] | None) -> Layout:
@@ -73,7 +103,10 @@ def _tflm(graph: Graph, offsets: Mapping[str, int] | None) -> Layout:
 
 
 def _litert_reference(graph: Graph) -> Layout:
-    """LiteRT's arena planner; what the interpreter keeps on the heap beside the arena is not planned."""
+    """LiteRT's arena planner; what the interpreter keeps on the heap beside the arena is not planned.
+
+    That is where it puts the float32 that it makes of float16 weights.
+    """
     found = litert.reference_arena(for_tflite(graph))
     return Layout(found.graph, found.buffers, found.temporaries, views=found.shared)
 
@@ -94,15 +127,20 @@ def _onnxruntime(graph: Graph) -> Layout:
 
 
 def _static(graph: Graph) -> Layout:
-    """A compiler as good as can be, without a runtime: joins and parts of tensors are views, not copies."""
+    """A compiler as good as can be, without a runtime: joins and parts of tensors are views, not copies.
+
+    What it would need for weights of fewer bits than the activations have is not planned.
+    """
     views = _views(graph)
     lives = lifetimes(graph)
     members: dict[str, list[Life]] = {}
     for life in lives:
         members.setdefault(_root(views, life.tensor), []).append(life)
     buffers = place([_merged(life, members[life.tensor]) for life in lives if life.tensor in members])
-    layout = Layout(graph, buffers, scratch=(), views={name: _root(views, name) for name in views})
-    return replace(layout, total_bytes=layout.arena_bytes)
+    layout = Layout(graph, buffers, views={name: _root(views, name) for name in views})
+    if mixed_weight(graph) is not None:
+        return layout
+    return replace(layout, scratch=(), total_bytes=layout.arena_bytes)
 
 
 def _views(graph: Graph) -> dict[str, str]:

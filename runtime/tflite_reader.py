@@ -76,6 +76,14 @@ def read_offsets(data: bytes) -> dict[str, int]:
     return {name: offset for name, offset in offsets if offset is not None}
 
 
+def unpacked_weights(data: bytes) -> set[str]:
+    """The names of the float32 tensors that a file's DEQUANTIZE operators make of its constants."""
+    model = read_model(data)
+    subgraph = _Subgraph(model, model["subgraphs"][0])
+    subgraph.graph()
+    return set(subgraph.stored)
+
+
 class _Subgraph:
     """One subgraph on its way to a ``Graph``: tensors by index, turned into names and operations."""
 

@@ -9,6 +9,7 @@ operation, what each kernel keeps, and a ``TfLiteTensor`` for each input and out
 All figures are those of the file that ``write_tflite`` makes of a graph.
 """
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
@@ -42,6 +43,8 @@ _POINTER = 8
 _TENSOR = 64
 _QUANTIZATION = 24
 _SCRATCH_HANDLE = 8
+# 513 values of 16 bits.
+_TABLE = 2 * 513
 # What the allocator keeps at the head while it prepares the operations and plans.
 _SCRATCH_REQUEST = 16
 _SCRATCH_REQUESTS_OF_AN_OP = 12
@@ -109,7 +112,7 @@ def scratch_buffers(graph: Graph, op: Op) -> tuple[int, ...]:
     if not isinstance(op, GlobalAveragePool):
         return ()
     x, y = (graph.tensors[name] for name in (op.inputs[0], op.output))
-    sums = () if x.dtype == "float32" else (4 * y.nbytes,)
+    sums = () if x.dtype == "float32" else (4 * math.prod(y.shape),)
     indices, axes = 4 * len(x.shape), 4 * 2
     return (*sums, indices, axes)
 
@@ -189,7 +192,12 @@ def _kernel(op: Op) -> _Kernel:
 
 
 def _channel_arrays(graph: Graph, op: Op) -> tuple[int, ...]:
-    """Multipliers and shifts for each output channel: of every operation, even where several share a weight."""
+    """Multipliers and shifts for each output channel: of every operation, even where several share a weight.
+
+    A softmax of 16 bits has its two tables there, of exponentials and of reciprocals.
+    """
+    if isinstance(op, Softmax) and graph.tensors[op.inputs[0]].dtype == "int16":
+        return (align(_TABLE),) * 2
     weight = graph.tensors[op.inputs[1]] if isinstance(op, Conv | FullyConnected) else None
     per_channel = weight is not None and weight.quantization is not None and weight.quantization.axis is not None
     # A convolution's kernel has the arrays for floats too.
