@@ -24,7 +24,7 @@ from .matching import match
 from .onnx_writer import write_onnx
 from .parity import session_answers
 from .quantization import with_input_type
-from .repairing import Repair, repair
+from .repairing import Repair, check_target, repair
 from .tflite_writer import write_tflite
 
 
@@ -73,6 +73,8 @@ def blame_files(
     NAME.fixed.tflite. Raises as ``blame`` and ``repair`` do, ``UsageError`` when neither file tells how its pictures
     are to be prepared, and ``DataError`` for one picture where two are needed.
     """
+    if target is not None:
+        check_target(target)
     contract = _contract(reference, quantized)
     floats = as_graph(reference)
     found = match(floats, as_graph(quantized))

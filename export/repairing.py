@@ -74,8 +74,7 @@ def repair(
     batch; scales, weights and layers are chosen on ``calibration``, whether to keep a fix on ``judged``. ``tell`` gets
     the name of each fix before it is tried. Raises ``UsageError`` for a target that is no share, and as ``quantize``.
     """
-    if not 0 <= target <= 1:
-        raise UsageError(f"target agreement {target} is not between 0 and 1")
+    check_target(target)
     bench = _Bench(reference, quantized, calibration, judged, target, tell)
     for change in _CHANGES:
         if bench.done:
@@ -84,6 +83,12 @@ def repair(
     bench.try_floats()
     best = bench.best
     return Repair(best.graph, best.agreement, best.sqnr_db, target, best.float_layers, tuple(bench.steps))
+
+
+def check_target(target: float) -> None:
+    """Refuse a target that is no share of the pictures. Raises ``UsageError``."""
+    if not 0 <= target <= 1:
+        raise UsageError(f"target agreement {target} is not between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What every tensor of an int8 network loses against the float network, and where it loses it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -137,16 +138,14 @@ def measure(
     graph = found.quantized
     sums = {}
     for tensor in graph.activations:
-        users = graph.consumers[tensor.name]
-        # A rectifier of its own: the float network has no values from before it.
-        inside = any(isinstance(op, Relu) and found.names.get(op.output) == found.names[tensor.name] for op in users)
-        if tensor.quantization and not inside:
-            seen = ranges[found.names[tensor.name]]
-            sums[tensor.name] = TensorSums(tensor.name, tensor.quantization, tensor.dtype, seen)
+        theirs = found.reference.tensors[found.names[tensor.name]]
+        # What one of the two pads in an operation of its own has no counterpart.
+        if tensor.quantization and math.prod(tensor.shape) == math.prod(theirs.shape):
+            sums[tensor.name] = TensorSums(tensor.name, tensor.quantization, tensor.dtype, ranges[theirs.name])
     probed = _with_int8_weights(found)
     for floats, integers in zip(run_activations(probed, samples), run_activations(graph, samples), strict=True):
         for name, total in sums.items():
-            given = None if name in graph.inputs else integers[name]
+            given = None if name in graph.inputs else _rectified(found, name, integers[name])
             total.add(floats[found.names[name]], given, floats.get(_probe(name)))
         tick()
     return sums
@@ -181,6 +180,14 @@ def _with_int8_weights(found: Match) -> Graph:
         tensors.update((tensor.name, tensor) for tensor in (*constants, output))
     outputs = (*graph.outputs, *(probe.output for probe in probes))
     return Graph.of(graph.name, tensors.values(), [*graph.ops, *probes], graph.inputs, outputs)
+
+
+def _rectified(found: Match, name: str, values: np.ndarray) -> np.ndarray:
+    """The values behind the rectifier that only the int8 network has in an operation of its own, if it has."""
+    for op in found.quantized.consumers[name]:
+        if isinstance(op, Relu) and found.names[op.output] == found.names[name]:
+            return np.clip(values, 0, 6 if op.activation == "relu6" else None)
+    return values
 
 
 def _probe(name: str) -> str:
