@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .contract import KEY
+from .contract import KEY, TensorSpec
 from .errors import FireboxError, FormatError, MissingExtraError, UsageError
+from .graph import Tensor
 from .reader import Format
 from .tflite_reader import read_tflite_metadata
 
@@ -31,6 +32,10 @@ class Backend(Protocol):
 
     def contract(self) -> bytes | None:
         """The metadata entry firebox writes."""
+        ...
+
+    def ends(self) -> tuple[TensorSpec, TensorSpec]:
+        """Type, shape and quantization of input and output; what is dynamic in the output's shape is -1."""
         ...
 
     def op_times_ms(self, x: np.ndarray, runs: int) -> dict[str, float] | None:
@@ -51,8 +56,7 @@ class OnnxRuntime:
             )
         self._name = source.name
         self.input_shape: tuple[int, ...] = tuple(source.shape)
-        kind = source.type.removeprefix("tensor(").removesuffix(")")
-        self.input_dtype: str = "float32" if kind == "float" else kind
+        self.input_dtype: str = _dtype(source)
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """One inference."""
@@ -62,6 +66,16 @@ class OnnxRuntime:
         """From the model's metadata."""
         text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
         return text.encode() if text is not None else None
+
+    def ends(self) -> tuple[TensorSpec, TensorSpec]:
+        """From the session; what integers stand for, which it does not tell, from the graph."""
+        values = (self._session.get_inputs()[0], self._session.get_outputs()[0])
+        if all(_dtype(value).startswith("float") for value in values):
+            return _spec(values[0], None), _spec(values[1], None)
+        from .onnx_reader import read_onnx
+
+        graph = read_onnx(self._data)
+        return _spec(values[0], graph.tensors[graph.inputs[0]]), _spec(values[1], graph.tensors[graph.outputs[0]])
 
     def op_times_ms(self, x: np.ndarray, runs: int) -> dict[str, float] | None:
         """From the runtime's own profiler, in a session of its own."""
@@ -125,6 +139,11 @@ class TFLite:
         """From the model's metadata."""
         return self._contract
 
+    def ends(self) -> tuple[TensorSpec, TensorSpec]:
+        """From the interpreter."""
+        (source,), (target,) = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        return _end(source), _end(target)
+
     def op_times_ms(self, x: np.ndarray, runs: int) -> dict[str, float] | None:
         """The interpreters' Python interface does not tell."""
         return None
@@ -178,6 +197,34 @@ def load_backend(name: str, data: bytes, format_: Format, threads: int) -> tuple
 
 def _reading(format_: Format) -> list[str]:
     return [name for name, runtime in BACKENDS.items() if runtime.format == format_]
+
+
+def _dtype(value: Any) -> str:
+    """numpy's name of the type of one of onnxruntime's inputs and outputs."""
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    return "float32" if kind == "float" else kind
+
+
+def _spec(value: Any, tensor: Tensor | None) -> TensorSpec:
+    """One of onnxruntime's inputs and outputs; integers are those of ``tensor``, which graphs hold signed."""
+    kind, shape = _dtype(value), tuple(size if isinstance(size, int) else -1 for size in value.shape)
+    if kind.startswith("float"):
+        return TensorSpec(kind, shape)
+    if tensor is None or tensor.quantization is None:
+        raise FormatError(f"{value.name!r} is {kind}, and nothing tells what its integers stand for")
+    shift = np.iinfo(kind).min - np.iinfo(tensor.dtype).min
+    return TensorSpec(kind, shape, tensor.quantization.scale[0], tensor.quantization.zero_point + shift)
+
+
+def _end(details: Any) -> TensorSpec:
+    """What an interpreter tells of its input or output."""
+    dtype, shape = np.dtype(details["dtype"]).name, tuple(int(size) for size in details["shape"])
+    scale, zero_point = details["quantization"]
+    if dtype.startswith("float"):
+        return TensorSpec(dtype, shape)
+    if not scale:
+        raise FormatError(f"{details['name']!r} is {dtype}, and nothing tells what its integers stand for")
+    return TensorSpec(dtype, shape, float(scale), int(zero_point))
 
 
 def _needs_other_numpy(name: str) -> bool:

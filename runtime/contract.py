@@ -126,7 +126,7 @@ def _check(contract: Contract) -> None:
 
 
 def _check_spec(spec: TensorSpec) -> None:
-    if spec.dtype not in ("float32", "int8", "uint8"):
+    if spec.dtype not in ("float32", "int8", "uint8", "int16"):
         raise ValueError(f"type {spec.dtype!r} is unknown")
     if spec.dtype == "float32":
         usable = spec.scale is None and spec.zero_point == 0

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backends import first_line, load_backend
-from .contract import Contract
+from .contract import Contract, Layout
 from .errors import FireboxError, FormatError, UsageError
 from .files import read_file
 from .reader import format_of
 
 if TYPE_CHECKING:
+    from .evaluation import Classifier
     from .preprocessing import Picture, Preprocessing
 
 
@@ -46,11 +47,15 @@ class Session:
     ...     session.classify("cat.jpg", top=3)
 
     ``model`` is a path or the bytes of a file; ``backend`` is ``auto``, ``onnxruntime``, ``litert`` or
-    ``tflite-runtime``. A session may be used from several threads. Raises ``UsageError`` for a file or backend that is
-    not there, ``MissingExtraError`` for one that is not installed, ``FormatError`` for a file that cannot be read.
+    ``tflite-runtime``. A file that firebox did not write says nothing of its pictures and classes: ``like`` is a model
+    that it is a version of, whose preprocessing and classes it takes. A session may be used from several threads.
+    Raises ``UsageError`` for a file or backend that is not there, ``MissingExtraError`` for one that is not installed,
+    ``FormatError`` for a file that cannot be read.
     """
 
-    def __init__(self, model: str | Path | bytes, backend: str = "auto", threads: int = 1):
+    def __init__(
+        self, model: str | Path | bytes, backend: str = "auto", threads: int = 1, like: "Classifier | None" = None
+    ):
         if threads < 1:
             raise UsageError(f"threads is {threads}; give at least 1")
         self.name = "model" if isinstance(model, bytes) else str(model)
@@ -62,6 +67,8 @@ class Session:
             self._contract = Contract.from_bytes(found) if found is not None else None
         except FormatError as error:
             raise FormatError(f"{self.name}: {error}") from error
+        if self._contract is None and like is not None:
+            self._contract = self._borrowed(like)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -78,7 +85,8 @@ class Session:
         """What the file says about itself. Raises ``UsageError`` for a file that firebox did not write."""
         if self._contract is None:
             raise UsageError(
-                f"{self.name} carries no contract: firebox did not write it; use run() with an array of your own"
+                f"{self.name} carries no contract: firebox did not write it; say which model it is a version of "
+                "(firebox evaluate --like, Session(like=...)), or use run() with an array of your own"
             )
         return self._contract
 
@@ -165,6 +173,20 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _borrowed(self, like: "Classifier") -> Contract:
+        """The contract of a file that has none: its own input and output, all else from another model."""
+        source, target = self._running().ends()
+        height, width = like.preprocessing.size
+        layouts: dict[tuple[int, ...], Layout] = {
+            (1, height, width, like.preprocessing.depth): "NHWC",
+            (1, like.preprocessing.depth, height, width): "NCHW",
+        }
+        if source.shape not in layouts:
+            shapes = " or ".join(map(str, layouts))
+            raise UsageError(f"{self.name} takes {source.shape}, but the pictures of the model it is like are {shapes}")
+        classes, ids = tuple(like.classes), tuple(like.class_ids)
+        return Contract(self.name, like.preprocessing, classes, ids, layouts[source.shape], "logits", source, target)
 
     def _running(self) -> Any:
         backend = self._backend
