@@ -19,7 +19,7 @@ from ..runtime.planning import plan
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.session import Session
 from ..runtime.targets import Target
-from .calibration import PASSES, Method, calibrate
+from .calibration import PASSES, Method, Range, calibrate
 from .contracts import complete, for_file
 from .fitted import judged, pictures
 from .fitting import Fit, fit
@@ -99,14 +99,16 @@ def export(
     name: str = "model",
     checkpoint_sha256: str = "",
     config: ExportConfig | None = None,
+    ranges: Mapping[str, Range] | None = None,
     quiet: bool = False,
 ) -> Export:
     """Trace, quantize, write ``model.{float32,int8}.{onnx,tflite}`` and compare all of them with the module.
 
-    ``images`` are used without their labels: some to calibrate, others (where there are enough) for the gate. Raises
-    ``UnsupportedError`` for a network that cannot be traced, ``QuantizationError`` for one that cannot be quantized,
-    ``DoesNotFitError`` for one that does not fit its budget and ``ParityError`` past the tolerance; then nothing is
-    written.
+    ``images`` are used without their labels: some to calibrate, others (where there are enough) for the gate.
+    ``ranges`` that training has learned take the place of calibration; weights are then rounded to the nearest, as
+    they were in training. Raises ``UnsupportedError`` for a network that cannot be traced, ``QuantizationError`` for
+    one that cannot be quantized, ``DoesNotFitError`` for one that does not fit its budget and ``ParityError`` past the
+    tolerance; then nothing is written.
     """
     config = config or ExportConfig()
     check_writable(out)
@@ -115,9 +117,12 @@ def export(
         advance()
     contract = _contract(graph, name, preprocessing, tuple(classes), tuple(class_ids), checkpoint_sha256)
     calibration, gate = _draw(images, config)
+    if ranges:
+        calibration = calibration.subset(())
     graphs: dict[Precision, Graph] = {"float32": graph}
     if "int8" in config.precisions:
-        graphs["int8"] = _quantized(graph, _crops(calibration, preprocessing), preprocessing, config, quiet)
+        crops = _crops(calibration, preprocessing)
+        graphs["int8"] = quantize(graph, ranges) if ranges else _quantized(graph, crops, preprocessing, config, quiet)
     fitted = _fitted(graphs, config, quiet)
     files: dict[str, tuple[Precision, bytes]] = {}
     for precision in config.precisions:
@@ -242,10 +247,10 @@ def _report(
         "preprocessing": contract.preprocessing.to_json(),
         "files": {name: {**sizes[name], **arenas[name]} for name in files},
         "calibration": {
-            "source": calibration.source,
+            "source": calibration.source if len(calibration) else "learned in training",
             "pictures": len(calibration),
             "seed": config.seed,
-            "method": config.method,
+            "method": config.method if len(calibration) else None,
         },
         "parity": {
             "pictures": len(gate),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..runtime.errors import UnsupportedError
+from ..runtime.errors import QuantizationError, UnsupportedError
 from ..runtime.graph import (
     NO_PADS,
     Add,
@@ -40,6 +40,7 @@ from .calibration import Range
 from .quantization import activation_scales, quantize_layer, scale_groups
 
 _LEVELS = 255
+_SMALLEST = float(np.finfo(np.float32).tiny)
 # Where each axis of the graph's pictures is in torch's.
 _NHWC_IN_NCHW = (0, 2, 3, 1)
 _OHWI_TO_OIHW, _OIHW_TO_OHWI = (0, 3, 1, 2), (0, 2, 3, 1)
@@ -50,7 +51,8 @@ class FakeQuantized(nn.Module):
 
     ``quantize(module.graph(), module.ranges())`` has the integers that the module computes with. ``weights`` are the
     parameters to use for the graph's constants, by their names: convolutions' as OIHW, all others as in the graph.
-    Raises ``QuantizationError`` as ``quantize`` does, ``UnsupportedError`` for an operation that it does not know.
+    Raises ``QuantizationError`` as ``quantize`` does, then and when it runs, and ``UnsupportedError`` for an operation
+    that it does not know.
     """
 
     def __init__(self, graph: Graph, ranges: Mapping[str, Range], weights: Mapping[str, nn.Parameter] | None = None):
@@ -111,8 +113,13 @@ class _Run:
 
     def __init__(self, module: FakeQuantized):
         self.module, self.graph = module, module._graph
-        self._scales = module.scales.clamp(min=float(np.finfo(np.float32).tiny))
+        self._scales = module.scales * 1
         self.numbers: list[float] = self._scales.tolist()
+        for name, group in module._group.items():
+            if not _SMALLEST <= self.numbers[group] < math.inf:
+                raise QuantizationError(
+                    f"the scale of activation {name!r} is {self.numbers[group]:g}, no positive number; learn it slower"
+                )
         if self._scales.requires_grad:
             pace = module._pace
             self._scales.register_hook(lambda gradient: gradient * pace)
@@ -149,7 +156,9 @@ class _Run:
         """Weight and bias of a layer as integers, and what makes its sums integers of its output, per channel."""
         weight, bias = (self.module.weights[self.module._constants[name]] for name in op.inputs[1:])
         arrays = [tensor.detach().cpu().numpy() for tensor in (weight, bias)]
-        found = quantize_layer(op.name, arrays[0], arrays[1], self.quantization(op.inputs[0]))
+        # A network that diverges overflows before it is told by its loss.
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = quantize_layer(op.name, arrays[0], arrays[1], self.quantization(op.inputs[0]))
         assert found[0].quantization is not None
         integers = [torch.from_numpy(np.asarray(tensor.data, np.float32)).to(weight.device) for tensor in found]
         scale = torch.tensor(found[0].quantization.scale, device=weight.device)

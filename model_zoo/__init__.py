@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .network import Network, load_network
     from .resources import Resources
     from .squeezenet import Fire, SqueezeNet
-    from .training import TrainingResult, resume, train
+    from .training import TrainingResult, quantized_config, resume, train, train_quantized
     from .weights import Weights, load_weights, load_weights_into
 
 __all__ = [
@@ -48,10 +48,12 @@ __all__ = [
     "load_weights_into",
     "model_config",
     "predict",
+    "quantized_config",
     "register",
     "resume",
     "top_k",
     "train",
+    "train_quantized",
 ]
 
 # Where the names are that need torch.
@@ -62,7 +64,7 @@ _HOMES = {
     "network": ("Network", "load_network"),
     "resources": ("Resources",),
     "squeezenet": ("Fire", "SqueezeNet"),
-    "training": ("TrainingResult", "resume", "train"),
+    "training": ("TrainingResult", "quantized_config", "resume", "train", "train_quantized"),
     "weights": ("Weights", "load_weights", "load_weights_into"),
 }
 

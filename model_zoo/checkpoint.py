@@ -5,8 +5,9 @@ entry ``firebox`` of the safetensors header is a JSON object; nothing is ever un
 """
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..export.calibration import Range
 from ..runtime.errors import CheckpointError, FireboxError
 from ..runtime.files import read_file
 from ..runtime.preprocessing import Preprocessing
@@ -31,7 +33,9 @@ class Checkpoint:
 
     ``model`` is the name in the zoo, ``training`` the training's config as JSON values,
     ``pictures`` how many pictures it trains and validates on. ``momentum`` is empty before the
-    first step.
+    first step. ``ranges`` are those of the activations, by their names in the traced network, when it
+    trains with fake quantization, and empty otherwise; its momentum has then that of their scales, too.
+    ``origin_sha256`` is that of the file with the weights it began with, empty for new ones.
     """
 
     model: str
@@ -44,6 +48,8 @@ class Checkpoint:
     step: int
     weights: Mapping[str, Tensor]
     momentum: Mapping[str, Tensor]
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    origin_sha256: str = ""
 
 
 def pack_checkpoint(checkpoint: Checkpoint) -> bytes:
@@ -58,6 +64,8 @@ def pack_checkpoint(checkpoint: Checkpoint) -> bytes:
         "pictures": checkpoint.pictures,
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
+        "ranges": {name: astuple(found) for name, found in checkpoint.ranges.items()},
+        "origin_sha256": checkpoint.origin_sha256,
     }
     groups = {"model": checkpoint.weights, "momentum": checkpoint.momentum}
     tensors = {
@@ -103,10 +111,12 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             step=int(header["step"]),
             weights=groups["model"],
             momentum=groups["momentum"],
+            ranges={str(name): _range(*bounds) for name, bounds in header.get("ranges", {}).items()},
+            origin_sha256=str(header.get("origin_sha256", "")),
         )
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, FireboxError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, FireboxError) as error:
         raise CheckpointError(f"the header of {source} cannot be read: {error}") from error
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
     if (preprocessing.size, preprocessing.depth) != (config.input_size, config.in_channels):
@@ -116,6 +126,12 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     if len(checkpoint.classes) != config.num_classes:
         raise CheckpointError(f"{source} names {len(checkpoint.classes)} classes for {config.num_classes} outputs")
     return checkpoint
+
+
+def _range(low: float, high: float) -> Range:
+    if not (math.isfinite(low) and math.isfinite(high) and low <= 0 <= high):
+        raise ValueError(f"a range from {low} to {high} cannot be quantized")
+    return Range(float(low), float(high))
 
 
 def is_checkpoint(metadata: Mapping[str, str]) -> bool:

@@ -1,20 +1,28 @@
 """A network in torch behind the interface that evaluation knows."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..export.tracing import one_thread
 from ..runtime.preprocessing import Preprocessing
 from .network import Network
+from .quantized import fake_quantized
 
 
 @dataclass(frozen=True)
 class TorchClassifier:
-    """Answers pixels as a ``Session`` does, in float32 on the module's device."""
+    """Answers pixels as a ``Session`` does, on the module's device: in float32, or in the int8 it was trained with."""
 
     network: Network
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """What computes the answers."""
+        return fake_quantized(self.network.module, self.network.ranges) if self.network.ranges else self.network.module
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -34,7 +42,7 @@ class TorchClassifier:
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Logits, shape (classes,), for uint8 pixels (height, width, channels)."""
         values = self.preprocessing.normalize(pixels).transpose(2, 0, 1)[None]
-        parameter = next(self.network.module.parameters())
+        parameter = next(self.module.parameters())
         with one_thread(), torch.inference_mode():
-            logits = self.network.module(torch.from_numpy(np.ascontiguousarray(values)).to(parameter.device))
+            logits = self.module(torch.from_numpy(np.ascontiguousarray(values)).to(parameter.device))
         return logits[0].cpu().numpy()

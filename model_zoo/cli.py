@@ -1,5 +1,6 @@
 """The zoo's commands; torch is imported when one of them needs it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -81,11 +82,13 @@ def models_command(pattern: str, as_json: bool) -> None:
     help="Go on with this run; its own options hold.",
 )
 @click.option(
-    "--epochs",
-    type=int,
-    default=_DEFAULTS.epochs,
-    show_default=True,
-    help="Passes over the training pictures.",
+    "--qat",
+    type=click.Path(path_type=Path),
+    metavar="FLOAT",
+    help="Fine-tune this run, checkpoint, or weights of MODEL, in the integers of its int8 files.",
+)
+@click.option(
+    "--epochs", type=int, help=f"Passes over the training pictures.  [default: {_DEFAULTS.epochs}; 3 with --qat]"
 )
 @click.option(
     "--batch-size",
@@ -94,7 +97,9 @@ def models_command(pattern: str, as_json: bool) -> None:
     show_default=True,
     help="Pictures per step.",
 )
-@click.option("--lr", type=float, help="Highest learning rate.  [default: 0.1 with batch norm, 0.02 without]")
+@click.option(
+    "--lr", type=float, help="Highest learning rate.  [default: 0.1 with batch norm, 0.02 without; 0.005 with --qat]"
+)
 @click.option("--momentum", type=float, default=_DEFAULTS.momentum, show_default=True, help="Momentum of SGD.")
 @click.option(
     "--weight-decay",
@@ -120,9 +125,7 @@ def models_command(pattern: str, as_json: bool) -> None:
 @click.option(
     "--warmup",
     type=int,
-    default=_DEFAULTS.warmup_epochs,
-    show_default=True,
-    help="Epochs in which the rate rises first.",
+    help=f"Epochs in which the rate rises first.  [default: {_DEFAULTS.warmup_epochs}; 0 with --qat]",
 )
 @click.option(
     "--label-smoothing",
@@ -187,53 +190,67 @@ def train_command(
     model: str,
     out: Path | None,
     run: Path | None,
+    qat: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Train a network of the zoo, squeezenet_micro unless MODEL is given, into a run folder.
 
-    A run that was stopped goes on with --resume to exactly the weights it would have reached.
+    A run that was stopped goes on with --resume to exactly the weights it would have reached. With --qat a trained
+    network learns to answer in int8, with the options of its own run where others are not given; firebox export then
+    writes the integers that it was trained with.
 
     \b
     Example:
       firebox train squeezenet_micro --data digits --out runs/digits
       firebox train squeezenet_cifar --data cifar10-images.tar --epochs 60 --batch-size 128
       firebox train --resume runs/digits
+      firebox train --qat runs/digits --out runs/digits-int8
     """
     find_model(model)
-    from . import Resources, resume, train
+    from . import Resources, load_network, quantized_config, resume, train, train_quantized
 
     resources = Resources(options.pop("device"), parse_size(options.pop("memory")), options.pop("workers"))
     if run is not None:
         _only_with_resume(context)
-        moved = context.get_parameter_source("data") is ParameterSource.COMMANDLINE
-        result = resume(run, resources, data=options["data"] if moved else None, quiet=as_json)
+        result = resume(run, resources, data=options["data"] if _given(context, "data") else None, quiet=as_json)
     else:
-        size, rate = options.pop("input_size"), options.pop("lr")
-        config = TrainingConfig(
-            model=model,
-            learning_rate=rate,
-            input_size=(size, size) if size is not None else None,
-            warmup_epochs=options.pop("warmup"),
-            **options,
-        )
-        result = train(config, out or Path("runs") / model, resources, quiet=as_json)
+        given = {name: value for name, value in options.items() if _given(context, name)}
+        if qat is None:
+            config = _with(TrainingConfig(model=model), given)
+            result = train(config, out or Path("runs") / model, resources, quiet=as_json)
+        else:
+            network = load_network(model, qat) if _given(context, "model") else load_network(qat)
+            config = _with(quantized_config(network), given)
+            result = train_quantized(
+                network, config, out or Path("runs") / f"{network.name}-int8", resources, quiet=as_json
+            )
     if as_json:
         print_json(result.to_json())
         return
     note(f"trained {result.model} ({result.parameters:,} parameters) in {result.seconds:,.0f} s")
-    say(
-        f"validation accuracy {result.val_accuracy:.2%} on {result.val_pictures:,} pictures; "
-        f"checkpoint {result.checkpoint}"
-    )
+    accuracy = f"{result.val_accuracy:.2%}{' in int8' if result.quantized else ''}"
+    say(f"validation accuracy {accuracy} on {result.val_pictures:,} pictures; checkpoint {result.checkpoint}")
+
+
+def _given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _with(config: TrainingConfig, given: dict[str, Any]) -> TrainingConfig:
+    """The config with the options that were given."""
+    names = {"lr": "learning_rate", "warmup": "warmup_epochs"}
+    values = {names.get(name, name): value for name, value in given.items()}
+    if "input_size" in values:
+        values["input_size"] = (values["input_size"],) * 2
+    return replace(config, **values)
 
 
 def _only_with_resume(context: click.Context) -> None:
     """Refuse options beside --resume that would make it another run."""
     allowed = {"run", "data", "device", "memory", "workers", "as_json"}
     for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-        if given and parameter.name not in allowed:
+        if _given(context, parameter.name or "") and parameter.name not in allowed:
             raise UsageError(f"{parameter.opts[0]} cannot be changed with --resume; the run's own options hold")
 
 
@@ -393,6 +410,7 @@ def export_command(
     help="Runtime for exported files; all runs each installed one.",
 )
 @click.option("--threads", type=int, default=1, show_default=True, help="Threads that compute.")
+@click.option("--like", help="Model whose preprocessing and classes files of other makers among MODELS take.")
 @json_option
 def evaluate_command(
     models: tuple[str, ...],
@@ -404,16 +422,19 @@ def evaluate_command(
     images: int | None,
     backend: str,
     threads: int,
+    like: str | None,
     as_json: bool,
 ) -> None:
     """Measure how often MODELS are right, and how often each names the class of the first.
 
-    MODELS are .onnx and .tflite files, folders of them, run folders, or a name of the zoo with --weights.
+    MODELS are .onnx and .tflite files, folders of them, run folders, or a name of the zoo with --weights. Files that
+    firebox did not write do not say what pictures they take: --like names a model that they are versions of.
 
     \b
     Example:
       firebox evaluate build/micro --data digits --split val
       firebox evaluate squeezenet1_1 build/v11 --weights squeezenet1_1.pth --data pictures.tar --backend all
+      firebox evaluate build/v11 theirs.tflite --like build/v11/model.float32.onnx --data pictures.tar
     """
     from ..runtime.datasets import open_images, sample
     from ..runtime.evaluation import evaluate
@@ -421,7 +442,7 @@ def evaluate_command(
 
     pictures = choose_split(open_images(data), split, val_fraction, seed)
     pictures = sample(pictures, images, seed) if images is not None else pictures
-    classifiers = open_classifiers(models, weights, backend, threads)
+    classifiers = open_classifiers(models, weights, backend, threads, like)
     with progress("evaluating", len(pictures), quiet=as_json) as advance:
         found = evaluate(classifiers, pictures, advance)
     if as_json:

@@ -15,7 +15,10 @@ def export_network(
     *,
     quiet: bool = False,
 ) -> Export:
-    """Write a network's files into ``out``, calibrated and compared on ``images``; raises as ``export`` does."""
+    """Write a network's files into ``out``, calibrated and compared on ``images``; raises as ``export`` does.
+
+    One that was trained for int8 keeps the ranges and the weights it was trained with.
+    """
     return export(
         network.module,
         out,
@@ -26,5 +29,6 @@ def export_network(
         name=network.name,
         checkpoint_sha256=network.sha256,
         config=config,
+        ranges=network.ranges,
         quiet=quiet,
     )

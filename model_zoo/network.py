@@ -1,12 +1,13 @@
 """From what a user names (a zoo model, a run folder, a checkpoint) to a network for use."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..export.calibration import Range
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.preprocessing import Preprocessing
 from .checkpoint import FILE_NAME
@@ -27,7 +28,8 @@ class Network:
 
     ``classes`` has one name per output; ``class_ids`` too (WordNet ids), or is empty. ``sha256`` is
     that of the file the weights came from, empty for random ones; ``training`` is the config of the
-    training that made them, where it is known.
+    training that made them, where it is known. ``ranges`` are those of its activations that it was
+    trained with, fake-quantized (see ``fake_quantized``); empty for a network that was not.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Network:
     class_ids: tuple[str, ...] = ()
     sha256: str = ""
     training: Mapping[str, Any] | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
 
     @property
     def config(self) -> SqueezeNetConfig:
@@ -66,25 +69,30 @@ def load_network(
             raise UsageError(
                 f"model {name!r}: {what}; pass either --weights FILE or a run folder that firebox train wrote"
             )
-        found = load_weights(weights) if weights is not None else Weights("", "", {})
+        found = load_weights(_weights_in(Path(weights))) if weights is not None else Weights("", "", {})
         config = _zoo_config(name, found, num_classes, in_channels, input_size)
         return _build(name, config, found, random_init, seed)
     if weights is not None or random_init or num_classes or in_channels or input_size:
         raise UsageError(f"weights and sizes go with a name from the zoo ({', '.join(list_models())}), not with {name}")
     found = load_weights(_checkpoint_of(Path(spec)))
     if found.config is None:
-        raise UsageError(f"{name} does not say which network it is of; give a name from the zoo and --weights {name}")
+        raise UsageError(f"{name} does not say which network it is of; give a name from the zoo with it")
     return _build(found.model, found.config, found)
 
 
 def _checkpoint_of(path: Path) -> Path:
-    if path.is_dir():
-        if not (path / FILE_NAME).is_file():
-            raise UsageError(f"{path} is no run folder: it has no {FILE_NAME}")
-        return path / FILE_NAME
-    if not path.is_file():
+    if not path.exists():
         find_model(str(path))
-    return path
+    return _weights_in(path)
+
+
+def _weights_in(path: Path) -> Path:
+    """The file itself, or the checkpoint of a run folder."""
+    if not path.is_dir():
+        return path
+    if not (path / FILE_NAME).is_file():
+        raise UsageError(f"{path} is no run folder: it has no {FILE_NAME}")
+    return path / FILE_NAME
 
 
 def _zoo_config(
@@ -127,4 +135,5 @@ def _build(name: str, config: SqueezeNetConfig, weights: Weights, random_init: b
         class_ids=ids,
         sha256=weights.sha256,
         training=weights.training,
+        ranges=weights.ranges,
     )

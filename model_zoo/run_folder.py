@@ -50,6 +50,7 @@ def write_run(folder: Path, checkpoint: Checkpoint, rows: Sequence[LogRow]) -> N
         "config": checkpoint.config.to_json(),
         "preprocessing": checkpoint.preprocessing.to_json(),
         "training": checkpoint.training,
+        "origin_sha256": checkpoint.origin_sha256,
         "train_pictures": checkpoint.pictures[0],
         "val_pictures": checkpoint.pictures[1],
         "classes": checkpoint.classes,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..runtime.backends import installed_backends
 from ..runtime.datasets import LabelledImages, split_images
@@ -11,24 +12,33 @@ from ..runtime.reader import format_of
 from ..runtime.session import Session
 from .registry import list_models
 
+if TYPE_CHECKING:
+    from .classifier import TorchClassifier
+
 _ENDINGS = (".onnx", ".tflite")
 
 
 def open_classifiers(
-    names: Sequence[str], weights: Path | None, backend: str = "auto", threads: int = 1
+    names: Sequence[str], weights: Path | None, backend: str = "auto", threads: int = 1, like: str | None = None
 ) -> dict[str, Classifier]:
-    """Sessions of exported files (in every installed backend for ``all``) and networks in torch, by a name to print."""
+    """Sessions of exported files (in every installed backend for ``all``) and networks in torch, by a name to print.
+
+    ``like`` names the file or network whose preprocessing and classes files of other makers take.
+    """
     found: dict[str, Classifier] = {}
-    if weights is not None and not set(names) & set(list_models()):
+    if weights is not None and not {*names, like} & set(list_models()):
         raise UsageError(f"--weights {weights} goes with a name of the zoo among MODELS, and there is none")
+    lender = _lender(like, weights) if like is not None else None
     for name in names:
         files = _exported(Path(name))
         if not files:
-            found[f"{name} (torch)"] = _torch(name, weights)
+            classifier = _torch(name, weights)
+            # A network that was trained for int8 is measured as it was trained.
+            found[f"{name} (torch, int8)" if classifier.network.ranges else f"{name} (torch)"] = classifier
         for file in files:
             backends = (installed_backends(format_of(file)) or ["auto"]) if backend == "all" else [backend]
             for runtime in backends:
-                session = Session(file, runtime, threads)
+                session = Session(file, runtime, threads, lender)
                 found[f"{file} ({session.backend})"] = session
     return found
 
@@ -48,13 +58,18 @@ def choose_split(images: LabelledImages, split: str, val_fraction: float, seed: 
     return trained if split == "train" else validated
 
 
+def _lender(name: str, weights: Path | None) -> Classifier:
+    files = _exported(Path(name))
+    return Session(files[0]) if files else _torch(name, weights)
+
+
 def _exported(path: Path) -> list[Path]:
     if path.suffix.lower() in _ENDINGS:
         return [path]
     return sorted(file for file in path.glob("*") if file.suffix.lower() in _ENDINGS) if path.is_dir() else []
 
 
-def _torch(name: str, weights: Path | None) -> Classifier:
+def _torch(name: str, weights: Path | None) -> "TorchClassifier":
     from . import load_network
     from .classifier import TorchClassifier
 

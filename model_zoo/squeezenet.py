@@ -1,7 +1,11 @@
 """SqueezeNet as a torch module, built from its config; the names inside are torchvision's."""
 
+import copy
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .config import FireSize, SqueezeNetConfig
 
@@ -102,6 +106,21 @@ class SqueezeNet(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
+
+
+def without_batch_norm(network: SqueezeNet) -> SqueezeNet:
+    """The same network in eval mode, each batch norm folded into the convolution before it.
+
+    (Jacob et al., arXiv 1712.05877, section 3.2)
+    """
+    folded = SqueezeNet(replace(network.config, batch_norm=False)).eval()
+    targets = iter(part for part in folded.modules() if isinstance(part, nn.Conv2d))
+    parts = [part.eval() for part in copy.deepcopy(network).modules() if isinstance(part, nn.Conv2d | nn.BatchNorm2d)]
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        if isinstance(part, nn.Conv2d):
+            fused = fuse_conv_bn_eval(part, after) if isinstance(after, nn.BatchNorm2d) else part
+            next(targets).load_state_dict(fused.state_dict())
+    return folded
 
 
 def _conv(

@@ -7,36 +7,44 @@ choose anything.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..runtime.console import note, progress
 from ..runtime.datasets import LabelledImages, open_images, split_images
-from ..runtime.errors import CheckpointError, DataError, TrainingError, UsageError
+from ..runtime.errors import CheckpointError, DataError, QuantizationError, TrainingError, UsageError
 from .augment import augmentation
 from .checkpoint import FILE_NAME, Checkpoint, read_checkpoint
 from .data import Pictures, load_pictures, normalize
 from .evaluation import predict, top_k
+from .network import Network
+from .quantized import calibrated, fake_quantized
 from .registry import find_model, fit_preprocessing, model_config
 from .resources import Resources, settle
 from .run_folder import LogRow, check_unused, read_log, write_run
 from .schedules import learning_rate
-from .squeezenet import SqueezeNet
+from .squeezenet import SqueezeNet, without_batch_norm
 from .training_config import TrainingConfig
 from .weights import Weights, load_weights_into
+
+# Fake-quantized training changes little, so that it takes few epochs and a low rate.
+_QAT_EPOCHS, _QAT_LEARNING_RATE = 3, 0.005
+# Name of the activations' scales among the parameters.
+_SCALES = "scales"
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training reached: accuracies as shares of 1, ``seconds`` over all epochs."""
+    """What a training reached: accuracies as shares of 1, in int8 if ``quantized``; ``seconds`` over all epochs."""
 
     out: Path
     checkpoint: Path
@@ -50,6 +58,7 @@ class TrainingResult:
     train_accuracy: float
     val_accuracy: float
     seconds: float
+    quantized: bool
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -69,14 +78,58 @@ def train(
     ``TrainingError`` when the loss is no longer a number, ``WriteError`` when the folder cannot be
     written.
     """
-    out, resources = Path(out), resources or Resources()
-    check_unused(out)
     find_model(config.model)
+    return _begin(partial(_start, config), config, Path(out), resources or Resources(), quiet)
+
+
+def train_quantized(
+    network: Network,
+    config: TrainingConfig,
+    out: str | Path,
+    resources: Resources | None = None,
+    *,
+    quiet: bool = False,
+) -> TrainingResult:
+    """Fine-tune a trained network with fake quantization, in exactly the integers that its int8 files will have.
+
+    Batch norm is folded first; the scales of activations are learned, from what calibration on training
+    pictures finds (``quantized_config`` has the options for it). Validation accuracies are those in
+    int8. Raises as ``train`` does, ``DataError`` for pictures of other classes, ``QuantizationError``
+    for a network that cannot be quantized.
+    """
+    if config.input_size not in (None, network.config.input_size) or config.dropout is not None:
+        raise UsageError("input size and dropout are those of the trained network; leave them out")
+    return _begin(partial(_start_quantized, network, config, quiet), config, Path(out), resources or Resources(), quiet)
+
+
+def quantized_config(network: Network) -> TrainingConfig:
+    """For ``train_quantized``: the config of the network's own training where it is known, shorter and slower."""
+    config = TrainingConfig.from_json(network.training) if network.training else TrainingConfig()
+    return replace(
+        config,
+        model=network.name,
+        epochs=_QAT_EPOCHS,
+        warmup_epochs=0,
+        learning_rate=_QAT_LEARNING_RATE,
+        input_size=None,
+        dropout=None,
+    )
+
+
+def _begin(
+    start: Callable[[tuple[LabelledImages, LabelledImages], Resources], Checkpoint],
+    config: TrainingConfig,
+    out: Path,
+    resources: Resources,
+    quiet: bool,
+) -> TrainingResult:
+    """Train from the checkpoint that ``start`` makes for the pictures."""
+    check_unused(out)
     images = split_images(open_images(config.data), config.val_fraction, config.seed)
-    start = _start(config, images, resources)
-    pictures = _load(start, images, resources, quiet)
-    write_run(out, start, [])
-    return _run(out, start, pictures, resources, quiet)
+    checkpoint = start(images, resources)
+    pictures = _load(checkpoint, images, resources, quiet)
+    write_run(out, checkpoint, [])
+    return _run(out, checkpoint, pictures, resources, quiet)
 
 
 def resume(
@@ -129,6 +182,38 @@ def _start(config: TrainingConfig, images: tuple[LabelledImages, LabelledImages]
         step=0,
         weights=weights,
         momentum={},
+    )
+
+
+def _start_quantized(
+    network: Network,
+    config: TrainingConfig,
+    quiet: bool,
+    images: tuple[LabelledImages, LabelledImages],
+    resources: Resources,
+) -> Checkpoint:
+    """The checkpoint before the first step: batch norm is folded, and activations have their first ranges."""
+    trained, validated = images
+    if trained.classes not in (network.classes, network.class_ids):
+        ours, theirs = (f"{len(names)} ({', '.join(names[:3])} …)" for names in (network.classes, trained.classes))
+        raise DataError(
+            f"the classes of {trained.source} are {theirs}, those of {network.name} {ours}; they must agree"
+        )
+    module = without_batch_norm(network.module)
+    ranges = network.ranges or calibrated(module, network.preprocessing, trained, config.seed, quiet)
+    return Checkpoint(
+        model=network.name,
+        config=module.config,
+        preprocessing=network.preprocessing,
+        classes=network.classes,
+        training=settle(config, module.config, resources.torch_device()).to_json(),
+        pictures=(len(trained), len(validated)),
+        epoch=0,
+        step=0,
+        weights=module.state_dict(),
+        momentum={},
+        ranges=ranges,
+        origin_sha256=network.sha256,
     )
 
 
@@ -187,6 +272,7 @@ def _run(
         train_accuracy=last.train_accuracy,
         val_accuracy=last.val_accuracy,
         seconds=sum(row.seconds for row in rows),
+        quantized=bool(checkpoint.ranges),
     )
 
 
@@ -205,7 +291,7 @@ def _epoch(
         step_loss, step_correct = learner.step(step, *batch)
         loss, correct = loss + step_loss, correct + step_correct
         advance(1, text=f"epoch {epoch + 1}/{config.epochs} loss {step_loss:.3f}")
-    logits = predict(learner.module, validated, learner.start.preprocessing)
+    logits = predict(learner.network, validated, learner.start.preprocessing)
     return LogRow(
         epoch=epoch + 1,
         step=(epoch + 1) * len(order),
@@ -235,8 +321,13 @@ class _Learner:
         # Channels last is the layout in which CPUs and GPUs convolve fastest.
         self.module.to(device)
         self.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.quantized = fake_quantized(self.module, checkpoint.ranges) if checkpoint.ranges else None
+        self.network = self.quantized or self.module
+        self.parameters = dict(self.module.named_parameters())
+        if self.quantized:
+            self.parameters[_SCALES] = self.quantized.scales
         self.augment = augmentation(config.augment or "none", checkpoint.preprocessing.size)
-        self.optimizer = _optimizer(self.module, config)
+        self.optimizer = _optimizer(self.parameters.values(), config)
         self._load_momentum()
 
     def step(self, step: int, pixels: Tensor, labels: Tensor) -> tuple[float, int]:
@@ -248,7 +339,7 @@ class _Learner:
             memory_format=torch.channels_last
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits = self.module(pictures)
+            logits = self._logits(pictures, step)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
         value = loss.item()
         if not math.isfinite(value):
@@ -268,36 +359,45 @@ class _Learner:
         self.optimizer.step()
         return value, int((logits.argmax(1) == labels).sum())
 
+    def _logits(self, pictures: Tensor, step: int) -> Tensor:
+        try:
+            return self.network(pictures)
+        except QuantizationError:
+            raise _diverged("a weight or a scale is no usable number", step, self.rate) from None
+
     def checkpoint(self, row: LogRow) -> Checkpoint:
         """The state after an epoch. Raises ``TrainingError`` if a weight is not finite."""
         weights = self.module.state_dict()
-        for name, tensor in weights.items():
+        for name, tensor in (weights | self.parameters).items():
             if not torch.isfinite(tensor).all():
                 raise _diverged(f"{name} is not finite", row.step, self.rate)
         momentum = {
             name: self.optimizer.state[parameter]["momentum_buffer"]
-            for name, parameter in self.module.named_parameters()
+            for name, parameter in self.parameters.items()
             if parameter in self.optimizer.state
         }
-        return replace(self.start, epoch=row.epoch, step=row.step, weights=weights, momentum=momentum)
+        ranges = self.quantized.ranges() if self.quantized else {}
+        return replace(self.start, epoch=row.epoch, step=row.step, weights=weights, momentum=momentum, ranges=ranges)
 
     def _load_momentum(self) -> None:
         if self.start.step == 0 or self.config.momentum == 0:
             return
-        parameters, buffers = dict(self.module.named_parameters()), self.start.momentum
-        shapes = [{name: t.shape for name, t in group.items()} for group in (parameters, buffers)]
+        buffers = self.start.momentum
+        shapes = [{name: t.shape for name, t in group.items()} for group in (self.parameters, buffers)]
         if shapes[0] != shapes[1]:
             raise CheckpointError("the momentum in the checkpoint is not that of its network; start a new run")
-        for name, parameter in parameters.items():
+        for name, parameter in self.parameters.items():
             buffer = torch.empty_like(parameter).copy_(buffers[name])
             self.optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
-def _optimizer(module: SqueezeNet, config: TrainingConfig) -> torch.optim.SGD:
+def _optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.SGD:
     # Decay is for the kernels. Pulling biases and batch norm's scales to zero gains nothing and
     # costs accuracy (He et al., arXiv 1812.01187, section 3.1).
-    kernels = [parameter for parameter in module.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in module.parameters() if parameter.ndim == 1]
+    # The scales of activations are for the loss alone.
+    kernels, others = [], []
+    for parameter in parameters:
+        (kernels if parameter.ndim > 1 else others).append(parameter)
     groups = [
         {"params": kernels, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -3,13 +3,14 @@
 import io
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..export.calibration import Range
 from ..runtime.errors import CheckpointError, FormatError, UsageError
 from ..runtime.files import read_file, sha256
 from ..runtime.preprocessing import Preprocessing
@@ -35,6 +36,7 @@ class Weights:
     classes: tuple[str, ...] = ()
     class_ids: tuple[str, ...] = ()
     training: Mapping[str, Any] | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
 
 
 def load_weights(path: str | Path) -> Weights:
@@ -111,6 +113,7 @@ def _from_safetensors(data: bytes, source: str) -> Weights:
         preprocessing=checkpoint.preprocessing,
         classes=checkpoint.classes,
         training=checkpoint.training,
+        ranges=checkpoint.ranges,
     )
 
 

@@ -145,6 +145,11 @@ def test_what_cannot_be_learned_through_is_told():
         FakeQuantized(graph, {})
     module = FakeQuantized(graph, ranges)
     with torch.no_grad():
+        module.scales[0] = -1
+    with pytest.raises(QuantizationError, match="scale of activation 'input' is -1"):
+        in_torch(module, samples(graph, 1))
+    with torch.no_grad():
+        module.scales[0] = 1
         module.weights[0][0, 0, 0, 0] = float("nan")
     with pytest.raises(QuantizationError, match=f"{graph.ops[0].name}.*not finite"):
         in_torch(module, samples(graph, 1))
