@@ -68,9 +68,9 @@ def main(data_folder: Path, out: Path, rounds: int, efforts: tuple[str, ...], im
     write_page(out, page(times, rounds))
 
 
-def command(case: Case, folder: str, out: str) -> list[str]:
+def command(images: int | str, folder: Path | str, out: str) -> list[str]:
     source = f"--weights {folder}/{REFERENCES[_NETWORK]} --calibrate {folder}/{PICTURES}"
-    return f"export {_NETWORK} {source} --images {case.images} --out {out}".split()
+    return f"export {_NETWORK} {source} --images {images} --out {out}".split()
 
 
 def run(case: Case, data_folder: Path) -> Times:
@@ -79,7 +79,7 @@ def run(case: Case, data_folder: Path) -> Times:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as said:
         start = time.perf_counter()
         process = subprocess.Popen(
-            [firebox, *command(case, str(data_folder), folder), *_NO_GATE], stdout=said, stderr=said
+            [firebox, *command(case.images, data_folder, folder), *_NO_GATE], stdout=said, stderr=said
         )
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
@@ -91,7 +91,7 @@ def run(case: Case, data_folder: Path) -> Times:
 
 
 def page(times: Mapping[Case, Sequence[Times]], rounds: int) -> list[str]:
-    shown = " ".join(command(next(iter(times)), FOLDER, f"build/{_NETWORK}"))
+    shown = " ".join(command("PICTURES", FOLDER, f"build/{_NETWORK}"))
     return [
         "# What each effort costs",
         "This page is written by\n\n```sh\npython benchmarks/effort.py\n```",
