@@ -31,8 +31,12 @@ def complete(write: Callable[..., bytes], graph: Graph, contract: Contract) -> b
         output = session.predict_pixels(pixels)
     if not np.isfinite(output).all():
         raise ParityError(f"{contract.name} answers with values that are not finite; check the weights")
-    step = contract.output.scale
-    tolerance = _GOLDEN_STEPS * step if step else 1e-3 * max(float(np.abs(output).max()), 1e-6)
+    largest = max(float(np.abs(output).max()), 1e-6)
+    tolerance = 1e-3 * largest
+    if any(tensor.quantization for tensor in graph.tensors.values()):
+        # Integers of 8 bits within are no better for an output of more.
+        step = contract.output.scale if contract.output.dtype in ("int8", "uint8") else None
+        tolerance = _GOLDEN_STEPS * (step or largest / 127)
     golden = Golden(pixels, tuple(map(float, output)), float(tolerance))
     return write(graph, {KEY: replace(contract, golden=golden).to_bytes()})
 

@@ -1,7 +1,7 @@
-"""From a trained module to the four files that ship, through the gate."""
+"""From a trained module to the files that ship, through the gate."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from .parity import (
     refuse,
     session_answers,
 )
+from .precisions import find_layers, with_float16_weights, with_int8_weights, with_int16_layers
 from .quantization import quantize, with_input_type
 from .rounding import input_moments
 from .tflite_writer import write_tflite
@@ -45,6 +46,11 @@ if TYPE_CHECKING:
 
 InputType = Literal["int8", "uint8"]
 
+# Precisions of the weights alone, which need no calibration.
+_WEIGHTS: Mapping[Precision, Callable[[Graph], Graph]] = {
+    "float16": with_float16_weights,
+    "dynamic": with_int8_weights,
+}
 # Pictures that the gate looks at: enough that chance alone does not close it.
 _GATE_PICTURES = 100
 
@@ -54,8 +60,9 @@ class ExportConfig:
     """What to write and how to quantize.
 
     ``calibration_images`` pictures are drawn by ``seed``; ``method`` chooses the ranges of the activations;
-    ``input_type`` is that of the int8 TFLite file. With ``sram_bytes`` the int8 files are rewritten until all that
-    ``target`` needs for an inference fits.
+    ``input_type`` is that of the int8 TFLite file, and ``int16_layers`` names the layers of the int8 files (patterns
+    too) that have activations of 16 bits. With ``sram_bytes`` the int8 files are rewritten until all that ``target``
+    needs for an inference fits.
     """
 
     calibration_images: int = 100
@@ -63,6 +70,7 @@ class ExportConfig:
     seed: int = 0
     input_type: InputType = "int8"
     precisions: tuple[Precision, ...] = ("float32", "int8")
+    int16_layers: tuple[str, ...] = ()
     sram_bytes: int | None = None
     target: Target = "tflm"
     tolerance: Tolerance = field(default_factory=Tolerance)
@@ -76,6 +84,8 @@ class ExportConfig:
             raise UsageError(f"input type {self.input_type!r} is not one of {', '.join(get_args(InputType))}")
         if not self.precisions or not set(self.precisions) <= set(get_args(Precision)):
             raise UsageError(f"precisions {self.precisions} are not among {', '.join(get_args(Precision))}")
+        if self.int16_layers and "int8" not in self.precisions:
+            raise UsageError(f"16-bit layers {', '.join(self.int16_layers)} are those of int8 files; export int8 too")
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def export(
     ranges: Mapping[str, Range] | None = None,
     quiet: bool = False,
 ) -> Export:
-    """Trace, quantize, write ``model.{float32,int8}.{onnx,tflite}`` and compare all of them with the module.
+    """Trace, quantize, write ``model.PRECISION.{onnx,tflite}`` and compare all of them with the module.
 
     ``images`` are used without their labels: some to calibrate, others (where there are enough) for the gate.
     ``ranges`` that training has learned take the place of calibration; weights are then rounded to the nearest, as
@@ -116,6 +126,7 @@ def export(
         graph = trace(module, (1, preprocessing.depth, *preprocessing.size), name)
         advance()
     contract = _contract(graph, name, preprocessing, tuple(classes), tuple(class_ids), checkpoint_sha256)
+    find_layers(graph, config.int16_layers)
     calibration, gate = _draw(images, config)
     if ranges:
         calibration = calibration.subset(())
@@ -123,6 +134,8 @@ def export(
     if "int8" in config.precisions:
         crops = _crops(calibration, preprocessing)
         graphs["int8"] = quantize(graph, ranges) if ranges else _quantized(graph, crops, preprocessing, config, quiet)
+        graphs["int8"] = with_int16_layers(graphs["int8"], config.int16_layers)
+    graphs |= {precision: _WEIGHTS[precision](graph) for precision in config.precisions if precision in _WEIGHTS}
     fitted = _fitted(graphs, config, quiet)
     files: dict[str, tuple[Precision, bytes]] = {}
     for precision in config.precisions:
@@ -238,7 +251,12 @@ def _report(
     sizes = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
     plans = {name: plan(data) for name, data in files.items()}
     arenas = {
-        name: {"arena_bytes": planned.arena_bytes, "total_bytes": planned.total_bytes, "source": "planned"}
+        name: {
+            "target": planned.target,
+            "arena_bytes": planned.arena_bytes,
+            "total_bytes": planned.total_bytes,
+            "source": "planned",
+        }
         for name, planned in plans.items()
     }
     return {
@@ -246,6 +264,7 @@ def _report(
         "checkpoint_sha256": contract.checkpoint_sha256,
         "preprocessing": contract.preprocessing.to_json(),
         "files": {name: {**sizes[name], **arenas[name]} for name in files},
+        "int16_layers": list(config.int16_layers),
         "calibration": {
             "source": calibration.source if len(calibration) else "learned in training",
             "pictures": len(calibration),

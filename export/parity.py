@@ -16,25 +16,28 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-Precision = Literal["float32", "int8"]
+# ``dynamic`` is int8 weights between float32 activations.
+Precision = Literal["float32", "float16", "dynamic", "int8"]
 
 
 @dataclass(frozen=True)
 class Tolerance:
     """How far exported files may be from the network.
 
-    ``float_error`` is the largest difference of a float32 output as a share of the largest output; ``sqnr_db`` and
-    ``agreement`` (share of pictures with the same class) are the least an int8 file must keep of the network;
-    ``formats_agreement`` the least that the int8 files must have in common.
+    ``float_error`` is the largest difference of a float32 output as a share of the largest output, ``float16_error``
+    that of a file with float16 weights; ``sqnr_db`` and ``agreement`` (share of pictures with the same class) are the
+    least that a file of integers must keep of the network; ``formats_agreement`` the least that the int8 files must
+    have in common.
     """
 
     float_error: float = 1e-3
+    float16_error: float = 1e-2
     sqnr_db: float = 12.0
     agreement: float = 0.8
     formats_agreement: float = 0.98
 
     def __post_init__(self) -> None:
-        for name in ("float_error", "agreement", "formats_agreement"):
+        for name in ("float_error", "float16_error", "agreement", "formats_agreement"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} {getattr(self, name)} is not between 0 and 1")
         if self.sqnr_db != self.sqnr_db:
@@ -114,9 +117,10 @@ def _complaint(result: Parity, output: np.ndarray, limit: Tolerance) -> str:
     """What is wrong with one file, as the end of a sentence, or nothing."""
     if not np.isfinite(output).all():
         return "answers with values that are not finite"
-    if result.precision == "float32":
-        off = result.relative > limit.float_error
-        return f"is off by {result.relative:.2g} of the largest output (limit {limit.float_error:g})" if off else ""
+    if result.precision in ("float32", "float16"):
+        most = limit.float_error if result.precision == "float32" else limit.float16_error
+        off = result.relative > most
+        return f"is off by {result.relative:.2g} of the largest output (limit {most:g})" if off else ""
     if result.sqnr_db is not None and result.sqnr_db < limit.sqnr_db:
         return f"has an SQNR of {result.sqnr_db:.1f} dB (limit {limit.sqnr_db:g} dB)"
     if result.agreement < limit.agreement:
@@ -144,7 +148,9 @@ def first_to_leave(
                 signal[name] += float((expected.astype(np.float64) ** 2).sum())
                 noise[name] += float(((found[name].reshape(expected.shape) - expected).astype(np.float64) ** 2).sum())
     integer = any(tensor.quantization for tensor in graph.tensors.values())
-    least = tolerance.sqnr_db if integer else -20 * np.log10(max(tolerance.float_error, 1e-12))
+    half = any(tensor.dtype == "float16" for tensor in graph.tensors.values())
+    error = tolerance.float16_error if half else tolerance.float_error
+    least = tolerance.sqnr_db if integer else -20 * np.log10(max(error, 1e-12))
     ratios = {
         name: 10 * np.log10(signal[name] / noise[name]) for name in signal if noise[name] > 0 and signal[name] > 0
     }

@@ -52,10 +52,7 @@ def with_int16_layers(graph: Graph, layers: Sequence[str]) -> Graph:
     Biases become int64. Raises ``UsageError`` for a name that no operation has and ``QuantizationError`` for a graph
     that is not int8.
     """
-    named = {op.name for op in graph.ops if any(fnmatchcase(op.name, layer) for layer in layers)}
-    for layer in layers:
-        if not any(fnmatchcase(name, layer) for name in named):
-            raise UsageError(f"no layer is called {layer!r}; `firebox plan` on the int8 file lists the names")
+    named = find_layers(graph, layers)
     tensors, ops = dict(graph.tensors), []
     for op in graph.ops:
         wide = op.name in named
@@ -78,6 +75,18 @@ def with_int16_layers(graph: Graph, layers: Sequence[str]) -> Graph:
             inputs[2], tensors[bias.name] = bias.name, bias
         ops.append(replace(op, inputs=tuple(inputs)))
     return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+
+
+def find_layers(graph: Graph, layers: Sequence[str]) -> set[str]:
+    """The names of the operations that are called like any of ``layers``. Raises ``UsageError`` for one of no use."""
+    found: set[str] = set()
+    for layer in layers:
+        names = {op.name for op in graph.ops if fnmatchcase(op.name, layer)}
+        if not names:
+            called = f"they are called {graph.ops[0].name} to {graph.ops[-1].name}, as firebox plan lists them"
+            raise UsageError(f"no layer is called {layer!r}; {called}")
+        found |= names
+    return found
 
 
 def _wide(tensor: Tensor, op: Op) -> Tensor:

@@ -303,6 +303,23 @@ def _percent(value: float | None) -> str:
     show_default=True,
     help="Input of the int8 TFLite file.",
 )
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["float32", "float16", "dynamic", "int8"]),
+    default=("float32", "int8"),
+    show_default=True,
+    help="Files to write, again for each: float16 weights; dynamic, int8 weights between float32 activations.",
+)
+@click.option(
+    "--int16",
+    "int16_layers",
+    multiple=True,
+    metavar="LAYER",
+    help="Give this layer of the int8 files 16-bit activations: a name that firebox plan shows, or a pattern; again "
+    "for each.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the pictures.")
 @click.option(
     "--min-agreement", type=float, help="Least share of pictures on which int8 must name the network's class."
@@ -324,6 +341,8 @@ def export_command(
     images: int,
     method: Any,
     input_type: Any,
+    precisions: tuple[Any, ...],
+    int16_layers: tuple[str, ...],
     seed: int,
     min_agreement: float | None,
     min_sqnr: float | None,
@@ -335,14 +354,15 @@ def export_command(
 ) -> None:
     """Export MODEL (a name of the zoo with --weights, or a run folder) as ONNX and TFLite, float32 and int8.
 
-    All four files are compared with the network on real pictures first; past the tolerance nothing is written. With
-    a budget the int8 files are rewritten to fit it, as firebox fit does; exit code 3 when they cannot.
+    All files are compared with the network on real pictures first; past the tolerance nothing is written. With a
+    budget the int8 files are rewritten to fit it, as firebox fit does; exit code 3 when they cannot.
 
     \b
     Example:
       firebox export runs/squeezenet_micro --out build/micro
       firebox export runs/squeezenet_micro --out build/micro --sram 64KiB
       firebox export squeezenet1_1 --weights squeezenet1_1.pth --calibrate pictures.tar --out build/v11
+      firebox export runs/squeezenet_micro --out build/half --precision float16 --precision dynamic
     """
     from ..export import ExportConfig, Tolerance
     from ..runtime.datasets import open_images, split_images
@@ -352,7 +372,17 @@ def export_command(
     given = {"agreement": min_agreement, "sqnr_db": min_sqnr}
     tolerance = Tolerance(**{name: value for name, value in given.items() if value is not None})
     sram_bytes = budget(sram, device, devices)
-    config = ExportConfig(images, method, seed, input_type, sram_bytes=sram_bytes, target=target, tolerance=tolerance)
+    config = ExportConfig(
+        images,
+        method,
+        seed,
+        input_type,
+        precisions=tuple(dict.fromkeys(precisions)),
+        int16_layers=int16_layers,
+        sram_bytes=sram_bytes,
+        target=target,
+        tolerance=tolerance,
+    )
     size = (input_size, input_size) if input_size is not None else None
     network = load_network(model, weights, num_classes=num_classes, input_size=size)
     if source is None and network.training is None:
