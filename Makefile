@@ -55,6 +55,7 @@ tables: $(READY) $(STOCK)/.ready
 	$(BIN)/python benchmarks/fit.py
 	$(BIN)/python benchmarks/quantization.py --stock $(STOCK)/bin/python
 	$(BIN)/python benchmarks/effort.py
+	$(BIN)/python benchmarks/qat.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
