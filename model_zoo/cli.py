@@ -392,6 +392,8 @@ def export_command(
         assert network.training is not None
         trained = TrainingConfig.from_json(network.training)
         pictures = split_images(pictures, trained.val_fraction, trained.seed)[0]
+    if network.ranges and not as_json:
+        note(f"{model} was trained in int8: its own ranges and rounding are kept, pictures only compare")
     try:
         found = export_network(network, out or Path("build") / Path(model).name, pictures, config, quiet=as_json)
     except DoesNotFitError as error:
@@ -458,7 +460,8 @@ def evaluate_command(
     """Measure how often MODELS are right, and how often each names the class of the first.
 
     MODELS are .onnx and .tflite files, folders of them, run folders, or a name of the zoo with --weights. Files that
-    firebox did not write do not say what pictures they take: --like names a model that they are versions of.
+    firebox did not write do not say what pictures they take: --like names a model that they are versions of. A run
+    of firebox train --qat answers in int8, as its files do.
 
     \b
     Example:
