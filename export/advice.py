@@ -55,7 +55,7 @@ def advise(found: Match, layer: str, sums: TensorSums, recovered: float) -> Advi
         if sums.shifted > _SHIFTED:
             return Advice("correct bias", f"{sums.shifted:.0%} of what its rounded weights cost is a mean error")
         return Advice("round weights", "its rounded weights cost more than the scale of what it gives")
-    return Advice("keep float", "8 bits are too few for what it gives, and no channel or tail stands out")
+    return Advice("keep float", "no channel or tail of what it gives stands out")
 
 
 def equalizable(graph: Graph, tensor: str) -> bool:

@@ -74,7 +74,7 @@ def blame_command(
         print_json({**blamed.report, "files": list(map(str, blamed.files))})
     else:
         show_blame(blamed.blame, f"{quantized} against {reference}")
-        if blamed.repair:
+        if blamed.repair and blamed.repair.steps:
             show_repair(blamed.repair)
         for file, agreement in blamed.fixed.items():
             say(f"{file} gives the float network's class on {agreement:.1%}")

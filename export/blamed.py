@@ -16,10 +16,9 @@ from ..runtime.files import check_writable, read_file, write_files
 from ..runtime.graph import Graph
 from ..runtime.session import Session
 from ..runtime.summary import node_data
-from .blaming import Blame, agree, answers, as_graph, blame_match
+from .blaming import Blame, agree, answers, as_graph, blame_match, passes
 from .contracts import complete, for_file
 from .fitted import read_contract
-from .islands import quantizers
 from .matching import match
 from .onnx_writer import write_onnx
 from .parity import session_answers
@@ -83,7 +82,7 @@ def blame_files(
     judged, calibration = _draw(images, count, seed, target is not None)
     pixels = [contract.preprocessing.crop(judged.read(name), judged.where(name)) for name in judged.names]
     samples = _samples(contract, pixels)
-    with progress("blaming", len(quantizers(found.quantized)) + 2, quiet=quiet) as advance:
+    with progress("blaming", passes(found.quantized) * len(samples), quiet=quiet) as advance:
         blamed = blame_match(found, samples, advance)
     repaired, fixed, files = None, {}, {}
     if target is not None:

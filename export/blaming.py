@@ -73,7 +73,7 @@ def blame(
 ) -> Blame:
     """Compare a float32 and an int8 network, graphs or files of either format, layer by layer.
 
-    ``samples`` are network inputs, NHWC with the batch. ``tick`` is called once for every layer, and twice before.
+    ``samples`` are network inputs, NHWC with the batch. ``tick`` is called ``passes(quantized)`` times for each.
     Raises ``UsageError`` when the two are not one network in float and in int8, and ``QuantizationError`` without
     samples or naming the layer whose weights or activations are not finite.
     """
@@ -82,15 +82,13 @@ def blame(
 
 def blame_match(found: Match, samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None) -> Blame:
     """As ``blame``, of two networks that are matched already."""
-    ranges = calibrate(found.reference, samples, "minmax")
-    tick()
-    sums = measure(found, ranges, samples)
-    tick()
-    expected, given = answers(found.reference, samples), answers(found.quantized, samples)
+    ranges = calibrate(found.reference, samples, "minmax", tick)
+    sums = measure(found, ranges, samples, tick)
+    expected, given = answers(found.reference, samples, tick), answers(found.quantized, samples, tick)
     noise, agreement = _squares(given - expected), agree(expected, given)
     layers = []
     for layer, tensor in quantizers(found.quantized).items():
-        alone = answers(unquantized(found, layer), samples)
+        alone = answers(unquantized(found, layer), samples, tick)
         left = _squares(alone - expected)
         recovered = (noise - left) / noise if noise else 0.0
         op = found.quantized.producers.get(layer)
@@ -106,7 +104,6 @@ def blame_match(found: Match, samples: Sequence[np.ndarray], tick: Callable[[], 
                 advise(found, layer, sums[tensor], recovered),
             )
         )
-        tick()
     ranked = sorted(layers, key=lambda layer: -layer.recovered)
     errors = tuple(total.error() for total in sums.values())
     total = decibels(_squares(expected), noise)
@@ -118,12 +115,24 @@ def as_graph(model: Graph | str | Path) -> Graph:
     return model if isinstance(model, Graph) else replace(read_graph(model), name=str(model))
 
 
-def answers(graph: Graph, samples: Sequence[np.ndarray]) -> np.ndarray:
-    """Real-valued outputs (pictures, values) of a network. Raises ``QuantizationError`` without samples."""
+def passes(quantized: Graph) -> int:
+    """How often ``blame`` looks at every picture: for each layer, and four times before."""
+    return len(quantizers(quantized)) + 4
+
+
+def answers(graph: Graph, samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None) -> np.ndarray:
+    """Real-valued outputs (pictures, values) of a network; ``tick`` is called once a sample.
+
+    Raises ``QuantizationError`` without samples.
+    """
     if not len(samples):
         raise QuantizationError("there are no pictures; give at least one, better a hundred")
     (name,) = graph.outputs
-    return np.stack([values[name].ravel().astype(np.float64) for values in run_activations(graph, samples, [name])])
+    found = []
+    for values in run_activations(graph, samples, [name]):
+        found.append(values[name].ravel().astype(np.float64))
+        tick()
+    return np.stack(found)
 
 
 def agree(expected: np.ndarray, given: np.ndarray) -> float:
