@@ -1,7 +1,7 @@
 """From a trained module to the files that ship, through the gate."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,11 +46,6 @@ if TYPE_CHECKING:
 
 InputType = Literal["int8", "uint8"]
 
-# Precisions of the weights alone, which need no calibration.
-_WEIGHTS: Mapping[Precision, Callable[[Graph], Graph]] = {
-    "float16": with_float16_weights,
-    "dynamic": with_int8_weights,
-}
 # Pictures that the gate looks at: enough that chance alone does not close it.
 _GATE_PICTURES = 100
 
@@ -135,7 +130,10 @@ def export(
         crops = _crops(calibration, preprocessing)
         graphs["int8"] = quantize(graph, ranges) if ranges else _quantized(graph, crops, preprocessing, config, quiet)
         graphs["int8"] = with_int16_layers(graphs["int8"], config.int16_layers)
-    graphs |= {precision: _WEIGHTS[precision](graph) for precision in config.precisions if precision in _WEIGHTS}
+    if "float16" in config.precisions:
+        graphs["float16"] = with_float16_weights(graph)
+    if "dynamic" in config.precisions:
+        graphs["dynamic"] = _rounded(graph, _crops(calibration, preprocessing), preprocessing, config, quiet)
     fitted = _fitted(graphs, config, quiet)
     files: dict[str, tuple[Precision, bytes]] = {}
     for precision in config.precisions:
@@ -194,6 +192,16 @@ def _quantized(
         ranges = calibrate(graph, samples, config.method, advance)
         moments = input_moments(graph, samples, config.seed, advance)
     return quantize(graph, ranges, moments)
+
+
+def _rounded(
+    graph: Graph, pixels: Sequence[np.ndarray], preprocessing: Preprocessing, config: ExportConfig, quiet: bool
+) -> Graph:
+    """int8 weights between floats, rounded by the pictures that there are."""
+    samples = [preprocessing.normalize(picture)[None] for picture in pixels]
+    with progress("rounding", len(samples), quiet=quiet) as advance:
+        moments = input_moments(graph, samples, config.seed, advance) if samples else None
+    return with_int8_weights(graph, moments)
 
 
 def _contract(

@@ -3,7 +3,7 @@
 Each is a function from graph to graph; the writers of both formats say what comes out as their format has it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -21,7 +21,7 @@ from ..runtime.graph import (
     Tensor,
 )  # fmt: skip
 from ..runtime.rewrite import SOFTMAX_SCALES
-from .rounding import round_weight
+from .rounding import Moments, mean_error, round_weight
 
 # 16 bits reach so many times as far as the 8 bits did, whose range may cut the tails; the steps are still far finer.
 _HEADROOM = 4
@@ -32,16 +32,26 @@ def with_float16_weights(graph: Graph) -> Graph:
 
     Raises ``QuantizationError`` for a weight that float16 cannot hold.
     """
-    return _with_weights(graph, _half)
+    tensors = dict(graph.tensors)
+    for op in _layers(graph):
+        weight = graph.constant(op.inputs[1])
+        tensors[weight.name] = _half(weight, op)
+    return replace(graph, tensors=tensors)
 
 
-def with_int8_weights(graph: Graph) -> Graph:
-    """A float32 graph whose weights are int8, symmetric, one scale per output channel; nothing has to be calibrated.
+def with_int8_weights(graph: Graph, moments: Mapping[str, Moments] | None = None) -> Graph:
+    """A float32 graph whose weights are int8, symmetric, one scale per output channel of a convolution.
 
-    TFLite calls it dynamic-range quantization: its kernels quantize each input of a layer by the range it just has.
-    Raises ``QuantizationError`` for a weight that is not finite.
+    TFLite calls it dynamic-range quantization: its kernels quantize each input of a layer by the range it just has, so
+    that nothing has to be calibrated. Layers in ``moments`` have their weights rounded for the least error of the
+    output, the others to the nearest. Raises ``QuantizationError`` for a weight that is not finite.
     """
-    return _with_weights(graph, _int8)
+    tensors, ops = dict(graph.tensors), {op.name: op for op in graph.ops}
+    for op in _layers(graph):
+        weight, bias = _int8(graph, op, (moments or {}).get(op.name))
+        tensors |= {weight.name: weight, bias.name: bias}
+        ops[op.name] = replace(op, inputs=(op.inputs[0], weight.name, bias.name))
+    return Graph.of(graph.name, tensors.values(), ops.values(), graph.inputs, graph.outputs)
 
 
 def with_int16_layers(graph: Graph, layers: Sequence[str]) -> Graph:
@@ -109,34 +119,41 @@ def _wide_bias(bias: Tensor, x: Tensor, weight: Tensor, op: Op) -> Tensor:
     return Tensor(f"{op.name}/bias/int64", bias.shape, "int64", quantization, values)
 
 
-def _with_weights(graph: Graph, store: Callable[[Tensor, Op], Tensor]) -> Graph:
-    tensors = dict(graph.tensors)
-    for op in graph.ops:
-        if isinstance(op, Conv | FullyConnected):
-            weight = graph.constant(op.inputs[1])
-            if weight.dtype != "float32":
-                raise QuantizationError(f"{weight.name!r} is {weight.dtype} already; pass the float32 network")
-            tensors[weight.name] = store(weight, op)
-    return replace(graph, tensors=tensors)
+def _layers(graph: Graph) -> list[Conv | FullyConnected]:
+    """The operations that have weights. Raises ``QuantizationError`` for a graph that is not float32."""
+    layers = [op for op in graph.ops if isinstance(op, Conv | FullyConnected)]
+    for op in layers:
+        if graph.constant(op.inputs[1]).dtype != "float32":
+            raise QuantizationError(
+                f"{op.name!r} has {graph.tensors[op.inputs[1]].dtype} weights already; pass float32"
+            )
+    return layers
 
 
 def _half(weight: Tensor, op: Op) -> Tensor:
     with np.errstate(over="ignore"):
         data = weight.real().astype(np.float16)
     if not np.isfinite(data).all():
-        raise QuantizationError(
-            f"a weight of {op.name!r} is not finite in float16, which ends at 65504; keep it float32"
-        )
+        raise QuantizationError(f"a weight of {op.name!r} is not finite in float16, which ends at 65504; keep float32")
     return replace(weight, dtype="float16", data=data)
 
 
-def _int8(weight: Tensor, op: Op) -> Tensor:
+def _int8(graph: Graph, op: Op, moments: Moments | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer; the bias takes up the mean error of the weight."""
+    weight, bias = (graph.constant(name) for name in op.inputs[1:])
     values = weight.real()
     if not np.isfinite(values).all():
         raise QuantizationError(f"weights of {op.name!r} are not finite; the checkpoint is damaged")
     largest = np.abs(values).reshape(len(values), -1).max(axis=1)
     scale = np.where(largest == 0, 1, np.maximum(largest / 127, np.finfo(np.float32).tiny)).astype(np.float32)
-    per_channel = Quantization(tuple(map(float, scale)), 0, 0)
-    # tflite-runtime 2.14 reads one scale for all of a fully connected layer, whatever the file says.
-    quantization = Quantization((float(scale.max()),)) if isinstance(op, FullyConnected) else per_channel
-    return replace(weight, dtype="int8", quantization=quantization, data=round_weight(values, quantization, None))
+    quantization = Quantization(tuple(map(float, scale)), 0, 0)
+    if isinstance(op, FullyConnected):
+        # tflite-runtime 2.14 reads one scale for all of a fully connected layer, whatever the file says.
+        quantization = Quantization((float(max(scale[largest > 0], default=np.float32(1))),))
+    integers = round_weight(values, quantization, moments)
+    error = mean_error(values, quantization.dequantize(integers), moments)
+    # Both belong to one input: a layer used twice gets them for each use.
+    return (
+        Tensor(f"{op.name}/weight", weight.shape, "int8", quantization, integers),
+        Tensor(f"{op.name}/bias", bias.shape, data=(bias.real() - error).astype(np.float32)),
+    )
