@@ -17,9 +17,9 @@ from .registry import find_model, fit_preprocessing, list_models, model_config
 from .squeezenet import SqueezeNet
 from .weights import Weights, head_classes, load_weights, load_weights_into
 
-# What may differ between a zoo entry and weights of that entry: the task, and how conv10 is
-# surrounded.
-_FREE = {"num_classes", "in_channels", "input_size", "dropout", "head_padding"}
+# What may differ between a zoo entry and weights of that entry: the task, how conv10 is
+# surrounded, and whether batch norm has been folded.
+_FREE = {"num_classes", "in_channels", "input_size", "dropout", "head_padding", "batch_norm"}
 
 
 @dataclass(frozen=True)

@@ -111,12 +111,18 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_scales(trained, tmp_path)
     assert stopped.ranges != read_checkpoint(whole.checkpoint).ranges
 
 
-def test_an_int8_run_is_tuned_further(trained, tmp_path):
-    first = load_network(trained.out)
-    once = train_quantized(first, replace(quantized_config(first), epochs=1), tmp_path / "once", quiet=True)
-    network = load_network(once.out)
-    again = train_quantized(network, replace(quantized_config(network), epochs=1), tmp_path / "again", quiet=True)
-    assert load_network(again.out).ranges.keys() == network.ranges.keys()
+def test_a_network_is_tuned_from_the_command_line_and_then_further(firebox, trained, tmp_path):
+    once, again = tmp_path / "once", tmp_path / "again"
+    outcome = firebox("train", "--qat", trained.out, "--epochs", 1, "--out", once)
+    assert outcome.code == 0
+    assert "in int8 on 6 pictures" in outcome.out
+    outcome = firebox("train", "squeezenet_micro", "--qat", once / CHECKPOINT, "--out", again, "--json")
+    result = json.loads(outcome.out)
+    # Epochs are fewer than otherwise, and the rest is as in the float run.
+    assert (result["epochs"], result["train_pictures"], result["quantized"]) == (3, trained.train_pictures, True)
+    training = read_checkpoint(again / CHECKPOINT).training
+    assert training["batch_size"] == read_checkpoint(trained.checkpoint).training["batch_size"]
+    assert load_network(again).ranges.keys() == load_network(once).ranges.keys()
 
 
 def test_weights_alone_need_the_name_of_their_network(firebox, trained, pictures, tmp_path):
