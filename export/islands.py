@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ..runtime.graph import (
+    Add,
     AveragePool,
     Concat,
     Conv,
@@ -73,9 +74,7 @@ def unquantized(found: Match, layer: str) -> Graph:
             # Nothing is left to turn: its users take what it takes.
             names[op.output] = op.inputs[0]
             continue
-        if op.output == layer and isinstance(op, Conv | FullyConnected):
-            op = replace(op, inputs=(op.inputs[0], *_weights(found, op, tensors)))
-        ops.append(op)
+        ops.append(_as_float(found, op, tensors) if op.output == layer else op)
     outputs = [names.get(name, name) for name in graph.outputs]
     return Graph.of(graph.name, tensors.values(), ops, graph.inputs, outputs)
 
@@ -133,17 +132,24 @@ def _in_float(found: Match, op: Op, tensors: dict[str, Tensor]) -> list[Op]:
         after = [Quantize((inner.output,), op.output)]
     for name, turned in [*((part.inputs[0], part.output) for part in parts), (op.output, inner.output)]:
         tensors[turned] = _as_real(tensors[name], turned) if turned != name else tensors[name]
+    named = replace(inner, output=op.output)
+    return [*parts, replace(_as_float(found, named, tensors), output=inner.output), *after]
+
+
+def _as_float(found: Match, op: Op, tensors: dict[str, Tensor]) -> Op:
+    """An operation with the float network's weights, put among the tensors, and its rectifier.
+
+    The rectifier may be missing where integers end at zero, as in files of onnxruntime's quantizer.
+    """
+    layer = found.layer(op)
     if isinstance(op, Conv | FullyConnected):
-        inner = replace(inner, inputs=(inner.inputs[0], *_weights(found, op, tensors)))
-    return [*parts, inner, *after]
-
-
-def _weights(found: Match, op: Conv | FullyConnected, tensors: dict[str, Tensor]) -> tuple[str, str]:
-    """The float network's weight and bias of a layer, put among the tensors."""
-    names = f"{op.name}/float_weight", f"{op.name}/float_bias"
-    for name, source in zip(names, found.layer(op).inputs[1:], strict=True):
-        tensors[name] = replace(found.reference.constant(source), name=name)
-    return names
+        names = f"{op.name}/float_weight", f"{op.name}/float_bias"
+        for name, source in zip(names, layer.inputs[1:], strict=True):
+            tensors[name] = replace(found.reference.constant(source), name=name)
+        op = replace(op, inputs=(op.inputs[0], *names))
+    if isinstance(op, Conv | FullyConnected | Add) and isinstance(layer, Conv | FullyConnected | Add):
+        op = replace(op, activation=layer.activation)
+    return op
 
 
 def _as_real(tensor: Tensor, name: str = "") -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ CLASSES = 10
 PREPROCESSING = Preprocessing((SIZE, SIZE), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
+@cache
 def network(seed: int = 0) -> Graph:
     """conv0, conv1, conv2, conv3, rectified, a pool and a classifier fitted to the pictures' classes."""
     build = GraphBuilder((1, SIZE, SIZE, 3), seed)
@@ -275,6 +277,41 @@ def test_an_equalized_network_is_compared_on_its_own_scale():
     assert found.agreement == same.agreement
     for one, other in zip(found.tensors, same.tensors, strict=True):
         assert one.sqnr_db == pytest.approx(other.sqnr_db, abs=1)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_files_of_another_quantizer(tmp_path, form, per_channel):
+    from onnxruntime import quantization
+
+    whole, broken = network(), with_an_outlier(network())
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.left = iter(samples(40))
+
+        def get_next(self) -> dict | None:
+            sample = next(self.left, None)
+            return None if sample is None else {"input": np.ascontiguousarray(sample.transpose(0, 3, 1, 2))}
+
+    ranked = []
+    for graph in (whole, broken):
+        (tmp_path / "float.onnx").write_bytes(write_onnx(graph))
+        quantization.quantize_static(
+            tmp_path / "float.onnx",
+            tmp_path / "int8.onnx",
+            Reader(),
+            quant_format=quantization.QuantFormat[form],
+            per_channel=per_channel,
+        )
+        found = blame(tmp_path / "float.onnx", tmp_path / "int8.onnx", samples(30, seed=1))
+        # A rectifier that ends with the integers is still there when they are not.
+        assert all(layer.recovered > -0.5 for layer in found.layers if layer.kind == "Conv")
+        ranked.append(found)
+    sound, hurt = ranked
+    assert sound.sqnr_db > hurt.sqnr_db + 3
+    assert hurt.layers[0].layer.startswith("conv1")
+    assert hurt.layers[0].advice.fix == "equalize"
 
 
 def test_layers_in_float_run_in_both_formats_and_give_the_same():
