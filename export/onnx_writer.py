@@ -32,6 +32,7 @@ from ..runtime.graph import (
     Slice,
     Softmax,
     Tensor,
+    Transpose,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _IR_VERSION = 9
 # QuantizeLinear has 16-bit integers from there on.
 _INT16_OPSET, _INT16_IR_VERSION = 21, 10
 _OHWI_TO_OIHW = (0, 3, 1, 2)
+_OIHW_TO_OHWI = (0, 2, 3, 1)
 # Values per pixel and their order stay what they are through these.
 _ELEMENTWISE = (Relu, Quantize, Dequantize)
 
@@ -288,6 +290,13 @@ def _softmax(file: _File, op: Softmax, inputs: list[str], output: str) -> str:
     return file.node("Softmax", inputs, output, axis=1)
 
 
+def _transpose(file: _File, op: Transpose, inputs: list[str], output: str) -> str:
+    if len(op.order) != 4:
+        raise UnsupportedError(f"transpose {op.name!r} of {len(op.order)} axes cannot be written as ONNX")
+    # Axes are told in NCHW, before and behind.
+    return file.node("Transpose", inputs, output, perm=[_OIHW_TO_OHWI[op.order[axis]] for axis in _OHWI_TO_OIHW])
+
+
 def _global_average(file: _File, op: GlobalAveragePool, inputs: list[str], output: str) -> str:
     return file.node("GlobalAveragePool", inputs, output)
 
@@ -325,4 +334,5 @@ _WRITERS: Mapping[type[Op], Callable[[_File, Any, list[str], str], str]] = {
     Reshape: _reshape,
     Slice: _slice,
     Softmax: _softmax,
+    Transpose: _transpose,
 }

@@ -27,6 +27,7 @@ from ..runtime.graph import (
     Slice,
     Softmax,
     Tensor,
+    Transpose,
 )  # fmt: skip
 from ..runtime.rewrite import for_tflite, padding_word
 from ..runtime.tflite_offline import OFFLINE_PLAN, pack_offline_plan
@@ -282,6 +283,11 @@ def _slice(file: _File, graph: Graph, op: Slice) -> _Code:
     return _Code("SLICE", "SliceOptions", {}, [file.tensor(graph.tensors[op.inputs[0]]), begin, size])
 
 
+def _transpose(file: _File, graph: Graph, op: Transpose) -> _Code:
+    order = file.constant(f"transpose/{'_'.join(map(str, op.order))}", op.order)
+    return _Code("TRANSPOSE", "TransposeOptions", {}, [file.tensor(graph.tensors[op.inputs[0]]), order])
+
+
 def _softmax(file: _File, graph: Graph, op: Softmax) -> _Code:
     return _Code("SOFTMAX", "SoftmaxOptions", {"beta": 1.0})
 
@@ -309,6 +315,7 @@ _WRITERS: Mapping[type[Op], Callable[[_File, Graph, Any], _Code]] = {
     Reshape: _reshape,
     Slice: _slice,
     Softmax: _softmax,
+    Transpose: _transpose,
 }
 
 

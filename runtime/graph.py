@@ -253,6 +253,19 @@ class Slice(Op):
 
 
 @dataclass(frozen=True)
+class Transpose(Op):
+    """The axes in another order, as files of other makers have it around what is NHWC within."""
+
+    order: tuple[int, ...] = ()
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """Each axis as long as that of the input which ``order`` names."""
+        if sorted(self.order) != list(range(len(shapes[0]))):
+            raise ValueError(f"{self.order} is no order of the axes of {shapes[0]}")
+        return tuple(shapes[0][axis] for axis in self.order)
+
+
+@dataclass(frozen=True)
 class Softmax(Op):
     """Over the last axis."""
 

@@ -58,7 +58,8 @@ class _Lowering:
 
     def real(self, origin: "NodeProto", operand: Sequence[str], **attributes: Any) -> str:
         """What integers stand for; ``operand`` is their name, that of their scale and that of their zero point."""
-        output = f"{origin.output[0]}/{operand[0]}/real"
+        # An operand may be there twice.
+        output = f"{origin.output[0]}/{operand[0]}/real{len(self.nodes)}"
         return self.node(origin, "DequantizeLinear", operand, output, **attributes)
 
     def bias(self, origin: "NodeProto", position: int, x_scale: str, weight_scale: str) -> list[str]:

@@ -37,6 +37,7 @@ from .graph import (
     Slice,
     Softmax,
     Tensor,
+    Transpose,
     rename,
 )  # fmt: skip
 from .onnx_lowering import lower
@@ -161,7 +162,7 @@ class _Reader:
         x = self.tensors[inputs[0]]
         if x.quantization is None:
             self.add(op, Tensor(op.output, shape))
-        elif isinstance(op, MaxPool | Pad | Reshape | Slice):
+        elif isinstance(op, MaxPool | Pad | Reshape | Slice | Transpose):
             # What picks integers from its input leaves them what they are.
             self.add(op, replace(x, name=op.output, shape=shape))
         else:
@@ -501,6 +502,16 @@ def _slice(reader: _Reader, node: "NodeProto") -> None:
     reader.emit(node, Slice, x.name, begin=tuple(begin), size=size)
 
 
+def _transpose(reader: _Reader, node: "NodeProto") -> None:
+    x = reader.tensors[node.input[0]]
+    order = [int(axis) for axis in _attributes(node).get("perm", range(len(x.shape))[::-1])]
+    if x.name in reader.flattened or len(x.shape) != 4:
+        raise UnsupportedError(f"{_describe(node)} of {x.shape} is not supported, only of pictures")
+    # Axes are told in NCHW, before and behind.
+    nchw = (0, 3, 1, 2)
+    reader.emit(node, Transpose, x.name, order=tuple(nchw[order[axis]] for axis in _OIHW_TO_OHWI))
+
+
 def _softmax(reader: _Reader, node: "NodeProto") -> None:
     rank = len(reader.tensors[node.input[0]].shape)
     axis = _attributes(node).get("axis", -1) % rank
@@ -616,6 +627,7 @@ _HANDLERS: Mapping[str, Callable[[_Reader, "NodeProto"], None]] = {
     "Slice": _slice,
     "Softmax": _softmax,
     "Squeeze": _reshape,
+    "Transpose": _transpose,
 }
 
 

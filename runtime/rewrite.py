@@ -1,5 +1,6 @@
 """Exact rewrites: batch norm into convolutions, rectifiers into what they follow, padding out of what it precedes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -25,10 +26,13 @@ from .graph import (
     Slice,
     Softmax,
     Tensor,
+    Transpose,
     rename,
     same_pads,
 )  # fmt: skip
 
+# Operations that pass integers on, in the scale that they get them in.
+_PASSING = (AveragePool, MaxPool, Pad, Reshape, Slice, Transpose)
 # TFLite fixes softmax's output: its integers cover 0 to 1.
 SOFTMAX_SCALES = {"int8": Quantization((1 / 256,), -128), "int16": Quantization((1 / 32768,))}
 
@@ -172,22 +176,22 @@ def for_tflite(graph: Graph) -> Graph:
 def shared_scales(graph: Graph) -> Graph:
     """The graph as TFLite's kernels take it: what passes integers on has one scale for all of its tensors.
 
-    Inputs in another scale than the output's go through a ``Quantize`` of their own, and so does what a softmax gives
-    in another scale than the one that its kernels have.
+    Inputs of a join in another scale than the output's go through a ``Quantize`` of their own, and so does what others
+    give, as a softmax in the one scale that its kernels have: before a mean is taken, its narrower range would cut.
     """
     tensors, ops = dict(graph.tensors), []
     for op in graph.ops:
         output = graph.tensors[op.output]
-        if isinstance(op, AveragePool | Concat | MaxPool | Pad | Reshape | Slice) and output.quantization is not None:
+        if isinstance(op, Concat) and output.quantization is not None:
             others = [name for name in dict.fromkeys(op.inputs) if tensors[name].quantization != output.quantization]
             for name in others:
                 rescaled = replace(output, name=f"{op.name}/{name}", shape=tensors[name].shape)
                 tensors[rescaled.name] = rescaled
                 ops.append(Quantize((name,), rescaled.name))
             op = rename(op, {name: f"{op.name}/{name}" for name in others})
-        fixed = SOFTMAX_SCALES.get(output.dtype) if isinstance(op, Softmax) else None
-        if fixed is not None and output.quantization != fixed:
-            inner = replace(output, name=f"{op.name}/softmax", quantization=fixed)
+        given = _scale_given(op, tensors)
+        if given is not None and given != output.quantization:
+            inner = replace(output, name=f"{op.name}/unscaled", quantization=given)
             tensors[inner.name] = inner
             ops += [replace(op, output=inner.name), Quantize((inner.name,), op.output)]
         else:
@@ -195,6 +199,14 @@ def shared_scales(graph: Graph) -> Graph:
     if len(ops) == len(graph.ops):
         return graph
     return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+
+
+def _scale_given(op: Op, tensors: Mapping[str, Tensor]) -> Quantization | None:
+    """The scale in which TFLite's kernel of an operation gives its integers, where that is not free."""
+    x, output = tensors[op.inputs[0]], tensors[op.output]
+    if isinstance(op, Softmax):
+        return SOFTMAX_SCALES.get(output.dtype)
+    return x.quantization if isinstance(op, _PASSING) and x.dtype == output.dtype else None
 
 
 def _lowest(x: Tensor) -> float:

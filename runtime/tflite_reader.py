@@ -30,6 +30,7 @@ from .graph import (
     Slice,
     Softmax,
     Tensor,
+    Transpose,
     same_pads,
 )  # fmt: skip
 from .tflite_offline import OFFLINE_PLAN, unpack_offline_plan
@@ -292,6 +293,10 @@ def _slice(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, 
     return Slice((inputs[0],), output, begin, tuple(end - start for start, end in zip(begin, ends, strict=True)))
 
 
+def _transpose(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    return Transpose((inputs[0],), output, tuple(int(axis) for axis in graph.constant(inputs[1])))
+
+
 def _softmax(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
     if options["beta"] != 1:
         raise UnsupportedError(f"softmax {output!r} with beta {options['beta']} is not supported, only 1")
@@ -331,4 +336,5 @@ _READERS: dict[str, Callable[..., Op | None]] = {
     "RESHAPE": _reshape,
     "SLICE": _slice,
     "SOFTMAX": _softmax,
+    "TRANSPOSE": _transpose,
 }

@@ -41,20 +41,21 @@ PadV2Options
 QuantizeOptions
 DequantizeOptions
 SliceOptions
+TransposeOptions
 """
 
 # Members of the union BuiltinOptions that are read and written.
 OPTIONS = {
     1: "Conv2DOptions", 2: "DepthwiseConv2DOptions", 5: "Pool2DOptions", 8: "FullyConnectedOptions",
     9: "SoftmaxOptions", 10: "ConcatenationOptions", 11: "AddOptions", 17: "ReshapeOptions", 22: "PadOptions",
-    27: "ReducerOptions", 38: "DequantizeOptions", 43: "PadV2Options", 48: "SliceOptions",
+    26: "TransposeOptions", 27: "ReducerOptions", 38: "DequantizeOptions", 43: "PadV2Options", 48: "SliceOptions",
     89: "QuantizeOptions",
 }  # fmt: skip
 
 OPERATORS = {
     "ADD": 0, "AVERAGE_POOL_2D": 1, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 4, "DEQUANTIZE": 6,
     "FULLY_CONNECTED": 9, "MAX_POOL_2D": 17, "RELU": 19, "RELU6": 21, "RESHAPE": 22, "SOFTMAX": 25, "PAD": 34,
-    "MEAN": 40, "PADV2": 60, "SLICE": 65, "QUANTIZE": 114,
+    "TRANSPOSE": 39, "MEAN": 40, "PADV2": 60, "SLICE": 65, "QUANTIZE": 114,
 }  # fmt: skip
 
 TENSOR_TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "int16": 7, "int8": 9}
@@ -99,9 +100,24 @@ def read_model(data: bytes) -> dict[str, Any]:
         raise FormatError("not a TFLite file: the identifier TFL3 is missing")
     try:
         reader = _Reader(data)
-        return reader.table(reader.unpack("I", 0), "Model")
+        model = reader.table(reader.unpack("I", 0), "Model")
     except (struct.error, RecursionError, UnicodeDecodeError, IndexError) as error:
         raise FormatError("the TFLite file is damaged or cut short; get it again from where it came") from error
+    for buffer in model["buffers"]:
+        _fetch(buffer, data)
+    return model
+
+
+def _fetch(buffer: dict[str, Any], data: bytes) -> None:
+    """The data of a buffer that lies behind the flatbuffer, where files larger than 2 GiB must have it."""
+    offset, size = buffer["offset"], buffer["size"]
+    if not size or len(buffer["data"]):
+        return
+    if offset + size > len(data):
+        raise FormatError(
+            f"the TFLite file is cut short: a buffer of {size:,} bytes begins at {offset:,} of {len(data):,}"
+        )
+    buffer["data"] = np.frombuffer(data, np.uint8, size, offset)
 
 
 class _Reader:

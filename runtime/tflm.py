@@ -30,6 +30,7 @@ from .graph import (
     Reshape,
     Slice,
     Softmax,
+    Transpose,
 )  # fmt: skip
 from .placement import ALIGNMENT, align
 from .rewrite import for_tflite, pad_before
@@ -76,6 +77,7 @@ _KERNELS: Mapping[type[Op], _Kernel] = {
     Reshape: _Kernel(36, 0),
     Slice: _Kernel(0, 0),
     Softmax: _Kernel(4, 80),
+    Transpose: _Kernel(0, 0),
 }
 _RELU6 = _Kernel(0, 8)
 
@@ -131,6 +133,8 @@ def constants(op: Op) -> tuple[Hashable, ...]:
             return ((op.name, "shape"),)
         case Pad():
             return ((op.name, "pads"), (op.name, "value")) if op.value != 0 else ((op.name, "pads"),)
+        case Transpose():
+            return (("transpose", op.order),)
         case Slice():
             return (("slice", op.begin), ("slice", op.size))
     return ()

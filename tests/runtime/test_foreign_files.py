@@ -1,0 +1,439 @@
+"""int8 files of other makers: read, planned, evaluated, and written again with the same answers."""
+
+import json
+import logging
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import flatbuffers
+import numpy as np
+import onnx
+import pytest
+from firebox.export import quantize, write_onnx, write_tflite
+from firebox.export.precisions import with_float16_weights, with_int8_weights
+from firebox.runtime import Preprocessing, Session, plan, read_graph
+from firebox.runtime.arena import measure_arena
+from firebox.runtime.errors import FireboxError, FormatError, UnsupportedError, UsageError
+from firebox.runtime.graph import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    FullyConnected,
+    GlobalAveragePool,
+    Graph,
+    MaxPool,
+    Reshape,
+    Softmax,
+    Transpose,
+)  # fmt: skip
+from firebox.runtime.rewrite import integer_ends
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from strategies import GraphBuilder, in_any_8_bits
+
+KINDS = ("Conv", "MaxPool", "Conv", "Conv", "Concat", "Conv", "Add", "AveragePool", "Conv")
+SHAPE = (1, 8, 8, 3)
+
+
+def network() -> Graph:
+    """Every kind of layer for which onnxruntime's quantizer has an integer operator."""
+    build = GraphBuilder(SHAPE)
+    x = build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+    x = build.add(MaxPool, x, window=(2, 2), stride=(2, 2))
+    x = build.add(Concat, build.conv(x, 4), build.conv(x, 6, activation="relu"))
+    x = build.add(Add, x, build.conv(x, 10, (3, 3), padding=(1, 1, 1, 1)))
+    x = build.add(AveragePool, x, window=(2, 2))
+    x = build.add(GlobalAveragePool, build.conv(x, 6))
+    return build.graph(build.add(Softmax, build.linear(build.add(Reshape, x, shape=(1, 6)), 5)))
+
+
+class Noise(CalibrationDataReader):
+    """Pictures to calibrate with."""
+
+    def __init__(self):
+        random = np.random.default_rng(0)
+        self.left = [{"input": random.standard_normal((1, 3, 8, 8), np.float32)} for _ in range(8)]
+
+    def get_next(self):
+        return self.left.pop() if self.left else None
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """onnxruntime's quantizer has much to say."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "float.onnx"
+    path.write_bytes(write_onnx(network()))
+    return path
+
+
+def answers(model: bytes | Path, backend: str = "auto") -> np.ndarray:
+    """To eight pictures, of a network with float32 ends."""
+    random = np.random.default_rng(1)
+    with Session(model, backend) as session:
+        nchw = session.input_shape[1] == 3
+        inputs = [random.standard_normal((1, 3, 8, 8), np.float32) for _ in range(8)]
+        return np.stack([session.run(x if nchw else np.ascontiguousarray(x.transpose(0, 2, 3, 1))) for x in inputs])
+
+
+def softmax_step(graph: Graph) -> float:
+    quantization = graph.tensors[integer_ends(graph).outputs[0]].quantization
+    assert quantization is not None
+    return quantization.scale[0]
+
+
+@pytest.mark.parametrize("format_", [QuantFormat.QOperator, QuantFormat.QDQ])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("activations", [QuantType.QInt8, QuantType.QUInt8])
+def test_static_quantization_of_onnxruntime(source, tmp_path, format_, per_channel, activations):
+    target = tmp_path / "int8.onnx"
+    quantize_static(source, target, Noise(), quant_format=format_, per_channel=per_channel, activation_type=activations)
+    kinds = {node.op_type for node in onnx.load(target).graph.node}
+    assert ("QLinearConv" in kinds) == (format_ is QuantFormat.QOperator)
+    found = read_graph(target)
+    inner = integer_ends(found)
+    assert tuple(op.kind for op in inner.ops)[: len(KINDS)] == KINDS
+    assert {tensor.dtype for tensor in inner.activations} == {"int8"}
+    assert plan(inner).arena_bytes * 2 < plan(source).arena_bytes
+    expected, step = answers(target), softmax_step(found)
+    np.testing.assert_allclose(answers(write_onnx(found)), expected, atol=1e-6)
+    for backend in ("litert", "tflite-runtime"):
+        # Averages are rounded another way, and what is behind them makes more of it.
+        steps = np.abs(answers(write_tflite(found), backend) - expected) / step
+        assert np.median(steps) <= 1.01
+        assert steps.max() <= 4.01
+
+
+def test_scales_that_differ_at_a_join_are_the_same_in_tflite_by_an_operation_that_is_planned(source, tmp_path):
+    target = tmp_path / "int8.onnx"
+    quantize_static(source, target, Noise(), quant_format=QuantFormat.QOperator)
+    found = integer_ends(read_graph(target))
+    join = next(op for op in found.ops if isinstance(op, Concat))
+    assert len({found.tensors[name].quantization for name in (*join.inputs, join.output)}) > 1
+    path = tmp_path / "int8.tflite"
+    path.write_bytes(write_tflite(found))
+    written = read_graph(path)
+    join = next(op for op in written.ops if isinstance(op, Concat))
+    assert len({written.tensors[name].quantization for name in (*join.inputs, join.output)}) == 1
+    measured = measure_arena(path, "tflm", exact=True).total_bytes
+    assert 0 <= (plan(found).total_bytes or 0) - measured <= 256
+
+
+@pytest.mark.parametrize("activations", [QuantType.QInt16, QuantType.QUInt16])
+def test_16_bit_activations_of_onnxruntime(source, tmp_path, activations):
+    target = tmp_path / "int16.onnx"
+    quantize_static(source, target, Noise(), quant_format=QuantFormat.QDQ, activation_type=activations)
+    found = read_graph(target)
+    assert {tensor.dtype for tensor in integer_ends(found).activations} == {"int16"}
+    np.testing.assert_allclose(answers(write_onnx(found)), answers(target), atol=1e-5)
+    with pytest.raises(UnsupportedError, match="16-bit integers with a zero point, which TFLite has not"):
+        write_tflite(found)
+
+
+@pytest.mark.parametrize("weights", [QuantType.QInt8, QuantType.QUInt8])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_dynamic_quantization_of_onnxruntime(source, tmp_path, weights, per_channel):
+    target = tmp_path / "dynamic.onnx"
+    quantize_dynamic(source, target, weight_type=weights, per_channel=per_channel)
+    if weights is QuantType.QUInt8 and per_channel:
+        with pytest.raises(UnsupportedError, match="another zero point for each channel"):
+            read_graph(target)
+        return
+    found = read_graph(target)
+    assert [op.kind for op in found.ops] == [op.kind for op in network().ops]
+    layers = [op for op in found.ops if isinstance(op, Conv | FullyConnected)]
+    assert {found.tensors[op.inputs[1]].dtype for op in layers} == {"int8"}
+    assert {tensor.dtype for tensor in found.activations} == {"float32"}
+    # The file makes integers of its activations, what is written again does not.
+    np.testing.assert_allclose(answers(write_onnx(found)), answers(target), atol=0.01)
+    np.testing.assert_allclose(answers(write_onnx(found)), answers(source), atol=0.02)
+
+
+def test_uint8_weights_are_the_same_numbers_as_int8_and_their_zero_point_is_never_lost(source, tmp_path):
+    target = tmp_path / "uint8.onnx"
+    quantize_static(
+        source, target, Noise(), activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8, per_channel=False
+    )
+    found = read_graph(target)
+    np.testing.assert_allclose(answers(write_onnx(found)), answers(target), atol=1e-6)
+    with pytest.raises(UnsupportedError, match="has a zero point, which TFLite's int8 weights have not"):
+        write_tflite(found)
+
+
+def test_a_scale_for_each_output_of_a_float_layer_is_not_written_where_a_runtime_reads_one():
+    build = GraphBuilder(SHAPE)
+    graph = build.graph(build.linear("input", 5))
+    mixed = with_int8_weights(graph)
+    weight = mixed.tensors[mixed.ops[-1].inputs[1]]
+    scales = tuple(float(value) for value in np.linspace(0.01, 0.02, 5))
+    assert weight.quantization is not None
+    many = replace(weight, quantization=replace(weight.quantization, scale=scales, axis=0))
+    with pytest.raises(UnsupportedError, match="has a scale for each output; TFLite takes one"):
+        write_tflite(replace(mixed, tensors={**mixed.tensors, weight.name: many}))
+
+
+# Files of the TensorFlow family, made from ours by the schema's own generated builder.
+schema = pytest.importorskip("tflite_micro.tensorflow.lite.micro.python.schema_py_generated")
+
+
+def edited(data: bytes, edit) -> bytes:
+    """A TFLite file after ``edit`` has been at its objects."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    edit(model, model.subgraphs[0])
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def operators(model, subgraph, kind: str):
+    """Operators of a kind."""
+    code = getattr(schema.BuiltinOperator, kind)
+    return [
+        operator for operator in subgraph.operators if model.operatorCodes[operator.opcodeIndex].builtinCode == code
+    ]
+
+
+def test_a_mean_without_kept_dimensions_and_a_layer_of_pictures_are_read():
+    build = GraphBuilder(SHAPE)
+    pooled = build.add(GlobalAveragePool, build.conv("input", 6))
+    graph = in_any_8_bits(build.graph(build.linear(pooled, 5)))
+
+    def squeeze(model, subgraph):
+        """MEAN gives (1, 6), and the reshape goes: the matrix product takes what it is given."""
+        mean, reshape = (operators(model, subgraph, kind)[0] for kind in ("MEAN", "RESHAPE"))
+        mean.builtinOptions.keepDims = False
+        mean.outputs = reshape.outputs
+        subgraph.operators.remove(reshape)
+
+    def flatten(model, subgraph):
+        """FULLY_CONNECTED takes (1, 1, 1, 6) itself."""
+        reshape, layer = (operators(model, subgraph, kind)[0] for kind in ("RESHAPE", "FULLY_CONNECTED"))
+        layer.inputs = np.array([reshape.inputs[0], *layer.inputs[1:]], np.int32)
+        subgraph.operators.remove(reshape)
+
+    def keep(model, subgraph):
+        """And gives (1, 1, 1, 5)."""
+        flatten(model, subgraph)
+        layer = operators(model, subgraph, "FULLY_CONNECTED")[0]
+        layer.builtinOptions.keepNumDims = True
+        subgraph.tensors[layer.outputs[0]].shape = np.array([1, 1, 1, 5], np.int32)
+
+    expected = network_answers(write_tflite(graph))
+    for edit in (squeeze, flatten, keep):
+        data = edited(write_tflite(graph), edit)
+        found = read_graph(data)
+        assert [op.kind for op in found.ops if op.kind != "Reshape"] == ["Conv", "GlobalAveragePool", "FullyConnected"]
+        np.testing.assert_array_equal(network_answers(data).reshape(8, -1), expected.reshape(8, -1))
+        np.testing.assert_array_equal(network_answers(write_tflite(found)).reshape(8, -1), expected.reshape(8, -1))
+        assert plan(data).arena_bytes >= plan(graph).arena_bytes
+
+
+def network_answers(data: bytes) -> np.ndarray:
+    """To eight pictures of integers."""
+    random = np.random.default_rng(2)
+    with Session(data) as session:
+        return np.stack(
+            [session.run(random.integers(-128, 128, session.input_shape).astype(np.int8)) for _ in range(8)]
+        )
+
+
+def test_constants_behind_the_flatbuffer_are_read_and_never_from_beyond_the_file():
+    build = GraphBuilder(SHAPE)
+    graph = in_any_8_bits(build.graph(build.conv("input", 6)))
+    plain = write_tflite(graph)
+    behind = b"".join(
+        bytes(buffer.data)
+        for buffer in schema.ModelT.InitFromObj(schema.Model.GetRootAs(plain, 0)).buffers
+        if buffer.data is not None
+    )
+    for cut in (0, 1):
+        data = edited(plain, lambda model, _: move(model, 4096))
+        assert len(data) < 4096
+        data = data.ljust(4096, b"\0") + behind
+        if cut:
+            with pytest.raises(FormatError, match="is cut short: a buffer of"):
+                read_graph(data[:-cut])
+        else:
+            assert read_graph(data) == read_graph(plain)
+            for name, tensor in read_graph(plain).tensors.items():
+                assert tensor.data is None or np.array_equal(tensor.data, read_graph(data).tensors[name].data)
+
+
+def move(model, offset: int) -> None:
+    """The data of all buffers to the end of the file."""
+    for buffer in model.buffers:
+        if buffer.data is not None:
+            buffer.offset, buffer.size, buffer.data = offset, len(buffer.data), None
+            offset += buffer.size
+
+
+def test_pictures_in_nchw_are_transposed_as_torchs_converter_has_it(tmp_path):
+    build = GraphBuilder((1, 3, 12, 10))
+    x = build.conv(build.add(Transpose, "input", order=(0, 2, 3, 1)), 8, (3, 3), activation="relu")
+    graph = build.graph(build.add(Transpose, build.conv(x, 5), order=(0, 3, 1, 2)))
+    path = tmp_path / "model.tflite"
+    for drawn in (graph, in_any_8_bits(graph)):
+        path.write_bytes(write_tflite(drawn))
+        assert measure_arena(path, "tflm", exact=True).total_bytes == plan(path).total_bytes
+        assert measure_arena(path, "litert").arena_bytes == plan(path, "litert").arena_bytes
+        assert read_graph(write_onnx(drawn)).ops == drawn.ops
+    x = np.random.default_rng(0).standard_normal((1, 3, 12, 10), np.float32)
+    onnx_answer = Session(write_onnx(graph)).run(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(onnx_answer.transpose(0, 2, 3, 1), Session(write_tflite(graph)).run(x), atol=1e-5)
+
+
+def test_float16_and_integer_constants_behind_dequantize_are_what_they_stand_for():
+    graph = GraphBuilder(SHAPE)
+    graph = graph.graph(graph.linear(graph.conv("input", 4, (3, 3)), 5))
+    data = write_tflite(with_float16_weights(graph))
+    found = read_graph(data)
+    assert [op.kind for op in found.ops] == ["Conv", "Reshape", "FullyConnected"]
+    assert {found.tensors[op.inputs[1]].dtype for op in found.ops if len(op.inputs) > 1} == {"float16"}
+    assert write_tflite(found) == data
+
+
+@pytest.fixture(scope="module")
+def theirs(exported, tmp_path_factory) -> Path:
+    """The exported network as onnxruntime quantizes it, and as TFLite file of that, without a word of ours in them."""
+    folder = tmp_path_factory.mktemp("theirs")
+    with Session(exported / "model.float32.onnx") as session:
+        random, name = np.random.default_rng(0), read_graph(exported / "model.float32.onnx").inputs[0]
+        feeds = [{name: random.standard_normal(session.input_shape, np.float32)} for _ in range(4)]
+
+    class Feeds(Noise):
+        def __init__(self):
+            self.left = list(feeds)
+
+    quantize_static(
+        exported / "model.float32.onnx", folder / "float_ends.onnx", Feeds(), quant_format=QuantFormat.QOperator
+    )
+    model = onnx.load(folder / "float_ends.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, folder / "float_ends.onnx")
+    inner = integer_ends(read_graph(folder / "float_ends.onnx"))
+    (folder / "integers.onnx").write_bytes(write_onnx(inner))
+    (folder / "integers.tflite").write_bytes(write_tflite(inner))
+    return folder
+
+
+def test_files_without_a_contract_are_evaluated_like_a_model_that_has_one(theirs, exported, noise, command):
+    ours = exported / "model.float32.onnx"
+    ran = command("evaluate", ours, theirs, "--like", ours, "--data", noise, "--backend", "all", "--json")
+    found = json.loads(ran.out)["models"]
+    assert len(found) == 1 + 2 + 2
+    assert all(model["agreement_with_first"] >= 0.75 for model in found)
+    ran = command("evaluate", theirs, "--data", noise)
+    assert ran.code == 2
+    assert "--like" in ran.err
+
+
+def test_a_session_borrows_what_a_file_does_not_say_and_nothing_else(theirs, exported):
+    with Session(exported / "model.float32.tflite") as like:
+        own = Session(exported / "model.int8.tflite", like=like)
+        assert own.contract.golden is not None
+        picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)
+        expected = Session(theirs / "float_ends.onnx", like=like).predict_pixels(picture)
+        for name in ("integers.onnx", "integers.tflite"):
+            session = Session(theirs / name, like=like)
+            assert (session.classes, session.preprocessing) == (like.classes, like.preprocessing)
+            step = session.contract.output.scale
+            assert step is not None
+            np.testing.assert_allclose(session.predict_pixels(picture), expected, atol=1.01 * step)
+
+        class Larger:
+            preprocessing = Preprocessing(size=(48, 48), mean=(0.5,) * 3, std=(0.5,) * 3)
+            classes, class_ids, predict_pixels = like.classes, (), like.predict_pixels
+
+        with pytest.raises(UsageError, match=r"takes \(1, 3, 24, 24\), but the pictures .* are \(1, 48, 48, 3\)"):
+            Session(theirs / "integers.onnx", like=Larger())
+
+
+def hostile(*nodes, **constants: np.ndarray) -> bytes:
+    """An ONNX file of some nodes from ``input`` to ``output``."""
+    inputs = [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [1, 3, 8, 8])]
+    output = helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, ["n", "c", "h", "w"])
+    values = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(list(nodes), "hand", inputs, [output], values)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+
+
+ONE, ZERO = np.float32(1), np.int8(0)
+WEIGHT = np.ones((4, 3, 1, 1), np.int8)
+IN = helper.make_node("QuantizeLinear", ["input", "s", "z"], ["q"])
+OUT = helper.make_node("DequantizeLinear", ["y", "s", "z"], ["output"])
+DYNAMIC = helper.make_node("DynamicQuantizeLinear", ["input"], ["q", "qs", "qz"])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ([IN, helper.make_node("QLinearConv", ["q", "s", "z", "w", "s"], ["y"]), OUT], "cannot be read|damaged"),
+        ([IN, helper.make_node("QLinearConv", ["q"] * 9, ["y"]), OUT], "must be constant"),
+        ([IN, helper.make_node("QLinearConv", ["q", "s", "z", "q", "s", "z", "s", "z"], ["y"]), OUT], "is computed"),
+        ([IN, helper.make_node("QLinearConv", ["q", "n", "z", "w", "s", "z", "s", "z"], ["y"]), OUT], "not positive"),
+        ([IN, helper.make_node("QLinearConv", [], ["y"]), OUT], "damaged|cannot be read|made nowhere"),
+        ([IN, helper.make_node("QLinearSigmoid", ["q", "s", "z", "s", "z"], ["y"], domain="com.microsoft"), OUT],
+         "unsupported operation QLinearSigmoid"),
+        ([IN, helper.make_node("QLinearAveragePool", ["q", "s", "z", "s", "z"], ["y"], domain="com.microsoft",
+                               channels_last=1), OUT], "channels_last"),
+        ([IN, helper.make_node("Relu", ["q"], ["y"]), OUT], "dequantize them first"),
+        ([helper.make_node("ConvInteger", ["input", "w"], ["output"])], "which no DynamicQuantizeLinear makes"),
+        ([DYNAMIC, helper.make_node("ConvInteger", ["q", "w", "qz"], ["output"])], "not made by any|made nowhere"),
+        ([DYNAMIC, helper.make_node("Mul", ["qs", "input"], ["f"]), helper.make_node("ConvInteger", ["q", "w"], ["i"]),
+          helper.make_node("Mul", ["i", "f"], ["output"])], "must be constant"),
+        ([helper.make_node("Mul", ["input", "s"], ["output"])], "unsupported operation Mul"),
+        ([helper.make_node("Mul", ["input"], ["output"])], "damaged"),
+        ([helper.make_node("Cast", ["input"], ["output"], to=10)], "only of float16 constants"),
+        ([helper.make_node("DequantizeLinear", ["w", "many", "zeros"], ["r"], axis=0),
+          helper.make_node("Conv", ["input", "r"], ["output"])], "another zero point for each channel"),
+    ],
+)  # fmt: skip
+def test_damaged_integer_operators_end_in_a_line_of_ours(nodes, said):
+    data = hostile(
+        *nodes,
+        s=ONE,
+        z=ZERO,
+        n=np.float32(-1),
+        w=WEIGHT,
+        many=np.ones(4, np.float32),
+        zeros=np.arange(4, dtype=np.int8),
+    )
+    with pytest.raises(FireboxError, match=said) as error:
+        plan(data)
+    assert "\n" not in str(error.value)
+
+
+def test_no_changed_byte_of_an_integer_model_ends_in_someone_elses_error(source, tmp_path):
+    files = []
+    quantize_static(source, tmp_path / "q.onnx", Noise(), quant_format=QuantFormat.QOperator)
+    quantize_dynamic(source, tmp_path / "d.onnx")
+    files = [bytearray((tmp_path / name).read_bytes()) for name in ("q.onnx", "d.onnx")]
+    files += [bytearray(write_tflite(make(network()))) for make in (with_float16_weights, quantized)]
+    random = np.random.default_rng(0)
+    for data in files:
+        for _ in range(100):
+            changed = bytearray(data)
+            for position in random.integers(8, len(data), 3):
+                changed[position] = random.integers(0, 256)
+            try:
+                plan(bytes(changed))
+            except FireboxError as error:
+                assert "\n" not in str(error)
+        for start, _ in pairwise(range(0, len(data), len(data) // 20)):
+            with pytest.raises(FireboxError):
+                plan(bytes(data[:start]))
+
+
+def quantized(graph: Graph) -> Graph:
+    from firebox.export import calibrate
+
+    return quantize(graph, calibrate(graph, [np.random.default_rng(0).standard_normal(SHAPE, np.float32)]))
