@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import UsageError
+from .errors import UnsupportedError, UsageError
 from .graph import Graph, Op
 from .placement import Buffer
-from .reader import read_placed
+from .reader import has_far_constants, read_placed
 from .targets import TARGETS, Layout, Target, lay_out, unplanned
 from .units import format_size
 
@@ -200,7 +200,7 @@ def plan(
 ) -> MemoryPlan:
     """Plan the memory of an ``.onnx`` or ``.tflite`` file (path or bytes) or of a graph on a target.
 
-    Without a target it is ``tflm``, or ``static`` for what tflite-micro has no kernels for.
+    Without a target it is ``tflm``, or ``static`` for what tflite-micro cannot run.
 
     ``tflm`` is tflite-micro, to the byte; ``litert-reference`` LiteRT without XNNPACK, ``litert`` with it,
     ``onnxruntime`` and ``static``, a compiler as good as can be. Raises ``UsageError`` for another target,
@@ -209,5 +209,11 @@ def plan(
     if target is not None and target not in TARGETS:
         raise UsageError(f"target {target!r} is not one of {', '.join(TARGETS)}")
     graph, found = (model, {}) if isinstance(model, Graph) else read_placed(model)
-    target = target or ("tflm" if unplanned(graph, "tflm") is None else "static")
+    far = not isinstance(model, Graph) and target in (None, "tflm") and has_far_constants(model)
+    if far and target == "tflm":
+        raise UnsupportedError(
+            "tflite-micro does not find constants behind the flatbuffer, where the file has them; write it anew with "
+            "firebox fit, or plan it for another target"
+        )
+    target = target or ("static" if far or unplanned(graph, "tflm") is not None else "tflm")
     return MemoryPlan(lay_out(graph, target, found if offsets is None else offsets), target)

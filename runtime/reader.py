@@ -48,6 +48,16 @@ def read_placed(model: str | Path | bytes) -> tuple[Graph, dict[str, int]]:
         raise FormatError(f"{where}: {error}") from error
 
 
+def has_far_constants(model: str | Path | bytes) -> bool:
+    """Whether constants of a TFLite file lie behind its flatbuffer, where tflite-micro does not find them."""
+    if format_of(model) != "tflite":
+        return False
+    from .tflite_schema import read_model
+
+    data = model if isinstance(model, bytes) else read_file(model)
+    return any(buffer["size"] for buffer in read_model(data)["buffers"])
+
+
 def read_metadata(data: bytes, name: str) -> bytes | None:
     """The contents of one metadata entry of a file of either format, or None. Raises ``FormatError``."""
     if format_of(data) == "tflite":

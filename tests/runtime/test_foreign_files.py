@@ -263,6 +263,9 @@ def test_constants_behind_the_flatbuffer_are_read_and_never_from_beyond_the_file
                 read_graph(data[:-cut])
         else:
             assert read_graph(data) == read_graph(plain)
+            assert (plan(data).target, plan(plain).target) == ("static", "tflm")
+            with pytest.raises(UnsupportedError, match="does not find constants behind the flatbuffer"):
+                plan(data, "tflm")
             for name, tensor in read_graph(plain).tensors.items():
                 assert tensor.data is None or np.array_equal(tensor.data, read_graph(data).tensors[name].data)
 
