@@ -56,6 +56,7 @@ tables: $(READY) $(STOCK)/.ready
 	$(BIN)/python benchmarks/quantization.py --stock $(STOCK)/bin/python
 	$(BIN)/python benchmarks/effort.py
 	$(BIN)/python benchmarks/qat.py
+	$(BIN)/python benchmarks/precisions.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
