@@ -318,7 +318,7 @@ def _percent(value: float | None) -> str:
     multiple=True,
     metavar="LAYER",
     help="Give this layer of the int8 files 16-bit activations: a name that firebox plan shows, or a pattern; again "
-    "for each.",
+    "for each. Slow in LiteRT, and tflite-runtime cannot run it.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the pictures.")
 @click.option(
