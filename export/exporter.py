@@ -81,6 +81,8 @@ class ExportConfig:
             raise UsageError(f"precisions {self.precisions} are not among {', '.join(get_args(Precision))}")
         if self.int16_layers and "int8" not in self.precisions:
             raise UsageError(f"16-bit layers {', '.join(self.int16_layers)} are those of int8 files; export int8 too")
+        if self.int16_layers and self.sram_bytes is not None:
+            raise UsageError("layers of 16 bits are not fitted into a budget; leave one of the two out")
 
 
 @dataclass(frozen=True)
