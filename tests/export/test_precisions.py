@@ -235,6 +235,8 @@ def test_what_cannot_be_is_refused_in_a_line():
         with_int8_weights(replace(graph, tensors={**graph.tensors, weight.name: spoilt}))
     with pytest.raises(UsageError, match=r"16-bit layers conv\* are those of int8 files"):
         ExportConfig(precisions=("float32",), int16_layers=("conv*",))
+    with pytest.raises(UsageError, match="16 bits are not fitted into a budget"):
+        ExportConfig(int16_layers=("conv*",), sram_bytes=1024)
 
 
 def test_layers_without_weight_or_with_one_of_zeros_stay_what_they_are():
