@@ -7,7 +7,8 @@ torch is imported when a module is traced; graphs are quantized and written with
 """
 
 from .blaming import Blame, blame
-from .calibration import Range, calibrate
+from .calibration import calibrate
+from .calibrators import Range
 from .exporter import Export, ExportConfig, export
 from .fitted import Fitted, fit_file
 from .fitting import Fit, fit

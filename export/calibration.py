@@ -1,35 +1,22 @@
 """Which range of values each activation takes, seen on real pictures."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ..runtime.errors import MissingExtraError, QuantizationError, UsageError
 from ..runtime.graph import Graph
+from .calibrators import CALIBRATORS, Calibrator, Histogram, Range
 from .onnx_writer import onnx_shape, onnx_side, write_onnx
-
-Method = Literal["minmax", "mse"]
-# How often each method looks at every picture.
-PASSES: dict[Method, int] = {"minmax": 1, "mse": 2}
+from .scales import passes_on, scale_groups
 
 _BINS = 2048
-# Shares of the observed range that the search for the least error tries.
-_SHARES = np.linspace(0.3, 1.0, 71)
-_LEVELS = 255
-
-
-@dataclass(frozen=True)
-class Range:
-    """The reals that an activation's integers are to cover; always with zero inside."""
-
-    low: float
-    high: float
-
-    def union(self, other: "Range") -> "Range":
-        """The range that covers both."""
-        return Range(min(self.low, other.low), max(self.high, other.high))
+# Values of each tensor that its histogram is made of, over all samples.
+_KEPT = 2**20
+# Of one sample at least.
+_LEAST_KEPT = 256
 
 
 def run_activations(
@@ -68,63 +55,70 @@ def run_activations(
 def calibrate(
     graph: Graph,
     samples: Sequence[np.ndarray],
-    method: Method = "mse",
+    calibrator: Calibrator = "mse",
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Range]:
     """The range of every activation of a float graph over ``samples`` (NHWC, batch included).
 
-    ``minmax`` covers every value seen. ``mse`` cuts the tails where that lowers the mean squared error of 8 bits
-    (Choukroun et al., arXiv 1902.06822, section 3); the network's input and output are never cut. ``tick`` is called
-    ``PASSES`` times a sample. Raises ``QuantizationError`` without samples, or naming the first tensor that is not
-    finite.
+    ``calibrator`` is one of ``CALIBRATORS``. ``tick`` is called once a sample. Raises ``QuantizationError`` without
+    samples, or naming the first tensor that is not finite.
     """
-    if method not in PASSES:
-        raise UsageError(f"calibration method {method!r} is not one of {', '.join(PASSES)}")
+    if calibrator not in CALIBRATORS:
+        raise UsageError(f"calibrator {calibrator!r} is not one of {', '.join(CALIBRATORS)}")
+    return choose_ranges(graph, observe(graph, samples, tick), calibrator)
+
+
+def observe(
+    graph: Graph, samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None
+) -> dict[str, Histogram]:
+    """The values of all activations that share a scale, under the name of the first of them.
+
+    The ends are those of all values; how often each is taken comes from evenly spaced ones. Values that are only passed
+    on, by a pool or a join, are not counted again. ``tick`` is called once a sample. Raises ``QuantizationError``.
+    """
     if not len(samples):
         raise QuantizationError("there are no calibration pictures; give at least one, better a hundred")
-    seen: dict[str, Range] = {}
-    for values in run_activations(graph, samples):
-        for tensor in graph.activations:
-            low, high = float(values[tensor.name].min()), float(values[tensor.name].max())
+    groups = scale_groups(graph)
+    seen = dict.fromkeys(groups.values(), Range(0.0, 0.0))
+    kept: dict[str, list[np.ndarray]] = {group: [] for group in seen}
+    for index, values in enumerate(run_activations(graph, samples)):
+        for name, group in groups.items():
+            low, high = float(values[name].min()), float(values[name].max())
             if not np.isfinite([low, high]).all():
                 raise QuantizationError(
-                    f"activation {tensor.name!r} is not finite on the calibration pictures; check the weights"
+                    f"activation {name!r} is not finite on the calibration pictures; check the weights"
                 )
-            seen[tensor.name] = Range(min(low, 0.0), max(high, 0.0)).union(seen.get(tensor.name, Range(0.0, 0.0)))
+            seen[group] = seen[group].union(Range(low, high))
+            if not passes_on(graph.producers.get(name)):
+                kept[group].append(_spaced(values[name].ravel(), max(_LEAST_KEPT, _KEPT // len(samples)), index))
         tick()
-    if method == "minmax":
-        return seen
-    histograms = {name: np.zeros(_BINS) for name in seen}
-    for values in run_activations(graph, samples):
-        for name, histogram in histograms.items():
-            histogram += _histogram(values[name], seen[name])
-        tick()
-    return {
-        name: seen[name] if name in graph.inputs + graph.outputs else _least_error(histograms[name], seen[name])
-        for name in seen
+    return {group: Histogram(seen[group], _counts(np.concatenate(kept[group]), seen[group])) for group in seen}
+
+
+def choose_ranges(
+    graph: Graph, observed: Mapping[str, Histogram], calibrator: Calibrator = "minmax"
+) -> dict[str, Range]:
+    """One range for all activations that share a scale; the network's input and output are never cut."""
+    groups = scale_groups(graph)
+    whole = {groups[name] for name in (*graph.inputs, *graph.outputs)}
+    chosen = {
+        group: histogram.seen if group in whole or histogram.empty else CALIBRATORS[calibrator](histogram)
+        for group, histogram in observed.items()
     }
+    return {name: chosen[group] for name, group in groups.items()}
 
 
-def _histogram(values: np.ndarray, seen: Range) -> np.ndarray:
+def _spaced(values: np.ndarray, count: int, index: int) -> np.ndarray:
+    """About ``count`` of the values, other ones for each sample; with an odd step rows and channels take turns."""
+    step = len(values) // count | 1
+    return values[index % step :: step].copy()
+
+
+def _counts(values: np.ndarray, seen: Range) -> np.ndarray:
     """Counts in equal bins over the range; several times as fast as ``np.histogram``, which this is for."""
-    width = ((seen.high or 1.0) - seen.low) / _BINS
-    bins = ((values.ravel() - np.float32(seen.low)) * np.float32(1 / width)).astype(np.int32)
+    width = ((seen.high - seen.low) or 1.0) / _BINS
+    bins = ((values - np.float32(seen.low)) * np.float32(1 / width)).astype(np.int32)
     return np.bincount(np.minimum(bins, _BINS - 1, out=bins), minlength=_BINS)
-
-
-def _least_error(histogram: np.ndarray, seen: Range) -> Range:
-    """The share of a range whose 8-bit grid has the least mean squared error, rounding and clipping together."""
-    edges = np.linspace(seen.low, seen.high or 1.0, _BINS + 1)
-    centres = (edges[:-1] + edges[1:]) / 2
-    best, least = seen, np.inf
-    for share in _SHARES:
-        low, high = seen.low * share, seen.high * share
-        step = (high - low) / _LEVELS
-        inside = np.clip(centres, low, high)
-        error = float(histogram @ ((centres - inside) ** 2)) + float(histogram[inside == centres].sum()) * step**2 / 12
-        if error < least:
-            best, least = Range(low, high), error
-    return best
 
 
 def _real(graph: Graph, name: str, value: np.ndarray) -> np.ndarray:

@@ -12,15 +12,16 @@ import numpy as np
 from ..runtime.console import progress
 from ..runtime.contract import Contract, TensorSpec
 from ..runtime.datasets import LabelledImages, sample
-from ..runtime.errors import QuantizationError, UsageError
+from ..runtime.errors import UsageError
 from ..runtime.files import check_writable, sha256, write_files
 from ..runtime.graph import Graph, Softmax
 from ..runtime.planning import plan
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.session import Session
 from ..runtime.targets import Target
-from .calibration import PASSES, Method, Range, calibrate
+from .calibrators import CALIBRATORS, Calibrator, Range
 from .contracts import complete, for_file
+from .effort import Effort, Quantized, calibration_samples, quantize_network
 from .fitted import judged, pictures
 from .fitting import Fit, fit
 from .onnx_writer import write_onnx
@@ -54,14 +55,15 @@ _GATE_PICTURES = 100
 class ExportConfig:
     """What to write and how to quantize.
 
-    ``calibration_images`` pictures are drawn by ``seed``; ``method`` chooses the ranges of the activations;
-    ``input_type`` is that of the int8 TFLite file, and ``int16_layers`` names the layers of the int8 files (patterns
-    too) that have activations of 16 bits. With ``sram_bytes`` the int8 files are rewritten until all that ``target``
-    needs for an inference fits.
+    ``calibration_images`` pictures are drawn by ``seed``; ``effort`` is the work that goes into the int8 network, with
+    ``calibrator`` no calibrator is left to choose; ``input_type`` is that of the int8 TFLite file, and ``int16_layers``
+    names the layers of the int8 files (patterns too) that have activations of 16 bits. With ``sram_bytes`` the int8
+    files are rewritten until all that ``target`` needs for an inference fits.
     """
 
     calibration_images: int = 100
-    method: Method = "mse"
+    effort: Effort = "good"
+    calibrator: Calibrator | None = None
     seed: int = 0
     input_type: InputType = "int8"
     precisions: tuple[Precision, ...] = ("float32", "int8")
@@ -73,8 +75,10 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
             raise UsageError(f"{self.calibration_images} calibration pictures are not enough; give at least 1")
-        if self.method not in PASSES:
-            raise UsageError(f"calibration method {self.method!r} is not one of {', '.join(PASSES)}")
+        if self.effort not in get_args(Effort):
+            raise UsageError(f"effort {self.effort!r} is not one of {', '.join(get_args(Effort))}")
+        if self.calibrator not in (None, *CALIBRATORS):
+            raise UsageError(f"calibrator {self.calibrator!r} is not one of {', '.join(CALIBRATORS)}")
         if self.input_type not in get_args(InputType):
             raise UsageError(f"input type {self.input_type!r} is not one of {', '.join(get_args(InputType))}")
         if not self.precisions or not set(self.precisions) <= set(get_args(Precision)):
@@ -128,9 +132,14 @@ def export(
     if ranges:
         calibration = calibration.subset(())
     graphs: dict[Precision, Graph] = {"float32": graph}
+    quantized: Quantized | None = None
     if "int8" in config.precisions:
-        crops = _crops(calibration, preprocessing)
-        graphs["int8"] = quantize(graph, ranges) if ranges else _quantized(graph, crops, preprocessing, config, quiet)
+        if ranges:
+            graphs["int8"] = quantize(graph, ranges)
+        else:
+            samples = calibration_samples(_crops(calibration, preprocessing), preprocessing, quiet)
+            quantized = quantize_network(graph, samples, config.effort, config.calibrator, config.seed, quiet=quiet)
+            graphs["int8"] = quantized.graph
         graphs["int8"] = with_int16_layers(graphs["int8"], config.int16_layers)
     if "float16" in config.precisions:
         graphs["float16"] = with_float16_weights(graph)
@@ -150,9 +159,11 @@ def export(
         files[f"model.{precision}.onnx"] = precision, onnx_file
         files[f"model.{precision}.tflite"] = precision, tflite_file
     pixels = _crops(gate, preprocessing)
-    parity = _through_gate(module, files, graphs, pixels, preprocessing, config.tolerance, quiet)
+    reference = quantized.reference if quantized else graph
+    parity = _through_gate(module, files, graphs, reference, pixels, preprocessing, config.tolerance, quiet)
     contents: dict[str, bytes | str] = {file: data for file, (_, data) in files.items()}
     report = _report(contract, {file: data for file, (_, data) in files.items()}, parity, calibration, gate, config)
+    report["calibration"] |= quantized.to_json() if quantized else {}
     if fitted:
         after = {"tflite": files["model.int8.tflite"][1], "onnx": files["model.int8.onnx"][1]}
         report["fit"] = judged(fitted, contract, after, pixels, quiet=quiet)
@@ -183,25 +194,12 @@ def _crops(images: LabelledImages, preprocessing: Preprocessing) -> list[np.ndar
     return [preprocessing.crop(images.read(name), images.where(name)) for name in images.names]
 
 
-def _quantized(
-    graph: Graph, pixels: Sequence[np.ndarray], preprocessing: Preprocessing, config: ExportConfig, quiet: bool
-) -> Graph:
-    if not pixels:
-        raise QuantizationError("there are no calibration pictures; give at least one, better a hundred")
-    samples = [preprocessing.normalize(picture)[None] for picture in pixels]
-    passes = PASSES[config.method] + 1
-    with progress("calibrating", passes * len(samples), quiet=quiet) as advance:
-        ranges = calibrate(graph, samples, config.method, advance)
-        moments = input_moments(graph, samples, config.seed, advance)
-    return quantize(graph, ranges, moments)
-
-
 def _rounded(
     graph: Graph, pixels: Sequence[np.ndarray], preprocessing: Preprocessing, config: ExportConfig, quiet: bool
 ) -> Graph:
     """int8 weights between floats, rounded by the pictures that there are."""
     samples = [preprocessing.normalize(picture)[None] for picture in pixels]
-    with progress("rounding", len(samples), quiet=quiet) as advance:
+    with progress("rounding weights", len(samples), quiet=quiet) as advance:
         moments = input_moments(graph, samples, config.seed, advance) if samples else None
     return with_int8_weights(graph, moments)
 
@@ -226,12 +224,14 @@ def _through_gate(
     module: "nn.Module",
     files: Mapping[str, tuple[Precision, bytes]],
     graphs: Mapping[Precision, Graph],
+    reference: Graph,
     pixels: Sequence[np.ndarray],
     preprocessing: Preprocessing,
     tolerance: Tolerance,
     quiet: bool,
 ) -> list[Parity]:
-    """Compare every file with the module. Raises ``ParityError``."""
+    """Compare every file with the module; ``reference`` is the float network that int8 began with. Raises
+    ``ParityError``."""
     inputs = np.stack([preprocessing.normalize(picture).transpose(2, 0, 1) for picture in pixels])
     inputs = np.ascontiguousarray(inputs)
     with progress("comparing", 1 + len(files), quiet=quiet) as advance:
@@ -245,8 +245,10 @@ def _through_gate(
             advance()
     complaint = judge(results, outputs, tolerance)
     if complaint:
-        graph = graphs[complaint.precision]
-        raise refuse(complaint, first_to_leave(module, graph, graphs["float32"], inputs, tolerance))
+        graph, integer = graphs[complaint.precision], complaint.precision == "int8"
+        # An equalized network has other activations than the module.
+        floats, truth = (reference, None) if integer else (graphs["float32"], module)
+        raise refuse(complaint, first_to_leave(graph, floats, inputs, tolerance, truth))
     return results
 
 
@@ -279,7 +281,6 @@ def _report(
             "source": calibration.source if len(calibration) else "learned in training",
             "pictures": len(calibration),
             "seed": config.seed,
-            "method": config.method if len(calibration) else None,
         },
         "parity": {
             "pictures": len(gate),

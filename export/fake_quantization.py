@@ -36,8 +36,9 @@ from ..runtime.graph import (
     Slice,
     Softmax,
 )  # fmt: skip
-from .calibration import Range
-from .quantization import activation_scales, quantize_layer, scale_groups
+from .calibrators import Range
+from .quantization import quantize_layer
+from .scales import activation_scales, scale_groups
 
 _LEVELS = 255
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -91,6 +92,10 @@ class FakeQuantized(nn.Module):
                 if self._last_use[name] is op:
                     values.pop(name, None)
         return values[result].float() * run.scale(result)
+
+    def parameter_of(self, name: str) -> nn.Parameter:
+        """The parameter that is used for a constant of the graph."""
+        return self.weights[self._constants[name]]
 
     def ranges(self) -> dict[str, Range]:
         """The ranges of activations for which ``quantize`` has the scales and zero points in use."""

@@ -129,14 +129,14 @@ def _complaint(result: Parity, output: np.ndarray, limit: Tolerance) -> str:
 
 
 def first_to_leave(
-    module: "nn.Module", graph: Graph, reference: Graph, inputs: np.ndarray, tolerance: Tolerance
+    graph: Graph, reference: Graph, inputs: np.ndarray, tolerance: Tolerance, module: "nn.Module | None" = None
 ) -> str:
-    """The first layer, in the order of the network, at which a graph leaves the network, in words.
+    """The first layer, in the order of the network, at which a graph leaves the float graph ``reference``, in words.
 
-    Where the layer is a module of torch, the module is the reference, elsewhere the float graph.
+    Where the layer is a module of torch in ``module``, that is the reference.
     """
     samples = [x.transpose(1, 2, 0)[None] for x in inputs[:8]]
-    modules = [_module_activations(module, reference, x[None]) for x in inputs[:8]]
+    modules = [_module_activations(module, reference, x[None]) if module else {} for x in inputs[:8]]
     signal = dict.fromkeys((op.output for op in graph.ops), 0.0)
     noise = dict(signal)
     for found, floats, truth in zip(

@@ -11,30 +11,19 @@ import numpy as np
 
 from ..runtime.errors import QuantizationError
 from ..runtime.graph import (
-    AveragePool,
-    Concat,
     Conv,
     Dequantize,
     FullyConnected,
     Graph,
-    MaxPool,
     Op,
-    Pad,
     Quantization,
     Quantize,
-    Relu,
-    Reshape,
-    Slice,
-    Softmax,
     Tensor,
 )  # fmt: skip
-from .calibration import Range
+from .calibrators import Range
 from .rounding import Moments, mean_error, round_weight
+from .scales import activation_scales
 
-# TFLite fixes softmax's output: 256 steps between 0 and 1.
-_SOFTMAX = Quantization((1 / 256,), -128)
-# Operations that pass integers on as they are, so that all their tensors share one scale.
-_SHARING = (AveragePool, Concat, MaxPool, Pad, Relu, Reshape, Slice)
 _MAX_BIAS = 2**30
 
 
@@ -80,43 +69,6 @@ def with_input_type(graph: Graph, dtype: str) -> Graph:
     ops = [replace(op, inputs=tuple(inner if n == name else n for n in op.inputs)) for op in graph.ops]
     tensors = {**graph.tensors, name: outer, inner: replace(source, name=inner)}
     return Graph.of(graph.name, tensors.values(), [Quantize((name,), inner), *ops], graph.inputs, graph.outputs)
-
-
-def activation_scales(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Quantization]:
-    """Scale and zero point (of int8) of every activation. Raises ``QuantizationError`` when a range is missing."""
-    groups = scale_groups(graph)
-    covered: dict[str, Range] = {}
-    for tensor in graph.activations:
-        if tensor.name not in ranges:
-            raise QuantizationError(f"activation {tensor.name!r} was not calibrated")
-        group = groups[tensor.name]
-        covered[group] = ranges[tensor.name].union(covered.get(group, Range(0.0, 0.0)))
-    fixed = {groups[op.output] for op in graph.ops if isinstance(op, Softmax)}
-    chosen = {group: _SOFTMAX if group in fixed else _affine(found) for group, found in covered.items()}
-    return {tensor.name: chosen[groups[tensor.name]] for tensor in graph.activations}
-
-
-def scale_groups(graph: Graph) -> dict[str, str]:
-    """For every activation the first of those that must share its scale (disjoint sets)."""
-    parent = {tensor.name: tensor.name for tensor in graph.activations}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
-
-    for op in graph.ops:
-        if isinstance(op, _SHARING):
-            for name in op.inputs:
-                parent[root(op.output)] = root(name)
-    return {name: root(name) for name in parent}
-
-
-def _affine(found: Range) -> Quantization:
-    scale = np.float32((found.high - found.low) / 255)
-    if scale < np.finfo(np.float32).tiny:
-        scale = np.float32(1)
-    return Quantization((float(scale),), int(np.clip(round(-128 - found.low / float(scale)), -128, 127)))
 
 
 def quantize_layer(

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import numpy as np
 
@@ -10,13 +11,16 @@ from ..runtime.errors import UsageError
 from ..runtime.graph import Graph
 from .advice import Fix
 from .blaming import LayerBlame, agree, answers, blame_match, sqnr
-from .calibration import Method, Range, calibrate
+from .calibration import calibrate
+from .calibrators import CALIBRATORS, Calibrator
+from .equalization import channel_peaks, equalize
 from .islands import keep_float, quantizers, surroundings
+from .learning import learn
 from .matching import match
 from .quantization import quantize
 from .rounding import Moments, input_moments
 
-Weights = Literal["nearest", "corrected", "rounded"]
+Weights = Literal["nearest", "corrected", "rounded", "learned"]
 
 # Pictures by which the layers to keep in float are ranked, of those that calibrate.
 _RANKING = 20
@@ -69,17 +73,20 @@ def repair(
 ) -> Repair:
     """Fix after fix until the share ``target`` of the ``judged`` pictures gets the float network's best class.
 
-    Another calibration, equalization, bias correction and rounding, each kept when the answer's ratio of signal to
-    noise is better with it; then single layers in float. Both sets of pictures are network inputs, NHWC with the
-    batch; scales, weights and layers are chosen on ``calibration``, whether to keep a fix on ``judged``. ``tell`` gets
-    the name of each fix before it is tried. Raises ``UsageError`` for a target that is no share, and as ``quantize``.
+    Another calibration, equalization, bias correction, rounding by layers and (with torch) learned weights, each kept
+    when the answer's ratio of signal to noise is better with it; then single layers in float. Both sets of pictures
+    are network inputs, NHWC with the batch; scales, weights and layers are chosen on ``calibration``, whether to keep a
+    fix on ``judged``. ``tell`` gets the name of each fix before it is tried. Raises ``UsageError`` for a target that is
+    no share, and as ``quantize``.
     """
     check_target(target)
     bench = _Bench(reference, quantized, calibration, judged, target, tell)
-    for change in _CHANGES:
+    for fix, detail, changes in _CHANGES:
         if bench.done:
             break
-        bench.try_change(*change)
+        # Without torch weights are not learned.
+        if detail != "learned" or find_spec("torch"):
+            bench.try_change(fix, detail, changes)
     bench.try_floats()
     best = bench.best
     return Repair(best.graph, best.agreement, best.sqnr_db, target, best.float_layers, tuple(bench.steps))
@@ -95,16 +102,17 @@ def check_target(target: float) -> None:
 class _Recipe:
     """How the float network is quantized."""
 
-    method: Method = "minmax"
+    method: Calibrator = "minmax"
     equalized: bool = False
     weights: Weights = "nearest"
 
 
 _CHANGES: tuple[tuple[Fix, str, dict[str, Any]], ...] = (
-    *(("calibrate", method, {"method": method}) for method in get_args(Method)),
+    *(("calibrate", method, {"method": method}) for method in CALIBRATORS),
     ("equalize", "", {"equalized": True}),
     ("correct bias", "", {"weights": "corrected"}),
-    ("round weights", "", {"weights": "rounded"}),
+    ("round weights", "layer by layer", {"weights": "rounded"}),
+    ("round weights", "learned", {"weights": "learned"}),
 )
 
 
@@ -161,25 +169,25 @@ class _Bench:
 
     def try_floats(self) -> None:
         """Layers in float, those that bring most first, in the best network so far."""
-        base = self.best
         if self.done:
             return
+        self.kept = max(self.best, self.kept, key=lambda candidate: candidate.quality)
         self.tell("looking for layers to keep in float")
-        found = match(self.reference, base.graph)
+        found = match(self.reference, self.kept.graph)
         ranked = blame_match(found, self.calibration[:_RANKING])
-        self.kept = base
         for layer in ranked.layers:
-            layers = set(self.kept.float_layers) | _island(found.quantized, layer)
-            if self.done or len(layers) > _MOST_LAYERS or layer.recovered <= 0:
+            floats = set(self.kept.float_layers)
+            added = _island(found.quantized, layer) - floats
+            if self.done or len(floats | added) > _MOST_LAYERS or layer.recovered <= 0:
                 break
-            if layer.layer not in found.quantized.producers or layers == set(self.kept.float_layers):
+            if layer.layer not in found.quantized.producers or not added:
                 continue
             self.tell(f"keep float {layer.layer}")
-            attempt = self.judge(keep_float(found, layers), tuple(sorted(layers)))
+            attempt = self.judge(keep_float(found, floats | added), tuple(sorted(floats | added)))
             better = attempt.quality >= self.kept.quality + _WORTH_DB
             if better:
                 self.kept = attempt
-            self.note("keep float", ", ".join(sorted(layers)), attempt, better)
+            self.note("keep float", ", ".join(sorted(added)), attempt, better)
 
     def note(self, fix: Fix, detail: str, found: _Candidate, kept: bool) -> None:
         self.steps.append(Step(fix, detail, found.agreement, found.sqnr_db, kept))
@@ -187,17 +195,18 @@ class _Bench:
 
     def build(self, recipe: _Recipe) -> Graph:
         """The float network quantized by a recipe; what recipes share is computed once."""
-        graph = self.reference
-        ranges: dict[str, Range] = self.once((recipe.equalized, recipe.method), lambda: self.ranges(graph, recipe))
+        graph, samples = self.reference, self.calibration
+        if recipe.equalized:
+            graph = self.once("equalized", lambda: equalize(graph, channel_peaks(graph, samples)))
+        ranges = self.once((recipe.equalized, recipe.method), lambda: calibrate(graph, samples, recipe.method))
         if recipe.weights == "nearest":
             return quantize(graph, ranges)
-        moments = self.once((recipe.equalized, "moments"), lambda: input_moments(graph, self.calibration))
+        if recipe.weights == "learned":
+            return quantize(learn(graph, ranges, samples), ranges)
+        moments = self.once((recipe.equalized, "moments"), lambda: input_moments(graph, samples))
         if recipe.weights == "corrected":
             moments = {name: Moments(m.mean, np.zeros_like(m.covariance)) for name, m in moments.items()}
         return quantize(graph, ranges, moments)
-
-    def ranges(self, graph: Graph, recipe: _Recipe) -> dict[str, Range]:
-        return calibrate(graph, self.calibration, recipe.method)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self.seen:

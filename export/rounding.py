@@ -15,7 +15,7 @@ from ..runtime.graph import Conv, FullyConnected, Graph, Op, Quantization
 from .calibration import run_activations
 
 # Input windows looked at for each layer, over all samples.
-_WINDOWS = 40_000
+_WINDOWS = 10_000
 # Wider layers are rounded to the nearest: the moments of their inputs would take the square of it in memory.
 _MAX_COLUMNS = 4608
 # Share of the mean variance added to every column, against fitting the windows' noise.

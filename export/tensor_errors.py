@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..runtime.graph import Conv, FullyConnected, Graph, Quantization, Relu, Tensor
-from .calibration import Range, run_activations
+from .calibration import run_activations
+from .calibrators import Range
 from .matching import Match
 
 # Bins over the range of the float tensor in which the divergence is told; of 256 levels four fall in each.

@@ -15,7 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..export.calibration import Range
+from ..export.calibrators import Range
 from ..runtime.errors import CheckpointError, FireboxError
 from ..runtime.files import read_file
 from ..runtime.preprocessing import Preprocessing

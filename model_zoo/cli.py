@@ -290,11 +290,17 @@ def _percent(value: float | None) -> str:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the files.  [default: build/MODEL]")
 @click.option("--images", type=int, default=100, show_default=True, help="How many pictures to calibrate with.")
 @click.option(
-    "--method",
-    type=click.Choice(["mse", "minmax"]),
-    default="mse",
+    "--effort",
+    type=click.Choice(["fast", "good", "best"]),
+    default="good",
     show_default=True,
-    help="Ranges of activations: least mean squared error, or all that was seen.",
+    help="Work for int8: fast calibrates and rounds; good also compares calibrators and equalization; best learns the "
+    "weights too, in minutes.",
+)
+@click.option(
+    "--calibrator",
+    type=click.Choice(["minmax", "percentile", "mse", "kl"]),
+    help="What chooses the ranges of activations.  [default: mse if fast, else what answers best]",
 )
 @click.option(
     "--input-type",
@@ -339,7 +345,8 @@ def export_command(
     source: str | None,
     out: Path | None,
     images: int,
-    method: Any,
+    effort: Any,
+    calibrator: Any,
     input_type: Any,
     precisions: tuple[Any, ...],
     int16_layers: tuple[str, ...],
@@ -361,7 +368,7 @@ def export_command(
     Example:
       firebox export runs/squeezenet_micro --out build/micro
       firebox export runs/squeezenet_micro --out build/micro --sram 64KiB
-      firebox export squeezenet1_1 --weights squeezenet1_1.pth --calibrate pictures.tar --out build/v11
+      firebox export squeezenet1_1 --weights squeezenet1_1.pth --calibrate pictures.tar --effort best --out build/v11
       firebox export runs/squeezenet_micro --out build/half --precision float16 --precision dynamic
     """
     from ..export import ExportConfig, Tolerance
@@ -374,7 +381,8 @@ def export_command(
     sram_bytes = budget(sram, device, devices)
     config = ExportConfig(
         images,
-        method,
+        effort,
+        calibrator,
         seed,
         input_type,
         precisions=tuple(dict.fromkeys(precisions)),

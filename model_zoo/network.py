@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..export.calibration import Range
+from ..export.calibrators import Range
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.preprocessing import Preprocessing
 from .checkpoint import FILE_NAME

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..export.calibration import Range, calibrate
+from ..export.calibration import calibrate
+from ..export.calibrators import Range
 from ..export.fake_quantization import FakeQuantized
 from ..export.tracing import trace
 from ..runtime.console import progress

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..export.calibration import Range
+from ..export.calibrators import Range
 from ..runtime.errors import CheckpointError, FormatError, UsageError
 from ..runtime.files import read_file, sha256
 from ..runtime.preprocessing import Preprocessing
