@@ -72,8 +72,9 @@ class Findings:
 )
 @click.option("--float-epochs", default=8, show_default=True, help="Epochs of the float training.")
 @click.option("--epochs", default=1, show_default=True, help="Epochs of fine-tuning.")
+@click.option("--lr", type=float, help="Rate of fine-tuning.  [default: that of firebox train --qat]")
 @click.option("--seed", default=0, show_default=True, help="Seed of both trainings and of calibration.")
-def main(data_folder: Path, out: Path, runs: Path, float_epochs: int, epochs: int, seed: int) -> None:
+def main(data_folder: Path, out: Path, runs: Path, float_epochs: int, epochs: int, lr: float | None, seed: int) -> None:
     """Train squeezenet_cifar, fine-tune it in int8, export both, and measure all of it on the test pictures.
 
     \b
@@ -85,7 +86,8 @@ def main(data_folder: Path, out: Path, runs: Path, float_epochs: int, epochs: in
     data = str(data_folder / _DATA)
     plan = TrainingConfig(_MODEL, data, epochs=float_epochs, batch_size=128, val_fraction=0.05, threads=1, seed=seed)
     network = trained(runs / _FLOAT, data, partial(train, plan))
-    tuning = replace(quantized_config(network), data=data, epochs=epochs)
+    tuning = quantized_config(network)
+    tuning = replace(tuning, data=data, epochs=epochs, learning_rate=lr or tuning.learning_rate)
     tuned = trained(runs / _INT8, data, partial(train_quantized, network, tuning))
     test = pictures.split("test")
     assert test is not None
@@ -167,7 +169,8 @@ def _commands(network: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -
     train = f"firebox train {_MODEL} --data {FOLDER}/{_DATA} --epochs {network['epochs']} {options}"
     return [
         f"{train} --out build/qat/{_FLOAT}",
-        f"firebox train --qat build/qat/{_FLOAT} --epochs {tuned['epochs']} --out build/qat/{_INT8}",
+        f"firebox train --qat build/qat/{_FLOAT} --epochs {tuned['epochs']} --lr {tuned['learning_rate']:g} "
+        f"--out build/qat/{_INT8}",
         *(f"firebox export build/qat/{name} --seed {seed} --out build/{name}" for name in (_FLOAT, _INT8)),
     ]
 
