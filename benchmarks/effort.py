@@ -12,14 +12,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
 from common import FOLDER, PICTURES, REFERENCES, data_option, out_option, surroundings, table, write_page
+from firebox.export.effort import Effort
 from firebox.runtime.console import note, progress
 
 _NETWORK = "squeezenet1_1"
-_EFFORTS = ("default",)
+_EFFORTS = get_args(Effort)
 _IMAGES = (25, 50, 100, 200)
 _SEED = 0
 # A draw that the gate would refuse takes as long.
@@ -68,9 +70,9 @@ def main(data_folder: Path, out: Path, rounds: int, efforts: tuple[str, ...], im
     write_page(out, page(times, rounds))
 
 
-def command(images: int | str, folder: Path | str, out: str) -> list[str]:
+def command(effort: str, images: int | str, folder: Path | str, out: str) -> list[str]:
     source = f"--weights {folder}/{REFERENCES[_NETWORK]} --calibrate {folder}/{PICTURES}"
-    return f"export {_NETWORK} {source} --images {images} --out {out}".split()
+    return f"export {_NETWORK} {source} --effort {effort} --images {images} --out {out}".split()
 
 
 def run(case: Case, data_folder: Path) -> Times:
@@ -79,7 +81,7 @@ def run(case: Case, data_folder: Path) -> Times:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as said:
         start = time.perf_counter()
         process = subprocess.Popen(
-            [firebox, *command(case.images, data_folder, folder), *_NO_GATE], stdout=said, stderr=said
+            [firebox, *command(case.effort, case.images, data_folder, folder), *_NO_GATE], stdout=said, stderr=said
         )
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
@@ -91,7 +93,7 @@ def run(case: Case, data_folder: Path) -> Times:
 
 
 def page(times: Mapping[Case, Sequence[Times]], rounds: int) -> list[str]:
-    shown = " ".join(command("PICTURES", FOLDER, f"build/{_NETWORK}"))
+    shown = " ".join(command("EFFORT", "PICTURES", FOLDER, f"build/{_NETWORK}"))
     return [
         "# What each effort costs",
         "This page is written by\n\n```sh\npython benchmarks/effort.py\n```",

@@ -37,6 +37,7 @@ from comparators import (
     quantize_with_onnxruntime,
 )
 from firebox.export import ExportConfig, Tolerance
+from firebox.export.effort import Effort
 from firebox.export.parity import compare
 from firebox.model_zoo import Network, export_network
 from firebox.model_zoo.classifier import TorchClassifier
@@ -161,7 +162,7 @@ def main(data_folder: Path, out: Path, cache: Path, fresh: bool, stock: Path | N
 def methods(stock: Path | None) -> Iterator[Method]:
     rooms = [Path(path) for room in (firebox.export, firebox.runtime) for path in room.__path__]
     ours = [file for room in rooms for file in sorted(room.glob("*.py"))]
-    for effort in ("default",):
+    for effort in get_args(Effort):
         yield Method(f"firebox {effort}", partial(_export, effort), ours, "")
     theirs = Path(__file__).with_name("comparators.py")
     yield Method("onnxruntime", _onnxruntime, [theirs], version("onnxruntime"))
@@ -179,8 +180,8 @@ def key(method: Method, weights: Path) -> str:
     return sha256(b"".join([method.versions.encode(), version("ai-edge-litert").encode(), *contents]))
 
 
-def _export(effort: str, network: Network, pictures: LabelledImages, folder: Path) -> Made:
-    config = ExportConfig(len(pictures), precisions=("int8",), tolerance=_NO_GATE)
+def _export(effort: Effort, network: Network, pictures: LabelledImages, folder: Path) -> Made:
+    config = ExportConfig(len(pictures), effort=effort, precisions=("int8",), tolerance=_NO_GATE)
     start = processor_seconds()
     export_network(network, folder, pictures, config, quiet=True)
     seconds = processor_seconds() - start

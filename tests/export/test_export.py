@@ -180,7 +180,6 @@ def test_no_pictures_one_picture_and_black_ones(tmp_path):
     with pytest.raises(QuantizationError, match=r"each of the \d calibration pictures is of one value \(all black\?\)"):
         send(tiny(), tmp_path / "black", shown(*black))
     assert not (tmp_path / "black").exists()
-    send(tiny(), tmp_path / "mixed", shown(*black, one))
 
 
 def test_a_picture_that_cannot_be_read_is_named(noise, tmp_path):
