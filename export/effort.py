@@ -93,7 +93,7 @@ def quantize_network(
             graph, samples, (calibrator,) if calibrator else tuple(CALIBRATORS), quiet
         )
     if effort == "best":
-        with progress("learning weights", (EPOCHS + 2) * len(samples), quiet=quiet) as advance:
+        with progress("learning weights", (EPOCHS + 1) * len(samples), quiet=quiet) as advance:
             result = quantize(learn(chosen.graph, ranges, samples, seed, advance), ranges)
     else:
         with progress("rounding weights", len(samples), quiet=quiet) as advance:

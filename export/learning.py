@@ -2,10 +2,11 @@
 
 As AdaRound (Nagel et al., arXiv 2004.10568) it moves weights by fractions of a step, so that what rounding does to them
 and to the activations cancels out; unlike it, all layers at once and with the whole network's answer as the aim. Each
-picture is used as it is and mirrored: more of them keep the network from learning the pictures by heart.
+picture is cut and mirrored anew every time, and the float network asked for its answer: more of them keep the weights
+from learning the pictures by heart.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +15,21 @@ from ..runtime.errors import MissingExtraError
 from ..runtime.graph import Conv, FullyConnected, Graph, Softmax
 from .blaming import answers
 from .calibrators import Range
+from .quantization import compensated
+from .rounding import input_moments
 from .scales import activation_scales
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .fake_quantization import FakeQuantized
 
-EPOCHS = 6
+EPOCHS = 8
 _BATCH = 10
 # What a step of the optimizer moves: this share of a weight's, or for a bias of its output's, integer step.
 _PACE = 0.003
+# The least share of a picture's sides that is looked at.
+_LEAST_SHARE = 0.6
 # How much the squared error of the answers counts beside the divergence of the classes they stand for.
 _SQUARED = 100.0
 
@@ -37,43 +44,65 @@ def learn(
     """The float graph with weights that answer better once they are rounded to the nearest integer.
 
     ``ranges`` of the activations stay as they are; ``samples`` are network inputs, NHWC with the batch. ``tick`` is
-    called ``EPOCHS + 2`` times a sample. Deterministic for a seed on the same kind of processor. Raises
+    called ``EPOCHS + 1`` times a sample. Deterministic for a seed on the same kind of processor. Raises
     ``MissingExtraError`` without torch.
     """
     try:
         import torch
     except ImportError as error:
         raise MissingExtraError("torch", "export") from error
-    from torch.nn import functional
 
     from .fake_quantization import FakeQuantized
     from .tracing import one_thread
 
-    mirrored = [np.ascontiguousarray(sample[:, :, ::-1]) if sample.ndim == 4 else sample for sample in samples]
-    inputs = [*samples, *mirrored]
-    expected = torch.from_numpy(answers(graph, inputs, tick).astype(np.float32))
-    pictures = np.concatenate(inputs)
-    pictures = pictures.transpose(0, 3, 1, 2) if pictures.ndim == 4 else pictures
-    ends_in_shares = isinstance(graph.producers.get(graph.outputs[0]), Softmax)
+    rng = np.random.default_rng(seed)
     with one_thread():
-        module = FakeQuantized(graph, ranges)
+        module = FakeQuantized(compensated(graph, ranges, input_moments(graph, samples, seed, tick)), ranges)
         optimizer = torch.optim.Adam(_paced(graph, ranges, module), betas=(0.9, 0.99))
-        paces = [group["lr"] for group in optimizer.param_groups]
-        batches = list(_batches(len(inputs), len(samples), seed))
-        for step, batch in enumerate(batches):
-            for group, pace in zip(optimizer.param_groups, paces, strict=True):
-                group["lr"] = pace * (1 - step / len(batches))
-            given = expected[batch]
-            found = module(torch.from_numpy(np.ascontiguousarray(pictures[batch], np.float32))).flatten(1)
-            shares = [v.clamp_min(1e-6).log() if ends_in_shares else v.log_softmax(1) for v in (found, given)]
-            loss = functional.kl_div(shares[0], shares[1], log_target=True, reduction="batchmean")
-            loss = loss + _SQUARED * functional.mse_loss(found, given) / given.square().mean().clamp_min(1e-12)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            for _ in batch:
-                tick()
+        slowing = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, EPOCHS * -(-len(samples) // _BATCH))
+        for _ in range(EPOCHS):
+            views = [_view(samples[index], rng) for index in rng.permutation(len(samples))]
+            expected = answers(graph, views).astype(np.float32)
+            for start in range(0, len(views), _BATCH):
+                batch = slice(start, start + _BATCH)
+                loss = _loss(graph, module, np.concatenate(views[batch]), expected[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                slowing.step()
+                for _ in views[batch]:
+                    tick()
         return module.graph()
+
+
+def _view(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A part of a picture (1, H, W, C) in its full size, mirrored or not; what is no picture as it is."""
+    if sample.ndim != 4:
+        return sample
+    from torch import from_numpy
+    from torch.nn import functional
+
+    share, mirrored = rng.uniform(_LEAST_SHARE, 1), rng.random() < 0.5
+    size = sample.shape[1:3]
+    part = [max(1, round(share * extent)) for extent in size]
+    top, left = (int(rng.integers(0, extent - length + 1)) for extent, length in zip(size, part, strict=True))
+    cut = np.ascontiguousarray(sample[:, top : top + part[0], left : left + part[1]].transpose(0, 3, 1, 2), np.float32)
+    resized = functional.interpolate(from_numpy(cut), size, mode="bilinear", align_corners=False).numpy()
+    return resized.transpose(0, 2, 3, 1)[:, :, :: -1 if mirrored else 1]
+
+
+def _loss(graph: Graph, module: "FakeQuantized", views: np.ndarray, expected: np.ndarray) -> "Tensor":
+    """The divergence of the classes' shares from the float network's, and the squared error of the answers."""
+    import torch
+    from torch.nn import functional
+
+    inputs = views.transpose(0, 3, 1, 2) if views.ndim == 4 else views
+    given = torch.from_numpy(expected)
+    found = module(torch.from_numpy(np.ascontiguousarray(inputs, np.float32))).flatten(1)
+    in_shares = isinstance(graph.producers.get(graph.outputs[0]), Softmax)
+    p, q = (v.clamp_min(1e-6).log() if in_shares else v.log_softmax(1) for v in (given, found))
+    divergence = functional.kl_div(q, p, log_target=True, reduction="batchmean")
+    return divergence + _SQUARED * functional.mse_loss(found, given) / given.square().mean().clamp_min(1e-12)
 
 
 def _paced(graph: Graph, ranges: Mapping[str, Range], module: "FakeQuantized") -> list[dict[str, Any]]:
@@ -87,11 +116,3 @@ def _paced(graph: Graph, ranges: Mapping[str, Range], module: "FakeQuantized") -
             groups.append({"params": [weight], "lr": _PACE * step})
             groups.append({"params": [bias], "lr": _PACE * scales[op.output].scale[0]})
     return groups
-
-
-def _batches(inputs: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Indices of inputs, as many in each epoch as there are samples."""
-    rng = np.random.default_rng(seed)
-    for _ in range(EPOCHS):
-        chosen = rng.permutation(inputs)[:samples]
-        yield from np.array_split(chosen, max(1, -(-samples // _BATCH)))

@@ -21,7 +21,7 @@ from ..runtime.graph import (
     Tensor,
 )  # fmt: skip
 from .calibrators import Range
-from .rounding import Moments, mean_error, round_weight
+from .rounding import Moments, compensate, mean_error, round_weight
 from .scales import activation_scales
 
 _MAX_BIAS = 2**30
@@ -47,6 +47,25 @@ def quantize(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Mo
         if isinstance(op, Conv | FullyConnected):
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
             constants = quantize_layer(op.name, weight, bias, scales[op.inputs[0]], (moments or {}).get(op.name))
+            tensors.update((tensor.name, tensor) for tensor in constants)
+            op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
+        ops.append(op)
+    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+
+
+def compensated(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Moments]) -> Graph:
+    """The float graph with the weights and biases that ``quantize`` rounds to the nearest when it has ``moments``."""
+    scales, tensors, ops = activation_scales(graph, ranges), dict(graph.tensors), list[Op]()
+    for op in graph.ops:
+        if isinstance(op, Conv | FullyConnected) and op.name in moments:
+            weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
+            integers = quantize_layer(op.name, weight, bias, scales[op.inputs[0]], moments[op.name])
+            assert integers[0].quantization is not None
+            real = compensate(weight, integers[0].quantization, moments[op.name]).astype(np.float32)
+            constants = [
+                Tensor(integer.name, integer.shape, data=data)
+                for integer, data in zip(integers, (real, integers[1].real()), strict=True)
+            ]
             tensors.update((tensor.name, tensor) for tensor in constants)
             op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
         ops.append(op)

@@ -58,8 +58,12 @@ def input_moments(
 
 def round_weight(weight: np.ndarray, quantization: Quantization, moments: Moments | None) -> np.ndarray:
     """int8 integers in -127..127 for a weight (out, ...) with one scale per output; to the nearest without moments."""
-    if moments is None:
-        return np.clip(quantization.quantize(weight, "int8"), -127, 127)
+    real = weight if moments is None else compensate(weight, quantization, moments)
+    return np.clip(quantization.quantize(real, "int8"), -127, 127)
+
+
+def compensate(weight: np.ndarray, quantization: Quantization, moments: Moments) -> np.ndarray:
+    """The real weight, of the same shape, whose nearest integers keep the layer's output: float64, within the grid."""
     scale = np.asarray(quantization.scale, np.float64)
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     variance = np.diag(moments.covariance)
@@ -68,12 +72,12 @@ def round_weight(weight: np.ndarray, quantization: Quantization, moments: Moment
     damped = moments.covariance[np.ix_(order, order)] + np.eye(len(order)) * (_DAMPING * variance.mean() + 1e-12)
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     rows = rows[:, order]
-    integers = np.empty_like(rows)
     for column in range(len(order)):
-        integers[:, column] = np.clip(np.rint(rows[:, column] / scale), -127, 127)
-        error = (rows[:, column] - integers[:, column] * scale) / factor[column, column]
+        rounded = np.clip(np.rint(rows[:, column] / scale), -127, 127) * scale
+        error = (rows[:, column] - rounded) / factor[column, column]
         rows[:, column + 1 :] -= np.outer(error, factor[column, column + 1 :])
-    return integers[:, np.argsort(order)].reshape(weight.shape).astype(np.int8)
+    limit = 127 * scale[:, None]
+    return np.clip(rows, -limit, limit)[:, np.argsort(order)].reshape(weight.shape)
 
 
 def mean_error(weight: np.ndarray, rounded: np.ndarray, moments: Moments | None) -> np.ndarray:
