@@ -16,7 +16,8 @@ from ..runtime.files import check_writable, read_file, write_files
 from ..runtime.graph import Graph
 from ..runtime.session import Session
 from ..runtime.summary import node_data
-from .blaming import Blame, agree, answers, as_graph, blame_match, passes
+from .activations import answers
+from .blaming import Blame, agree, as_graph, blame_match, passes
 from .contracts import complete, for_file
 from .fitted import read_contract
 from .matching import match

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.errors import QuantizationError
 from ..runtime.graph import Conv, FullyConnected, Graph
 from ..runtime.reader import read_graph
+from .activations import answers
 from .advice import Advice, advise
-from .calibration import calibrate, run_activations
+from .calibration import calibrate
 from .islands import quantizers, unquantized
 from .matching import Match, match
 from .tensor_errors import KL_BINS, TensorError, decibels, measure
@@ -118,21 +118,6 @@ def as_graph(model: Graph | str | Path) -> Graph:
 def passes(quantized: Graph) -> int:
     """How often ``blame`` looks at every picture: for each layer, and four times before."""
     return len(quantizers(quantized)) + 4
-
-
-def answers(graph: Graph, samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None) -> np.ndarray:
-    """Real-valued outputs (pictures, values) of a network; ``tick`` is called once a sample.
-
-    Raises ``QuantizationError`` without samples.
-    """
-    if not len(samples):
-        raise QuantizationError("there are no pictures; give at least one, better a hundred")
-    (name,) = graph.outputs
-    found = []
-    for values in run_activations(graph, samples, [name]):
-        found.append(values[name].ravel().astype(np.float64))
-        tick()
-    return np.stack(found)
 
 
 def agree(expected: np.ndarray, given: np.ndarray) -> float:

@@ -1,15 +1,13 @@
 """Which range of values each activation takes, seen on real pictures."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..runtime.errors import MissingExtraError, QuantizationError, UsageError
+from ..runtime.errors import QuantizationError, UsageError
 from ..runtime.graph import GlobalAveragePool, Graph
+from .activations import run_activations
 from .calibrators import CALIBRATORS, Calibrator, Histogram, Range
-from .onnx_writer import onnx_shape, onnx_side, write_onnx
 from .scales import passes_on, scale_groups
 
 _BINS = 2048
@@ -19,39 +17,6 @@ _KEPT = 2**20
 _LEAST_KEPT = 256
 # How many times as fine the steps of a global average may be as those of what it averages.
 _FINEST = 4
-
-
-def run_activations(
-    graph: Graph, samples: Iterable[np.ndarray], names: Iterable[str] | None = None
-) -> Iterable[Mapping[str, np.ndarray]]:
-    """Every activation of a float or integer graph, or those of ``names`` with the input, sample by sample.
-
-    They come from onnxruntime, in ONNX's NCHW layout; integer ones as real numbers. ``samples`` are what the input
-    takes, NHWC, batch included.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "onnx") from error
-    wanted = [tensor.name for tensor in graph.activations] if names is None else names
-    names = [name for name in wanted if name not in graph.inputs]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    data = write_onnx(graph, expose=names)
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    source = graph.tensors[graph.inputs[0]]
-    for sample in samples:
-        moved = sample.transpose(0, 3, 1, 2) if sample.ndim == 4 else sample
-        feed = np.ascontiguousarray(moved, np.float32)
-        if source.quantization is not None:
-            dtype, zero_point = onnx_side(source)
-            feed = replace(source.quantization, zero_point=zero_point).quantize(feed, dtype)
-        assert feed.shape == onnx_shape(source.shape)
-        results: Any = session.run(names, {source.name: feed})
-        values = dict(zip(names, results, strict=True))
-        yield {name: _real(graph, name, value) for name, value in values.items()} | {
-            source.name: np.asarray(moved, np.float32)
-        }
 
 
 def calibrate(
@@ -133,10 +98,3 @@ def _counts(values: np.ndarray, seen: Range) -> np.ndarray:
     width = ((seen.high - seen.low) or 1.0) / _BINS
     bins = ((values - np.float32(seen.low)) * np.float32(1 / width)).astype(np.int32)
     return np.bincount(np.minimum(bins, _BINS - 1, out=bins), minlength=_BINS)
-
-
-def _real(graph: Graph, name: str, value: np.ndarray) -> np.ndarray:
-    tensor = graph.tensors[name]
-    if tensor.quantization is None or value.dtype == np.float32:
-        return value
-    return replace(tensor.quantization, zero_point=onnx_side(tensor)[1]).dequantize(value)

@@ -10,7 +10,7 @@ from ..runtime.console import note, progress
 from ..runtime.errors import QuantizationError, UsageError
 from ..runtime.graph import Graph, Softmax
 from ..runtime.preprocessing import Preprocessing
-from .blaming import answers
+from .activations import answers
 from .calibration import choose_ranges, observe
 from .calibrators import CALIBRATORS, Calibrator, Histogram, Range
 from .equalization import channel_peaks, equalize

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..runtime.graph import Concat, Conv, FullyConnected, Graph, Op, Reshape, Softmax, Tensor
-from .calibration import run_activations
+from .activations import run_activations
 
 # Which of both sides counts how much: 1 is all for the activations.
 _ACTIVATIONS = 0.5
@@ -115,7 +115,12 @@ class _Channels:
     def _through(self, op: Op) -> None:
         sources, target = [self.ids[name] for name in op.inputs if name in self.ids], self.ids[op.output]
         shapes = self.graph.shapes(op)
-        bounded = getattr(op, "activation", "none") == "relu6" or isinstance(op, Softmax)
+        # What is cut at, or filled with, a number of its own does not scale.
+        bounded = (
+            getattr(op, "activation", "none") == "relu6"
+            or isinstance(op, Softmax)
+            or (isinstance(op, Pad) and op.value != 0)
+        )
         if bounded:
             self._tie(target, self._fixed)
         if isinstance(op, Conv | FullyConnected):

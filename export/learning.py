@@ -13,7 +13,7 @@ import numpy as np
 
 from ..runtime.errors import MissingExtraError
 from ..runtime.graph import Conv, FullyConnected, Graph, Softmax
-from .blaming import answers
+from .activations import answers
 from .calibrators import Range
 from .quantization import compensated
 from .rounding import input_moments
@@ -57,14 +57,15 @@ def learn(
 
     rng = np.random.default_rng(seed)
     with one_thread():
-        module = FakeQuantized(compensated(graph, ranges, input_moments(graph, samples, seed, tick)), ranges)
-        optimizer = torch.optim.Adam(_paced(graph, ranges, module), betas=(0.9, 0.99))
+        start = compensated(graph, ranges, input_moments(graph, samples, seed, tick))
+        module = FakeQuantized(start, ranges)
+        optimizer = torch.optim.Adam(_paced(start, ranges, module), betas=(0.9, 0.99))
         slowing = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, EPOCHS * -(-len(samples) // _BATCH))
         for _ in range(EPOCHS):
             views = [_view(samples[index], rng) for index in rng.permutation(len(samples))]
             expected = answers(graph, views).astype(np.float32)
-            for start in range(0, len(views), _BATCH):
-                batch = slice(start, start + _BATCH)
+            for first in range(0, len(views), _BATCH):
+                batch = slice(first, first + _BATCH)
                 loss = _loss(graph, module, np.concatenate(views[batch]), expected[batch])
                 optimizer.zero_grad()
                 loss.backward()

@@ -9,7 +9,7 @@ import numpy as np
 from ..runtime.errors import ParityError, UsageError
 from ..runtime.graph import Graph
 from ..runtime.session import Session
-from .calibration import run_activations
+from .activations import run_activations
 from .tracing import device_of, evaluating, one_thread
 
 if TYPE_CHECKING:

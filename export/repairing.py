@@ -9,8 +9,9 @@ import numpy as np
 
 from ..runtime.errors import UsageError
 from ..runtime.graph import Graph
+from .activations import answers
 from .advice import Fix
-from .blaming import LayerBlame, agree, answers, blame_match, sqnr
+from .blaming import LayerBlame, agree, blame_match, sqnr
 from .calibration import calibrate
 from .calibrators import CALIBRATORS, Calibrator
 from .equalization import channel_peaks, equalize

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.graph import Conv, FullyConnected, Graph, Op, Quantization
-from .calibration import run_activations
+from .activations import run_activations
 
 # Input windows looked at for each layer, over all samples.
 _WINDOWS = 10_000

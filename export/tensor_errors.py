@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..runtime.graph import Conv, FullyConnected, Graph, Quantization, Relu, Tensor
-from .calibration import run_activations
+from .activations import run_activations
 from .calibrators import Range
 from .matching import Match
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from firebox.export import Range, blame, calibrate, fit, quantize, write_onnx, write_tflite
-from firebox.export.blaming import agree, answers, sqnr
+from firebox.export.activations import answers
+from firebox.export.blaming import agree, sqnr
 from firebox.export.contracts import for_file
 from firebox.export.islands import keep_float, quantizers, surroundings, unquantized
 from firebox.export.matching import match

@@ -253,7 +253,7 @@ def smooth(random: np.random.Generator, count: int) -> list[np.ndarray]:
 
 
 def noise_of(graph: Graph, network: Graph, samples: list[np.ndarray]) -> float:
-    from firebox.export.calibration import run_activations
+    from firebox.export.activations import run_activations
 
     pairs = zip(run_activations(graph, samples), run_activations(network, samples), strict=True)
     name = graph.outputs[0]

@@ -1,0 +1,187 @@
+"""Efforts of int8: calibrators, equalization, learned weights."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from firebox.export import calibrate, quantize
+from firebox.export.activations import answers
+from firebox.export.calibration import observe
+from firebox.export.calibrators import CALIBRATORS, Histogram, Range
+from firebox.export.effort import calibration_samples, quantize_network
+from firebox.export.equalization import channel_peaks, equalize
+from firebox.export.learning import learn
+from firebox.export.onnx_writer import write_onnx
+from firebox.export.quantization import compensated
+from firebox.export.rounding import input_moments
+from firebox.runtime import Preprocessing
+from firebox.runtime.errors import QuantizationError, UsageError
+from firebox.runtime.graph import Add, Concat, Conv, GlobalAveragePool, Graph, MaxPool, Reshape, Tensor
+from hypothesis import given, settings
+from strategies import GraphBuilder, graphs
+
+SIZE = 12
+
+
+def fire(seed: int = 0) -> Graph:
+    """A small network with a join and a bypass: its channels are scaled alike where they meet."""
+    build = GraphBuilder((1, SIZE, SIZE, 3), seed)
+    x = build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+    squeeze = build.conv(x, 4, activation="relu")
+    left = build.conv(squeeze, 4, activation="relu")
+    right = build.conv(squeeze, 4, (3, 3), padding=(1, 1, 1, 1), activation="relu")
+    x = build.add(Add, build.add(Concat, left, right), x)
+    x = build.add(MaxPool, x, window=(2, 2), stride=(2, 2))
+    x = build.conv(x, 6, activation="relu")
+    x = build.add(GlobalAveragePool, x)
+    return build.graph(build.add(Reshape, x, shape=(1, 6)))
+
+
+def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    coarse = random.standard_normal((count, 1, SIZE // 2, SIZE // 2, 3), np.float32)
+    return [picture.repeat(2, axis=1).repeat(2, axis=2) for picture in coarse]
+
+
+def uneven(graph: Graph, factor: float = 100.0) -> Graph:
+    """The same function with every other channel of the first layer ``factor`` times as loud."""
+    first, second = (op for op in graph.ops[:2] if isinstance(op, Conv))
+    factors = np.where(np.arange(4) % 2, factor, 1.0)
+    tensors = dict(graph.tensors)
+    takers = graph.consumers[second.output]
+    for name, by in (
+        (second.inputs[1], factors[:, None, None, None]),
+        (second.inputs[2], factors),
+        *((op.inputs[1], 1 / factors) for op in takers),
+    ):
+        tensors[name] = replace(tensors[name], data=(graph.constant(name).real() * by).astype(np.float32))
+    assert first.output == second.inputs[0]
+    return replace(graph, tensors=tensors)
+
+
+def noise(graph: Graph, found: Graph, samples: list[np.ndarray]) -> float:
+    expected = answers(graph, samples)
+    return float(((answers(found, samples) - expected) ** 2).sum() / (expected**2).sum())
+
+
+@given(graphs())
+@settings(max_examples=25, deadline=None)
+def test_an_equalized_network_is_the_same_function(graph):
+    shape = graph.tensors[graph.inputs[0]].shape
+    samples = list(np.random.default_rng(0).standard_normal((3, *shape), np.float32))
+    found = equalize(graph, channel_peaks(graph, samples))
+    expected = answers(graph, samples)
+    np.testing.assert_allclose(answers(found, samples), expected, atol=1e-4 * max(np.abs(expected).max(), 1e-3))
+
+
+def test_equalization_brings_channels_together():
+    graph, samples = uneven(fire()), pictures(10)
+    peaks = [channel_peaks(network, samples) for network in (graph, equalize(graph, channel_peaks(graph, samples)))]
+    squeeze = graph.ops[1].output
+    before, after = (found[squeeze][found[squeeze] > 0] for found in peaks)
+    assert after.max() / after.min() < before.max() / before.min() / 5
+
+
+def histogram(values: np.ndarray) -> Histogram:
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    return Histogram(Range(low, high), np.histogram(values, 2048, (low, high))[0])
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+@pytest.mark.parametrize("signed", [True, False])
+def test_calibrators_keep_the_bulk_and_only_minmax_an_outlier(name, signed):
+    values = np.random.default_rng(0).normal(0, 1, 100_000)
+    values = np.append(values if signed else np.abs(values), 40.0)
+    found = CALIBRATORS[name](histogram(values))
+    assert found.high == 40 if name == "minmax" else 2 < found.high < 30
+    assert found.low <= 0 if signed else found.low == 0
+
+
+def test_tensors_that_share_a_scale_are_seen_as_one():
+    graph, samples = fire(), pictures(6)
+    join = next(op for op in graph.ops if isinstance(op, Concat))
+    ranges = calibrate(graph, samples, "mse")
+    assert {ranges[name] for name in join.inputs} == {ranges[join.output]}
+    # The values of the join are those of its parts, and are counted once.
+    counted = {name: int(found.counts.sum()) for name, found in observe(graph, samples).items()}
+    assert counted[join.inputs[0]] == 2 * SIZE * SIZE * 4 * len(samples)
+
+
+def test_the_steps_of_a_global_average_are_not_much_finer_than_what_it_averages():
+    graph, samples = fire(), pictures(6)
+    pool = next(op for op in graph.ops if isinstance(op, GlobalAveragePool))
+    ranges = calibrate(graph, samples)
+    before, after = (ranges[name].high - ranges[name].low for name in (pool.inputs[0], pool.output))
+    assert after >= before / 4 * 0.999
+
+
+def test_good_equalizes_where_that_helps():
+    graph, samples = uneven(fire()), pictures(24)
+    fast, good = (quantize_network(graph, samples, effort, quiet=True) for effort in ("fast", "good"))
+    assert good.equalized
+    assert not fast.equalized
+    assert set(good.divergence) == {f"{name}{how}" for name in CALIBRATORS for how in ("", ", equalized")}
+    fresh = pictures(24, seed=5)
+    assert noise(graph, good.graph, fresh) < noise(graph, fast.graph, fresh) / 2
+
+
+def test_a_calibrator_that_is_given_is_taken():
+    for effort in ("fast", "good", "best"):
+        assert quantize_network(fire(), pictures(4), effort, "percentile", quiet=True).calibrator == "percentile"
+
+
+def test_learned_weights_answer_better_and_the_same_again():
+    graph, samples = fire(3), pictures(30)
+    ranges = calibrate(graph, samples)
+    once, again = (quantize(learn(graph, ranges, samples, seed=2), ranges) for _ in range(2))
+    assert write_onnx(once) == write_onnx(again)
+    assert noise(graph, once, pictures(30, seed=7)) < noise(graph, quantize(graph, ranges), pictures(30, seed=7))
+
+
+def test_compensated_weights_round_to_what_quantize_gives():
+    graph, samples = fire(1), pictures(12)
+    ranges, moments = calibrate(graph, samples), input_moments(graph, samples)
+    found = quantize(compensated(graph, ranges, moments), ranges)
+    expected = quantize(graph, ranges, moments)
+    for op in graph.ops:
+        if isinstance(op, Conv):
+            rounded, wanted = (network.tensors[f"{op.output}/weight"] for network in (found, expected))
+            assert wanted.quantization is not None
+            # A largest weight that was lowered makes the steps of its channel a little finer.
+            np.testing.assert_allclose(rounded.real(), wanted.real(), atol=2 * max(wanted.quantization.scale))
+
+
+def test_what_no_range_can_be_learned_from_is_refused(capsys):
+    preprocessing = Preprocessing(size=(SIZE, SIZE))
+    picture = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), np.uint8)
+    with pytest.raises(QuantizationError, match="no calibration pictures"):
+        calibration_samples([], preprocessing)
+    with pytest.raises(QuantizationError, match=r"each of the 3 calibration pictures is of one value \(all black\?\)"):
+        calibration_samples([np.zeros_like(picture)] * 3, preprocessing)
+    assert len(calibration_samples([picture], preprocessing)) == 1
+    assert "calibrated on 1 pictures only" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="effort 'most' is not one of fast, good, best"):
+        quantize_network(fire(), pictures(2), "most")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("effort", ["fast", "good", "best"])
+def test_an_activation_that_is_not_finite_is_named(effort):
+    graph = fire()
+    op = graph.ops[1]
+    bias = graph.constant(op.inputs[2])
+    broken = replace(bias, data=np.full(bias.shape, np.inf, np.float32))
+    with pytest.raises(QuantizationError, match=rf"activation '{op.output}' is not finite"):
+        quantize_network(replace(graph, tensors={**graph.tensors, bias.name: broken}), pictures(3), effort, quiet=True)
+
+
+@pytest.mark.parametrize("effort", ["fast", "good", "best"])
+def test_a_constant_activation_is_remarked_on(effort, capsys):
+    graph = fire()
+    op = graph.ops[1]
+    silent = {
+        name: Tensor(name, graph.tensors[name].shape, data=np.full(graph.tensors[name].shape, value, np.float32))
+        for name, value in zip(op.inputs[1:], (0.0, -1.0), strict=True)
+    }
+    found = quantize_network(replace(graph, tensors={**graph.tensors, **silent}), pictures(12), effort)
+    assert f"activation '{op.output}' is 0 on all calibration pictures" in capsys.readouterr().err
+    assert np.isfinite(answers(found.graph, pictures(2))).all()
