@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..runtime.graph import Concat, Conv, FullyConnected, Graph, Op, Reshape, Softmax, Tensor
+from ..runtime.graph import Concat, Conv, FullyConnected, Graph, Op, Pad, Reshape, Slice, Softmax, Tensor, Transpose
 from .activations import run_activations
 
 # Which of both sides counts how much: 1 is all for the activations.
@@ -127,7 +127,10 @@ class _Channels:
             return
         if isinstance(op, Concat) and op.axis == len(shapes[0]) - 1:
             self._tie(np.concatenate(sources), target)
-        elif isinstance(op, Reshape) and op.shape[-1] != shapes[0][-1]:
+        elif isinstance(op, Slice):
+            begin, size = op.begin[-1], op.size[-1]
+            self._tie(sources[0][begin : begin + size], target)
+        elif isinstance(op, Transpose) or (isinstance(op, Reshape) and op.shape[-1] != shapes[0][-1]):
             self._tie(np.concatenate([*sources, target]), self._fixed)
         elif bounded:
             self._tie(np.concatenate(sources), self._fixed)

@@ -93,7 +93,7 @@ def test_calibrators_keep_the_bulk_and_only_minmax_an_outlier(name, signed):
     values = np.random.default_rng(0).normal(0, 1, 100_000)
     values = np.append(values if signed else np.abs(values), 40.0)
     found = CALIBRATORS[name](histogram(values))
-    assert found.high == 40 if name == "minmax" else 2 < found.high < 30
+    assert found.high == 40 if name == "minmax" else 2 < found.high < 36
     assert found.low <= 0 if signed else found.low == 0
 
 
@@ -103,8 +103,8 @@ def test_tensors_that_share_a_scale_are_seen_as_one():
     ranges = calibrate(graph, samples, "mse")
     assert {ranges[name] for name in join.inputs} == {ranges[join.output]}
     # The values of the join are those of its parts, and are counted once.
-    counted = {name: int(found.counts.sum()) for name, found in observe(graph, samples).items()}
-    assert counted[join.inputs[0]] == 2 * SIZE * SIZE * 4 * len(samples)
+    (counted,) = (found for name, found in observe(graph, samples).items() if name in (*join.inputs, join.output))
+    assert int(counted.counts.sum()) == 2 * SIZE * SIZE * 4 * len(samples)
 
 
 def test_the_steps_of_a_global_average_are_not_much_finer_than_what_it_averages():
