@@ -98,7 +98,7 @@ def models_command(pattern: str, as_json: bool) -> None:
     help="Pictures per step.",
 )
 @click.option(
-    "--lr", type=float, help="Highest learning rate.  [default: 0.1 with batch norm, 0.02 without; 0.005 with --qat]"
+    "--lr", type=float, help="Highest learning rate.  [default: 0.1 with batch norm, 0.02 without; 0.0005 with --qat]"
 )
 @click.option("--momentum", type=float, default=_DEFAULTS.momentum, show_default=True, help="Momentum of SGD.")
 @click.option(

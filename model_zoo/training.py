@@ -37,7 +37,7 @@ from .training_config import TrainingConfig
 from .weights import Weights, load_weights_into
 
 # Fake-quantized training changes little, so that it takes few epochs and a low rate.
-_QAT_EPOCHS, _QAT_LEARNING_RATE = 3, 0.005
+_QAT_EPOCHS, _QAT_LEARNING_RATE = 3, 0.0005
 # Name of the activations' scales among the parameters.
 _SCALES = "scales"
 
