@@ -36,13 +36,17 @@ from comparators import (
     open_stock,
     quantize_with_onnxruntime,
 )
-from firebox.export import ExportConfig, Tolerance
-from firebox.export.effort import Effort
+from firebox.export import ExportConfig, Tolerance, write_onnx
+from firebox.export.contracts import for_file
+from firebox.export.effort import Effort, calibration_samples, quantize_network
 from firebox.export.parity import compare
+from firebox.export.precisions import with_int16_layers
+from firebox.export.tracing import trace
 from firebox.model_zoo import Network, export_network
 from firebox.model_zoo.classifier import TorchClassifier
 from firebox.runtime import LabelledImages, Session, open_images
 from firebox.runtime.console import note, progress
+from firebox.runtime.contract import KEY, Contract, TensorSpec
 from firebox.runtime.datasets import match_labels
 from firebox.runtime.files import sha256, write_file
 from pairs import bare
@@ -52,6 +56,9 @@ _CACHE = Path(__file__).resolve().parent.parent / "build" / "quantization"
 _SEED = 0
 # What the gate would refuse is measured, too.
 _NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
+
+# Layers whose activations get 16 bits, to see what 8 cost: patterns, by what they are.
+_WIDE = {"first two Fires": ("features.3.*", "features.4.*"), "all": ("*",)}
 
 Answer = Callable[[np.ndarray], np.ndarray]
 
@@ -164,6 +171,8 @@ def methods(stock: Path | None) -> Iterator[Method]:
     ours = [file for room in rooms for file in sorted(room.glob("*.py"))]
     for effort in get_args(Effort):
         yield Method(f"firebox {effort}", partial(_export, effort), ours, "")
+    for name, layers in _WIDE.items():
+        yield Method(f"firebox good, {name} 16-bit", partial(_widened, layers), ours, "")
     theirs = Path(__file__).with_name("comparators.py")
     yield Method("onnxruntime", _onnxruntime, [theirs], version("onnxruntime"))
     for quantizer in get_args(StockQuantizer):
@@ -187,6 +196,18 @@ def _export(effort: Effort, network: Network, pictures: LabelledImages, folder: 
     seconds = processor_seconds() - start
     onnx, tflite = Session(folder / "model.int8.onnx", "onnxruntime"), Session(folder / "model.int8.tflite", "litert")
     return Made({ONNX: onnx.predict_pixels, LITERT: tflite.predict_pixels}, seconds, onnx.contract.output.scale or 1.0)
+
+
+def _widened(layers: Sequence[str], network: Network, pictures: LabelledImages, folder: Path) -> Made:
+    """With activations of 16 bits in some layers: only as ONNX, since LiteRT's kernels for them take a second each."""
+    preprocessing, start = network.preprocessing, processor_seconds()
+    crops = [preprocessing.crop(pictures.read(name), pictures.where(name)) for name in pictures.names]
+    graph = trace(network.module, (1, preprocessing.depth, *preprocessing.size), network.name)
+    quantized = quantize_network(graph, calibration_samples(crops, preprocessing), quiet=True)
+    wide, none = with_int16_layers(quantized.graph, layers), TensorSpec("float32", ())
+    contract = Contract(network.name, preprocessing, network.classes, network.class_ids, "NHWC", "logits", none, none)
+    file = write_onnx(wide, {KEY: for_file(contract, wide, "NCHW").to_bytes()})
+    return Made({ONNX: Session(file).predict_pixels}, processor_seconds() - start)
 
 
 def _onnxruntime(network: Network, pictures: LabelledImages, folder: Path) -> Made:
