@@ -89,8 +89,8 @@ def page(found: Sequence[File], pictures: int) -> list[str]:
         "its PT2E quantizer (static, weights per channel), and with `ai-edge-quantizer` on the float32 file (recipe "
         "`static_wi8_ai8`): its default ranges are moving averages of the extremes of each picture, and *minmax* has "
         "its calibrator cover all extremes instead. All calibrate with the same pictures.",
-        "*16-bit* gives the activations of some layers 16 bits beside the same int8 weights, in onnxruntime, which computes "
-        "such layers in float: it tells how much of what is lost is lost by activations of 8 bits, whatever the weights.",
+        "*16-bit* gives the activations of some layers 16 bits beside the same int8 weights, in onnxruntime, which "
+        "computes such layers in float: it tells how much is lost by activations of 8 bits, whatever the weights.",
         *(f"### {network}\n\n{_summary(_of(network, found))}" for network in REFERENCES),
         "## ONNX beside TFLite",
         "The logits of both files of an export, on the measured pictures of all folds. A step is the scale of the "
