@@ -35,6 +35,7 @@ from ..runtime.graph import (
     Reshape,
     Slice,
     Softmax,
+    Transpose,
 )  # fmt: skip
 from .calibrators import Range
 from .quantization import quantize_layer
@@ -42,8 +43,8 @@ from .scales import activation_scales, scale_groups
 
 _LEVELS = 255
 _SMALLEST = float(np.finfo(np.float32).tiny)
-# Where each axis of the graph's pictures is in torch's.
-_NHWC_IN_NCHW = (0, 2, 3, 1)
+# Where each axis of the graph's pictures is in torch's, and the other way round.
+_NHWC_IN_NCHW, _NCHW_IN_NHWC = (0, 2, 3, 1), (0, 3, 1, 2)
 _OHWI_TO_OIHW, _OIHW_TO_OHWI = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
@@ -284,6 +285,12 @@ def _slice(run: _Run, op: Slice, x: Tensor) -> Tensor:
     return x
 
 
+def _transpose(run: _Run, op: Transpose, x: Tensor) -> Tensor:
+    if x.ndim != 4:
+        return x.permute(op.order)
+    return x.permute([_NHWC_IN_NCHW[op.order[axis]] for axis in _NCHW_IN_NHWC])
+
+
 def _softmax(run: _Run, op: Softmax, x: Tensor) -> Tensor:
     shares = torch.softmax(x.float() * run.scale(op.inputs[0]), 1)
     return run.requantized(shares / run.scale(op.output), op.output)
@@ -307,4 +314,5 @@ _RUNNERS: Mapping[type[Op], Callable[..., Tensor]] = {
     Reshape: _reshape,
     Slice: _slice,
     Softmax: _softmax,
+    Transpose: _transpose,
 }

@@ -3,40 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ..runtime.graph import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    Dequantize,
-    FullyConnected,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Quantize,
-    Relu,
-    Reshape,
-    Slice,
-    Tensor,
-    rename,
-)  # fmt: skip
+from ..runtime.graph import Add, Conv, Dequantize, FullyConnected, Graph, Op, Quantize, Tensor, rename
 from .matching import Match
-
-# What gives integers on as they are; each output has the quantizer of its inputs, none of its own.
-_PASSING = (AveragePool, Concat, MaxPool, Pad, Relu, Reshape, Slice)
-
-
-def passes(graph: Graph, op: Op) -> bool:
-    """Whether an operation has no quantizer of its own: it gives on its inputs' integers, or their mean."""
-    if isinstance(op, Dequantize):
-        return True
-    output = graph.tensors[op.output]
-    sources = [graph.tensors[name].quantization for name in op.inputs]
-    if output.quantization is None or None in sources:
-        return isinstance(op, _PASSING) and output.quantization is None and sources == [None] * len(sources)
-    same = all(source is not None and source.scale == output.quantization.scale for source in sources)
-    return same and isinstance(op, (*_PASSING, Quantize))
+from .scales import passes_on
 
 
 def quantizers(graph: Graph) -> dict[str, str]:
@@ -46,7 +15,7 @@ def quantizers(graph: Graph) -> dict[str, str]:
     """
     found = {name: name for name in graph.inputs if graph.tensors[name].quantization}
     for op in graph.ops:
-        if passes(graph, op):
+        if _without_quantizer(graph, op):
             continue
         if isinstance(op, Quantize) and graph.tensors[op.inputs[0]].quantization is None:
             found[op.inputs[0]] = op.output
@@ -63,7 +32,7 @@ def unquantized(found: Match, layer: str) -> Graph:
     graph = found.quantized
     real = {quantizers(graph)[layer]}
     for op in graph.ops:
-        if real & set(op.inputs) and passes(graph, op):
+        if real & set(op.inputs) and _without_quantizer(graph, op):
             real.add(op.output)
     tensors = {name: _as_real(tensor) if name in real else tensor for name, tensor in graph.tensors.items()}
     names: dict[str, str] = {}
@@ -82,7 +51,7 @@ def unquantized(found: Match, layer: str) -> Graph:
 def surroundings(graph: Graph, tensor: str) -> set[str]:
     """The operations that have to compute in float for an integer tensor, and what it is joined to, to become real."""
     group = _group(graph, tensor)
-    around = [op for op in graph.ops if group & {*op.inputs, op.output} and not passes(graph, op)]
+    around = [op for op in graph.ops if group & {*op.inputs, op.output} and not _without_quantizer(graph, op)]
     return {op.inputs[0] if isinstance(op, Quantize) and op.output in group else op.output for op in around}
 
 
@@ -101,10 +70,22 @@ def keep_float(found: Match, layers: Iterable[str]) -> Graph:
     return Graph.of(graph.name, tensors.values(), ops.values(), graph.inputs, graph.outputs)
 
 
+def _without_quantizer(graph: Graph, op: Op) -> bool:
+    """Whether an operation has no quantizer of its own: it gives on its inputs' integers, or their mean."""
+    if isinstance(op, Dequantize):
+        return True
+    output = graph.tensors[op.output]
+    sources = [graph.tensors[name].quantization for name in op.inputs]
+    if output.quantization is None or None in sources:
+        return passes_on(op) and output.quantization is None and sources == [None] * len(sources)
+    same = all(source is not None and source.scale == output.quantization.scale for source in sources)
+    return same and (passes_on(op) or isinstance(op, Quantize))
+
+
 def _group(graph: Graph, tensor: str) -> set[str]:
     """The tensors that hold the same integers as one, or a part of them: all that passing on joins."""
     group = {tensor}
-    joined = [{*op.inputs, op.output} for op in graph.ops if passes(graph, op)]
+    joined = [{*op.inputs, op.output} for op in graph.ops if _without_quantizer(graph, op)]
     while grown := set[str]().union(*(names for names in joined if names & group)) - group:
         group |= grown
     return group

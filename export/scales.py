@@ -8,7 +8,20 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..runtime.errors import QuantizationError
-from ..runtime.graph import AveragePool, Concat, Graph, MaxPool, Op, Pad, Quantization, Relu, Reshape, Slice, Softmax
+from ..runtime.graph import (
+    AveragePool,
+    Concat,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Quantization,
+    Relu,
+    Reshape,
+    Slice,
+    Softmax,
+    Transpose,
+)  # fmt: skip
 from .calibrators import Range
 
 # TFLite fixes softmax's output: 256 steps between 0 and 1.
@@ -47,7 +60,7 @@ def scale_groups(graph: Graph) -> dict[str, str]:
 
 def passes_on(op: Op | None) -> bool:
     """Whether an operation gives the integers that it takes, so that all its tensors share one scale."""
-    return isinstance(op, AveragePool | Concat | MaxPool | Pad | Relu | Reshape | Slice)
+    return isinstance(op, AveragePool | Concat | MaxPool | Pad | Relu | Reshape | Slice | Transpose)
 
 
 def _affine(found: Range) -> Quantization:

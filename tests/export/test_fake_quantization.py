@@ -9,7 +9,8 @@ from firebox.export import Range, calibrate, quantize
 from firebox.export.fake_quantization import FakeQuantized
 from firebox.export.quantization import with_input_type
 from firebox.runtime.errors import QuantizationError, UnsupportedError
-from firebox.runtime.graph import Concat, GlobalAveragePool, Graph, MaxPool, Softmax
+from firebox.runtime.graph import Concat, GlobalAveragePool, Graph, MaxPool, Softmax, Transpose
+from firebox.runtime.rewrite import for_tflite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runners import answers, some_input
@@ -43,6 +44,19 @@ def in_torch(module: FakeQuantized, pictures: np.ndarray) -> torch.Tensor:
 @settings(max_examples=40, deadline=None)
 @given(graphs(), st.integers(0, 1000))
 def test_runtimes_answer_as_training_computed(graph, seed):
+    same_as_runtimes(graph, seed)
+
+
+def test_transposed_pictures_keep_their_scale():
+    build = GraphBuilder((1, 6, 4, 3))
+    turned = build.add(Transpose, build.conv("input", 5, (3, 3)), order=(0, 2, 3, 1))
+    graph = build.graph(build.conv(turned, 4))
+    network = same_as_runtimes(graph, 1)
+    assert [op.kind for op in for_tflite(network).ops] == ["Conv", "Transpose", "Conv"]
+
+
+def same_as_runtimes(graph: Graph, seed: int) -> Graph:
+    """The int8 graph, after it was seen to answer in all runtimes as it does in torch."""
     module = FakeQuantized(graph, drawn_ranges(graph, seed))
     network = quantize(module.graph(), module.ranges())
     source, result = (network.tensors[name].quantization for name in graph.inputs + graph.outputs)
@@ -56,6 +70,7 @@ def test_runtimes_answer_as_training_computed(graph, seed):
         # All but onnxruntime and XNNPACK rescale in fixed point.
         assert steps.max() <= (1 if name in ("onnxruntime", "litert") else 12), name
         assert np.median(steps) == 0, name
+    return network
 
 
 @settings(max_examples=20, deadline=None)
