@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..runtime.errors import QuantizationError, UsageError
+from ..runtime.errors import QuantizationError
 from ..runtime.graph import GlobalAveragePool, Graph
 from .activations import run_activations
-from .calibrators import CALIBRATORS, Calibrator, Histogram, Range
+from .calibrators import CALIBRATORS, Calibrator, Histogram, Range, check_calibrator, counted
 from .scales import passes_on, scale_groups
 
 _BINS = 2048
@@ -27,11 +27,10 @@ def calibrate(
 ) -> dict[str, Range]:
     """The range of every activation of a float graph over ``samples`` (NHWC, batch included).
 
-    ``calibrator`` is one of ``CALIBRATORS``. ``tick`` is called once a sample. Raises ``QuantizationError`` without
-    samples, or naming the first tensor that is not finite.
+    ``calibrator`` is one of ``CALIBRATORS``. ``tick`` is called once a sample. Raises ``UsageError`` for another, and
+    ``QuantizationError`` without samples, or naming the first tensor that is not finite.
     """
-    if calibrator not in CALIBRATORS:
-        raise UsageError(f"calibrator {calibrator!r} is not one of {', '.join(CALIBRATORS)}")
+    check_calibrator(calibrator)
     return choose_ranges(graph, observe(graph, samples, tick), calibrator)
 
 
@@ -59,12 +58,10 @@ def observe(
             if not passes_on(graph.producers.get(name)):
                 kept[group].append(_spaced(values[name].ravel(), max(_LEAST_KEPT, _KEPT // len(samples)), index))
         tick()
-    return {group: Histogram(seen[group], _counts(np.concatenate(kept[group]), seen[group])) for group in seen}
+    return {group: Histogram(seen[group], counted(np.concatenate(kept[group]), seen[group], _BINS)) for group in seen}
 
 
-def choose_ranges(
-    graph: Graph, observed: Mapping[str, Histogram], calibrator: Calibrator = "minmax"
-) -> dict[str, Range]:
+def choose_ranges(graph: Graph, observed: Mapping[str, Histogram], calibrator: Calibrator) -> dict[str, Range]:
     """One range for all activations that share a scale; the network's input and output are never cut."""
     groups = scale_groups(graph)
     whole = {groups[name] for name in (*graph.inputs, *graph.outputs)}
@@ -91,10 +88,3 @@ def _spaced(values: np.ndarray, count: int, index: int) -> np.ndarray:
     """About ``count`` of the values, other ones for each sample; with an odd step rows and channels take turns."""
     step = len(values) // count | 1
     return values[index % step :: step].copy()
-
-
-def _counts(values: np.ndarray, seen: Range) -> np.ndarray:
-    """Counts in equal bins over the range; several times as fast as ``np.histogram``, which this is for."""
-    width = ((seen.high - seen.low) or 1.0) / _BINS
-    bins = ((values - np.float32(seen.low)) * np.float32(1 / width)).astype(np.int32)
-    return np.bincount(np.minimum(bins, _BINS - 1, out=bins), minlength=_BINS)

@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from ..runtime.errors import UsageError
+
 Calibrator = Literal["minmax", "percentile", "mse", "kl"]
 
 _LEVELS = 255
@@ -52,6 +54,19 @@ class Histogram:
     def centres(self) -> np.ndarray:
         """The middle of each bin."""
         return (self.edges[:-1] + self.edges[1:]) / 2
+
+
+def counted(values: np.ndarray, seen: Range, bins: int) -> np.ndarray:
+    """How many values are in each of equal bins over the range; several times as fast as ``np.histogram``."""
+    width = ((seen.high - seen.low) or 1.0) / bins
+    found = ((values.ravel() - np.float32(seen.low)) * np.float32(1 / width)).astype(np.int32)
+    return np.bincount(np.clip(found, 0, bins - 1, out=found), minlength=bins)
+
+
+def check_calibrator(calibrator: str) -> None:
+    """Refuse a calibrator that there is not. Raises ``UsageError``."""
+    if calibrator not in CALIBRATORS:
+        raise UsageError(f"calibrator {calibrator!r} is not one of {', '.join(CALIBRATORS)}")
 
 
 def minmax(histogram: Histogram) -> Range:

@@ -12,7 +12,7 @@ from ..runtime.graph import Graph, Softmax
 from ..runtime.preprocessing import Preprocessing
 from .activations import answers
 from .calibration import choose_ranges, observe
-from .calibrators import CALIBRATORS, Calibrator, Histogram, Range
+from .calibrators import CALIBRATORS, Calibrator, Histogram, Range, check_calibrator
 from .equalization import channel_peaks, equalize
 from .learning import EPOCHS, learn
 from .quantization import quantize
@@ -42,6 +42,14 @@ class Quantized:
         """What was chosen, for programs."""
         names = ("effort", "calibrator", "equalized")
         return {**{name: getattr(self, name) for name in names}, "divergence_nats": dict(self.divergence)}
+
+
+def check_effort(effort: str, calibrator: str | None) -> None:
+    """Refuse an effort or a calibrator that there is not. Raises ``UsageError``."""
+    if effort not in get_args(Effort):
+        raise UsageError(f"effort {effort!r} is not one of {', '.join(get_args(Effort))}")
+    if calibrator is not None:
+        check_calibrator(calibrator)
 
 
 def calibration_samples(
@@ -79,8 +87,7 @@ def quantize_network(
     answers. ``best`` goes on from there and learns the weights (needs torch). ``calibrator`` leaves no choice of the
     calibrator. Deterministic for a ``seed``. Raises ``UsageError`` and ``QuantizationError``.
     """
-    if effort not in get_args(Effort):
-        raise UsageError(f"effort {effort!r} is not one of {', '.join(get_args(Effort))}")
+    check_effort(effort, calibrator)
     if effort == "fast":
         chosen = _Choice(graph, calibrator or _USUAL, False)
         with progress("calibrating", len(samples), quiet=quiet) as advance:

@@ -19,9 +19,9 @@ from ..runtime.planning import plan
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.session import Session
 from ..runtime.targets import Target
-from .calibrators import CALIBRATORS, Calibrator, Range
+from .calibrators import Calibrator, Range
 from .contracts import complete, for_file
-from .effort import Effort, Quantized, calibration_samples, quantize_network
+from .effort import Effort, Quantized, calibration_samples, check_effort, quantize_network
 from .fitted import judged, pictures
 from .fitting import Fit, fit
 from .onnx_writer import write_onnx
@@ -75,10 +75,7 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
             raise UsageError(f"{self.calibration_images} calibration pictures are not enough; give at least 1")
-        if self.effort not in get_args(Effort):
-            raise UsageError(f"effort {self.effort!r} is not one of {', '.join(get_args(Effort))}")
-        if self.calibrator not in (None, *CALIBRATORS):
-            raise UsageError(f"calibrator {self.calibrator!r} is not one of {', '.join(CALIBRATORS)}")
+        check_effort(self.effort, self.calibrator)
         if self.input_type not in get_args(InputType):
             raise UsageError(f"input type {self.input_type!r} is not one of {', '.join(get_args(InputType))}")
         if not self.precisions or not set(self.precisions) <= set(get_args(Precision)):

@@ -109,11 +109,12 @@ def _loss(graph: Graph, module: "FakeQuantized", views: np.ndarray, expected: np
 def _paced(graph: Graph, ranges: Mapping[str, Range], module: "FakeQuantized") -> list[dict[str, Any]]:
     """Each layer's parameters with the rate at which they move: weights differ by orders of magnitude."""
     scales = activation_scales(graph, ranges)
-    groups: list[dict[str, Any]] = []
+    groups: dict[str, dict[str, Any]] = {}
     for op in graph.ops:
         if isinstance(op, Conv | FullyConnected):
             weight, bias = (module.parameter_of(name) for name in op.inputs[1:])
             step = float(weight.detach().abs().flatten(1).amax(1).mean()) / 127
-            groups.append({"params": [weight], "lr": _PACE * step})
-            groups.append({"params": [bias], "lr": _PACE * scales[op.output].scale[0]})
-    return groups
+            # Grouped layers that are used twice still share theirs: the first use sets the rate.
+            groups.setdefault(op.inputs[1], {"params": [weight], "lr": _PACE * step})
+            groups.setdefault(op.inputs[2], {"params": [bias], "lr": _PACE * scales[op.output].scale[0]})
+    return list(groups.values())

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..runtime.graph import Conv, FullyConnected, Graph, Quantization, Relu, Tensor
 from .activations import run_activations
-from .calibrators import Range
+from .calibrators import Range, counted
 from .matching import Match
 
 # Bins over the range of the float tensor in which the divergence is told; of 256 levels four fall in each.
@@ -83,8 +83,8 @@ class TensorSums:
         self.clipped += past.size
         self.values += flat.size
         self.largest = np.maximum(self.largest, np.abs(flat).max(1))
-        self.expected_counts += self._counts(flat)
-        self.found_counts += self._counts(given)
+        self.expected_counts += counted(flat, self.seen, _FINE_BINS)
+        self.found_counts += counted(given, self.seen, _FINE_BINS)
         if with_weights is not None:
             error = with_weights.reshape(flat.shape) - flat
             self.weights_noise += _squares(error)
@@ -122,11 +122,6 @@ class TensorSums:
         share = np.cumsum(self.expected_counts[order]) / max(self.values, 1)
         bulk = edges[order][np.searchsorted(share, _BULK)]
         return float(edges.max() / bulk) if bulk else 1.0
-
-    def _counts(self, values: np.ndarray) -> np.ndarray:
-        width = (self.seen.high - self.seen.low) or 1.0
-        bins = ((values.ravel() - np.float32(self.seen.low)) * np.float32(_FINE_BINS / width)).astype(np.int32)
-        return np.bincount(np.clip(bins, 0, _FINE_BINS - 1, out=bins), minlength=_FINE_BINS)
 
 
 def measure(

@@ -138,6 +138,19 @@ def test_learned_weights_answer_better_and_the_same_again():
     assert noise(graph, once, pictures(30, seed=7)) < noise(graph, quantize(graph, ranges), pictures(30, seed=7))
 
 
+def test_layers_that_share_their_weights_are_learned():
+    build = GraphBuilder((1, SIZE, SIZE, 3))
+    once = build.conv("input", 3, (3, 3), padding=(1, 1, 1, 1), groups=3)
+    graph = build.graph(build.conv(build.conv(once, 3, (3, 3), padding=(1, 1, 1, 1), groups=3), 5))
+    first, second = graph.ops[:2]
+    shared = replace(second, inputs=(once, *first.inputs[1:]))
+    graph = replace(graph, ops=(first, shared, *graph.ops[2:]))
+    samples = pictures(30)
+    ranges = calibrate(graph, samples)
+    learned = quantize(learn(graph, ranges, samples), ranges)
+    assert noise(graph, learned, pictures(30, seed=7)) < noise(graph, quantize(graph, ranges), pictures(30, seed=7))
+
+
 def test_compensated_weights_round_to_what_quantize_gives():
     graph, samples = fire(1), pictures(12)
     ranges, moments = calibrate(graph, samples), input_moments(graph, samples)
@@ -160,6 +173,8 @@ def test_what_no_range_can_be_learned_from_is_refused(capsys):
         calibration_samples([np.zeros_like(picture)] * 3, preprocessing)
     assert len(calibration_samples([picture], preprocessing)) == 1
     assert "calibrated on 1 pictures only" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="calibrator 'all' is not one of minmax, percentile, mse, kl"):
+        quantize_network(fire(), pictures(2), "fast", "all")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="effort 'most' is not one of fast, good, best"):
         quantize_network(fire(), pictures(2), "most")  # pyright: ignore[reportArgumentType]
 
