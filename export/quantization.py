@@ -59,12 +59,13 @@ def compensated(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str,
     for op in graph.ops:
         if isinstance(op, Conv | FullyConnected) and op.name in moments:
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
-            integers = quantize_layer(op.name, weight, bias, scales[op.inputs[0]], moments[op.name])
-            assert integers[0].quantization is not None
-            real = compensate(weight, integers[0].quantization, moments[op.name]).astype(np.float32)
+            x, own = scales[op.inputs[0]], moments[op.name]
+            per_channel = _weight_scales(op.name, weight, bias, x)
+            real = compensate(weight, per_channel, own)
+            error = mean_error(weight, per_channel.dequantize(round_weight(real, per_channel, None)), own)
             constants = [
-                Tensor(integer.name, integer.shape, data=data)
-                for integer, data in zip(integers, (real, integers[1].real()), strict=True)
+                Tensor(f"{op.name}/weight", weight.shape, data=real.astype(np.float32)),
+                Tensor(f"{op.name}/bias", bias.shape, data=_integer_bias(op.name, bias - error, x, per_channel).real()),
             ]
             tensors.update((tensor.name, tensor) for tensor in constants)
             op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
@@ -97,6 +98,18 @@ def quantize_layer(
 
     Raises ``QuantizationError`` naming the layer when a value is not finite.
     """
+    per_channel = _weight_scales(name, weight, bias, x)
+    integers = round_weight(weight, per_channel, moments)
+    error = mean_error(weight, per_channel.dequantize(integers), moments)
+    # Both belong to one input: a layer used twice gets them for each use.
+    return (
+        Tensor(f"{name}/weight", weight.shape, "int8", per_channel, integers),
+        _integer_bias(name, bias - error, x, per_channel),
+    )
+
+
+def _weight_scales(name: str, weight: np.ndarray, bias: np.ndarray, x: Quantization) -> Quantization:
+    """The scale of each output channel of a weight."""
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         raise QuantizationError(f"weights of {name!r} are not finite; the checkpoint is damaged")
     largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
@@ -104,12 +117,10 @@ def quantize_layer(
     floor = np.abs(bias) / (x.scale[0] * _MAX_BIAS)
     scale = np.maximum(largest / 127, np.maximum(floor, np.finfo(np.float32).tiny / x.scale[0])).astype(np.float32)
     scale[largest == 0] = np.maximum(floor, 1.0)[largest == 0]
-    per_channel = Quantization(tuple(map(float, scale)), 0, 0)
-    integers = round_weight(weight, per_channel, moments)
-    error = mean_error(weight, per_channel.dequantize(integers), moments)
-    product = Quantization(tuple(float(np.float32(x.scale[0]) * s) for s in scale), 0, 0)
-    # Both belong to one input: a layer used twice gets them for each use.
-    return (
-        Tensor(f"{name}/weight", weight.shape, "int8", per_channel, integers),
-        Tensor(f"{name}/bias", bias.shape, "int32", product, product.quantize(bias - error, "int32")),
-    )
+    return Quantization(tuple(map(float, scale)), 0, 0)
+
+
+def _integer_bias(name: str, bias: np.ndarray, x: Quantization, weight: Quantization) -> Tensor:
+    """A bias in steps of the input's scale times each channel's."""
+    steps = Quantization(tuple(float(np.float32(x.scale[0]) * np.float32(s)) for s in weight.scale), 0, 0)
+    return Tensor(f"{name}/bias", bias.shape, "int32", steps, steps.quantize(bias, "int32"))
