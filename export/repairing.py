@@ -103,13 +103,13 @@ def check_target(target: float) -> None:
 class _Recipe:
     """How the float network is quantized."""
 
-    method: Calibrator = "minmax"
+    calibrator: Calibrator = "minmax"
     equalized: bool = False
     weights: Weights = "nearest"
 
 
 _CHANGES: tuple[tuple[Fix, str, dict[str, Any]], ...] = (
-    *(("calibrate", method, {"method": method}) for method in CALIBRATORS),
+    *(("calibrate", name, {"calibrator": name}) for name in CALIBRATORS),
     ("equalize", "", {"equalized": True}),
     ("correct bias", "", {"weights": "corrected"}),
     ("round weights", "layer by layer", {"weights": "rounded"}),
@@ -199,7 +199,7 @@ class _Bench:
         graph, samples = self.reference, self.calibration
         if recipe.equalized:
             graph = self.once("equalized", lambda: equalize(graph, channel_peaks(graph, samples)))
-        ranges = self.once((recipe.equalized, recipe.method), lambda: calibrate(graph, samples, recipe.method))
+        ranges = self.once((recipe.equalized, recipe.calibrator), lambda: calibrate(graph, samples, recipe.calibrator))
         if recipe.weights == "nearest":
             return quantize(graph, ranges)
         if recipe.weights == "learned":
