@@ -43,8 +43,9 @@ def blame_command(
     """Say which layers of INT8 lose what against FLOAT, why, and what would help (.onnx or .tflite, of one network).
 
     Every layer is left in float alone, to see what comes back: how much of the noise in the network's answer goes away,
-    and how many pictures more get the float network's class. Written into --out are blame.json and node data for Model
-    Explorer.
+    and how many pictures more get the float network's class. SQNR tells all that is lost up to the layer's output; own
+    scale and own weights what is lost when only that output, or only the weights, are int8; clipped is the share of the
+    output past the ends of its scale. Written into --out are blame.json and node data for Model Explorer.
 
     With --fix FLOAT is quantized again, calibrated on as many pictures more, with one fix after the other: calibration,
     equalization, bias correction, rounding, single layers in float. When --target-agreement is reached on the pictures
@@ -91,33 +92,24 @@ def blame_command(
 
 
 def show_blame(blamed: "Blame", title: str) -> None:
-    """The layers as a table, worst first."""
+    """The layers, worst first, and what would help those that are to blame."""
     rows = [
         (
             layer.layer,
-            layer.kind,
             f"{layer.recovered:+.1%}",
             f"{layer.agreement_gain:+.1%}",
             _ratio(layer.error.sqnr_db),
             _ratio(layer.error.quantizer_db),
             _ratio(layer.error.weights_db),
             f"{layer.error.clipped:.2%}",
-            "-" if layer.advice.fix == "none" else f"{layer.advice.fix}: {layer.advice.reason}",
         )
         for layer in blamed.layers
     ]
-    columns = (
-        "layer",
-        "kind",
-        "noise back",
-        "class back",
-        "SQNR",
-        "own scale",
-        "own weights",
-        "clipped",
-        "what would help",
-    )
-    table(title, columns, rows)
+    table(title, ("layer", "noise back", "class back", "SQNR", "own scale", "own weights", "clipped"), rows)
+    advised = [layer for layer in blamed.layers if layer.advice.fix != "none"]
+    if advised:
+        rows = [(layer.layer, layer.advice.fix, layer.advice.reason) for layer in advised]
+        table("What would help", ("layer", "fix", "why"), rows)
     say(
         f"{blamed.agreement:.1%} of {blamed.pictures} pictures get the float network's class, "
         f"SQNR of the answer {_ratio(blamed.sqnr_db)}"

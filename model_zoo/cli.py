@@ -328,9 +328,11 @@ def _percent(value: float | None) -> str:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the pictures.")
 @click.option(
-    "--min-agreement", type=float, help="Least share of pictures on which int8 must name the network's class."
+    "--min-agreement",
+    type=float,
+    help="Least share of pictures on which int8 must name the network's class.  [default: 0.8]",
 )
-@click.option("--min-sqnr", type=float, help="Least signal to quantization noise of int8, in dB.")
+@click.option("--min-sqnr", type=float, help="Least signal to quantization noise of int8, in dB.  [default: 12]")
 @sram_option
 @device_options
 @target_option
@@ -416,10 +418,10 @@ def export_command(
         facts = found.report["files"][path.name]
         sqnr = f"{parity.sqnr_db:.1f} dB" if parity.sqnr_db is not None else "exact"
         sizes = (format_size(facts["bytes"]), format_size(facts["arena_bytes"]))
-        rows.append((str(path), *sizes, f"{parity.max_abs:.2g}", sqnr, f"{parity.agreement:.1%}"))
+        rows.append((path.name, *sizes, f"{parity.max_abs:.2g}", sqnr, f"{parity.agreement:.1%}"))
     columns = ("file", "size", "arena", "largest difference", "SQNR", "same class")
     gate = found.report["parity"]["pictures"]
-    table(f"{network.name}: files against the network on {gate} pictures", columns, rows)
+    table(f"{network.name}: files in {found.out} against the network on {gate} pictures", columns, rows)
     if "fit" in found.report:
         show_fit(found.report["fit"], network.name)
     context.exit(verdict.get("exit_code", 0))

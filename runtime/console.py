@@ -51,7 +51,18 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         view.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         view.add_row(*(Text(cell, style=_style(cell)) for cell in row))
-    _console().print(view)
+    console = _console()
+
+    def too_wide() -> bool:
+        return console.measure(view, options=console.options.update(width=sys.maxsize)).maximum > console.width
+
+    if too_wide():
+        # Headings fold first and columns move together, so that names stay whole.
+        for column in view.columns[1:]:
+            column.header = str(column.header).replace(" ", "\n")
+        if too_wide():
+            view.padding = 0
+    console.print(view)
 
 
 @contextmanager

@@ -2,15 +2,20 @@
 
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 import pytest
+from firebox.export import Tolerance
+from firebox.runtime.reader import read_graph
 from PIL import Image
 
 COMMANDS = sorted(entry_points(group="firebox.commands").names)
@@ -34,6 +39,13 @@ def test_help_of_every_command_has_an_example(command, name):
     assert f"firebox {name}" in ran.out.partition("Example")[2]
     assert "--json" in ran.out
     assert ran.err == ""
+
+
+def test_help_of_export_gives_the_tolerance(command):
+    told = " ".join(command("export", "--help").out.split())
+    tolerance = Tolerance()
+    assert f"the network's class. [default: {tolerance.agreement:g}]" in told
+    assert f"of int8, in dB. [default: {tolerance.sqnr_db:g}]" in told
 
 
 def test_the_command_itself(command):
@@ -68,6 +80,24 @@ def test_plan_in_json_and_for_people(command, model):
     assert people.code == 0
     assert f"{values['arena_bytes']:,} bytes" in people.out
     assert values["peak"]["op"] in people.out
+
+
+def test_tables_keep_names_whole_on_a_terminal_of_80_columns(model):
+    names = [op.name for op in read_graph(model).ops]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    firebox = [sys.executable, "-c", "from firebox.runtime.main import main; main()"]
+    with subprocess.Popen([*firebox, "plan", str(model)], stdout=theirs, env=os.environ | {"TERM": "dumb"}) as running:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # How Linux says that the other end was closed.
+            while part := os.read(ours, 1 << 16):
+                shown += part
+    os.close(ours)
+    assert running.returncode == 0
+    table = shown.decode().partition("Memory on")[0].splitlines()
+    assert all(len(line) <= 80 for line in table)
+    assert set(names) <= {word for line in table for word in line.split()}
 
 
 def test_the_verdict_is_the_exit_code(command, model, exported):
