@@ -10,7 +10,9 @@ import click
 import numpy as np
 import torch
 from common import FOLDER, data_option, out_option, surroundings, table, write_page
-from firebox.export import ExportConfig, Tolerance
+from firebox.export import ExportConfig, Range, Tolerance, quantize, write_tflite
+from firebox.export.activations import run_activations
+from firebox.export.fake_quantization import FakeQuantized
 from firebox.model_zoo import (
     Network,
     TrainingConfig,
@@ -23,15 +25,20 @@ from firebox.model_zoo import (
 )
 from firebox.model_zoo.checkpoint import FILE_NAME, read_checkpoint
 from firebox.model_zoo.classifier import TorchClassifier
-from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, split_images
+from firebox.model_zoo.quantized import fake_quantized
+from firebox.model_zoo.squeezenet import SqueezeNet
+from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, sample, split_images
 from firebox.runtime.backends import installed_backends
 from firebox.runtime.console import progress
 from firebox.runtime.evaluation import Classifier
+from firebox.runtime.graph import Graph
 from firebox.runtime.reader import format_of
 
 _MODEL, _DATA = "squeezenet_cifar", "cifar10-images.tar"
 _FLOAT, _INT8 = "float", "int8"
 _BEFORE, _AFTERWARDS, _TUNED = "float", "quantized afterwards", "trained in int8"
+# Pictures whose activations are compared one by one.
+_LOOKED_INTO = 20
 _TORCH, _TUNED_FLOAT = f"{_TUNED}, torch", f"{_TUNED}, but answering in float"
 
 
@@ -58,6 +65,16 @@ class Findings:
     def steps(self, name: str) -> np.ndarray:
         """How many steps of the int8 logits each answer is from what training computed."""
         return np.rint(np.abs(self.logits[name] - self.logits[_TORCH]) / self.step).astype(int)
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Integers of all activations of a few pictures in one runtime beside training's: how many there are of each
+    difference in steps (0, 1, 2, …), and the least share within one step that a tensor has."""
+
+    counts: np.ndarray
+    worst: str
+    worst_share: float
 
 
 @click.command()
@@ -93,7 +110,8 @@ def main(data_folder: Path, out: Path, runs: Path, float_epochs: int, epochs: in
     assert test is not None
     seen = split_images(pictures, tuning.val_fraction, tuning.seed)[0]
     answering = classifiers(network, tuned, seen, runs, seed)
-    write_page(out, page(network, tuned, measure(answering, network.preprocessing, test), seed))
+    found = measure(answering, network.preprocessing, test)
+    write_page(out, page(network, tuned, found, every_activation(tuned, sample(test, _LOOKED_INTO, seed)), seed))
 
 
 def trained(folder: Path, data: str, start: Callable[[Path], object]) -> Network:
@@ -138,7 +156,62 @@ def measure(answering: Mapping[str, Classifier], preprocessing: Preprocessing, t
     return Findings(logits, test.labels, session.contract.output.scale)
 
 
-def page(network: Network, tuned: Network, found: Findings, seed: int) -> list[str]:
+def every_activation(tuned: Network, pictures: LabelledImages) -> dict[str, Tensors]:
+    """The network cut behind each of its operations, in torch and in every runtime."""
+    assert isinstance(tuned.module, SqueezeNet) and tuned.ranges is not None
+    whole = fake_quantized(tuned.module, tuned.ranges)
+    graph, ranges = whole.graph(), whole.ranges()
+    integers = quantize(graph, ranges)
+    inputs = [
+        tuned.preprocessing.normalize(tuned.preprocessing.crop(pictures.read(name)))[None] for name in pictures.names
+    ]
+    steps: dict[str, dict[str, np.ndarray]] = {}
+    with progress("looking into the network", len(integers.ops)) as advance:
+        for op in integers.ops:
+            cut, int8 = (
+                Graph.of(one.name, one.tensors.values(), one.ops, one.inputs, (op.output,)) for one in (graph, integers)
+            )
+            expected = _in_torch(cut, ranges, inputs)
+            for backend, found in _in_runtimes(int8, inputs).items():
+                scale = integers.tensors[op.output].quantization
+                assert scale is not None
+                difference = np.rint(np.abs(found - expected) / scale.scale[0]).astype(int)
+                steps.setdefault(backend, {})[op.output] = difference.ravel()
+            advance()
+    return {backend: _pooled(tensors) for backend, tensors in steps.items()}
+
+
+def _in_torch(cut: Graph, ranges: Mapping[str, Range], inputs: list[np.ndarray]) -> np.ndarray:
+    pictures = np.concatenate(inputs).transpose(0, 3, 1, 2)
+    with torch.inference_mode():
+        found = FakeQuantized(cut, ranges)(torch.from_numpy(np.ascontiguousarray(pictures, np.float32))).numpy()
+    return found.transpose(0, 2, 3, 1) if found.ndim == 4 else found
+
+
+def _in_runtimes(cut: Graph, inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Reals of the output, NHWC, by runtime."""
+    source, target = (cut.tensors[name] for name in (*cut.inputs, *cut.outputs))
+    assert source.quantization is not None and target.quantization is not None
+    found = {
+        "onnxruntime": np.concatenate([values[target.name] for values in run_activations(cut, inputs, [target.name])])
+    }
+    if found["onnxruntime"].ndim == 4:
+        found["onnxruntime"] = found["onnxruntime"].transpose(0, 2, 3, 1)
+    file = write_tflite(cut)
+    for backend in installed_backends("tflite"):
+        with Session(file, backend) as session:
+            answers = [session.run(source.quantization.quantize(x, source.dtype)) for x in inputs]
+        found[backend] = target.quantization.dequantize(np.concatenate(answers))
+    return found
+
+
+def _pooled(tensors: Mapping[str, np.ndarray]) -> Tensors:
+    within = {name: float((steps <= 1).mean()) for name, steps in tensors.items()}
+    worst = min(within, key=lambda name: within[name])
+    return Tensors(np.bincount(np.concatenate(list(tensors.values()))), worst, within[worst])
+
+
+def page(network: Network, tuned: Network, found: Findings, tensors: Mapping[str, Tensors], seed: int) -> list[str]:
     assert network.training is not None and tuned.training is not None
     count = len(found.labels)
     accuracy = found.accuracy(_BEFORE)
@@ -161,6 +234,10 @@ def page(network: Network, tuned: Network, found: Findings, seed: int) -> list[s
         "The fine-tuned network's logits in torch, fake-quantized, beside those of its int8 files. A step is the scale "
         "of the output, the least by which two logits can differ.",
         table(("", "identical", "within 1 step", "largest difference"), _step_rows(found)),
+        f"Not only the logits: every activation of the network, on {_LOOKED_INTO} test pictures drawn by the seed. "
+        "*Worst* is the tensor with the fewest values within a step. tflite-runtime rounds in fixed point, and the "
+        "steps of the global average, which are the logits', are several times as fine as those of what it averages.",
+        table(("", "values", "identical", "within 1 step", "worst", "of it within 1 step"), _tensor_rows(tensors)),
     ]
 
 
@@ -204,6 +281,15 @@ def _step_rows(found: Findings) -> list[tuple[str, ...]]:
             rows.append(
                 (name, f"{(steps == 0).mean():.2%}", within, f"{steps.max()} step{'s' * int(steps.max() != 1)}")
             )
+    return rows
+
+
+def _tensor_rows(tensors: Mapping[str, Tensors]) -> list[tuple[str, ...]]:
+    rows = []
+    for backend, found in tensors.items():
+        shares = found.counts / found.counts.sum()
+        identical, within = f"{shares[0]:.2%}", f"{shares[:2].sum():.2%}"
+        rows.append((backend, f"{found.counts.sum():,}", identical, within, found.worst, f"{found.worst_share:.2%}"))
     return rows
 
 
