@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ..runtime.errors import QuantizationError
-from ..runtime.graph import GlobalAveragePool, Graph
+from ..runtime.graph import Graph
 from .activations import run_activations
 from .calibrators import CALIBRATORS, Calibrator, Histogram, Range, check_calibrator, counted
 from .scales import passes_on, scale_groups
@@ -15,8 +15,6 @@ _BINS = 2048
 _KEPT = 2**20
 # Of one sample at least.
 _LEAST_KEPT = 256
-# How many times as fine the steps of a global average may be as those of what it averages.
-_FINEST = 4
 
 
 def calibrate(
@@ -69,19 +67,7 @@ def choose_ranges(graph: Graph, observed: Mapping[str, Histogram], calibrator: C
         group: histogram.seen if group in whole or histogram.empty else CALIBRATORS[calibrator](histogram)
         for group, histogram in observed.items()
     }
-    for op in graph.ops:
-        if isinstance(op, GlobalAveragePool):
-            chosen[groups[op.output]] = _no_finer(chosen[groups[op.output]], chosen[groups[op.inputs[0]]])
     return {name: chosen[group] for name, group in groups.items()}
-
-
-def _no_finer(found: Range, before: Range) -> Range:
-    """A range for a mean of values, no narrower than a fourth of theirs.
-
-    Kernels in fixed point differ by a step of what they average; finer steps of the mean would only tell them apart.
-    """
-    width, least = found.high - found.low, (before.high - before.low) / _FINEST
-    return found.scaled(least / width) if 0 < width < least else found
 
 
 def _spaced(values: np.ndarray, count: int, index: int) -> np.ndarray:

@@ -8,14 +8,18 @@ from torch import nn
 from ..export.calibration import calibrate
 from ..export.calibrators import Range
 from ..export.fake_quantization import FakeQuantized
+from ..export.scales import scale_groups
 from ..export.tracing import trace
 from ..runtime.console import progress
 from ..runtime.datasets import LabelledImages, sample
+from ..runtime.graph import GlobalAveragePool, Graph
 from ..runtime.preprocessing import Preprocessing
 from .squeezenet import SqueezeNet
 
 # Training pictures that the ranges of activations begin with.
 _CALIBRATION_PICTURES = 100
+# How many times as fine the steps of a global average may be as those of what it averages.
+_FINEST = 4
 
 
 def fake_quantized(module: SqueezeNet, ranges: Mapping[str, Range]) -> FakeQuantized:
@@ -43,4 +47,21 @@ def calibrated(
     chosen = sample(images, _CALIBRATION_PICTURES, seed)
     with progress("calibrating", quiet=quiet) as advance:
         pixels = [preprocessing.crop(chosen.read(name), chosen.where(name)) for name in chosen.names]
-        return calibrate(graph, [preprocessing.normalize(picture)[None] for picture in pixels], tick=advance)
+        found = calibrate(graph, [preprocessing.normalize(picture)[None] for picture in pixels], tick=advance)
+    return {**found, **_no_finer(graph, found)}
+
+
+def _no_finer(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Wider ranges for global averages, and all that shares their scales, whose steps would be too fine.
+
+    Kernels in fixed point differ by a step of what they average; finer steps of the average only tell them apart, and
+    training has no use for them.
+    """
+    groups, found = scale_groups(graph), dict[str, Range]()
+    for op in graph.ops:
+        if isinstance(op, GlobalAveragePool):
+            before, after = (ranges[name].high - ranges[name].low for name in (op.inputs[0], op.output))
+            if 0 < after < before / _FINEST:
+                same = [name for name, group in groups.items() if group == groups[op.output]]
+                found |= {name: ranges[name].scaled(before / _FINEST / after) for name in same}
+    return found
