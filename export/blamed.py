@@ -75,9 +75,9 @@ def blame_files(
     """
     if target is not None:
         check_target(target)
+    floats, integers = as_graph(reference), as_graph(quantized)
     contract = _contract(reference, quantized)
-    floats = as_graph(reference)
-    found = match(floats, as_graph(quantized))
+    found = match(floats, integers)
     if out is not None:
         check_writable(out)
     judged, calibration = _draw(images, count, seed, target is not None)
@@ -117,7 +117,6 @@ def explorer_data(blamed: Blame) -> dict[str, str]:
 def _contract(*files: str | Path) -> Contract:
     """What the first of some files that firebox wrote says about itself."""
     for file in files:
-        as_graph(file)
         contract = read_contract(read_file(file))
         if contract is not None:
             return contract

@@ -130,18 +130,19 @@ def export(
         calibration = calibration.subset(())
     graphs: dict[Precision, Graph] = {"float32": graph}
     quantized: Quantized | None = None
+    seen = _crops(calibration, preprocessing) if {"int8", "dynamic"} & set(config.precisions) else []
     if "int8" in config.precisions:
         if ranges:
             graphs["int8"] = quantize(graph, ranges)
         else:
-            samples = calibration_samples(_crops(calibration, preprocessing), preprocessing, quiet)
+            samples = calibration_samples(seen, preprocessing, quiet)
             quantized = quantize_network(graph, samples, config.effort, config.calibrator, config.seed, quiet=quiet)
             graphs["int8"] = quantized.graph
         graphs["int8"] = with_int16_layers(graphs["int8"], config.int16_layers)
     if "float16" in config.precisions:
         graphs["float16"] = with_float16_weights(graph)
     if "dynamic" in config.precisions:
-        graphs["dynamic"] = _rounded(graph, _crops(calibration, preprocessing), preprocessing, config, quiet)
+        graphs["dynamic"] = _rounded(graph, seen, preprocessing, config, quiet)
     fitted = _fitted(graphs, config, quiet)
     files: dict[str, tuple[Precision, bytes]] = {}
     for precision in config.precisions:

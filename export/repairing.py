@@ -12,7 +12,7 @@ from ..runtime.graph import Graph
 from .activations import answers
 from .advice import Fix
 from .blaming import LayerBlame, agree, blame_match, sqnr
-from .calibration import calibrate
+from .calibration import choose_ranges, observe
 from .calibrators import CALIBRATORS, Calibrator
 from .equalization import channel_peaks, equalize
 from .islands import keep_float, quantizers, surroundings
@@ -199,7 +199,8 @@ class _Bench:
         graph, samples = self.reference, self.calibration
         if recipe.equalized:
             graph = self.once("equalized", lambda: equalize(graph, channel_peaks(graph, samples)))
-        ranges = self.once((recipe.equalized, recipe.calibrator), lambda: calibrate(graph, samples, recipe.calibrator))
+        observed = self.once((recipe.equalized, "observed"), lambda: observe(graph, samples))
+        ranges = choose_ranges(graph, observed, recipe.calibrator)
         if recipe.weights == "nearest":
             return quantize(graph, ranges)
         if recipe.weights == "learned":
