@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ..runtime.console import json_option, note, print_json, say, table
+from ..runtime.errors import UsageError
 from ..runtime.units import format_size
 
 if TYPE_CHECKING:
@@ -21,7 +23,12 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the pictures.")
 @click.option("--fix", is_flag=True, help="Quantize FLOAT again, fix after fix, until it agrees.")
 @click.option(
-    "--target-agreement", "target", type=float, default=0.97, show_default=True, help="Share of pictures to reach."
+    "--target-agreement",
+    "target",
+    type=float,
+    default=0.97,
+    show_default=True,
+    help="Share of pictures for --fix to reach.",
 )
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Folder for the files.  [default: with --fix INT8.fixed]"
@@ -59,6 +66,8 @@ def blame_command(
     from ..runtime.datasets import open_images
     from .blamed import blame_files
 
+    if not fix and context.get_parameter_source("target") is ParameterSource.COMMANDLINE:
+        raise UsageError(f"--target-agreement {target:g} is what --fix is to reach; add --fix")
     if fix and out is None:
         out = Path(f"{quantized}.fixed")
     blamed = blame_files(

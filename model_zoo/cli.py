@@ -422,6 +422,11 @@ def export_command(
     columns = ("file", "size", "arena", "largest difference", "SQNR", "same class")
     gate = found.report["parity"]["pictures"]
     table(f"{network.name}: files in {found.out} against the network on {gate} pictures", columns, rows)
+    tried = found.report["calibration"].get("divergence_nats")
+    if tried:
+        nearest = found.report["calibration"]
+        equalized = "equalized" if nearest["equalized"] else "not equalized"
+        note(f"int8 is calibrated by {nearest['calibrator']}, {equalized}: nearest to the network of {len(tried)} ways")
     if "fit" in found.report:
         show_fit(found.report["fit"], network.name)
     context.exit(verdict.get("exit_code", 0))
@@ -497,7 +502,8 @@ def evaluate_command(
         (result.name, f"{result.top1:.2%}", f"{result.top5:.2%}", f"{result.agreement(found[0]):.2%}")
         for result in found
     ]
-    table(f"{len(pictures):,} pictures of {data}", ("model", "top-1", "top-5", f"same class as {found[0].name}"), cells)
+    title = f"{len(pictures):,} pictures of {data}, beside {found[0].name}"
+    table(title, ("model", "top-1", "top-5", "same class"), cells)
 
 
 @click.command("demo")

@@ -82,6 +82,8 @@ def load_network(
 
 def _checkpoint_of(path: Path) -> Path:
     if not path.exists():
+        if str(path) != path.name:
+            raise UsageError(f"no such run folder or checkpoint: {path}")
         find_model(str(path))
     return _weights_in(path)
 

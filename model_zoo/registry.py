@@ -45,8 +45,9 @@ def list_models(pattern: str = "*") -> list[str]:
 def find_model(name: str) -> ZooEntry:
     """The entry of that name. Raises ``UsageError`` with near matches."""
     if name not in _ENTRIES:
-        near = difflib.get_close_matches(name, _ENTRIES, n=2) or list_models()
-        raise UsageError(f"no model {name!r} in the zoo; did you mean {' or '.join(near)}?")
+        near = difflib.get_close_matches(name, _ENTRIES, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(list_models())}"
+        raise UsageError(f"no model {name!r} in the zoo; {hint}")
     return _ENTRIES[name]
 
 

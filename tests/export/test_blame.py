@@ -172,8 +172,10 @@ def test_the_command_tells_people_and_what_came_nearest(command, gratings, tmp_p
     files = (tmp_path / "float.tflite", tmp_path / "int8.onnx")
     ran = command("blame", *files, "--data", gratings, "--images", 30)
     assert ran.code == 0, ran.err
-    rows = [line for line in ran.out.splitlines() if "conv" in line]
-    assert "equalize" in rows[0]
+    layers, _, advised = ran.out.partition("What would help")
+    assert "conv" in layers
+    worst = next(line for line in advised.splitlines() if "conv" in line)
+    assert "equalize" in worst
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "float.onnx",
         "float.tflite",
@@ -465,6 +467,7 @@ def test_pictures_that_say_little_are_told():
         (("float.onnx", "int8.onnx", "--seed", "-1"), 2, "seed -1"),
         (("float.onnx", "int8.onnx", "--fix", "--target-agreement", "1.5"), 2, "1.5 is not between 0 and 1"),
         (("float.onnx", "int8.onnx", "--fix", "--target-agreement", "nan"), 2, "nan is not between 0 and 1"),
+        (("float.onnx", "int8.onnx", "--target-agreement", "0.9"), 2, "add --fix"),
         (("bare.onnx", "bare8.onnx"), 2, "carries a contract"),
         (("none.onnx", "int8.onnx"), 2, "no such file"),
     ],

@@ -142,7 +142,7 @@ def test_what_cannot_be_tuned_is_one_line(firebox, trained, pictures, tmp_path):
     with pytest.raises(DataError, match=r"2 \(class0, class1 …\).*3 \(class0, class1, class2 …\).*must agree"):
         train_quantized(network, replace(quantized_config(network), data=str(pictures)), tmp_path / "run", quiet=True)
     cases = (
-        (("--qat", tmp_path / "nowhere"), 2, "no model"),
+        (("--qat", tmp_path / "nowhere"), 2, "no such run folder"),
         (("--qat", pictures), 2, "is no run folder"),
         (("--qat", trained.out, "--input-size", 40), 2, "input size and dropout are those of the trained network"),
         (("--qat", trained.out, "--lr", 0), 2, "learning_rate 0.0"),
