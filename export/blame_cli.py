@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 @click.argument("quantized", metavar="INT8", type=click.Path(path_type=Path))
 @click.option("--data", "source", required=True, help="Pictures: a folder, .tar, .zip or 'digits'.")
 @click.option("--images", "count", type=int, default=100, show_default=True, help="How many pictures to look at.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the pictures.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Draws the pictures: with the seed of firebox export and its source, those that it calibrated on, which "
+    "flatter INT8.",
+)
 @click.option("--fix", is_flag=True, help="Quantize FLOAT again, fix after fix, until it agrees.")
 @click.option(
     "--target-agreement",
