@@ -58,6 +58,10 @@ class File:
         return [result.runtimes[self.runtime] for result in self.results]
 
 
+_WIDE = (
+    "*16-bit* gives the activations of some layers 16 bits beside the same int8 weights, in onnxruntime, which "
+    "computes such layers in float: it tells how much is lost by activations of 8 bits, whatever the weights."
+)
 # What the tables show of every file: the heading, the figure and its form.
 _MEASURES: Mapping[str, tuple[Callable[[Figures], float], str]] = {
     "same class": (lambda one: one.agreement, "{:.1%}"),
@@ -89,8 +93,7 @@ def page(found: Sequence[File], pictures: int) -> list[str]:
         "its PT2E quantizer (static, weights per channel), and with `ai-edge-quantizer` on the float32 file (recipe "
         "`static_wi8_ai8`): its default ranges are moving averages of the extremes of each picture, and *minmax* has "
         "its calibrator cover all extremes instead. All calibrate with the same pictures.",
-        "*16-bit* gives the activations of some layers 16 bits beside the same int8 weights, in onnxruntime, which "
-        "computes such layers in float: it tells how much is lost by activations of 8 bits, whatever the weights.",
+        *([_WIDE] if any("16-bit" in file.method for file in found) else []),
         *(f"### {network}\n\n{_summary(_of(network, found))}" for network in REFERENCES),
         "## ONNX beside TFLite",
         "The logits of both files of an export, on the measured pictures of all folds. A step is the scale of the "
