@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.errors import MissingExtraError, QuantizationError
+from ..runtime.errors import MissingExtraError, QuantizationError, UsageError
 from ..runtime.graph import Graph
-from .onnx_writer import onnx_shape, onnx_side, write_onnx
+from .onnx_writer import onnx_side, write_onnx
 
 
 def run_activations(
@@ -17,7 +17,7 @@ def run_activations(
     """Every activation of a float or integer graph, or those of ``names`` with the input, sample by sample.
 
     They come from onnxruntime, in ONNX's NCHW layout; integer ones as real numbers. ``samples`` are what the input
-    takes, NHWC, batch included.
+    takes, NHWC, batch included. Raises ``UsageError`` for one of another shape.
     """
     try:
         import onnxruntime
@@ -31,12 +31,13 @@ def run_activations(
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     source = graph.tensors[graph.inputs[0]]
     for sample in samples:
+        if np.shape(sample) != source.shape:
+            raise UsageError(f"a sample has shape {np.shape(sample)}, the network's input {source.shape}; give that")
         moved = sample.transpose(0, 3, 1, 2) if sample.ndim == 4 else sample
         feed = np.ascontiguousarray(moved, np.float32)
         if source.quantization is not None:
             dtype, zero_point = onnx_side(source)
             feed = replace(source.quantization, zero_point=zero_point).quantize(feed, dtype)
-        assert feed.shape == onnx_shape(source.shape)
         results: Any = session.run(names, {source.name: feed})
         values = dict(zip(names, results, strict=True))
         yield {name: _real(graph, name, value) for name, value in values.items()} | {

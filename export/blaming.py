@@ -146,7 +146,7 @@ def _notes(samples: Sequence[np.ndarray], expected: np.ndarray) -> tuple[str, ..
     """What makes the figures say less than they seem to."""
     notes = []
     if len(samples) < _FEW:
-        notes.append(f"{len(samples)} pictures say little of how often the networks agree; give a hundred")
+        notes.append(f"so few pictures ({len(samples)}) say little of how often the networks agree; give a hundred")
     if all(np.array_equal(sample, samples[0]) for sample in samples[1:]) and len(samples) > 1:
         notes.append("all pictures are the same; give others")
     if not any(np.ptp(sample) for sample in samples):

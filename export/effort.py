@@ -15,7 +15,7 @@ from .calibration import choose_ranges, observe
 from .calibrators import CALIBRATORS, Calibrator, Histogram, Range, check_calibrator
 from .equalization import channel_peaks, equalize
 from .learning import EPOCHS, learn
-from .quantization import quantize
+from .quantization import check_float, quantize
 from .rounding import input_moments
 
 Effort = Literal["fast", "good", "best"]
@@ -67,7 +67,7 @@ def calibration_samples(
             "be learned; give pictures like those that the network will see"
         )
     if len(pixels) < _FEW and not quiet:
-        note(f"calibrated on {len(pixels)} pictures only: what others exceed will be cut; a hundred are better")
+        note(f"few calibration pictures ({len(pixels)}): what others exceed will be cut; a hundred are better")
     return [preprocessing.normalize(picture)[None] for picture in pixels]
 
 
@@ -88,6 +88,9 @@ def quantize_network(
     calibrator. Deterministic for a ``seed``. Raises ``UsageError`` and ``QuantizationError``.
     """
     check_effort(effort, calibrator)
+    if seed < 0:
+        raise UsageError(f"seed {seed} is negative; give 0 or more")
+    check_float(graph)
     if effort == "fast":
         chosen = _Choice(graph, calibrator or _USUAL, False)
         with progress("calibrating", len(samples), quiet=quiet) as advance:

@@ -12,7 +12,6 @@ import numpy as np
 from ..runtime.errors import QuantizationError
 from ..runtime.graph import (
     Conv,
-    Dequantize,
     FullyConnected,
     Graph,
     Op,
@@ -32,18 +31,15 @@ def quantize(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Mo
 
     Layers in ``moments`` have their weights rounded for the least error of the output, the others to the nearest.
 
-    Raises ``QuantizationError`` when a range is missing or a weight is not finite.
+    Raises ``QuantizationError`` when the graph holds integers, a range is missing or a weight is not finite.
     """
+    check_float(graph)
     scales = activation_scales(graph, ranges)
     tensors: dict[str, Tensor] = {}
     for tensor in graph.activations:
         tensors[tensor.name] = replace(tensor, dtype="int8", quantization=scales[tensor.name])
     ops: list[Op] = []
     for op in graph.ops:
-        if isinstance(op, Quantize | Dequantize):
-            raise QuantizationError(
-                f"{graph.name} holds {op.kind} {op.name!r}: it is quantized already; pass the float network"
-            )
         if isinstance(op, Conv | FullyConnected):
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
             constants = quantize_layer(op.name, weight, bias, scales[op.inputs[0]], (moments or {}).get(op.name))
@@ -51,6 +47,15 @@ def quantize(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Mo
             op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
         ops.append(op)
     return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+
+
+def check_float(graph: Graph) -> None:
+    """Refuse a graph that is quantized already. Raises ``QuantizationError``."""
+    integer = next((tensor.name for tensor in graph.tensors.values() if tensor.quantization), None)
+    if integer is not None:
+        raise QuantizationError(
+            f"{graph.name} has integers in {integer!r}: it is quantized already; pass the float network"
+        )
 
 
 def compensated(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Moments]) -> Graph:

@@ -164,11 +164,30 @@ def test_what_no_range_can_be_learned_from_is_refused(capsys):
     with pytest.raises(QuantizationError, match=r"each of the 3 calibration pictures is of one value \(all black\?\)"):
         calibration_samples([np.zeros_like(picture)] * 3, preprocessing)
     assert len(calibration_samples([picture], preprocessing)) == 1
-    assert "calibrated on 1 pictures only" in capsys.readouterr().err
+    assert "few calibration pictures (1)" in capsys.readouterr().err
     with pytest.raises(UsageError, match="calibrator 'all' is not one of minmax, percentile, mse, kl"):
         quantize_network(fire(), pictures(2), "fast", "all")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="effort 'most' is not one of fast, good, best"):
         quantize_network(fire(), pictures(2), "most")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match="seed -1 is negative"):
+        quantize_network(fire(), pictures(2), "fast", seed=-1)
+
+
+@pytest.mark.parametrize("sample", [np.zeros((1, 2, 2, 3)), np.zeros((SIZE, SIZE, 3)), np.zeros((2, SIZE, SIZE, 3))])
+def test_samples_of_another_shape_are_refused(sample):
+    with pytest.raises(UsageError, match=r"a sample has shape \(.*\), the network's input \(1, "):
+        quantize_network(fire(), [sample], quiet=True)
+
+
+def test_a_network_that_is_int8_already_is_not_quantized_again():
+    graph = fire()
+    ranges = calibrate(graph, pictures(2))
+    for again in (
+        lambda found: quantize(found, ranges),
+        lambda found: quantize_network(found, pictures(2), quiet=True),
+    ):
+        with pytest.raises(QuantizationError, match="quantized already; pass the float network"):
+            again(quantize(graph, ranges))
 
 
 @pytest.mark.parametrize("effort", ["fast", "good", "best"])
