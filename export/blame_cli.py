@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 @click.option(
     "--seed",
     type=int,
-    default=0,
+    default=1,
     show_default=True,
-    help="Draws the pictures: with the seed of firebox export and its source, those that it calibrated on, which "
-    "flatter INT8.",
+    help="Draws the pictures. With the seed and the source of firebox export they are those that it calibrated on, "
+    "which flatter INT8.",
 )
 @click.option("--fix", is_flag=True, help="Quantize FLOAT again, fix after fix, until it agrees.")
 @click.option(
