@@ -95,10 +95,10 @@ def page(found: Sequence[File], pictures: int) -> list[str]:
         "its calibrator cover all extremes instead. All calibrate with the same pictures.",
         *([_WIDE] if any("16-bit" in file.method for file in found) else []),
         *(f"### {network}\n\n{_summary(_of(network, found))}" for network in REFERENCES),
-        "The learning of `best` is the same for both networks: its rate, its epochs and how pictures are cut were compared "
-        "on fold 0, whose figures are therefore not independent of them. Learned weights lower the noise of the logits, "
-        "but hardly change how often the class is kept: what is left comes from rounding activations to 8 bits, which "
-        "layers of 16 bits take away ([precisions](precisions.md)).",
+        "The learning of `best` is the same for both networks: its rate, its epochs and how pictures are cut were "
+        "compared on fold 0, whose figures are therefore not independent of them. Learned weights lower the noise "
+        "of the logits, but hardly change how often the class is kept: what is left comes from rounding "
+        "activations to 8 bits, which layers of 16 bits take away ([precisions](precisions.md)).",
         "## ONNX beside TFLite",
         "The logits of both files of an export, on the measured pictures of all folds. A step is the scale of the "
         "output, the least by which two logits can differ.",
