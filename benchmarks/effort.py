@@ -93,10 +93,11 @@ def run(case: Case, data_folder: Path) -> Times:
 
 
 def page(times: Mapping[Case, Sequence[Times]], rounds: int) -> list[str]:
+    images = " ".join(f"--images {count}" for count in sorted({case.images for case in times}))
     shown = " ".join(command("EFFORT", "PICTURES", FOLDER, f"build/{_NETWORK}"))
     return [
         "# What each effort costs",
-        "This page is written by\n\n```sh\npython benchmarks/effort.py\n```",
+        f"This page is written by\n\n```sh\npython benchmarks/effort.py --rounds {rounds} {images}\n```",
         f"Whole commands, with the start of Python, imports, tracing, the gate's pictures and all four files:\n\n"
         f"```sh\nfirebox {shown}\n```",
         f"with each effort and number of calibration pictures in turn, in {rounds} rounds and an order drawn anew for "
