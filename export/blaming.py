@@ -18,7 +18,7 @@ from .advice import Advice, advise
 from .calibration import calibrate
 from .islands import quantizers, unquantized
 from .matching import Match, match
-from .tensor_errors import KL_BINS, TensorError, decibels, measure
+from .tensor_errors import KL_BINS, TensorError, decibels, measure, squares
 
 # Fewer pictures than this say little of how often two networks agree.
 _FEW = 20
@@ -85,11 +85,11 @@ def blame_match(found: Match, samples: Sequence[np.ndarray], tick: Callable[[], 
     ranges = calibrate(found.reference, samples, "minmax", tick)
     sums = measure(found, ranges, samples, tick)
     expected, given = answers(found.reference, samples, tick), answers(found.quantized, samples, tick)
-    noise, agreement = _squares(given - expected), agree(expected, given)
+    noise, agreement = squares(given - expected), agree(expected, given)
     layers = []
     for layer, tensor in quantizers(found.quantized).items():
         alone = answers(unquantized(found, layer), samples, tick)
-        left = _squares(alone - expected)
+        left = squares(alone - expected)
         recovered = (noise - left) / noise if noise else 0.0
         op = found.quantized.producers.get(layer)
         layers.append(
@@ -106,7 +106,7 @@ def blame_match(found: Match, samples: Sequence[np.ndarray], tick: Callable[[], 
         )
     ranked = sorted(layers, key=lambda layer: -layer.recovered)
     errors = tuple(total.error() for total in sums.values())
-    total = decibels(_squares(expected), noise)
+    total = decibels(squares(expected), noise)
     return Blame(len(samples), agreement, total, tuple(ranked), errors, _notes(samples, expected))
 
 
@@ -127,7 +127,7 @@ def agree(expected: np.ndarray, given: np.ndarray) -> float:
 
 def sqnr(expected: np.ndarray, given: np.ndarray) -> float | None:
     """Signal to noise of an answer in dB; ``None`` when nothing differs."""
-    return decibels(_squares(expected), _squares(given - expected))
+    return decibels(squares(expected), squares(given - expected))
 
 
 def _weight_ratios(found: Match, layer: str) -> tuple[float | None, float | None]:
@@ -137,9 +137,9 @@ def _weight_ratios(found: Match, layer: str) -> tuple[float | None, float | None
     expected = found.reference.constant(found.layer(op).inputs[1]).real()
     expected = expected.reshape(len(expected), -1).astype(np.float64)
     error = found.quantized.constant(op.inputs[1]).real().reshape(expected.shape) - expected
-    channels = [decibels(_squares(w), _squares(e)) for w, e in zip(expected, error, strict=True) if w.any()]
+    channels = [decibels(squares(w), squares(e)) for w, e in zip(expected, error, strict=True) if w.any()]
     noisy = [ratio for ratio in channels if ratio is not None]
-    return decibels(_squares(expected), _squares(error)), min(noisy, default=None)
+    return decibels(squares(expected), squares(error)), min(noisy, default=None)
 
 
 def _notes(samples: Sequence[np.ndarray], expected: np.ndarray) -> tuple[str, ...]:
@@ -154,7 +154,3 @@ def _notes(samples: Sequence[np.ndarray], expected: np.ndarray) -> tuple[str, ..
     if expected.shape[1] > 1 and not np.ptp(expected, axis=1).any():
         notes.append("the float network gives all classes the same; agreement means nothing")
     return tuple(notes)
-
-
-def _squares(values: np.ndarray) -> float:
-    return float(np.vdot(values, values))

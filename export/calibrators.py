@@ -1,7 +1,7 @@
 """Which range an activation's integers are to cover: four answers to one histogram."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,7 +29,7 @@ class Range:
         return Range(min(self.low, other.low), max(self.high, other.high))
 
     def scaled(self, share: float) -> "Range":
-        """Both ends moved towards zero."""
+        """Both ends times ``share``."""
         return Range(self.low * share, self.high * share)
 
 
@@ -38,7 +38,7 @@ class Histogram:
     """How often values were seen: ``counts`` in equal bins over the whole range ``seen``."""
 
     seen: Range
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    counts: np.ndarray
 
     @property
     def empty(self) -> bool:

@@ -71,15 +71,15 @@ class TensorSums:
         flat = expected.reshape(expected.shape[1], -1)
         own = self.quantization.dequantize(self.quantization.quantize(flat, self.dtype))
         given = own if found is None else found.reshape(flat.shape)
-        self.signal += _squares(flat)
-        self.power += _squares(given)
+        self.signal += squares(flat)
+        self.power += squares(given)
         self.product += float(np.vdot(flat, given))
-        self.noise += _squares(given - flat)
+        self.noise += squares(given - flat)
         rounding = own - flat
-        self.quantizer_noise += _squares(rounding)
+        self.quantizer_noise += squares(rounding)
         # What is past the ends is off by more than half a step.
         past = rounding[np.abs(rounding) > 0.501 * self.quantization.scale[0]]
-        self.clip_noise += _squares(past)
+        self.clip_noise += squares(past)
         self.clipped += past.size
         self.values += flat.size
         self.largest = np.maximum(self.largest, np.abs(flat).max(1))
@@ -87,7 +87,7 @@ class TensorSums:
         self.found_counts += counted(given, self.seen, _FINE_BINS)
         if with_weights is not None:
             error = with_weights.reshape(flat.shape) - flat
-            self.weights_noise += _squares(error)
+            self.weights_noise += squares(error)
             self.shift = self.shift + error.sum(1, dtype=np.float64)
 
     def error(self) -> TensorError:
@@ -190,7 +190,8 @@ def _probe(name: str) -> str:
     return f"{name}/with_int8_weights"
 
 
-def _squares(values: np.ndarray) -> float:
+def squares(values: np.ndarray) -> float:
+    """The sum of the squares of all values."""
     return float(np.vdot(values, values))
 
 
