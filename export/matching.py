@@ -96,7 +96,9 @@ def _pairs(reference: Graph, quantized: Graph) -> dict[str, str]:
         while isinstance(op := quantized.producers.get(ours), Quantize | Dequantize):
             ours = op.inputs[0]
             same.append(ours)
-        while isinstance(other := reference.producers.get(theirs), _SILENT) and type(op) is not type(other):
+        while isinstance(other := reference.producers.get(theirs), _SILENT) and (
+            type(op) is not type(other) or _paddings(reference, theirs) > _paddings(quantized, ours)
+        ):
             theirs = other.inputs[0]
         met = ours in found
         for name in same:
@@ -104,7 +106,8 @@ def _pairs(reference: Graph, quantized: Graph) -> dict[str, str]:
                 raise _different(quantized, reference, f"{name!r} is both {found[name]!r} and {theirs!r}")
         if met or (op is None and other is None):
             continue
-        if op is not None and other is not None and type(op) is type(other):
+        padded = _paddings(quantized, ours) > _paddings(reference, theirs)
+        if op is not None and other is not None and type(op) is type(other) and not padded:
             pending += _operands(reference, quantized, op, other)
         elif isinstance(op, (*_SILENT, Relu)):
             pending.append((op.inputs[0], theirs))
@@ -112,6 +115,14 @@ def _pairs(reference: Graph, quantized: Graph) -> dict[str, str]:
             kinds = [f"{o.kind} {o.name!r}" if o else "the input" for o in (op, other)]
             raise _different(quantized, reference, f"{kinds[0]} stands where {kinds[1]} is")
     return found
+
+
+def _paddings(graph: Graph, name: str) -> int:
+    """How many operations in a row pad a tensor: of two networks, the one with more has a layer's own among them."""
+    count = 0
+    while isinstance(op := graph.producers.get(name), Pad):
+        name, count = op.inputs[0], count + 1
+    return count
 
 
 def _operands(reference: Graph, quantized: Graph, op: Op, other: Op) -> list[tuple[str, str]]:
