@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import MissingExtraError
 from .config import DELAYED, EARLY, SqueezeNetConfig
+from .families import build, config_from_json
 from .imagenet import imagenet_classes
+from .network_config import NetworkConfig
 from .registry import ZooEntry, create_model, find_model, list_models, model_config, register
 from .training_config import TrainingConfig
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from .data import load_pictures
     from .evaluation import predict, top_k
     from .exporting import export_network
+    from .module import NetworkModule, head_prefix
     from .network import Network, load_network
     from .resources import Resources
     from .squeezenet import Fire, SqueezeNet
@@ -30,6 +33,8 @@ __all__ = [
     "EARLY",
     "Fire",
     "Network",
+    "NetworkConfig",
+    "NetworkModule",
     "Resources",
     "SqueezeNet",
     "SqueezeNetConfig",
@@ -37,9 +42,12 @@ __all__ = [
     "TrainingResult",
     "Weights",
     "ZooEntry",
+    "build",
+    "config_from_json",
     "create_model",
     "export_network",
     "find_model",
+    "head_prefix",
     "imagenet_classes",
     "list_models",
     "load_network",
@@ -61,6 +69,7 @@ _HOMES = {
     "data": ("load_pictures",),
     "evaluation": ("predict", "top_k"),
     "exporting": ("export_network",),
+    "module": ("NetworkModule", "head_prefix"),
     "network": ("Network", "load_network"),
     "resources": ("Resources",),
     "squeezenet": ("Fire", "SqueezeNet"),

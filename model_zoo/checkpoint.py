@@ -19,7 +19,8 @@ from ..export.calibrators import Range
 from ..runtime.errors import CheckpointError, FireboxError
 from ..runtime.files import read_file
 from ..runtime.preprocessing import Preprocessing
-from .config import SqueezeNetConfig
+from .families import config_from_json
+from .network_config import NetworkConfig
 
 FILE_NAME = "checkpoint.safetensors"
 
@@ -39,7 +40,7 @@ class Checkpoint:
     """
 
     model: str
-    config: SqueezeNetConfig
+    config: NetworkConfig
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     training: Mapping[str, Any]
@@ -102,7 +103,7 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         trained, validated = header["pictures"]
         checkpoint = Checkpoint(
             model=str(header["model"]),
-            config=SqueezeNetConfig.from_json(header["config"]),
+            config=config_from_json(header["config"]),
             preprocessing=Preprocessing.from_json(header["preprocessing"]),
             classes=tuple(str(name) for name in header["classes"]),
             training=dict(header["training"]),

@@ -1,11 +1,12 @@
 """The shape of a SqueezeNet as plain numbers, above all the paper's metaparameters; no torch."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from ..runtime.errors import FormatError, UsageError
+from ..runtime.errors import UsageError
+from .network_config import LIMIT, NetworkConfig
 
 Bypass = Literal["none", "simple", "complex"]
 
@@ -15,7 +16,6 @@ DELAYED = (1, 4, 8)
 EARLY = (1, 3, 5)
 
 _POOL_KERNEL, _POOL_STRIDE = 3, 2
-_LIMIT = 65536
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,21 @@ class FireSize:
 
 
 @dataclass(frozen=True)
-class SqueezeNetConfig:
+class SqueezeNetConfig(NetworkConfig):
     """Metaparameters of a SqueezeNet (arXiv 1602.07360, section 5.1); the defaults are v1.0.
 
     Fire module ``i`` (from 0) has ``base_e + incr_e * (i // freq)`` expand filters, the share
     ``pct3x3`` of them 3x3, and ``squeeze_ratio`` (the paper's SR) times as many squeeze filters.
     ``pools`` are the layers after which a 3x3 stride-2 max pool sits: ``DELAYED`` (v1.0), ``EARLY``
-    (v1.1) or any other positions. ``bypass`` is that of section 6. ``input_size`` is (height,
-    width). ``head_padding`` pads conv10, as the original Caffe network does. ``head_relu`` is the
-    paper's ReLU after conv10: a class whose answers are negative everywhere gets no gradient from
-    there on, which loses classes when training starts from new weights at high rates. Raises
-    ``UsageError`` with the value that makes no network.
+    (v1.1) or any other positions. ``bypass`` is that of section 6. ``head_padding`` pads conv10, as
+    the original Caffe network does. ``head_relu`` is the paper's ReLU after conv10: a class whose
+    answers are negative everywhere gets no gradient from there on, which loses classes when
+    training starts from new weights at high rates. Raises ``UsageError`` with the value that makes
+    no network.
     """
 
-    in_channels: int = 3
-    num_classes: int = 1000
-    input_size: tuple[int, int] = (224, 224)
+    family: ClassVar[str] = "squeezenet"
+
     stem_channels: int = 96
     stem_kernel: int = 7
     stem_stride: int = 2
@@ -62,13 +61,11 @@ class SqueezeNetConfig:
     squeeze_ratio: float = 0.125
     pools: tuple[int, ...] = DELAYED
     bypass: Bypass = "none"
-    batch_norm: bool = False
-    dropout: float = 0.5
     head_padding: int = 0
     head_relu: bool = True
 
     def __post_init__(self) -> None:
-        self._check_types()
+        super().__post_init__()
         self._check_ranges()
         for number, fire in enumerate(self.fires, start=2):
             if min(fire.squeeze, fire.expand1x1, fire.expand3x3) < 1:
@@ -141,66 +138,12 @@ class SqueezeNetConfig:
             if self.bypass == "complex" and fire.in_channels != fire.out_channels:
                 yield fire.in_channels, fire.out_channels, stage
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        values = asdict(self)
-        return values | {"input_size": list(self.input_size), "pools": list(self.pools)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "SqueezeNetConfig":
-        """The inverse of ``to_json``; what is absent takes its default. Raises ``FormatError``."""
-        if not isinstance(values, Mapping):
-            raise FormatError(f"a network config is a JSON object, not {values!r}")
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise FormatError(f"network config has an unknown key {unknown[0]!r}")
-        try:
-            plain: dict[str, Any] = dict(values)
-            for key in ("input_size", "pools"):
-                if isinstance(plain.get(key), list):
-                    plain[key] = tuple(plain[key])
-            return cls(**plain)
-        except UsageError as error:
-            raise FormatError(f"network config cannot be used: {error}") from error
-
-    def _check_types(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("input_size", "pools"):
-                good = isinstance(value, tuple) and all(_is_int(item) for item in value)
-            elif field.name in ("pct3x3", "squeeze_ratio", "dropout"):
-                good = _is_int(value) or (isinstance(value, float) and math.isfinite(value))
-            elif field.name in ("batch_norm", "head_relu"):
-                good = isinstance(value, bool)
-            elif field.name == "bypass":
-                good = value in get_args(Bypass)
-            else:
-                good = _is_int(value)
-            if not good:
-                wanted = "none, simple or complex" if field.name == "bypass" else str(field.type)
-                raise UsageError(f"{field.name} {value!r} is not usable; give {wanted}")
-
     def _check_ranges(self) -> None:
-        positive = (
-            "in_channels",
-            "num_classes",
-            "stem_channels",
-            "stem_kernel",
-            "stem_stride",
-            "num_fires",
-            "base_e",
-            "freq",
-        )
-        for name in (*positive, "stem_padding", "incr_e", "head_padding"):
-            lowest = 1 if name in positive else 0
-            if not lowest <= getattr(self, name) <= _LIMIT:
-                raise UsageError(f"{name} {getattr(self, name)} is not between {lowest} and {_LIMIT}")
-        if len(self.input_size) != 2 or not all(1 <= length <= 4096 for length in self.input_size):
-            raise UsageError(f"input_size {self.input_size} is not (height, width) between 1 and 4096")
+        positive = ("stem_channels", "stem_kernel", "stem_stride", "num_fires", "base_e", "freq")
+        self.check_between(1, LIMIT, *positive)
+        self.check_between(0, LIMIT, "stem_padding", "incr_e", "head_padding")
         if self.stem_padding >= self.stem_kernel:
             raise UsageError(f"stem_padding {self.stem_padding} is not smaller than stem_kernel {self.stem_kernel}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout {self.dropout} is not in [0, 1)")
         if not 0 < self.pct3x3 < 1 or not 0 < self.squeeze_ratio <= 1:
             raise UsageError(
                 f"pct3x3 {self.pct3x3} must lie between 0 and 1, squeeze_ratio {self.squeeze_ratio} above 0 and up to 1"
@@ -212,10 +155,6 @@ class SqueezeNetConfig:
             raise UsageError(
                 f"pools {self.pools} are not layers from 1 (conv1) to {last} (the last fire), in rising order"
             )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _nearest(number: float) -> int:

@@ -11,10 +11,11 @@ from ..export.calibrators import Range
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.preprocessing import Preprocessing
 from .checkpoint import FILE_NAME
-from .config import SqueezeNetConfig
+from .families import build
 from .imagenet import imagenet_classes
+from .module import NetworkModule, head_prefix
+from .network_config import NetworkConfig
 from .registry import find_model, fit_preprocessing, list_models, model_config
-from .squeezenet import SqueezeNet
 from .weights import Weights, head_classes, load_weights, load_weights_into
 
 # What may differ between a zoo entry and weights of that entry: the task, how conv10 is
@@ -33,7 +34,7 @@ class Network:
     """
 
     name: str
-    module: SqueezeNet
+    module: NetworkModule
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     class_ids: tuple[str, ...] = ()
@@ -42,7 +43,7 @@ class Network:
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
     @property
-    def config(self) -> SqueezeNetConfig:
+    def config(self) -> NetworkConfig:
         """The config the module was built from."""
         return self.module.config
 
@@ -103,10 +104,14 @@ def _zoo_config(
     num_classes: int | None,
     in_channels: int | None,
     input_size: tuple[int, int] | None,
-) -> SqueezeNetConfig:
+) -> NetworkConfig:
     """The config of a zoo name with the sizes that were given, otherwise of the weights."""
     config = model_config(name)
     if weights.config is not None:
+        if weights.config.family != config.family:
+            raise CheckpointError(
+                f"{weights.source} is of another network: a {weights.config.family}; {name} is a {config.family}"
+            )
         for field in fields(config):
             ours, theirs = getattr(config, field.name), getattr(weights.config, field.name)
             if field.name not in _FREE and ours != theirs:
@@ -114,16 +119,21 @@ def _zoo_config(
                     f"{weights.source} is of another network: {field.name} is {theirs!r}, in {name} {ours!r}"
                 )
         config = weights.config
-    elif classes := head_classes(weights.tensors):
+    elif weights.tensors and (classes := head_classes(weights.tensors, _head(config))):
         config = replace(config, num_classes=classes)
     given = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
     return replace(config, **{key: value for key, value in given.items() if value is not None})
 
 
-def _build(name: str, config: SqueezeNetConfig, weights: Weights, random_init: bool = False, seed: int = 0) -> Network:
+def _head(config: NetworkConfig) -> str:
+    with torch.device("meta"):
+        return head_prefix(build(config))
+
+
+def _build(name: str, config: NetworkConfig, weights: Weights, random_init: bool = False, seed: int = 0) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = SqueezeNet(config).eval()
+        module = build(config).eval()
     if not random_init:
         load_weights_into(module, weights)
     classes, ids = weights.classes, weights.class_ids

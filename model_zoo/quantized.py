@@ -1,9 +1,12 @@
 """Networks that compute in torch what their int8 files will: how quantization-aware training begins."""
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..export.calibration import calibrate
 from ..export.calibrators import Range
@@ -14,15 +17,33 @@ from ..runtime.console import progress
 from ..runtime.datasets import LabelledImages, sample
 from ..runtime.graph import GlobalAveragePool, Graph
 from ..runtime.preprocessing import Preprocessing
-from .squeezenet import SqueezeNet
+from .families import build
+from .module import NetworkModule
 
+_LAYERS = (nn.Conv2d, nn.Linear)
 # Training pictures that the ranges of activations begin with.
 _CALIBRATION_PICTURES = 100
 # How many times as fine the steps of a global average may be as those of what it averages.
 _FINEST = 4
 
 
-def fake_quantized(module: SqueezeNet, ranges: Mapping[str, Range]) -> FakeQuantized:
+def without_batch_norm(network: NetworkModule) -> NetworkModule:
+    """The same network in eval mode, each batch norm folded into the convolution before it.
+
+    (Jacob et al., arXiv 1712.05877, section 3.2)
+    """
+    folded = build(replace(network.config, batch_norm=False)).eval()
+    targets = iter(part for part in folded.modules() if isinstance(part, _LAYERS))
+    parts = [part for part in copy.deepcopy(network).eval().modules() if isinstance(part, (*_LAYERS, nn.BatchNorm2d))]
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        if isinstance(part, _LAYERS):
+            if isinstance(part, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+                part = fuse_conv_bn_eval(part, after)
+            next(targets).load_state_dict(part.state_dict())
+    return folded
+
+
+def fake_quantized(module: NetworkModule, ranges: Mapping[str, Range]) -> FakeQuantized:
     """A network without batch norm as it answers in int8; both share their weights.
 
     Raises ``QuantizationError`` for ranges of another network.
@@ -31,7 +52,7 @@ def fake_quantized(module: SqueezeNet, ranges: Mapping[str, Range]) -> FakeQuant
     # Equal constants are one in a traced graph, and biases of zero are none: names come from a network of random ones.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        drawn = SqueezeNet(config)
+        drawn = build(config)
         for parameter in drawn.parameters():
             nn.init.normal_(parameter)
     graph = trace(drawn, (1, config.in_channels, *config.input_size))
@@ -40,7 +61,7 @@ def fake_quantized(module: SqueezeNet, ranges: Mapping[str, Range]) -> FakeQuant
 
 
 def calibrated(
-    module: SqueezeNet, preprocessing: Preprocessing, images: LabelledImages, seed: int, quiet: bool = False
+    module: NetworkModule, preprocessing: Preprocessing, images: LabelledImages, seed: int, quiet: bool = False
 ) -> dict[str, Range]:
     """The ranges of a network's activations on some of the pictures, drawn by ``seed``."""
     graph = trace(module, (1, module.config.in_channels, *module.config.input_size))

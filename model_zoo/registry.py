@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.errors import UsageError
 from ..runtime.preprocessing import Preprocessing
 from .config import EARLY, SqueezeNetConfig
+from .families import build
+from .network_config import NetworkConfig
 
 if TYPE_CHECKING:
-    from .squeezenet import SqueezeNet
+    from .module import NetworkModule
 
 _IMAGENET = Preprocessing(size=(224, 224), resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _SMALL = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -21,7 +23,7 @@ _SMALL = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 class ZooEntry:
     """A network with what is published: ImageNet accuracies in percent and where they stand."""
 
-    config: SqueezeNetConfig
+    config: NetworkConfig
     preprocessing: Preprocessing
     source: str
     top1: float | None = None
@@ -57,15 +59,16 @@ def model_config(
     in_channels: int | None = None,
     input_size: tuple[int, int] | None = None,
     **overrides: Any,
-) -> SqueezeNetConfig:
+) -> NetworkConfig:
     """The config of a zoo network with some of its values changed. Raises ``UsageError``."""
-    known = {field.name for field in fields(SqueezeNetConfig)}
+    config = find_model(name).config
+    known = {field.name for field in fields(config)}
     for key in overrides.keys() - known:
         near = difflib.get_close_matches(key, known, n=1) or sorted(known)
-        raise UsageError(f"a SqueezeNet has no {key!r}; did you mean {', '.join(near)}?")
+        raise UsageError(f"{name} has no {key!r}; did you mean {', '.join(near)}?")
     given = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
     overrides.update({key: value for key, value in given.items() if value is not None})
-    return replace(find_model(name).config, **overrides)
+    return replace(config, **overrides)
 
 
 def create_model(
@@ -74,17 +77,15 @@ def create_model(
     in_channels: int | None = None,
     input_size: tuple[int, int] | None = None,
     **overrides: Any,
-) -> "SqueezeNet":
+) -> "NetworkModule":
     """A zoo network with new weights; any value of its config can be changed.
 
     ``create_model("squeezenet1_1", num_classes=10, bypass="simple")``. Raises ``UsageError``.
     """
-    from . import SqueezeNet
-
-    return SqueezeNet(model_config(name, num_classes, in_channels, input_size, **overrides))
+    return build(model_config(name, num_classes, in_channels, input_size, **overrides))
 
 
-def fit_preprocessing(preprocessing: Preprocessing, config: SqueezeNetConfig) -> Preprocessing:
+def fit_preprocessing(preprocessing: Preprocessing, config: NetworkConfig) -> Preprocessing:
     """The same preprocessing for the input size and the channels of a config.
 
     The margin around the crop keeps its share, and a single channel gets the average of mean and

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..runtime.errors import UsageError
-from .config import SqueezeNetConfig
+from .network_config import NetworkConfig
 from .training_config import TrainingConfig
 
 # Below this much work in a batch, threads wait for each other longer than they compute; on a busy
@@ -36,7 +36,7 @@ class Resources:
         return torch.device(self.device)
 
 
-def settle(config: TrainingConfig, network: SqueezeNetConfig, device: torch.device) -> TrainingConfig:
+def settle(config: TrainingConfig, network: NetworkConfig, device: torch.device) -> TrainingConfig:
     """The config with the values chosen that were left open."""
     little = network.macs * config.batch_size < _LITTLE_WORK_MACS
     return replace(

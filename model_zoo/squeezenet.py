@@ -1,17 +1,10 @@
 """SqueezeNet as a torch module, built from its config; the names inside are torchvision's."""
 
-import copy
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .config import FireSize, SqueezeNetConfig
-
-# Parameters of the classifier's convolution (conv10), the only ones that depend on the number of
-# classes.
-HEAD = "classifier.1."
+from .module import NetworkModule
 
 
 class Fire(nn.Module):
@@ -50,17 +43,17 @@ class Fire(nn.Module):
         return expanded if self.bypass is None else expanded + self.bypass(x)
 
 
-class SqueezeNet(nn.Module):
+class SqueezeNet(NetworkModule):
     """The whole network: stem, fire modules with max pools between them, and a convolutional head.
 
     (N, in_channels, H, W) to logits (N, num_classes). The head is dropout, conv10, ReLU and a
     global average pool, so any input at least as large as ``config.input_size`` works. State dicts
-    of torchvision's load unchanged.
+    of torchvision's load unchanged. New weights are Glorot's (xavier), as in the paper.
     """
 
+    config: SqueezeNetConfig
+
     def __init__(self, config: SqueezeNetConfig):
-        super().__init__()
-        self.config = config
         norm = config.batch_norm
         stem = _conv(
             config.in_channels,
@@ -80,47 +73,15 @@ class SqueezeNet(nn.Module):
                 layers.append(Fire(fire, config))
             if layer in config.pools:
                 layers.append(nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True))
-        self.features = nn.Sequential(*layers)
         channels = config.fires[-1].out_channels
-        self.classifier = nn.Sequential(
+        classifier = nn.Sequential(
             nn.Dropout(config.dropout),
             nn.Conv2d(channels, config.num_classes, 1, padding=config.head_padding),
             nn.ReLU() if config.head_relu else nn.Identity(),
             nn.AdaptiveAvgPool2d((1, 1)),
         )
-        self.initialise()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) to logits (N, num_classes)."""
-        return torch.flatten(self.classifier(self.features(x)), 1)
-
-    def initialise(self) -> None:
-        """Draw new weights: Glorot's (xavier) everywhere, N(0, 0.01) in conv10, biases zero."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d):
-                if f"{name}." == HEAD:
-                    nn.init.normal_(module.weight, 0.0, 0.01)
-                else:
-                    nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
-
-
-def without_batch_norm(network: SqueezeNet) -> SqueezeNet:
-    """The same network in eval mode, each batch norm folded into the convolution before it.
-
-    (Jacob et al., arXiv 1712.05877, section 3.2)
-    """
-    folded = SqueezeNet(replace(network.config, batch_norm=False)).eval()
-    targets = iter(part for part in folded.modules() if isinstance(part, nn.Conv2d))
-    parts = [part.eval() for part in copy.deepcopy(network).modules() if isinstance(part, nn.Conv2d | nn.BatchNorm2d)]
-    for part, after in zip(parts, [*parts[1:], None], strict=True):
-        if isinstance(part, nn.Conv2d):
-            fused = fuse_conv_bn_eval(part, after) if isinstance(after, nn.BatchNorm2d) else part
-            next(targets).load_state_dict(fused.state_dict())
-    return folded
+        super().__init__(config, nn.Sequential(*layers), classifier)
+        self.initialise(nn.init.xavier_uniform_)
 
 
 def _conv(

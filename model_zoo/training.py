@@ -26,13 +26,13 @@ from .augment import augmentation
 from .checkpoint import FILE_NAME, Checkpoint, read_checkpoint
 from .data import Pictures, load_pictures, normalize
 from .evaluation import predict, top_k
+from .families import build
 from .network import Network
-from .quantized import calibrated, fake_quantized
+from .quantized import calibrated, fake_quantized, without_batch_norm
 from .registry import find_model, fit_preprocessing, model_config
 from .resources import Resources, settle
 from .run_folder import LogRow, check_unused, read_log, write_run
 from .schedules import learning_rate
-from .squeezenet import SqueezeNet, without_batch_norm
 from .training_config import TrainingConfig
 from .weights import Weights, load_weights_into
 
@@ -170,7 +170,7 @@ def _start(config: TrainingConfig, images: tuple[LabelledImages, LabelledImages]
     settled = settle(config, network, resources.torch_device())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        weights = SqueezeNet(network).state_dict()
+        weights = build(network).state_dict()
     return Checkpoint(
         model=config.model,
         config=network,
@@ -316,7 +316,7 @@ class _Learner:
         self.start, self.config, self.device = checkpoint, config, device
         self.steps_per_epoch = steps_per_epoch
         self.rate = 0.0
-        self.module = SqueezeNet(checkpoint.config).train()
+        self.module = build(checkpoint.config).train()
         load_weights_into(self.module, Weights("the checkpoint", "", checkpoint.weights))
         # Channels last is the layout in which CPUs and GPUs convolve fastest.
         self.module.to(device)

@@ -15,12 +15,12 @@ from ..runtime.errors import CheckpointError, FormatError, UsageError
 from ..runtime.files import read_file, sha256
 from ..runtime.preprocessing import Preprocessing
 from .checkpoint import is_checkpoint, read_safetensors, unpack_checkpoint
-from .config import SqueezeNetConfig
 from .deep_compression import CONFIG as COMPRESSED_CONFIG
 from .deep_compression import PREPROCESSING as COMPRESSED_PREPROCESSING
 from .deep_compression import decode_network
 from .imagenet import imagenet_classes
-from .squeezenet import HEAD
+from .module import head_prefix
+from .network_config import NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Weights:
     sha256: str
     tensors: Mapping[str, Tensor]
     model: str = ""
-    config: SqueezeNetConfig | None = None
+    config: NetworkConfig | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
     class_ids: tuple[str, ...] = ()
@@ -68,15 +68,15 @@ def load_weights_into(module: nn.Module, weights: Weights, replace_head: bool = 
     nothing is copied.
     """
     source, state = weights.source, dict(weights.tensors)
-    own = module.state_dict()
-    theirs, ours = head_classes(state), head_classes(own)
+    own, head = module.state_dict(), head_prefix(module)
+    theirs, ours = head_classes(state, head), head_classes(own, head)
     if theirs is not None and theirs != ours:
         if not replace_head:
             raise CheckpointError(
                 f"{source} has a head of {theirs} classes, the network one of {ours}; ask for "
                 f"{theirs} or replace the head"
             )
-        state.update({name: value for name, value in own.items() if name.startswith(HEAD)})
+        state.update({name: value for name, value in own.items() if name.startswith(head)})
     for name in own:
         if name not in state:
             raise CheckpointError(f"{source} is of another network: it has no {name}")
@@ -93,10 +93,13 @@ def load_weights_into(module: nn.Module, weights: Weights, replace_head: bool = 
     module.load_state_dict(state)
 
 
-def head_classes(tensors: Mapping[str, Tensor]) -> int | None:
-    """How many classes the head in a state dict has; ``None`` where there is no head."""
-    head = tensors.get(f"{HEAD}weight")
-    return len(head) if head is not None and head.ndim == 4 else None
+def head_classes(tensors: Mapping[str, Tensor], prefix: str) -> int | None:
+    """How many classes the head in a state dict has; ``None`` where there is no head.
+
+    ``prefix`` is what ``head_prefix`` finds in the network.
+    """
+    head = tensors.get(f"{prefix}weight")
+    return len(head) if head is not None and head.ndim in (2, 4) else None
 
 
 def _from_safetensors(data: bytes, source: str) -> Weights:

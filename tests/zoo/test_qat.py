@@ -20,7 +20,7 @@ from firebox.model_zoo import (
 )
 from firebox.model_zoo.checkpoint import pack_checkpoint, read_checkpoint
 from firebox.model_zoo.classifier import TorchClassifier
-from firebox.model_zoo.squeezenet import without_batch_norm
+from firebox.model_zoo.quantized import without_batch_norm
 from firebox.runtime import Session, open_images, split_images
 from firebox.runtime.errors import DataError, FireboxError, TrainingError
 from safetensors.torch import save_file

@@ -1,0 +1,30 @@
+"""The families of the zoo: from a config, or its JSON, to the network that it describes."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.errors import FormatError
+from .config import SqueezeNetConfig
+from .network_config import NetworkConfig
+
+if TYPE_CHECKING:
+    from .module import NetworkModule
+
+_FAMILIES: dict[str, type[NetworkConfig]] = {config.family: config for config in (SqueezeNetConfig,)}
+
+
+def config_from_json(values: Mapping[str, Any]) -> NetworkConfig:
+    """The config in a JSON object; one without a ``family`` is a SqueezeNet's. Raises ``FormatError``."""
+    family = values.get("family", SqueezeNetConfig.family) if isinstance(values, Mapping) else SqueezeNetConfig.family
+    if not isinstance(family, str) or family not in _FAMILIES:
+        raise FormatError(f"no family {family!r} of networks is known, only {', '.join(_FAMILIES)}")
+    return _FAMILIES[family].from_json(values)
+
+
+def build(config: NetworkConfig) -> "NetworkModule":
+    """The network with new weights, drawn by torch's generator."""
+    from .squeezenet import SqueezeNet
+
+    if isinstance(config, SqueezeNetConfig):
+        return SqueezeNet(config)
+    raise TypeError(config)
