@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,6 +39,11 @@ class TorchClassifier:
     def class_ids(self) -> tuple[str, ...]:
         """An id for each output, or nothing."""
         return self.network.class_ids
+
+    @property
+    def answer(self) -> Literal["logits"]:
+        """What the output is: networks of the zoo leave the softmax out."""
+        return "logits"
 
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Logits, shape (classes,), for uint8 pixels (height, width, channels)."""

@@ -11,6 +11,7 @@ from click.shell_completion import CompletionItem
 from ..export.cli import advise, show_fit, target_option
 from ..runtime.cli import device_options, sram_option
 from ..runtime.console import json_option, note, print_json, progress, say, table
+from ..runtime.ensemble import Combine, Ensemble
 from ..runtime.errors import DoesNotFitError, MissingExtraError, UsageError
 from ..runtime.units import format_size, parse_size
 from .registry import find_model, list_models
@@ -458,6 +459,12 @@ def export_command(
 )
 @click.option("--threads", type=int, default=1, show_default=True, help="Threads that compute.")
 @click.option("--like", help="Model whose preprocessing and classes files of other makers among MODELS take.")
+@click.option(
+    "--combine",
+    type=click.Choice(get_args(Combine)),
+    help="Also measure all MODELS as one ensemble: the mean of their softmax or of their logits, or a vote, in which "
+    "the mean of the softmax decides between classes of equally many votes.",
+)
 @json_option
 def evaluate_command(
     models: tuple[str, ...],
@@ -470,6 +477,7 @@ def evaluate_command(
     backend: str,
     threads: int,
     like: str | None,
+    combine: Combine | None,
     as_json: bool,
 ) -> None:
     """Measure how often MODELS are right, and how often each names the class of the first.
@@ -483,6 +491,7 @@ def evaluate_command(
       firebox evaluate build/micro --data digits --split val
       firebox evaluate squeezenet1_1 build/v11 --weights squeezenet1_1.pth --data pictures.tar --backend all
       firebox evaluate build/v11 theirs.tflite --like build/v11/model.float32.onnx --data pictures.tar
+      firebox evaluate runs/one runs/two build/three/model.int8.tflite --combine softmax --data pictures.tar
     """
     from ..runtime.datasets import open_images, sample
     from ..runtime.evaluation import evaluate
@@ -491,12 +500,16 @@ def evaluate_command(
     pictures = choose_split(open_images(data), split, val_fraction, seed)
     pictures = sample(pictures, images, seed) if images is not None else pictures
     classifiers = open_classifiers(models, weights, backend, threads, like)
+    if combine is not None:
+        if len(classifiers) < 2:
+            raise UsageError(f"--combine {combine} takes two models or more, and {', '.join(classifiers)} is one")
+        classifiers |= {f"ensemble ({combine})": Ensemble(classifiers, combine)}
     with progress("evaluating", len(pictures), quiet=as_json) as advance:
         found = evaluate(classifiers, pictures, advance)
     if as_json:
         first = found[0]
         rows: Any = [result.to_json() | {"agreement_with_first": result.agreement(first)} for result in found]
-        print_json({"data": data, "split": split, "pictures": len(pictures), "models": rows})
+        print_json({"data": data, "split": split, "combine": combine, "pictures": len(pictures), "models": rows})
         return
     cells = [
         (result.name, f"{result.top1:.2%}", f"{result.top5:.2%}", f"{result.agreement(found[0]):.2%}")

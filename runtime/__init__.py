@@ -8,6 +8,7 @@
 from .arena import MeasuredArena, measure_arena
 from .contract import Contract
 from .datasets import LabelledImages, open_images, sample, split_images
+from .ensemble import Ensemble
 from .errors import FireboxError
 from .evaluation import Evaluation, evaluate
 from .graph import Graph
@@ -20,6 +21,7 @@ from .units import format_size, parse_size
 
 __all__ = [
     "Contract",
+    "Ensemble",
     "Evaluation",
     "FireboxError",
     "Graph",

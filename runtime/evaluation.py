@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from .datasets import LabelledImages, match_labels
+from .ensemble import View
 from .errors import UsageError
 from .preprocessing import Preprocessing
 
@@ -14,7 +15,7 @@ _TOP = 5
 
 
 class Classifier(Protocol):
-    """Anything that answers pixels: a session, or a network in torch."""
+    """Anything that answers pixels: a session, a network in torch, or an ensemble of them."""
 
     @property
     def preprocessing(self) -> Preprocessing: ...  # noqa: D102
@@ -24,6 +25,9 @@ class Classifier(Protocol):
 
     @property
     def class_ids(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def answer(self) -> Literal["logits", "probabilities"]: ...  # noqa: D102
 
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Real-valued output, shape (classes,), for uint8 pixels (height, width, channels)."""
@@ -64,21 +68,16 @@ def evaluate(
 ) -> list[Evaluation]:
     """Run every model on every picture; each picture is decoded once for all models of the same preprocessing.
 
-    ``tick`` is called once a picture. Raises ``DataError`` for a picture that cannot be read or a class that a model
-    does not know.
+    A model that is also a member of an ensemble answers once for both. ``tick`` is called once a picture. Raises
+    ``DataError`` for a picture that cannot be read or a class that a model does not know.
     """
     if not models:
         raise UsageError("there is no model to evaluate")
     labels = {name: match_labels(images, model.classes, model.class_ids) for name, model in models.items()}
     ranked: dict[str, list[np.ndarray]] = {name: [] for name in models}
     for picture in images.names:
-        crops: dict[Preprocessing, np.ndarray] = {}
+        view = View(images.read(picture), images.where(picture))
         for name, model in models.items():
-            pixels = crops.get(model.preprocessing)
-            if pixels is None:
-                pixels = crops[model.preprocessing] = model.preprocessing.crop(
-                    images.read(picture), images.where(picture)
-                )
-            ranked[name].append(np.argsort(-model.predict_pixels(pixels), kind="stable")[:_TOP])
+            ranked[name].append(np.argsort(-view.answer(model), kind="stable")[:_TOP])
         tick()
     return [Evaluation(name, np.array(ranked[name]), labels[name]) for name in models]

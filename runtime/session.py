@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -104,6 +104,11 @@ class Session:
     def class_ids(self) -> tuple[str, ...]:
         """An id for each output (WordNet), or nothing."""
         return self.contract.class_ids
+
+    @property
+    def answer(self) -> Literal["logits", "probabilities"]:
+        """What the output is: whether it still needs a softmax."""
+        return self.contract.answer
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """One inference with the file's own input and output: layout, type and quantization as they are in the file.
