@@ -503,7 +503,7 @@ def evaluate_command(
     if combine is not None:
         if len(classifiers) < 2:
             raise UsageError(f"--combine {combine} takes two models or more, and {', '.join(classifiers)} is one")
-        classifiers |= {f"ensemble ({combine})": Ensemble(classifiers, combine)}
+        classifiers = {**classifiers, f"ensemble ({combine})": Ensemble(classifiers, combine)}
     with progress("evaluating", len(pictures), quiet=as_json) as advance:
         found = evaluate(classifiers, pictures, advance)
     if as_json:
