@@ -36,7 +36,8 @@ def complete_model(context: click.Context, parameter: click.Parameter, incomplet
 def models_command(pattern: str, as_json: bool) -> None:
     """List the networks of the zoo, all or those whose name matches PATTERN.
 
-    Size is that of the float32 parameters; accuracies are the published ones on ImageNet.
+    Size is that of the float32 parameters; accuracies are the published ones, on ImageNet where SOURCE names
+    no other pictures.
 
     \b
     Example:
@@ -260,6 +261,7 @@ def _describe(name: str) -> dict[str, Any]:
     config = entry.config
     return {
         "name": name,
+        "family": config.family,
         "parameters": config.parameters,
         "float32_bytes": config.parameters * _FLOAT32_BYTES,
         "macs": config.macs,

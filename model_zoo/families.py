@@ -4,13 +4,26 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import FormatError
+from .comparators import AlexNetConfig, DenseNetConfig, GoogLeNetConfig, NINConfig, ResNetConfig, VGGConfig
 from .config import SqueezeNetConfig
+from .layered_config import LayeredConfig
 from .network_config import NetworkConfig
 
 if TYPE_CHECKING:
     from .module import NetworkModule
 
-_FAMILIES: dict[str, type[NetworkConfig]] = {config.family: config for config in (SqueezeNetConfig,)}
+_FAMILIES: dict[str, type[NetworkConfig]] = {
+    config.family: config
+    for config in (
+        SqueezeNetConfig,
+        AlexNetConfig,
+        VGGConfig,
+        NINConfig,
+        GoogLeNetConfig,
+        ResNetConfig,
+        DenseNetConfig,
+    )
+}
 
 
 def config_from_json(values: Mapping[str, Any]) -> NetworkConfig:
@@ -23,8 +36,11 @@ def config_from_json(values: Mapping[str, Any]) -> NetworkConfig:
 
 def build(config: NetworkConfig) -> "NetworkModule":
     """The network with new weights, drawn by torch's generator."""
+    if isinstance(config, LayeredConfig):
+        from .layered import LayeredNetwork
+
+        return LayeredNetwork(config)
     from .squeezenet import SqueezeNet
 
-    if isinstance(config, SqueezeNetConfig):
-        return SqueezeNet(config)
-    raise TypeError(config)
+    assert isinstance(config, SqueezeNetConfig)
+    return SqueezeNet(config)

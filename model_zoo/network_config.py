@@ -50,6 +50,11 @@ class NetworkConfig(ABC):
     def macs(self) -> int:
         """Multiply-accumulates of all convolutions and fully connected layers for one picture."""
 
+    @property
+    def batch_norm_folds(self) -> bool:
+        """Whether each batch norm follows a convolution and can be folded into it."""
+        return True
+
     def check_between(self, lowest: int, highest: int, *names: str) -> None:
         """Raises ``UsageError`` for the first of the fields that is not in the range."""
         for name in names:

@@ -15,6 +15,7 @@ from ..export.scales import scale_groups
 from ..export.tracing import trace
 from ..runtime.console import progress
 from ..runtime.datasets import LabelledImages, sample
+from ..runtime.errors import UsageError
 from ..runtime.graph import GlobalAveragePool, Graph
 from ..runtime.preprocessing import Preprocessing
 from .families import build
@@ -30,8 +31,13 @@ _FINEST = 4
 def without_batch_norm(network: NetworkModule) -> NetworkModule:
     """The same network in eval mode, each batch norm folded into the convolution before it.
 
-    (Jacob et al., arXiv 1712.05877, section 3.2)
+    (Jacob et al., arXiv 1712.05877, section 3.2). Raises ``UsageError`` where it precedes the convolutions.
     """
+    if network.config.batch_norm and not network.config.batch_norm_folds:
+        raise UsageError(
+            f"a {network.config.family} has batch norm before its convolutions, where it cannot be folded to train in "
+            "int8; firebox export quantizes it as it is"
+        )
     folded = build(replace(network.config, batch_norm=False)).eval()
     targets = iter(part for part in folded.modules() if isinstance(part, _LAYERS))
     parts = [part for part in copy.deepcopy(network).eval().modules() if isinstance(part, (*_LAYERS, nn.BatchNorm2d))]

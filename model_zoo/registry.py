@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import UsageError
 from ..runtime.preprocessing import Preprocessing
+from .comparators import AlexNetConfig, DenseNetConfig, GoogLeNetConfig, NINConfig, ResNetConfig, VGGConfig
 from .config import EARLY, SqueezeNetConfig
 from .families import build
 from .network_config import NetworkConfig
@@ -21,7 +22,10 @@ _SMALL = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A network with what is published: ImageNet accuracies in percent and where they stand."""
+    """A network with what is published: accuracies in percent and where they stand.
+
+    They are those on ImageNet unless ``source`` says otherwise.
+    """
 
     config: NetworkConfig
     preprocessing: Preprocessing
@@ -175,3 +179,74 @@ def squeezenet_micro() -> ZooEntry:
         head_relu=False,
     )
     return ZooEntry(config, _SMALL, "firebox; for microcontrollers")
+
+
+@register
+def alexnet() -> ZooEntry:
+    """AlexNet with its convolutions in two groups, what SqueezeNet is measured against."""
+    config = AlexNetConfig()
+    return ZooEntry(config, replace(_IMAGENET, size=config.input_size), "arXiv 1602.07360, table 2", 57.2, 80.3)
+
+
+@register
+def vgg16() -> ZooEntry:
+    """VGG with 16 layers, configuration D."""
+    return ZooEntry(VGGConfig(), _IMAGENET, "arXiv 1409.1556, table 3 (D, one scale)", 74.4, 91.9)
+
+
+@register
+def nin() -> ZooEntry:
+    """Network in network: no fully connected layers."""
+    return ZooEntry(NINConfig(), _IMAGENET, "arXiv 1312.4400; accuracy of the authors' Caffe model", 59.36)
+
+
+@register
+def googlenet() -> ZooEntry:
+    """GoogLeNet without the auxiliary classifiers of its training."""
+    return ZooEntry(GoogLeNetConfig(), _IMAGENET, "arXiv 1409.4842, table 3 (one model, one crop)", top5=89.93)
+
+
+@register
+def resnet20() -> ZooEntry:
+    """Residual network of 20 layers for 32x32 pictures."""
+    return ZooEntry(ResNetConfig(), _SMALL, "arXiv 1512.03385, table 6 (CIFAR-10)", 91.25)
+
+
+@register
+def resnet56() -> ZooEntry:
+    """Residual network of 56 layers for 32x32 pictures."""
+    return ZooEntry(ResNetConfig(depth=56), _SMALL, "arXiv 1512.03385, table 6 (CIFAR-10)", 93.03)
+
+
+@register
+def densenet40() -> ZooEntry:
+    """DenseNet of 40 layers that grow by 12 channels, for 32x32 pictures."""
+    return ZooEntry(DenseNetConfig(), _SMALL, "arXiv 1608.06993, table 2 (CIFAR-10+)", 94.76)
+
+
+@register
+def densenet_bc100() -> ZooEntry:
+    """DenseNet-BC of 100 layers that grow by 12 channels, for 32x32 pictures."""
+    config = DenseNetConfig(depth=100, bottleneck=True, compression=0.5)
+    return ZooEntry(config, _SMALL, "arXiv 1608.06993, table 2 (CIFAR-10+)", 95.49)
+
+
+@register
+def densenet22() -> ZooEntry:
+    """The DenseNet of 40 layers with half as many in each block, for experiments on a CPU."""
+    return ZooEntry(DenseNetConfig(depth=22), _SMALL, "firebox; for CIFAR-10")
+
+
+@register
+def vgg_cifar() -> ZooEntry:
+    """Eight convolutions of VGG's configuration A, narrower, with batch norm, for 32x32 pictures."""
+    config = VGGConfig(
+        num_classes=10,
+        input_size=(32, 32),
+        batch_norm=True,
+        dropout=0.0,
+        depths=(1, 1, 2, 2, 2),
+        widths=(32, 64, 128, 128, 128),
+        hidden=(),
+    )
+    return ZooEntry(config, _SMALL, "firebox; for CIFAR-10")

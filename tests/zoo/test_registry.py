@@ -4,7 +4,7 @@ from fnmatch import fnmatch
 import pytest
 import torch
 from firebox.model_zoo import (
-    SqueezeNetConfig,
+    config_from_json,
     create_model,
     find_model,
     imagenet_classes,
@@ -19,13 +19,16 @@ def test_every_entry_is_a_network_for_its_pictures(name):
     entry = find_model(name)
     config, preprocessing = entry.config, entry.preprocessing
     assert (preprocessing.size, preprocessing.depth) == (config.input_size, config.in_channels)
-    network = create_model(name, num_classes=7, in_channels=1).eval()
+    # Large networks have shapes only.
+    device = torch.device("meta" if config.parameters > 10_000_000 else "cpu")
+    with device:
+        network = create_model(name, num_classes=7, in_channels=1).eval()
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count == model_config(name, num_classes=7, in_channels=1).parameters
-    logits = network(torch.randn(2, 1, *config.input_size))
+    logits = network(torch.randn(2, 1, *config.input_size, device=device))
     assert logits.shape == (2, 7)
-    assert torch.isfinite(logits).all()
-    assert SqueezeNetConfig.from_json(config.to_json()) == config
+    assert device.type == "meta" or torch.isfinite(logits).all()
+    assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 @pytest.mark.parametrize(
@@ -125,9 +128,9 @@ def test_models_command_lists_and_filters(firebox):
     result = json.loads(firebox("models", "squeezenet1_*", "--json").out)
     assert [model["name"] for model in result["models"]] == list_models("squeezenet1_*")
     assert result["models"][0]["parameters"] == 1_248_424
-    nothing = firebox("models", "resnet*")
+    nothing = firebox("models", "mobilenet*")
     assert nothing.code == 2
-    assert "no model matches 'resnet*'" in nothing.err
+    assert "no model matches 'mobilenet*'" in nothing.err
 
 
 def test_model_names_complete():
