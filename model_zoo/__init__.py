@@ -14,7 +14,7 @@ from .config import DELAYED, EARLY, SqueezeNetConfig
 from .families import build, config_from_json
 from .imagenet import imagenet_classes
 from .network_config import NetworkConfig
-from .registry import ZooEntry, create_model, find_model, list_models, model_config, register
+from .registry import PublicFile, ZooEntry, create_model, find_model, list_models, model_config, register
 from .training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "Network",
     "NetworkConfig",
     "NetworkModule",
+    "PublicFile",
     "Resources",
     "SqueezeNet",
     "SqueezeNetConfig",

@@ -14,6 +14,7 @@ from ..runtime.console import json_option, note, print_json, progress, say, tabl
 from ..runtime.ensemble import Combine, Ensemble
 from ..runtime.errors import DoesNotFitError, MissingExtraError, UsageError
 from ..runtime.units import format_size, parse_size
+from .named_weights import weight_names
 from .registry import find_model, list_models
 from .schedules import Schedule
 from .training_config import Augment, Precision, TrainingConfig
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 _FLOAT32_BYTES = 4
 _DEFAULTS = TrainingConfig()
+_WEIGHTS = (
+    "a file (.safetensors, .pth, .net) or a name that firebox models shows: imagenet is downloaded into "
+    "$FIREBOX_CACHE or ~/.cache/firebox.  [default: those that come with firebox]"
+)
 
 
 def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -37,7 +42,8 @@ def models_command(pattern: str, as_json: bool) -> None:
     """List the networks of the zoo, all or those whose name matches PATTERN.
 
     Size is that of the float32 parameters; accuracies are the published ones, on ImageNet where SOURCE names
-    no other pictures.
+    no other pictures. Weights are names for --weights: default come with firebox, imagenet are downloaded when they
+    are asked for.
 
     \b
     Example:
@@ -60,11 +66,12 @@ def models_command(pattern: str, as_json: bool) -> None:
             "x".join(map(str, model["input"])),
             _percent(model["top1_percent"]),
             _percent(model["top5_percent"]),
+            ", ".join(model["weights"]),
             model["source"],
         )
         for model in models
     ]
-    table("Models", ("name", "parameters", "size", "MACs", "input", "top-1", "top-5", "source"), rows)
+    table("Models", ("name", "parameters", "size", "MACs", "input", "top-1", "top-5", "weights", "source"), rows)
 
 
 @click.command("train")
@@ -269,6 +276,7 @@ def _describe(name: str) -> dict[str, Any]:
         "classes": config.num_classes,
         "top1_percent": entry.top1,
         "top5_percent": entry.top5,
+        "weights": weight_names(name),
         "source": entry.source,
     }
 
@@ -279,9 +287,7 @@ def _percent(value: float | None) -> str:
 
 @click.command("export")
 @click.argument("model", shell_complete=complete_model)
-@click.option(
-    "--weights", type=click.Path(path_type=Path), help="Weights for a MODEL of the zoo: .safetensors, .pth, .net."
-)
+@click.option("--weights", help=f"For a MODEL of the zoo: {_WEIGHTS}")
 @click.option("--num-classes", type=int, help="Classes of the weights' head.  [default: as in the weights]")
 @click.option("--input-size", type=int, help="Height and width of the input.  [default: as in the weights or the zoo]")
 @click.option(
@@ -344,7 +350,7 @@ def _percent(value: float | None) -> str:
 def export_command(
     context: click.Context,
     model: str,
-    weights: Path | None,
+    weights: str | None,
     num_classes: int | None,
     input_size: int | None,
     source: str | None,
@@ -364,7 +370,7 @@ def export_command(
     target: Any,
     as_json: bool,
 ) -> None:
-    """Export MODEL (a name of the zoo with --weights, or a run folder) as ONNX and TFLite, float32 and int8.
+    """Export MODEL (a name of the zoo, or a run folder) as ONNX and TFLite, float32 and int8.
 
     All files are compared with the network on real pictures first; past the tolerance nothing is written. With a
     budget the int8 files are rewritten to fit it, as firebox fit does; exit code 3 when they cannot.
@@ -438,7 +444,7 @@ def export_command(
 @click.command("evaluate")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--data", required=True, help="'digits', a folder of class folders, or a .tar or .zip of one.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Weights for a model of the zoo among MODELS.")
+@click.option("--weights", help=f"For models of the zoo among MODELS: {_WEIGHTS}")
 @click.option(
     "--split",
     type=click.Choice(["auto", "all", "train", "val", "test"]),
@@ -471,7 +477,7 @@ def export_command(
 def evaluate_command(
     models: tuple[str, ...],
     data: str,
-    weights: Path | None,
+    weights: str | None,
     split: str,
     seed: int,
     val_fraction: float,
@@ -484,15 +490,16 @@ def evaluate_command(
 ) -> None:
     """Measure how often MODELS are right, and how often each names the class of the first.
 
-    MODELS are .onnx and .tflite files, folders of them, run folders, or a name of the zoo with --weights. Files that
-    firebox did not write do not say what pictures they take: --like names a model that they are versions of. A run
-    of firebox train --qat answers in int8, as its files do.
+    MODELS are .onnx and .tflite files, folders of them, run folders, or names of the zoo. Files that firebox did not
+    write do not say what pictures they take: --like names a model that they are versions of. A run of firebox train
+    --qat answers in int8, as its files do.
 
     \b
     Example:
       firebox evaluate build/micro --data digits --split val
       firebox evaluate squeezenet1_1 build/v11 --weights squeezenet1_1.pth --data pictures.tar --backend all
       firebox evaluate build/v11 theirs.tflite --like build/v11/model.float32.onnx --data pictures.tar
+      firebox evaluate squeezenet1_0 squeezenet1_1 --weights imagenet --combine softmax --data pictures.tar
       firebox evaluate runs/one runs/two build/three/model.int8.tflite --combine softmax --data pictures.tar
     """
     from ..runtime.datasets import open_images, sample

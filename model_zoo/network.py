@@ -14,6 +14,7 @@ from .checkpoint import FILE_NAME
 from .families import build
 from .imagenet import imagenet_classes
 from .module import NetworkModule, head_prefix
+from .named_weights import find_weights
 from .network_config import NetworkConfig
 from .registry import find_model, fit_preprocessing, list_models, model_config
 from .weights import Weights, head_classes, load_weights, load_weights_into
@@ -60,17 +61,16 @@ def load_network(
 ) -> Network:
     """A network from a zoo name with ``weights``, from a run folder, or from a checkpoint.
 
-    Sizes that are not given follow the weights, then the zoo. Random weights must be asked for with
-    ``random_init`` and are drawn by ``seed``. Raises ``UsageError`` and ``CheckpointError``.
+    ``weights`` are a file, a run folder, or a name (``imagenet`` is downloaded, see ``find_weights``);
+    none are those that come with firebox. Sizes that are not given follow the weights, then the zoo.
+    Random weights must be asked for with ``random_init`` and are drawn by ``seed``. Raises
+    ``UsageError``, ``CheckpointError`` and ``DownloadError``.
     """
     name = str(spec)
     if name in list_models():
-        if (weights is None) != random_init:
-            what = "--weights with random weights contradict each other" if random_init else "it has no weights yet"
-            raise UsageError(
-                f"model {name!r}: {what}; pass either --weights FILE or a run folder that firebox train wrote"
-            )
-        found = load_weights(_weights_in(Path(weights))) if weights is not None else Weights("", "", {})
+        if weights is not None and random_init:
+            raise UsageError(f"model {name!r}: weights and random weights contradict each other; leave one of them out")
+        found = Weights("", "", {}) if random_init else load_weights(_weights_in(find_weights(name, weights)))
         config = _zoo_config(name, found, num_classes, in_channels, input_size)
         return _build(name, config, found, random_init, seed)
     if weights is not None or random_init or num_classes or in_channels or input_size:

@@ -1,9 +1,10 @@
 """The networks of the zoo by name: ``@register`` adds one, ``create_model`` builds one."""
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import UsageError
@@ -16,15 +17,24 @@ from .network_config import NetworkConfig
 if TYPE_CHECKING:
     from .module import NetworkModule
 
+_TORCHVISION = "https://download.pytorch.org/models"
 _IMAGENET = Preprocessing(size=(224, 224), resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _SMALL = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 @dataclass(frozen=True)
-class ZooEntry:
-    """A network with what is published: accuracies in percent and where they stand.
+class PublicFile:
+    """Weights that others publish: where, and the first hexadecimal digits of their SHA-256."""
 
-    They are those on ImageNet unless ``source`` says otherwise.
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A network with what is published: accuracies in percent, where they stand, and weights by name.
+
+    Accuracies are those on ImageNet unless ``source`` says otherwise.
     """
 
     config: NetworkConfig
@@ -32,6 +42,7 @@ class ZooEntry:
     source: str
     top1: float | None = None
     top5: float | None = None
+    public: Mapping[str, PublicFile] = field(default_factory=dict)
 
 
 _ENTRIES: dict[str, ZooEntry] = {}
@@ -66,7 +77,7 @@ def model_config(
 ) -> NetworkConfig:
     """The config of a zoo network with some of its values changed. Raises ``UsageError``."""
     config = find_model(name).config
-    known = {field.name for field in fields(config)}
+    known = {value.name for value in fields(config)}
     for key in overrides.keys() - known:
         near = difflib.get_close_matches(key, known, n=1) or sorted(known)
         raise UsageError(f"{name} has no {key!r}; did you mean {', '.join(near)}?")
@@ -80,12 +91,22 @@ def create_model(
     num_classes: int | None = None,
     in_channels: int | None = None,
     input_size: tuple[int, int] | None = None,
+    weights: str | Path | None = None,
     **overrides: Any,
 ) -> "NetworkModule":
-    """A zoo network with new weights; any value of its config can be changed.
+    """A zoo network, in training mode; with new weights any value of its config can be changed.
 
-    ``create_model("squeezenet1_1", num_classes=10, bypass="simple")``. Raises ``UsageError``.
+    ``create_model("squeezenet1_1", num_classes=10, bypass="simple")``. With ``weights``, a file or a name (``default``:
+    those that come with firebox; ``imagenet``: downloaded), it is the network that they are of. Raises ``UsageError``,
+    ``CheckpointError`` and ``DownloadError``.
     """
+    if weights is not None:
+        from . import load_network
+
+        if overrides:
+            raise UsageError(f"{', '.join(overrides)} of {name} cannot be changed with weights; leave one of them out")
+        sizes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
+        return load_network(name, weights, **sizes).module.train()
     return build(model_config(name, num_classes, in_channels, input_size, **overrides))
 
 
@@ -111,14 +132,16 @@ def fit_preprocessing(preprocessing: Preprocessing, config: NetworkConfig) -> Pr
 @register
 def squeezenet1_0() -> ZooEntry:
     """SqueezeNet v1.0, table 1 of the paper."""
-    return ZooEntry(SqueezeNetConfig(), _IMAGENET, "arXiv 1602.07360, tables 1 and 2", 57.5, 80.3)
+    public = {"imagenet": PublicFile(f"{_TORCHVISION}/squeezenet1_0-b66bff10.pth", "b66bff10")}
+    return ZooEntry(SqueezeNetConfig(), _IMAGENET, "arXiv 1602.07360, tables 1 and 2", 57.5, 80.3, public)
 
 
 @register
 def squeezenet1_1() -> ZooEntry:
     """SqueezeNet v1.1: a 3x3 stem of 64 filters and early pools, 2.4 times less work than v1.0."""
     config = SqueezeNetConfig(stem_channels=64, stem_kernel=3, pools=EARLY)
-    return ZooEntry(config, _IMAGENET, "authors' repository; accuracy of torchvision's weights", 58.178, 80.624)
+    public = {"imagenet": PublicFile(f"{_TORCHVISION}/squeezenet1_1-b8a52dc0.pth", "b8a52dc0")}
+    return ZooEntry(config, _IMAGENET, "authors' repository; accuracy of torchvision's weights", 58.178, 80.624, public)
 
 
 @register

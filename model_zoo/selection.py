@@ -19,7 +19,7 @@ _ENDINGS = (".onnx", ".tflite")
 
 
 def open_classifiers(
-    names: Sequence[str], weights: Path | None, backend: str = "auto", threads: int = 1, like: str | None = None
+    names: Sequence[str], weights: str | Path | None, backend: str = "auto", threads: int = 1, like: str | None = None
 ) -> dict[str, Classifier]:
     """Sessions of exported files (in every installed backend for ``all``) and networks in torch, by a name to print.
 
@@ -58,7 +58,7 @@ def choose_split(images: LabelledImages, split: str, val_fraction: float, seed: 
     return trained if split == "train" else validated
 
 
-def _lender(name: str, weights: Path | None) -> Classifier:
+def _lender(name: str, weights: str | Path | None) -> Classifier:
     files = _exported(Path(name))
     return Session(files[0]) if files else _torch(name, weights)
 
@@ -69,7 +69,7 @@ def _exported(path: Path) -> list[Path]:
     return sorted(file for file in path.glob("*") if file.suffix.lower() in _ENDINGS) if path.is_dir() else []
 
 
-def _torch(name: str, weights: Path | None) -> "TorchClassifier":
+def _torch(name: str, weights: str | Path | None) -> "TorchClassifier":
     from . import load_network
     from .classifier import TorchClassifier
 

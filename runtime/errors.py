@@ -48,6 +48,10 @@ class CheckpointError(FireboxError):
     """Weights that do not belong to the network, or a checkpoint that cannot be read."""
 
 
+class DownloadError(FireboxError):
+    """A file could not be had from the network, or is not the one that was asked for; what came is not used."""
+
+
 class TrainingError(FireboxError):
     """Training cannot go on, for example because the loss is not a number."""
 

@@ -192,7 +192,7 @@ def test_sizes_that_are_none(command, model, size):
         (("evaluate", "squeezenet9", "--data", "digits"), "squeezenet9"),
         (("evaluate", "{model}", "--data", "digits", "--images", "0"), "a sample of 0"),
         (("export", "squeezenet9", "--calibrate", "digits"), "squeezenet9"),
-        (("export", "squeezenet1_1", "--calibrate", "digits"), "has no weights yet"),
+        (("export", "squeezenet1_1", "--calibrate", "digits"), "no weights come with it; pass --weights imagenet, "),
         (("export", "squeezenet1_1", "--images", "0"), "0 calibration pictures"),
         (("models", "mobilenet*"), "no model matches"),
         (("demo", "--sram", "12kb"), "unknown unit"),

@@ -58,7 +58,7 @@ def test_random_weights_are_the_seeds_and_leave_torchs_generator_alone():
 @pytest.mark.parametrize(
     ("spec", "options", "said"),
     [
-        ("squeezenet1_1", {}, "pass either --weights FILE or a run folder"),
+        ("squeezenet1_1", {}, "no weights come with it; pass --weights imagenet, --weights FILE, or a run folder"),
         ("squeezenet1_1", {"weights": "x.pth"}, "no such file: x.pth"),
         ("squeezenet1_1", {"weights": "x.pth", "random_init": True}, "contradict"),
         ("squeezenet1_l", {}, "did you mean squeezenet1_1"),

@@ -1,0 +1,168 @@
+"""A public file over the network, for those who ask for it: resumed where it was cut, checked, kept in a cache."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from ..runtime.console import progress
+from ..runtime.errors import DownloadError, WriteError
+from ..runtime.files import reason
+
+_LIMIT_BYTES = 1024**3
+_CHUNK_BYTES = 64 * 1024
+_TIMEOUT_S = 30
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+_PARTIAL, _NOT_SATISFIABLE = 206, 416
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$FIREBOX_CACHE``, or ``firebox`` in the user's folder of caches."""
+    if given := os.environ.get("FIREBOX_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firebox"
+
+
+def fetch(
+    url: str, sha256: str, folder: Path | None = None, *, limit_bytes: int = _LIMIT_BYTES, quiet: bool = False
+) -> Path:
+    """The file at a URL, from ``folder`` (``cache_folder()``) if it is there, else downloaded, with progress on stderr.
+
+    ``sha256`` are the first hexadecimal digits of its SHA-256; nothing else is ever returned. What has come before a
+    connection broke stays beside it as ``NAME.part``, and the next call goes on from there. Raises ``DownloadError``
+    (no connection, no such file, cut, another hash, more than ``limit_bytes``, neither https nor this machine) and
+    ``WriteError``.
+    """
+    path = (folder or cache_folder()) / PurePosixPath(urlsplit(url).path).name
+    part = path.with_name(f"{path.name}.part")
+    try:
+        if _has_hash(path, sha256):
+            return path
+        if not _has_hash(part, sha256):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _download(url, part, limit_bytes, quiet)
+        if not _has_hash(part, sha256):
+            # Two downloads of one file at once spoil each other's part; that is found out here, too.
+            part.unlink()
+            raise DownloadError(
+                f"{url} has another SHA-256 than {sha256}…, so it is not the file it should be and was removed; "
+                "try again later, or pass a file of your own"
+            )
+        part.replace(path)
+    except OSError as error:
+        raise WriteError(f"cannot write {part}: {reason(error)}") from error
+    return path
+
+
+def _has_hash(path: Path, sha256: str) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest().startswith(sha256)
+
+
+def _download(url: str, part: Path, limit_bytes: int, quiet: bool) -> None:
+    """Append to ``part`` what it lacks, or write it anew where the server cannot go on in the middle."""
+    with _request(url, part) as response:
+        start = _start(url, response, part)
+        total = start + response.length if response.length is not None else None
+        _check_size(url, total or 0, limit_bytes)
+        done = start
+        with (
+            part.open("ab") as stream,
+            progress(f"downloading {part.stem} (KiB)", total and total // 1024, quiet=quiet) as advance,
+        ):
+            stream.truncate(start)
+            advance(start // 1024)
+            for chunk in _chunks(url, response):
+                done += len(chunk)
+                _check_size(url, done, limit_bytes)
+                stream.write(chunk)
+                advance(len(chunk) // 1024)
+            stream.flush()
+            os.fsync(stream.fileno())
+    if total is not None and done < total:
+        raise _cut(url, f"after {done:,} of {total:,} bytes")
+
+
+def _request(url: str, part: Path) -> HTTPResponse:
+    """The answer of the server to a request for what ``part`` lacks."""
+    _check_url(url)
+    size = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "firebox"} | ({"Range": f"bytes={size}-"} if size else {})
+    try:
+        return build_opener(_Redirects).open(Request(url, headers=headers), timeout=_TIMEOUT_S)
+    except HTTPError as error:
+        error.close()
+        if error.code == _NOT_SATISFIABLE and size:
+            # The part is as long as the file, or longer, and yet it is not the file.
+            part.unlink()
+            return _request(url, part)
+        raise DownloadError(
+            f"cannot download {url}: the server answers {error.code} {error.reason}; try again later, or pass a file "
+            "of your own"
+        ) from error
+    except (URLError, HTTPException, OSError, ValueError) as error:
+        # A ValueError is about an address that the server redirects to.
+        raise DownloadError(
+            f"cannot download {url}: {_why(error)}; check the connection, or pass a file of your own"
+        ) from error
+
+
+def _start(url: str, response: HTTPResponse, part: Path) -> int:
+    """The position at which the answer begins: the end of the part, or 0 from a server that cannot go on."""
+    if response.status != _PARTIAL:
+        return 0
+    size = part.stat().st_size
+    found = response.headers.get("Content-Range", "")
+    if not found.startswith(f"bytes {size}-"):
+        raise DownloadError(f"{url} was asked for from byte {size} and answers {found!r}; remove {part} and try again")
+    return size
+
+
+def _chunks(url: str, response: HTTPResponse) -> Iterator[bytes]:
+    try:
+        while chunk := response.read(_CHUNK_BYTES):
+            yield chunk
+    except (HTTPException, OSError) as error:
+        raise _cut(url, f"({_why(error)})") from error
+
+
+def _cut(url: str, where: str) -> DownloadError:
+    return DownloadError(f"the download of {url} was cut {where}; run the same again, and it goes on from there")
+
+
+def _check_size(url: str, found_bytes: int, limit_bytes: int) -> None:
+    if found_bytes > limit_bytes:
+        raise DownloadError(
+            f"{url} has {found_bytes:,} bytes or more, the limit is {limit_bytes:,}; download it yourself"
+        )
+
+
+def _check_url(url: str) -> None:
+    """Nothing is fetched that others could change on the way."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and (parts.scheme != "http" or parts.hostname not in _THIS_MACHINE):
+        raise DownloadError(f"{url} is not fetched: only https is; download it yourself, and pass the file")
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Redirections are followed to places where the file could have been in the first place."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        try:
+            _check_url(newurl)
+        except DownloadError:
+            fp.close()
+            raise
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _why(error: Exception) -> str:
+    cause = error.reason if isinstance(error, URLError) else error
+    return str(getattr(cause, "strerror", None) or cause).lower().rstrip(".")

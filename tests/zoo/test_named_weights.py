@@ -1,0 +1,130 @@
+"""Weights by name: those that come with firebox, and public ones, here from a cache."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from firebox.model_zoo import PublicFile, create_model, find_model, load_network, named_weights, registry
+from firebox.model_zoo.checkpoint import read_safetensors
+from firebox.runtime.errors import CheckpointError, DownloadError, UsageError
+
+MODEL = "squeezenet_micro"
+
+
+@pytest.fixture
+def shipped(trained, tmp_path, monkeypatch) -> Path:
+    """A package with weights of squeezenet_micro: the checkpoint in float16, without the optimizer's state."""
+    tensors, metadata = read_safetensors(trained.checkpoint.read_bytes(), "the run")
+    weights = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+        if name.startswith("model.")
+    }
+    safetensors.torch.save_file(weights, tmp_path / f"{MODEL}.safetensors", metadata)
+    monkeypatch.setattr(named_weights, "_FOLDER", tmp_path)
+    return tmp_path / f"{MODEL}.safetensors"
+
+
+@pytest.fixture
+def public(tmp_path, monkeypatch) -> Path:
+    """A cache that holds public weights of squeezenet_micro, whose address leads nowhere."""
+    monkeypatch.setenv("FIREBOX_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "cache" / "micro.pth"
+    path.parent.mkdir()
+    torch.save(create_model(MODEL, num_classes=3).state_dict(), path)
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    entry = replace(find_model(MODEL), public={"imagenet": PublicFile("https://127.0.0.1:1/micro.pth", digits)})
+    monkeypatch.setitem(registry._ENTRIES, MODEL, entry)
+    return path
+
+
+def test_weights_that_come_with_firebox_are_those_of_a_bare_name(shipped, trained):
+    found, run = load_network(MODEL), load_network(trained.out)
+    assert found.sha256 == hashlib.sha256(shipped.read_bytes()).hexdigest()
+    assert (found.classes, found.preprocessing, found.config) == (run.classes, run.preprocessing, run.config)
+    assert {parameter.dtype for parameter in found.module.parameters()} == {torch.float32}
+    pictures = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(found.module(pictures), run.module(pictures), atol=0.05, rtol=0.01)
+
+    model = create_model(MODEL, num_classes=3, weights="default")
+    assert model.training
+    torch.testing.assert_close(model.state_dict(), found.module.state_dict())
+
+
+def test_the_commands_take_them(shipped, trained, firebox):
+    (listed,) = json.loads(firebox("models", MODEL, "--json").out)["models"]
+    assert listed["weights"] == ["default"]
+    assert "default" in firebox("models", MODEL).out
+    data = trained.out.parent / "pictures"
+    ran = firebox("evaluate", MODEL, trained.out, "--data", data, "--json")
+    assert ran.code == 0, ran.err
+    assert [model["agreement_with_first"] for model in json.loads(ran.out)["models"]] == [1, 1]
+
+
+def test_a_network_with_weights_is_the_one_that_they_are_of(shipped):
+    with pytest.raises(CheckpointError, match="a head of 3 classes, the network one of 7"):
+        create_model(MODEL, num_classes=7, weights="default")
+    with pytest.raises(UsageError, match="bypass of squeezenet_micro cannot be changed with weights"):
+        create_model(MODEL, weights="default", bypass="none")
+    with pytest.raises(UsageError, match="weights and random weights contradict"):
+        load_network(MODEL, "default", random_init=True)
+
+
+def test_a_damaged_package_is_told(shipped):
+    shipped.write_bytes(shipped.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=str(shipped)):
+        load_network(MODEL)
+
+
+def test_without_any_the_line_says_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(named_weights, "_FOLDER", tmp_path)
+    for load in (load_network, lambda name: create_model(name, weights="default")):
+        with pytest.raises(UsageError, match=r"no weights come with it; pass --weights imagenet, --weights FILE, or"):
+            load("squeezenet1_1")
+        with pytest.raises(UsageError, match=r"no weights come with it; pass --weights FILE, or"):
+            load(MODEL)
+    with pytest.raises(UsageError, match="has no weights 'imagenet'"):
+        load_network(MODEL, "imagenet")
+    with pytest.raises(UsageError, match=r"has no weights 'imagnet'; pass --weights imagenet"):
+        load_network("squeezenet1_0", "imagnet")
+
+
+def test_public_weights_come_from_the_cache(public, trained, firebox):
+    assert load_network(MODEL, "imagenet").sha256 == hashlib.sha256(public.read_bytes()).hexdigest()
+    (listed,) = json.loads(firebox("models", MODEL, "--json").out)["models"]
+    assert "imagenet" in listed["weights"]
+    data = trained.out.parent / "pictures"
+    ran = firebox("evaluate", MODEL, "--weights", "imagenet", "--data", data, "--json")
+    # A bare state dict does not know its classes.
+    assert ran.code == 1
+    assert "is not one of the model's 3 classes" in ran.err
+
+
+def test_nothing_but_the_file_itself_is_taken_from_the_cache(public, firebox):
+    public.write_bytes(public.read_bytes() + b"x")
+    with pytest.raises(DownloadError, match="connection refused"):
+        load_network(MODEL, "imagenet")
+    ran = firebox("export", MODEL, "--weights", "imagenet", "--calibrate", "digits")
+    assert (ran.code, ran.out) == (1, "")
+    (line,) = ran.err.splitlines()
+    assert line.startswith("error: cannot download https://127.0.0.1:1/micro.pth: connection refused")
+
+
+def test_a_path_is_no_name(public, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet").symlink_to(trained.out)
+    for path in ("./imagenet", Path("imagenet"), trained.checkpoint):
+        assert load_network(MODEL, path).classes == ("class0", "class1", "class2")
+    assert load_network(MODEL, "imagenet").classes == ("class 0", "class 1", "class 2")
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_0", "squeezenet1_1"])
+def test_torchvisions_files_are_named_by_their_hash(name):
+    file = find_model(name).public["imagenet"]
+    assert file.url.startswith("https://")
+    assert file.url.endswith(f"/{name}-{file.sha256}.pth")
+    assert len(bytes.fromhex(file.sha256)) == 4
