@@ -57,6 +57,7 @@ tables: $(READY) $(STOCK)/.ready
 	$(BIN)/python benchmarks/effort.py
 	$(BIN)/python benchmarks/qat.py
 	$(BIN)/python benchmarks/precisions.py
+	$(BIN)/python benchmarks/zoo.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
