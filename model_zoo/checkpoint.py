@@ -1,7 +1,8 @@
 """A checkpoint: one safetensors file with all that is needed to go on, or to use the weights.
 
-Tensors are called ``model.NAME`` and ``momentum.NAME`` with the network's own names. The metadata
-entry ``firebox`` of the safetensors header is a JSON object; nothing is ever unpickled.
+Tensors are called ``model.NAME`` with the network's own names; what only goes on with the training is called
+``learning.NAME``, ``optimizer.SLOT.NAME`` and ``callbacks.CALLBACK.KEY``. The metadata entry ``firebox`` of the
+safetensors header is a JSON object; nothing is ever unpickled.
 """
 
 import json
@@ -25,7 +26,10 @@ from .network_config import NetworkConfig
 FILE_NAME = "checkpoint.safetensors"
 
 _KEY = "firebox"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+# In the first version the optimizer's only state was called momentum.
+_READ_VERSIONS = (1, 2)
+_MOMENTUM = "momentum"
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,12 @@ class Checkpoint:
     """The state of a training at the end of ``epoch`` (0: before the first step).
 
     ``model`` is the name in the zoo, ``training`` the training's config as JSON values,
-    ``pictures`` how many pictures it trains and validates on. ``momentum`` is empty before the
-    first step. ``ranges`` are those of the activations, by their names in the traced network, when it
-    trains with fake quantization, and empty otherwise; its momentum has then that of their scales, too.
-    ``origin_sha256`` is that of the file with the weights it began with, empty for new ones.
+    ``pictures`` how many pictures it trains and validates on. ``weights`` are those to use; where they are an average
+    of those that learn, the latter are ``learning``. ``optimizer`` holds the optimizer's state (``SLOT.NAME``), which
+    is empty before the first step, and ``callbacks`` that of each callback. ``ranges`` are those of the activations,
+    by their names in the traced network, when it trains with fake quantization, and empty otherwise; the optimizer
+    has then a state of their scales, too. ``origin_sha256`` is that of the file with the weights it began with, empty
+    for new ones, ``teachers_sha256`` those of its teachers' files.
     """
 
     model: str
@@ -48,9 +54,12 @@ class Checkpoint:
     epoch: int
     step: int
     weights: Mapping[str, Tensor]
-    momentum: Mapping[str, Tensor]
+    learning: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    callbacks: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
     origin_sha256: str = ""
+    teachers_sha256: tuple[str, ...] = ()
 
 
 def pack_checkpoint(checkpoint: Checkpoint) -> bytes:
@@ -67,8 +76,14 @@ def pack_checkpoint(checkpoint: Checkpoint) -> bytes:
         "step": checkpoint.step,
         "ranges": {name: astuple(found) for name, found in checkpoint.ranges.items()},
         "origin_sha256": checkpoint.origin_sha256,
+        "teachers_sha256": checkpoint.teachers_sha256,
     }
-    groups = {"model": checkpoint.weights, "momentum": checkpoint.momentum}
+    groups = {
+        "model": checkpoint.weights,
+        "learning": checkpoint.learning,
+        "optimizer": checkpoint.optimizer,
+        **{f"callbacks.{name}": state for name, state in checkpoint.callbacks.items()},
+    }
     tensors = {
         f"{group}.{name}": tensor.detach().cpu().contiguous()
         for group, members in groups.items()
@@ -87,17 +102,23 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """The checkpoint in what ``read_safetensors`` gives. Raises ``CheckpointError``."""
     if not is_checkpoint(metadata):
         raise CheckpointError(f"{source} holds weights but no training; give a checkpoint that firebox train wrote")
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}}
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "learning": {}, "optimizer": {}, "callbacks": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
+        if group == _MOMENTUM:
+            group, rest = "optimizer", f"momentum_buffer.{rest}"
         if group not in groups:
             raise CheckpointError(f"{source} has an unknown tensor {name!r}")
         groups[group][rest] = tensor
+    callbacks: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in groups["callbacks"].items():
+        callback, _, rest = name.partition(".")
+        callbacks.setdefault(callback, {})[rest] = tensor
     try:
         header = json.loads(metadata[_KEY])
-        if header["format_version"] != _FORMAT_VERSION:
+        if header["format_version"] not in _READ_VERSIONS:
             raise CheckpointError(
-                f"{source} has format version {header['format_version']!r}, this firebox reads "
+                f"{source} has format version {header['format_version']!r}, this firebox reads up to "
                 f"{_FORMAT_VERSION}; update it"
             )
         trained, validated = header["pictures"]
@@ -111,9 +132,12 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             epoch=int(header["epoch"]),
             step=int(header["step"]),
             weights=groups["model"],
-            momentum=groups["momentum"],
+            learning=groups["learning"],
+            optimizer=groups["optimizer"],
+            callbacks=callbacks,
             ranges={str(name): _range(*bounds) for name, bounds in header.get("ranges", {}).items()},
             origin_sha256=str(header.get("origin_sha256", "")),
+            teachers_sha256=tuple(str(digest) for digest in header.get("teachers_sha256", ())),
         )
     except CheckpointError:
         raise

@@ -1,12 +1,9 @@
 """The zoo's commands; torch is imported when one of them needs it."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from click.core import ParameterSource
-from click.shell_completion import CompletionItem
 
 from ..export.cli import advise, show_fit, target_option
 from ..runtime.cli import device_options, sram_option
@@ -14,10 +11,10 @@ from ..runtime.console import json_option, note, print_json, progress, say, tabl
 from ..runtime.ensemble import Combine, Ensemble
 from ..runtime.errors import DoesNotFitError, MissingExtraError, UsageError
 from ..runtime.units import format_size, parse_size
+from .completion import complete_model
 from .named_weights import weight_names
 from .registry import find_model, list_models
-from .schedules import Schedule
-from .training_config import Augment, Precision, TrainingConfig
+from .training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from .demo import Demo
@@ -28,11 +25,6 @@ _WEIGHTS = (
     "a file (.safetensors, .pth, .net) or a name that firebox models shows: imagenet is downloaded into "
     "$FIREBOX_CACHE or ~/.cache/firebox.  [default: those that come with firebox]"
 )
-
-
-def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of the zoo for the shell's tab key."""
-    return [CompletionItem(name) for name in list_models(f"{incomplete}*")]
 
 
 @click.command("models")
@@ -72,195 +64,6 @@ def models_command(pattern: str, as_json: bool) -> None:
         for model in models
     ]
     table("Models", ("name", "parameters", "size", "MACs", "input", "top-1", "top-5", "weights", "source"), rows)
-
-
-@click.command("train")
-@click.argument("model", default=_DEFAULTS.model, shell_complete=complete_model)
-@click.option(
-    "--data",
-    default=_DEFAULTS.data,
-    show_default=True,
-    help="'digits', a folder of class folders, or a .tar or .zip of one.",
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder to create.  [default: runs/MODEL]")
-@click.option(
-    "--resume",
-    "run",
-    type=click.Path(path_type=Path),
-    metavar="RUN",
-    help="Go on with this run; its own options hold.",
-)
-@click.option(
-    "--qat",
-    type=click.Path(path_type=Path),
-    metavar="FLOAT",
-    help="Fine-tune this run, checkpoint, or weights of MODEL, in the integers of its int8 files.",
-)
-@click.option(
-    "--epochs", type=int, help=f"Passes over the training pictures.  [default: {_DEFAULTS.epochs}; 3 with --qat]"
-)
-@click.option(
-    "--batch-size",
-    type=int,
-    default=_DEFAULTS.batch_size,
-    show_default=True,
-    help="Pictures per step.",
-)
-@click.option(
-    "--lr", type=float, help="Highest learning rate.  [default: 0.1 with batch norm, 0.02 without; 0.0005 with --qat]"
-)
-@click.option("--momentum", type=float, default=_DEFAULTS.momentum, show_default=True, help="Momentum of SGD.")
-@click.option(
-    "--weight-decay",
-    type=float,
-    default=_DEFAULTS.weight_decay,
-    show_default=True,
-    help="L2 decay of the kernels.",
-)
-@click.option(
-    "--schedule",
-    type=click.Choice(get_args(Schedule)),
-    default=_DEFAULTS.schedule,
-    show_default=True,
-    help="How the rate falls to 0.",
-)
-@click.option(
-    "--power",
-    type=float,
-    default=_DEFAULTS.power,
-    show_default=True,
-    help="Exponent of the polynomial schedule.",
-)
-@click.option(
-    "--warmup",
-    type=int,
-    help=f"Epochs in which the rate rises first.  [default: {_DEFAULTS.warmup_epochs}; 0 with --qat]",
-)
-@click.option(
-    "--label-smoothing",
-    type=float,
-    default=_DEFAULTS.label_smoothing,
-    show_default=True,
-    help="Share of the target spread over all classes.",
-)
-@click.option("--dropout", type=float, help="Dropout before the head.  [default: as in the zoo]")
-@click.option("--input-size", type=int, help="Height and width of the input.  [default: as in the zoo]")
-@click.option(
-    "--augment",
-    type=click.Choice(get_args(Augment)),
-    help="light: turn, shift, scale; standard: mirror, shift.  [default: light for digits, else standard]",
-)
-@click.option(
-    "--val-fraction",
-    type=float,
-    default=_DEFAULTS.val_fraction,
-    show_default=True,
-    help="Share of the pictures kept to validate, unless the data names them.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(get_args(Precision)),
-    help="Arithmetic of training.  [default: bf16 where the processor has it]",
-)
-@click.option(
-    "--threads",
-    type=int,
-    help="Threads that compute.  [default: 1 for small networks, else all cores]",
-)
-@click.option(
-    "--seed",
-    type=int,
-    default=_DEFAULTS.seed,
-    show_default=True,
-    help="Decides weights, order, augmentation and split.",
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
-@click.option(
-    "--memory",
-    default="2GiB",
-    show_default=True,
-    help="Keep decoded pictures in memory up to this size.",
-)
-@click.option(
-    "--workers",
-    type=int,
-    help="Processes or threads that decode pictures.  [default: one per core]",
-)
-@json_option
-@click.pass_context
-def train_command(
-    context: click.Context,
-    model: str,
-    out: Path | None,
-    run: Path | None,
-    qat: Path | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Train a network of the zoo, squeezenet_micro unless MODEL is given, into a run folder.
-
-    A run that was stopped goes on with --resume to exactly the weights it would have reached. With --qat a trained
-    network learns to answer in int8, with the options of its own run where others are not given; firebox export then
-    writes the integers that it was trained with.
-
-    \b
-    Example:
-      firebox train squeezenet_micro --data digits --out runs/digits
-      firebox train squeezenet_cifar --data cifar10-images.tar --epochs 60 --batch-size 128
-      firebox train --resume runs/digits
-      firebox train --qat runs/digits --out runs/digits-int8
-    """
-    find_model(model)
-    from . import Resources, load_network, quantized_config, resume, train, train_quantized
-
-    resources = Resources(options.pop("device"), parse_size(options.pop("memory")), options.pop("workers"))
-    if run is not None:
-        _only_with_resume(context)
-        result = resume(run, resources, data=options["data"] if _given(context, "data") else None, quiet=as_json)
-    else:
-        given = {name: value for name, value in options.items() if _given(context, name)}
-        if qat is None:
-            config = _with(TrainingConfig(model=model), given)
-            result = train(config, out or Path("runs") / model, resources, quiet=as_json)
-        else:
-            network = load_network(model, qat) if _given(context, "model") else load_network(qat)
-            config = _with(quantized_config(network), given)
-            result = train_quantized(
-                network, config, out or Path("runs") / f"{network.name}-int8", resources, quiet=as_json
-            )
-    if as_json:
-        print_json(result.to_json())
-        return
-    note(f"trained {result.model} ({result.parameters:,} parameters) in {result.seconds:,.0f} s")
-    accuracy = f"{result.val_accuracy:.2%}{' in int8' if result.quantized else ''}"
-    say(f"validation accuracy {accuracy} on {result.val_pictures:,} pictures; checkpoint {result.checkpoint}")
-
-
-def _given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def _with(config: TrainingConfig, given: dict[str, Any]) -> TrainingConfig:
-    """The config with the options that were given."""
-    names = {"lr": "learning_rate", "warmup": "warmup_epochs"}
-    values = {names.get(name, name): value for name, value in given.items()}
-    if "input_size" in values:
-        values["input_size"] = (values["input_size"],) * 2
-    return replace(config, **values)
-
-
-def _only_with_resume(context: click.Context) -> None:
-    """Refuse options beside --resume that would make it another run."""
-    allowed = {"run", "data", "device", "memory", "workers", "as_json"}
-    for parameter in context.command.params:
-        if _given(context, parameter.name or "") and parameter.name not in allowed:
-            raise UsageError(f"{parameter.opts[0]} cannot be changed with --resume; the run's own options hold")
 
 
 def _describe(name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..runtime.console import progress
 from ..runtime.datasets import LabelledImages
 from ..runtime.errors import DataError
 from ..runtime.preprocessing import Preprocessing
+from .training_config import TrainingConfig
 
 _CHUNK = 256
 
@@ -24,7 +25,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class DecodedPictures:
-    """All pictures as one uint8 tensor (N, C, H, W) with labels (N,)."""
+    """All pictures as one uint8 tensor (N, C, H, W), or their codes, with labels (N,)."""
 
     pixels: Tensor
     labels: Tensor
@@ -99,6 +100,11 @@ def load_pictures(
     return DecodedPictures(torch.from_numpy(pixels), labels)
 
 
+def prepare(values: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """What a network takes, in float32: uint8 pictures are normalized, codes (``codes.py``) stay as they are."""
+    return values.float() if values.is_floating_point() else normalize(values, preprocessing)
+
+
 def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 pictures (N, C, H, W) to float32 values, exactly as ``Preprocessing.normalize``."""
     std = torch.tensor(preprocessing.std, device=pixels.device)
@@ -131,3 +137,10 @@ def _stack(pictures: "list[np.ndarray | DataError]") -> "Tensor | DataError":
         if isinstance(picture, DataError):
             return picture
     return torch.from_numpy(np.stack([picture for picture in pictures if isinstance(picture, np.ndarray)]))
+
+
+def epoch_order(config: TrainingConfig, pictures: int, epoch: int) -> list[Tensor]:
+    """The batches of an epoch as indices; pictures that fill no whole batch are left out."""
+    batch = min(config.batch_size, pictures)
+    shuffled = np.random.default_rng([config.seed, epoch]).permutation(pictures)
+    return list(torch.from_numpy(shuffled[: pictures // batch * batch]).split(batch))

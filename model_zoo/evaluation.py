@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..runtime.console import progress
 from ..runtime.preprocessing import Preprocessing
-from .data import Pictures, normalize
+from .data import Pictures, prepare
 
 
 def predict(
@@ -20,7 +20,8 @@ def predict(
 ) -> Tensor:
     """Logits (N, classes) of all pictures, in float32 and eval mode, on the module's device."""
     device = next(module.parameters()).device
-    training = module.training
+    # Not every part of a module that trains need be in training mode.
+    modes = [(part, part.training) for part in module.modules()]
     order = torch.arange(len(pictures.labels)).split(batch_size)
     logits: list[Tensor] = []
     module.eval()
@@ -30,10 +31,11 @@ def predict(
             progress("evaluating", len(pictures.labels), quiet=quiet) as advance,
         ):
             for pixels, labels in pictures.batches(order):
-                logits.append(module(normalize(pixels.to(device), preprocessing)).cpu())
+                logits.append(module(prepare(pixels.to(device), preprocessing)).cpu())
                 advance(len(labels))
     finally:
-        module.train(training)
+        for part, training in modes:
+            part.training = training
     return torch.cat(logits)
 
 

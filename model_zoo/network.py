@@ -70,7 +70,7 @@ def load_network(
     if name in list_models():
         if weights is not None and random_init:
             raise UsageError(f"model {name!r}: weights and random weights contradict each other; leave one of them out")
-        found = Weights("", "", {}) if random_init else load_weights(_weights_in(find_weights(name, weights)))
+        found = Weights("", "", {}) if random_init else load_weights(weights_in(find_weights(name, weights)))
         config = _zoo_config(name, found, num_classes, in_channels, input_size)
         return _build(name, config, found, random_init, seed)
     if weights is not None or random_init or num_classes or in_channels or input_size:
@@ -86,10 +86,10 @@ def _checkpoint_of(path: Path) -> Path:
         if str(path) != path.name:
             raise UsageError(f"no such run folder or checkpoint: {path}")
         find_model(str(path))
-    return _weights_in(path)
+    return weights_in(path)
 
 
-def _weights_in(path: Path) -> Path:
+def weights_in(path: Path) -> Path:
     """The file itself, or the checkpoint of a run folder."""
     if not path.is_dir():
         return path

@@ -1,16 +1,14 @@
 """What the configs of all networks of the zoo share: sizes, checks, JSON; no torch."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Any, ClassVar, Self
 
 from ..runtime.errors import FormatError, UsageError
+from .kinds import check_kinds
 
 LIMIT = 65536
-
-_WANTED = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -30,10 +28,7 @@ class NetworkConfig(ABC):
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not _is_a(field.type, value):
-                raise UsageError(f"{field.name} {value!r} is not usable; give {_wanted(field.type)}")
+        check_kinds(self)
         self.check_between(1, LIMIT, "in_channels", "num_classes")
         if len(self.input_size) != 2 or not all(1 <= length <= 4096 for length in self.input_size):
             raise UsageError(f"input_size {self.input_size} is not (height, width) between 1 and 4096")
@@ -84,19 +79,3 @@ class NetworkConfig(ABC):
             return cls(**plain)
         except UsageError as error:
             raise FormatError(f"network config cannot be used: {error}") from error
-
-
-def _is_a(kind: Any, value: object) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_a(int, item) for item in value)
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, int) or (kind is float and isinstance(value, float) and math.isfinite(value))
-
-
-def _wanted(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    return _WANTED.get(kind, "whole numbers")

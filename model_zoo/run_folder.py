@@ -1,33 +1,82 @@
-"""The folder of a training: ``config.json`` to read, ``log.csv`` to plot, the checkpoint."""
+"""The folder of a training: ``config.json`` to read, ``log.csv`` and ``curves.png`` to look at, the checkpoint.
+
+Beside them ``tensorboard/`` has the log for TensorBoard, ``snapshots/`` those of a snapshot ensemble.
+"""
 
 import json
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 from ..runtime.errors import UsageError
 from ..runtime.files import write_files
 from .checkpoint import FILE_NAME, Checkpoint, pack_checkpoint
+from .curves import draw_curves
+from .log_row import LogRow
 
-_CONFIG, _LOG = "config.json", "log.csv"
+_CONFIG, _LOG, _CURVES, _TENSORBOARD = "config.json", "log.csv", "curves.png", "tensorboard"
+SNAPSHOTS = "snapshots"
 RUN_FILES = (FILE_NAME, _CONFIG, _LOG)
 
+# Seconds between drawings of the curves: short epochs would take less time than their picture.
+_REDRAW_SECONDS = 10.0
 
-@dataclass(frozen=True)
-class LogRow:
-    """One epoch: its last step and learning rate, mean loss, shares of right answers, time.
 
-    The training accuracy is counted while learning, on augmented pictures; the validation accuracy
-    afterwards.
-    """
+@dataclass
+class Run:
+    """The folder of a training, with the ``command`` that began it and the number of its ``processes``."""
 
-    epoch: int
-    step: int
-    learning_rate: float
-    train_loss: float
-    train_accuracy: float
-    val_accuracy: float
-    seconds: float
+    folder: Path
+    command: str = ""
+    processes: int = 1
+    _drawn: float = 0.0
+
+    def write(self, checkpoint: Checkpoint, rows: Sequence[LogRow], last: bool = False) -> None:
+        """Write the state of a training whole or not at all. Raises ``WriteError``."""
+        # The checkpoint comes last: a log that is an epoch ahead is cut when the run is resumed.
+        files: dict[str, bytes | str] = {_LOG: _csv(rows)}
+        if not rows:
+            files[_CONFIG] = json.dumps(self._summary(checkpoint), indent=2) + "\n"
+        elif last or time.monotonic() - self._drawn > _REDRAW_SECONDS:
+            files[_CURVES] = draw_curves(rows, checkpoint.model)
+            self._drawn = time.monotonic()
+        files[FILE_NAME] = pack_checkpoint(checkpoint)
+        write_files(self.folder, files)
+
+    @contextmanager
+    def scalars(self, epoch: int, wanted: bool = True) -> Iterator[Callable[[LogRow], None]]:
+        """Yields what takes each row for TensorBoard, from ``epoch`` on; rows of a run that was stopped are dropped."""
+        if not wanted:
+            yield lambda row: None
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.folder / _TENSORBOARD), purge_step=epoch + 1) as writer:
+
+            def tell(row: LogRow) -> None:
+                for name, value in asdict(row).items():
+                    if name != "epoch":
+                        writer.add_scalar(name, value, row.epoch)
+                writer.flush()
+
+            yield tell
+
+    def _summary(self, checkpoint: Checkpoint) -> dict[str, object]:
+        return {
+            "command": self.command,
+            "processes": self.processes,
+            "model": checkpoint.model,
+            "config": checkpoint.config.to_json(),
+            "preprocessing": checkpoint.preprocessing.to_json(),
+            "training": checkpoint.training,
+            "origin_sha256": checkpoint.origin_sha256,
+            "teachers_sha256": checkpoint.teachers_sha256,
+            "train_pictures": checkpoint.pictures[0],
+            "val_pictures": checkpoint.pictures[1],
+            "classes": checkpoint.classes,
+        }
 
 
 def check_unused(folder: Path) -> None:
@@ -37,31 +86,6 @@ def check_unused(folder: Path) -> None:
             raise UsageError(
                 f"{folder} already holds a run ({name}); go on with --resume {folder} or choose another --out"
             )
-
-
-def write_run(folder: Path, checkpoint: Checkpoint, rows: Sequence[LogRow]) -> None:
-    """Write the state of a training whole or not at all. Raises ``WriteError``."""
-    header = ",".join(field.name for field in fields(LogRow))
-    lines = (
-        ",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in astuple(row)) for row in rows
-    )
-    summary = {
-        "model": checkpoint.model,
-        "config": checkpoint.config.to_json(),
-        "preprocessing": checkpoint.preprocessing.to_json(),
-        "training": checkpoint.training,
-        "origin_sha256": checkpoint.origin_sha256,
-        "train_pictures": checkpoint.pictures[0],
-        "val_pictures": checkpoint.pictures[1],
-        "classes": checkpoint.classes,
-    }
-    # The checkpoint comes last: a log that is an epoch ahead is cut when the run is resumed.
-    files: dict[str, bytes | str] = {
-        _CONFIG: json.dumps(summary, indent=2) + "\n",
-        _LOG: "\n".join([header, *lines]) + "\n",
-        FILE_NAME: pack_checkpoint(checkpoint),
-    }
-    write_files(folder, files)
 
 
 def read_log(folder: Path, last_epoch: int) -> list[LogRow]:
@@ -80,3 +104,11 @@ def read_log(folder: Path, last_epoch: int) -> list[LogRow]:
         if row.epoch <= last_epoch:
             rows.append(row)
     return rows
+
+
+def _csv(rows: Sequence[LogRow]) -> str:
+    header = ",".join(field.name for field in fields(LogRow))
+    lines = (
+        ",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in astuple(row)) for row in rows
+    )
+    return "\n".join([header, *lines]) + "\n"

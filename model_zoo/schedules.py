@@ -3,6 +3,8 @@
 import math
 from typing import Literal
 
+from ..runtime.errors import UsageError
+
 Schedule = Literal["cosine", "polynomial"]
 
 
@@ -21,3 +23,25 @@ def learning_rate(
     if schedule == "cosine":
         return base * (1 + math.cos(math.pi * done)) / 2
     return base * (1 - done) ** power
+
+
+def cyclic_cosine(step: int, total: int, cycles: int, base: float) -> float:
+    """The rate of step ``step`` (from 0) of ``total``: half a cosine from ``base`` to 0 in each of the cycles.
+
+    Huang et al., arXiv 1704.00109, equation 2, where steps count from 1.
+    """
+    cycle = math.ceil(total / cycles)
+    return base * (math.cos(math.pi * (step % cycle) / cycle) + 1) / 2
+
+
+def check_cycles(total: int, cycles: int) -> int:
+    """The steps of each of the cycles. Raises ``UsageError`` where there are more cycles than steps, or a rest."""
+    if not 1 <= cycles <= total:
+        raise UsageError(f"{cycles} snapshots do not fit into {total} steps; ask for 1 to {total}")
+    if total % cycles:
+        fewer = total - total % cycles
+        raise UsageError(
+            f"{total} steps cannot be divided into {cycles} cycles; train {fewer or cycles} or {fewer + cycles} steps, "
+            "or whole epochs for each cycle"
+        )
+    return total // cycles

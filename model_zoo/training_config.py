@@ -2,14 +2,36 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
 from ..runtime.errors import CheckpointError, UsageError
+from .kinds import check_kinds
 from .schedules import Schedule
 
 Augment = Literal["none", "light", "standard"]
 Precision = Literal["bf16", "float32"]
+FreezeSchedule = Literal["linear", "squared", "cubic"]
+
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "epochs": (1, 100_000),
+    "iterations": (1, 1_000_000_000),
+    "images_per_class": (1, 1_000_000_000),
+    "batch_size": (2, 65_536),
+    "accumulation": (1, 65_536),
+    "momentum": (0, 1),
+    "weight_decay": (0, 1),
+    "power": (0, 100),
+    "label_smoothing": (0, 0.99),
+    "mixup": (0, 100),
+    "cutmix": (0, 100),
+    "ema": (0, 0.999999),
+    "snapshots": (0, 1000),
+    "teacher_share": (0, 1),
+    "val_fraction": (0, 1),
+    "threads": (1, 1024),
+    "seed": (0, 2**63 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -20,16 +42,35 @@ class TrainingConfig:
     zoo, ``learning_rate`` 0.1 with batch norm and 0.02 without, ``augment`` light for
     single-channel pictures and standard for others, ``precision`` bf16 where the processor computes
     with it, ``threads`` one for little work and otherwise one per core (sums are taken in another
-    order, so it belongs here). Raises ``UsageError``.
+    order, so it belongs here). ``network`` changes values of the zoo's config, such as ``{"bypass": "none"}``;
+    ``start`` names weights to begin with, whose head is replaced where the classes are others.
+
+    ``iterations`` are steps, instead of whole epochs, ``images_per_class`` pictures of each class are drawn by seed to
+    train on, instead of all. A step takes ``batch_size`` pictures, computed in
+    ``accumulation`` parts. ``learn`` says which layers do: all, the head alone, or so many of the last blocks; with
+    ``layer_decay`` each block learns at so many times the rate of the one above. ``ema`` is the decay of the average
+    of the weights that is kept in their place, ``mixup`` and ``cutmix`` the alphas of their Beta distributions, 0 for
+    none of them. ``snapshots`` is a number of cycles (Snapshot Ensembles), ``freezeout`` how layers stop learning one
+    after the other (FreezeOut), the first after the share ``freeze_first`` of all steps, with rates that are
+    ``freeze_scaled`` to the layer's time or not. ``teachers`` are runs or checkpoints whose mean answer is learned, at
+    ``temperature``, for the share ``teacher_share`` of the loss. Raises ``UsageError``.
     """
 
     model: str = "squeezenet_micro"
     data: str = "digits"
+    network: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
     epochs: int = 15
+    iterations: int | None = None
+    images_per_class: int | None = None
     batch_size: int = 64
+    accumulation: int = 1
     learning_rate: float | None = None
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 5e-4
+    learn: Literal["all", "head"] | int = "all"
+    layer_decay: float = 1.0
     schedule: Schedule = "cosine"
     power: float = 1.0
     warmup_epochs: int = 1
@@ -37,35 +78,51 @@ class TrainingConfig:
     dropout: float | None = None
     input_size: tuple[int, int] | None = None
     augment: Augment | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.0
+    snapshots: int = 0
+    freezeout: FreezeSchedule | None = None
+    freeze_first: float = 0.8
+    freeze_scaled: bool = True
+    teachers: tuple[str, ...] = ()
+    temperature: float = 4.0
+    teacher_share: float = 0.9
+    compile: bool = False
     val_fraction: float = 0.2
     precision: Precision | None = None
     threads: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choices = {"schedule": Schedule, "augment": Augment, "precision": Precision}
-        for name, kind in choices.items():
-            value = getattr(self, name)
-            if value not in get_args(kind) and (value is not None or name == "schedule"):
-                raise UsageError(f"{name} {value!r} is not one of {', '.join(get_args(kind))}")
-        limits: dict[str, tuple[float, float]] = {
-            "epochs": (1, 100_000),
-            "batch_size": (2, 65_536),
-            "momentum": (0, 1),
-            "weight_decay": (0, 1),
-            "power": (0, 100),
-            "warmup_epochs": (0, self.epochs),
-            "label_smoothing": (0, 0.99),
-            "val_fraction": (0, 1),
-            "threads": (1, 1024),
-            "seed": (0, 2**63 - 1),
-        }
-        for name, (low, high) in limits.items():
+        check_kinds(self)
+        if isinstance(self.learn, int) and self.learn < 1:
+            raise UsageError(f"learn {self.learn} is neither 'all' nor 'head' nor a number of blocks")
+        self._check_limits()
+        self._check_together()
+
+    def _check_limits(self) -> None:
+        for name, (low, high) in _LIMITS.items():
             value = getattr(self, name)
             if value is not None and not (low <= value <= high and math.isfinite(value)):
                 raise UsageError(f"{name} {value} is not between {low} and {high}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise UsageError(f"learning_rate {self.learning_rate} is not a positive number")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise UsageError(f"warmup_epochs {self.warmup_epochs} is not between 0 and {self.epochs}")
+        for name in ("learning_rate", "temperature", "layer_decay", "freeze_first"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name} {value} is not a positive number")
+        for name in ("layer_decay", "freeze_first"):
+            if getattr(self, name) > 1:
+                raise UsageError(f"{name} {getattr(self, name)} is above 1; it is a share, in (0, 1]")
+
+    def _check_together(self) -> None:
+        if self.batch_size % self.accumulation:
+            raise UsageError(f"batch_size {self.batch_size} cannot be computed in {self.accumulation} equal parts")
+        if self.snapshots and self.freezeout:
+            raise UsageError("snapshots and freezeout both set the rates; choose one")
+        if self.snapshots and self.warmup_epochs:
+            raise UsageError(f"snapshots begin at the full rate; leave out the warm-up of {self.warmup_epochs} epochs")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -75,9 +132,14 @@ class TrainingConfig:
     def from_json(cls, values: Mapping[str, Any]) -> "TrainingConfig":
         """The inverse of ``to_json``. Raises ``CheckpointError``."""
         try:
-            plain = {field.name: values[field.name] for field in fields(cls)}
-            if plain["input_size"] is not None:
-                plain["input_size"] = tuple(plain["input_size"])
+            known = {field.name for field in fields(cls)}
+            if unknown := sorted(set(values) - known):
+                raise UsageError(f"it has an unknown key {unknown[0]!r}")
+            # Older checkpoints know nothing of what has been added since; the oldest knew these.
+            plain = {"model": values["model"], "data": values["data"], **values}
+            for name in ("input_size", "teachers"):
+                if plain.get(name) is not None:
+                    plain[name] = tuple(plain[name])
             return cls(**plain)
         except (KeyError, TypeError, UsageError) as error:
             raise CheckpointError(f"the training config of the checkpoint cannot be read: {error}") from error

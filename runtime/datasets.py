@@ -126,6 +126,16 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
     return images.subset(kept), images.subset(np.sort(held))
 
 
+def per_class(images: LabelledImages, count: int, seed: int = 0) -> LabelledImages:
+    """``count`` pictures of each class, drawn by seed. Raises ``DataError`` naming a class with fewer."""
+    order = np.random.default_rng(seed).permutation(len(images))
+    chosen = [order[images.labels[order] == label][:count] for label in range(len(images.classes))]
+    for name, members in zip(images.classes, chosen, strict=True):
+        if len(members) < count:
+            raise DataError(f"class {name!r} in {images.source} has {len(members)} pictures, not {count}; ask for fewer")
+    return images.subset(np.sort(np.concatenate(chosen)))
+
+
 def sample(images: LabelledImages, count: int, seed: int = 0) -> LabelledImages:
     """At most ``count`` pictures chosen by seed, classes taken in turn so that few pictures cover many classes."""
     if seed < 0:

@@ -46,7 +46,9 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(pictures, tmp_pat
     assert {path.name for path in out.iterdir()} == {
         "checkpoint.safetensors",
         "config.json",
+        "curves.png",
         "log.csv",
+        "tensorboard",
     }
     load_network(out)
 

@@ -90,7 +90,7 @@ def test_what_a_run_was_made_of_is_in_its_folder(digits, quantized):
     assert checkpoint.origin_sha256 == load_network(digits.out).sha256
     assert not checkpoint.config.batch_norm
     assert checkpoint.training["seed"] == TrainingConfig().seed
-    assert set(checkpoint.momentum) == {*checkpoint.weights, "scales"}
+    assert set(checkpoint.optimizer) == {f"momentum_buffer.{name}" for name in (*checkpoint.weights, "scales")}
     assert quantized.quantized
     assert not digits.quantized
 
@@ -144,7 +144,7 @@ def test_what_cannot_be_tuned_is_one_line(firebox, trained, pictures, tmp_path):
     cases = (
         (("--qat", tmp_path / "nowhere"), 2, "no such run folder"),
         (("--qat", pictures), 2, "is no run folder"),
-        (("--qat", trained.out, "--input-size", 40), 2, "input size and dropout are those of the trained network"),
+        (("--qat", trained.out, "--input-size", 40), 2, "input size cannot be set with fake quantization"),
         (("--qat", trained.out, "--lr", 0), 2, "learning_rate 0.0"),
         (("--qat", trained.out, "--data", "digits"), 1, "the classes of"),
         (("squeezenet_cifar", "--qat", trained.out), 1, "is of another network"),

@@ -48,7 +48,9 @@ def test_a_run_folder_can_be_read_and_plotted(trained):
     assert sorted(path.name for path in trained.out.iterdir()) == [
         "checkpoint.safetensors",
         "config.json",
+        "curves.png",
         "log.csv",
+        "tensorboard",
     ]
     config = json.loads((trained.out / "config.json").read_text())
     assert config["classes"] == ["class0", "class1", "class2"]
@@ -92,7 +94,7 @@ def test_an_existing_run_is_not_overwritten(firebox, trained):
         (("squeezenet_micr",), "did you mean squeezenet_micro"),
         (("--epochs", 0), "epochs 0 is not between 1"),
         (("--batch-size", 1), "batch_size 1 is not between 2"),
-        (("--lr", "nan"), "learning_rate nan is not a positive"),
+        (("--lr", "nan"), "learning_rate nan is not usable"),
         (("--lr", 0), "learning_rate 0.0"),
         (("--warmup", 16), "warmup_epochs 16 is not between 0 and 15"),
         (("--val-fraction", 1), "validation fraction 1.0"),
@@ -149,7 +151,7 @@ def test_a_run_goes_on_where_its_pictures_are_now(firebox, pictures, tmp_path):
     "change",
     [
         {"epoch": -3},
-        {"momentum": {}},
+        {"optimizer": {}},
         {"training": {}},
         {"training": {**TrainingConfig().to_json(), "epochs": "many"}},
         {"classes": ("one",)},

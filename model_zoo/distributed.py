@@ -1,0 +1,76 @@
+"""Several processes that train one network together, as ``torchrun`` starts them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..runtime.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of a training: this one is ``rank`` of ``count``; number 0 leads, and alone writes and speaks."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and talks to people."""
+        return self.rank == 0
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's part of a batch of indices."""
+        return batch[self.rank :: self.count]
+
+    def mean(self, *values: float) -> tuple[float, ...]:
+        """The means over all processes; each gets the same."""
+        if self.count == 1:
+            return values
+        sums = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(sums)
+        return tuple((sums / self.count).tolist())
+
+    def same(self, value: Any) -> Any:
+        """What the leading process has, in all of them; the others wait for it here."""
+        if self.count == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box)
+        return box[0]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over all processes, or as it is where there is only one."""
+        if self.count == 1:
+            return module
+        return DistributedDataParallel(module)
+
+
+@contextmanager
+def workers() -> Iterator[Workers]:
+    """The processes that ``torchrun`` started beside this one; without it, this one alone.
+
+    A group that the caller has already made is used and left as it is. Raises ``TrainingError`` when the processes do
+    not find each other.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        yield Workers(distributed.get_rank(), distributed.get_world_size())
+    elif int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Workers()
+    else:
+        # gloo carries the objects and figures that are exchanged beside the gradients, nccl the gradients of GPUs.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        try:
+            distributed.init_process_group(backend)
+        except (RuntimeError, ValueError) as error:
+            raise TrainingError(f"the processes of torchrun do not find each other: {error}") from error
+        try:
+            yield Workers(distributed.get_rank(), distributed.get_world_size())
+        finally:
+            distributed.destroy_process_group()

@@ -1,0 +1,228 @@
+"""The network with its optimizer and callbacks: what a step changes and what a checkpoint keeps."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from ..runtime.errors import QuantizationError, TrainingError
+from .augment import augmentation
+from .callbacks import AverageWeights, Callback, Loop, Rates, call, snapshot_callbacks
+from .checkpoint import Checkpoint
+from .codes import Coded
+from .data import prepare
+from .distributed import Workers
+from .families import build
+from .freezeout import FreezeOut
+from .log_row import LogRow
+from .mixing import mix
+from .objective import objective
+from .optimizer import load_state, make_optimizer, pack_state
+from .quantized import fake_quantized
+from .schedules import learning_rate
+from .training_config import TrainingConfig
+from .transfer import rate_factors, settle_layers
+from .weights import Weights, load_weights_into
+
+# Name of the activations' scales among the parameters.
+_SCALES = "scales"
+
+
+class Learner:
+    """A training at a checkpoint, ready to go on.
+
+    ``answer`` is what computes logits; ``steps`` are those of an epoch. ``save`` gets the number and the checkpoint of
+    each snapshot. Pictures that are already codes (``codes.py``) only meet the classifier.
+    """
+
+    def __init__(
+        self,
+        start: Checkpoint,
+        device: torch.device,
+        steps: int,
+        workers: Workers,
+        teachers: nn.Module | None = None,
+        save: Callable[[int, Checkpoint], None] = lambda number, checkpoint: None,
+    ):
+        self.start, self.device, self.workers, self.teachers = start, device, workers, teachers
+        self.config = config = TrainingConfig.from_json(start.training)
+        self.module = build(start.config).train()
+        load_weights_into(self.module, Weights("the checkpoint", "", start.learning or start.weights))
+        # Channels last is the layout in which CPUs and GPUs convolve fastest.
+        self.module.to(device)
+        self.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        settle_layers(self.module, config.learn)
+        self.quantized = fake_quantized(self.module, start.ranges) if start.ranges else None
+        self.answer: nn.Module = self.quantized or (Coded(self.module) if config.learn == "head" else self.module)
+        self.parameters = dict(self.module.named_parameters())
+        optimizer = make_optimizer(self.module, config, rate_factors(self.module, config.layer_decay))
+        if self.quantized:
+            # The scales of activations are for the loss alone.
+            self.parameters[_SCALES] = self.quantized.scales
+            optimizer.add_param_group({"params": [self.quantized.scales], "weight_decay": 0.0})
+        self.augment = augmentation(config.augment or "none", start.preprocessing.size)
+        self.loop = Loop(self.module, optimizer, total_steps(config, steps), start.step)
+        self.callbacks = self._callbacks(steps, save)
+        self.average = next((each for each in self.callbacks if isinstance(each, AverageWeights)), None)
+        call(self.callbacks, "begin", self.loop)
+        if start.step:
+            self._go_on(start)
+        self._wrap()
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate of the last step."""
+        return max(group["lr"] for group in self.loop.optimizer.param_groups)
+
+    def step(self, pixels: Tensor, labels: Tensor) -> tuple[float, int]:
+        """One batch; returns its loss and how many pictures the network had right. Raises ``TrainingError``."""
+        config, loop = self.config, self.loop
+        # One process draws as it always did, others beside it by their number.
+        torch.manual_seed(_seed(config.seed, loop.step, *([self.workers.rank] if self.workers.rank else [])))
+        call(self.callbacks, "before_step", loop)
+        if loop.rewrap:
+            self._wrap()
+        loop.optimizer.zero_grad()
+        parts = list(zip(pixels.chunk(config.accumulation), labels.chunk(config.accumulation), strict=True))
+        loss, correct = 0.0, 0
+        for number, part in enumerate(parts, start=1):
+            value, hits = self._learn(*part, share=len(part[1]) / len(labels), last=number == len(parts))
+            loss, correct = loss + value, correct + hits
+        loop.optimizer.step()
+        loop.loss = loss
+        loop.step += 1
+        call(self.callbacks, "after_step", loop)
+        return loss, correct
+
+    def network(self) -> nn.Module:
+        """What is validated: the network as it would be kept now."""
+        if self.average is None:
+            return self.answer
+        kept = build(self.start.config).to(self.device)
+        kept.load_state_dict(self.average.weights)
+        return Coded(kept) if isinstance(self.answer, Coded) else kept
+
+    def checkpoint(self, row: LogRow) -> Checkpoint:
+        """The state after an epoch. Raises ``TrainingError`` if a weight is not finite."""
+        return replace(
+            self._kept(row.epoch),
+            learning=self._finite(self.module.state_dict()) if self.average else {},
+            optimizer=pack_state(self.loop.optimizer, self.parameters),
+            callbacks={
+                callback.name: state
+                for callback in self.callbacks
+                # The average is what is kept as the weights.
+                if callback is not self.average and (state := callback.state_dict())
+            },
+        )
+
+    def _go_on(self, start: Checkpoint) -> None:
+        for callback in self.callbacks:
+            state = start.weights if callback is self.average else start.callbacks.get(callback.name, {})
+            callback.load_state_dict(state)
+        if self.config.momentum:
+            load_state(self.loop.optimizer, self.parameters, start.optimizer)
+
+    def _callbacks(self, steps: int, save: Callable[[int, Checkpoint], None]) -> list[Callback]:
+        config, total, base = self.config, self.loop.total_steps, self.config.learning_rate or 0.0
+        if config.snapshots:
+            cycle = total // config.snapshots
+
+            def keep(number: int, _: nn.Module) -> None:
+                save(number, self._kept(number * cycle // steps))
+
+            rates = snapshot_callbacks(total, config.snapshots, base, keep)
+        elif config.freezeout:
+            rates = [FreezeOut(config.freezeout, config.freeze_first, config.freeze_scaled, base)]
+        else:
+            warmup = config.warmup_epochs * steps
+
+            def rate(step: int) -> float:
+                return learning_rate(step, total, base, config.schedule, warmup=warmup, power=config.power)
+
+            rates = [Rates(rate)]
+        # The average comes before what keeps the weights.
+        return [*([AverageWeights(config.ema)] if config.ema else []), *rates]
+
+    def _kept(self, epoch: int) -> Checkpoint:
+        weights = self._finite(self.average.weights if self.average else self.module.state_dict())
+        ranges = self.quantized.ranges() if self.quantized else {}
+        return replace(
+            self.start,
+            epoch=epoch,
+            step=self.loop.step,
+            weights=weights,
+            ranges=ranges,
+            learning={},
+            optimizer={},
+            callbacks={},
+        )
+
+    def _finite(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        for name, tensor in {**weights, **self.parameters}.items():
+            if not torch.isfinite(tensor).all():
+                raise self._diverged(f"{name} is not finite")
+        return weights
+
+    def _learn(self, pixels: Tensor, labels: Tensor, share: float, last: bool) -> tuple[float, int]:
+        """The gradients of a part of the batch; returns its share of the loss and its right answers."""
+        config, labels = self.config, labels.to(self.device)
+        pictures = prepare(pixels.to(self.device), self.start.preprocessing)
+        pictures, targets = self._augmented(pictures, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            teacher = self.teachers(pictures) if self.teachers else None
+            logits = self._logits(pictures).float()
+        loss = objective(logits, targets, config.label_smoothing, teacher, config.temperature, config.teacher_share)
+        value = loss.item() * share
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss is {value}")
+        waiting = isinstance(self._wrapped, DistributedDataParallel) and not last
+        with self._wrapped.no_sync() if waiting else nullcontext():  # pyright: ignore
+            (loss * share).backward()
+        return value, int((logits.argmax(1) == labels).sum())
+
+    def _augmented(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        config, targets = self.config, labels
+        if config.learn != "head":
+            pictures = self.augment(pictures)
+        if config.mixup or config.cutmix:
+            targets = functional.one_hot(labels, self.start.config.num_classes).float()
+            pictures, targets = mix(pictures, targets, config.mixup, config.cutmix)
+        return pictures.contiguous(memory_format=torch.channels_last), targets
+
+    def _logits(self, pictures: Tensor) -> Tensor:
+        try:
+            return self._wrapped(pictures)
+        except QuantizationError:
+            raise self._diverged("a weight or a scale is no usable number") from None
+
+    def _wrap(self) -> None:
+        """Around what answers: the averaging of gradients, and the compiler; anew when layers have been frozen."""
+        self.loop.rewrap = False
+        self._wrapped: Any = self.workers.wrap(self.answer)
+        if self.config.compile:
+            # What was compiled before would be kept beside it.
+            torch.compiler.reset()
+            self._wrapped = torch.compile(self._wrapped)
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what} at step {self.loop.step}, after a learning rate of {self.rate:.3g}; the last whole checkpoint "
+            "stays, start again with a lower --lr"
+        )
+
+
+def total_steps(config: TrainingConfig, steps: int) -> int:
+    """All steps of a training whose epochs have so many."""
+    return config.iterations or config.epochs * steps
+
+
+def _seed(*values: int) -> int:
+    return int(np.random.SeedSequence(values).generate_state(1)[0])

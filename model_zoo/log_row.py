@@ -1,0 +1,20 @@
+"""What is written down of every epoch of a training."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """One epoch: its last step and learning rate, mean loss, shares of right answers, time.
+
+    The training accuracy is counted while learning, on augmented pictures; the validation accuracy
+    afterwards.
+    """
+
+    epoch: int
+    step: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    val_accuracy: float
+    seconds: float
