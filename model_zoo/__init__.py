@@ -14,13 +14,17 @@ from .config import DELAYED, EARLY, SqueezeNetConfig
 from .families import build, config_from_json
 from .imagenet import imagenet_classes
 from .network_config import NetworkConfig
+from .recipes import list_recipes, load_recipe
 from .registry import PublicFile, ZooEntry, create_model, find_model, list_models, model_config, register
 from .training_config import TrainingConfig
 
 if TYPE_CHECKING:
+    from .averaging import average_checkpoints
+    from .callbacks import AverageWeights, Callback, Loop, Rates, SaveSnapshots, snapshot_callbacks
     from .data import load_pictures
     from .evaluation import predict, top_k
     from .exporting import export_network
+    from .freezeout import FreezeOut
     from .module import NetworkModule, head_prefix
     from .network import Network, load_network
     from .resources import Resources
@@ -31,12 +35,18 @@ if TYPE_CHECKING:
 __all__ = [
     "DELAYED",
     "EARLY",
+    "AverageWeights",
+    "Callback",
     "Fire",
+    "FreezeOut",
+    "Loop",
     "Network",
     "NetworkConfig",
     "NetworkModule",
     "PublicFile",
+    "Rates",
     "Resources",
+    "SaveSnapshots",
     "SqueezeNet",
     "SqueezeNetConfig",
     "TrainingConfig",
@@ -45,14 +55,17 @@ __all__ = [
     "ZooEntry",
     "build",
     "config_from_json",
+    "average_checkpoints",
     "create_model",
     "export_network",
     "find_model",
     "head_prefix",
     "imagenet_classes",
     "list_models",
+    "list_recipes",
     "load_network",
     "load_pictures",
+    "load_recipe",
     "load_weights",
     "load_weights_into",
     "model_config",
@@ -60,6 +73,7 @@ __all__ = [
     "quantized_config",
     "register",
     "resume",
+    "snapshot_callbacks",
     "top_k",
     "train",
     "train_quantized",
@@ -67,9 +81,12 @@ __all__ = [
 
 # Where the names are that need torch.
 _HOMES = {
+    "averaging": ("average_checkpoints",),
+    "callbacks": ("AverageWeights", "Callback", "Loop", "Rates", "SaveSnapshots", "snapshot_callbacks"),
     "data": ("load_pictures",),
     "evaluation": ("predict", "top_k"),
     "exporting": ("export_network",),
+    "freezeout": ("FreezeOut",),
     "module": ("NetworkModule", "head_prefix"),
     "network": ("Network", "load_network"),
     "resources": ("Resources",),
@@ -87,6 +104,6 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f".{home}", __name__), name)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in ("torch", "kornia", "safetensors"):
+        if package not in ("torch", "kornia", "matplotlib", "safetensors", "tensorboard"):
             raise
         raise MissingExtraError(package, "train") from error

@@ -1,0 +1,69 @@
+"""Several networks of one shape as one: the mean of their weights (stochastic weight averaging)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
+
+from ..runtime.console import progress
+from ..runtime.datasets import LabelledImages
+from ..runtime.errors import UsageError
+from ..runtime.files import write_file
+from .checkpoint import Checkpoint, pack_checkpoint, read_checkpoint
+from .data import load_pictures, prepare
+from .families import build
+from .network import weights_in
+from .weights import Weights, load_weights_into
+
+_BATCH = 128
+
+
+def average_checkpoints(
+    paths: Sequence[str | Path], out: str | Path, images: LabelledImages, *, quiet: bool = False
+) -> Checkpoint:
+    """Write the mean of the weights of runs, checkpoints or snapshots to ``out``; good where they are of one training.
+
+    The statistics of batch norm are taken anew on ``images``, once over, as those of the mean are others (Izmailov et
+    al., arXiv 1803.05407, section 3.2). Raises ``UsageError`` for fewer than two and for networks that differ.
+    """
+    if len(paths) < 2:
+        raise UsageError(f"an average is of two checkpoints or more, not of {len(paths)}")
+    checkpoints = [read_checkpoint(weights_in(Path(path))) for path in paths]
+    first = checkpoints[0]
+    for path, checkpoint in zip(paths, checkpoints, strict=True):
+        for what in ("config", "classes", "preprocessing"):
+            if getattr(checkpoint, what) != getattr(first, what):
+                raise UsageError(
+                    f"{path} differs from {paths[0]} in its {what}: weights are averaged within one network; ask "
+                    "several with firebox evaluate --combine"
+                )
+        if checkpoint.ranges:
+            raise UsageError(f"{path} was trained in int8, where averages are off the grid; average float runs")
+    weights = {name: _mean([each.weights[name] for each in checkpoints]) for name in first.weights}
+    module = build(first.config)
+    load_weights_into(module, Weights(str(out), "", weights))
+    pictures = load_pictures(images, first.preprocessing, quiet=quiet)
+    order = torch.arange(len(images)).split(_BATCH)
+
+    with progress("statistics of batch norm", len(order), quiet=quiet) as advance:
+
+        def batches() -> Iterator[Tensor]:
+            for pixels, _ in pictures.batches(order):
+                yield prepare(pixels, first.preprocessing)
+                advance()
+
+        update_bn(batches(), module)
+    averaged = replace(
+        first, weights=module.state_dict(), learning={}, optimizer={}, callbacks={}, epoch=0, step=0, origin_sha256=""
+    )
+    write_file(out, pack_checkpoint(averaged))
+    return averaged
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    if not tensors[0].is_floating_point():
+        return tensors[0]
+    return torch.stack([tensor.double() for tensor in tensors]).mean(0).to(tensors[0].dtype)
