@@ -150,6 +150,12 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         raise CheckpointError(f"{source} contradicts itself: it ends before its first step")
     if len(checkpoint.classes) != config.num_classes:
         raise CheckpointError(f"{source} names {len(checkpoint.classes)} classes for {config.num_classes} outputs")
+    # So that a network takes no more memory than its file does.
+    values = sum(tensor.numel() for tensor in checkpoint.weights.values())
+    if config.parameters > values:
+        raise CheckpointError(
+            f"{source} contradicts itself: its network has {config.parameters:,} parameters, the file {values:,}"
+        )
     return checkpoint
 
 

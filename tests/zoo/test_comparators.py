@@ -288,6 +288,7 @@ def test_a_value_that_makes_no_network_is_named(family, change, said):
         ({"family": "vgg"}, "unknown key"),
         ({"wings": 2}, "unknown key 'wings'"),
         ({"depth": 14}, "is of another network"),
+        ({"width": 900}, "contradicts itself: its network has 845,748,902 parameters, the file"),
     ],
 )
 def test_a_checkpoint_of_no_network_is_told(residual, tmp_path, change, said):
