@@ -26,7 +26,6 @@ from firebox.model_zoo import (
 from firebox.model_zoo.checkpoint import FILE_NAME, read_checkpoint
 from firebox.model_zoo.classifier import TorchClassifier
 from firebox.model_zoo.quantized import fake_quantized
-from firebox.model_zoo.squeezenet import SqueezeNet
 from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, sample, split_images
 from firebox.runtime.backends import installed_backends
 from firebox.runtime.console import progress
@@ -158,7 +157,6 @@ def measure(answering: Mapping[str, Classifier], preprocessing: Preprocessing, t
 
 def every_activation(tuned: Network, pictures: LabelledImages) -> dict[str, Tensors]:
     """The network cut behind each of its operations, in torch and in every runtime."""
-    assert isinstance(tuned.module, SqueezeNet) and tuned.ranges is not None
     whole = fake_quantized(tuned.module, tuned.ranges)
     graph, ranges = whole.graph(), whole.ranges()
     integers = quantize(graph, ranges)
