@@ -1,0 +1,179 @@
+"""The papers' methods beside each other: snapshot ensembles, FreezeOut, transfer, shapes; writes docs/training.md.
+
+Every training is a run folder with its result beside it, so that what was stopped goes on where it was.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from common import data_option, out_option, write_page
+from firebox.model_zoo import TrainingConfig, average_checkpoints, load_network, load_pictures, predict, resume, train
+from firebox.model_zoo.checkpoint import read_checkpoint
+from firebox.model_zoo.run_folder import SNAPSHOTS, read_log
+from firebox.runtime import open_images, split_images
+from firebox.runtime.console import note, progress
+from firebox.runtime.errors import FireboxError
+from firebox.runtime.files import sha256, write_files
+from freeze_timing import measure_saving
+from training_page import Results, page
+from training_trials import Experiment, Trial, experiments
+
+_FOLDER = Path(__file__).resolve().parent.parent / "build" / "training"
+_PICTURES, _WEIGHTS = "cifar10-images.tar", "squeezenet1_1.pth"
+_RESULT, _LOGITS, _CHECKPOINT = "result.json", "test_logits", "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where runs lie and what they learn from."""
+
+    folder: Path
+    data: Path
+
+    @property
+    def experiments(self) -> list[Experiment]:
+        """All that is compared."""
+        return experiments(self.folder, self.data / _PICTURES, self.data / _WEIGHTS)
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        """All trainings by name."""
+        return {trial.name: trial for experiment in self.experiments for trial in experiment.trials}
+
+    def result(self, trial: Trial) -> dict[str, Any] | None:
+        """What a finished trial of the same config found."""
+        try:
+            kept = json.loads((self.folder / trial.name / _RESULT).read_text())
+        except FileNotFoundError:
+            return None
+        return kept if kept["key"] == key(trial) else None
+
+
+@click.command()
+@data_option
+@out_option("training.md")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=_FOLDER, help="Folder of the runs.  [default: build/training]"
+)
+@click.option("--only", multiple=True, help="Run these experiments only; the page shows what is known of the others.")
+@click.option("--jobs", type=int, default=2, show_default=True, help="Trainings at a time, one thread each.")
+@click.option("--trial", hidden=True, help="Run this training and no other; write no page.")
+def main(data_folder: Path, out: Path, folder: Path, only: tuple[str, ...], jobs: int, trial: str | None) -> None:
+    """Train what is compared, where it has not been trained yet, and write the page.
+
+    \b
+    Example:
+      python benchmarks/training.py --data-folder ~/firebox-data --only snapshots
+    """
+    bench = Bench(folder.resolve(), data_folder)
+    if trial is not None:
+        run(bench, bench.trials[trial])
+        return
+    names = [experiment.name for experiment in bench.experiments]
+    if not set(only) <= set(names):
+        raise click.UsageError(f"--only {' '.join(only)}: the experiments are {', '.join(names)}")
+    wanted = [each for each in bench.experiments if not only or each.name in only]
+    run_all(bench, [each for experiment in wanted for each in experiment.trials], jobs, data_folder)
+    results = Results(
+        {name: found for name, each in bench.trials.items() if (found := bench.result(each))}, bench.folder
+    )
+    write_page(out, page(results, len(open_images(data_folder / _PICTURES).split("test") or ()), out.parent))
+
+
+def run_all(bench: Bench, trials: Sequence[Trial], jobs: int, data: Path) -> None:
+    """Each training in a process of its own, so many at a time; those that another needs come before it."""
+    missing = [trial for trial in trials if bench.result(trial) is None]
+    pending: dict[str, Future[None]] = {}
+
+    def work(trial: Trial) -> None:
+        for name in trial.needs:
+            if name in pending:
+                pending[name].result()
+        command = [sys.executable, __file__, "--folder", str(bench.folder), "--data-folder", str(data)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, "--trial", trial.name], env=environment, check=True)
+
+    with ThreadPoolExecutor(jobs) as pool, progress("training", len(missing)) as advance:
+        for trial in missing:
+            pending[trial.name] = pool.submit(work, trial)
+        for name, future in pending.items():
+            try:
+                future.result()
+            except subprocess.CalledProcessError:
+                note(f"{name} failed")
+            advance(text=name)
+
+
+def run(bench: Bench, trial: Trial) -> None:
+    """Train, or go on, and measure on the test pictures: the network and, where there are some, its snapshots."""
+    folder = bench.folder / trial.name
+    if trial.averages:
+        snapshots = sorted((bench.folder / trial.needs[0] / SNAPSHOTS).iterdir())
+        images = split_images(open_images(trial.config.data), trial.config.val_fraction, trial.config.seed)[0]
+        average_checkpoints(snapshots, folder / _CHECKPOINT, images)
+    elif not (folder / _CHECKPOINT).is_file():
+        train(trial.config, folder)
+    elif (checkpoint := read_checkpoint(folder / _CHECKPOINT)).epoch < TrainingConfig.from_json(
+        checkpoint.training
+    ).epochs:
+        resume(folder)
+    files: dict[str, bytes | str] = {}
+    test = open_images(bench.data / _PICTURES).split("test")
+    assert test is not None
+    accuracies: dict[str, float] = {}
+    config = load_network(folder).config
+    for path in [folder / _CHECKPOINT, *sorted(folder.glob("snapshots/*"))]:
+        network = load_network(path)
+        pictures = load_pictures(test, network.preprocessing, quiet=True)
+        logits = predict(network.module, pictures, network.preprocessing).numpy()
+        accuracies[path.stem] = float((logits.argmax(1) == test.labels).mean())
+        files[f"{_LOGITS}.{path.stem}.npy"] = _npy(logits.astype(np.float32))
+    rows = read_log(folder, sys.maxsize)
+    result = {
+        "key": key(trial),
+        "model": trial.config.model,
+        "parameters": config.parameters,
+        "macs": config.macs,
+        "test": accuracies,
+        "epoch_seconds": [row.seconds for row in rows],
+    }
+    if trial.config.freezeout:
+        result["saving"] = measure_saving(read_checkpoint(folder / _CHECKPOINT))
+    files[_RESULT] = json.dumps(result, indent=2) + "\n"
+    write_files(folder, files)
+    note(f"{trial.name}: {accuracies['checkpoint']:.2%} of the test pictures")
+
+
+def key(trial: Trial) -> str:
+    """Of every option that was given, without the folders of files; options that are new since change nothing."""
+    plain = TrainingConfig().to_json()
+    given = {name: value for name, value in trial.config.to_json().items() if value != plain[name]}
+    for name in ("data", "start"):
+        if name in given:
+            given[name] = Path(given[name]).name
+    given["teachers"] = [Path(path).name for path in given.get("teachers", ())]
+    values = [given, trial.needs, *([trial.averages] if trial.averages else [])]
+    return sha256(json.dumps(values, sort_keys=True).encode())
+
+
+def _npy(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FireboxError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,260 @@
+"""docs/training.md from the results of benchmarks/training.py."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import training_trials as plan
+from common import FOLDER, surroundings, table
+from firebox.runtime import Ensemble
+from firebox.runtime.files import write_file
+from training_plots import plot_lines
+
+_LOGITS = "test_logits"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What every finished trial found, by its name; ``folder`` has their runs, ``labels`` those of the test "
+    "pictures."""
+
+    trials: Mapping[str, Mapping[str, Any]]
+    folder: Path
+    labels: np.ndarray
+
+    def tests(self, name: Callable[[int], str]) -> list[float]:
+        """Accuracies on the test pictures for every seed, or nothing while one is missing."""
+        names = [name(seed) for seed in plan.SEEDS]
+        if not all(each in self.trials for each in names):
+            return []
+        return [self.trials[each]["test"]["checkpoint"] for each in names]
+
+    def logits(self, trial: str, checkpoint: str = "checkpoint") -> np.ndarray:
+        """Those of the test pictures."""
+        return np.load(self.folder / trial / f"{_LOGITS}.{checkpoint}.npy", allow_pickle=False)
+
+    def accuracy(self, answers: np.ndarray) -> float:
+        """The share of the test pictures that answers are right about."""
+        return float((answers.argmax(1) == self.labels).mean())
+
+
+def page(results: Results, docs: Path) -> Iterator[str]:
+    """The parts of the page; its plots are written into ``docs``."""
+    yield "# Training"
+    yield "This page is written by"
+    yield "```sh\npython benchmarks/training.py\n```"
+    yield (
+        f"with the CIFAR-10 pictures of `{FOLDER}/cifar10-images.tar` ([where from](data.md)): 50,000 to learn from, "
+        f"of "
+        f"which {plan.VALIDATION:.0%} are kept to validate, drawn by the seed; accuracies are those on the "
+        f"{len(results.labels):,} test pictures, which nothing was trained or chosen on. Each training was made with "
+        f"seeds {', '.join(map(str, plan.SEEDS))}: means, with the lowest and the highest in brackets. One picture is "
+        f"{1 / len(results.labels):.2%}. Trainings are in bf16, on one thread each. `--only` makes one part again; "
+        "every option of a training stands in the `config.json` of its run."
+    )
+    yield surroundings()
+    for part in (_snapshots, _freezeout, _transfer, _shapes):
+        yield from part(results, docs)
+
+
+def _snapshots(results: Results, docs: Path) -> Iterator[str]:
+    names = [f"{kind}-{seed}" for kind in ("single", "cycles", "student", "average") for seed in plan.SEEDS]
+    if not all(name in results.trials for name in names):
+        return
+    count, epochs = plan.SNAPSHOTS, plan.SNAPSHOT_EPOCHS
+    yield "## Snapshot ensembles, and one network that ships"
+    yield (
+        f"`squeezenet_micro`, {epochs} epochs each, all at the highest rate of {plan.RATE}. *Snapshots* are {count} "
+        f"cosine cycles "
+        f"(arXiv 1704.00109) of {epochs // count} epochs; *single* is one cosine of the same length. The *student* "
+        f"learns "
+        f"for {epochs} epochs from the mean of the {count} snapshots, with the same pictures; the *average* is that of "
+        "the snapshots' weights, with statistics of batch norm taken anew. *Gain* is over the single network, *kept* "
+        "the "
+        "share of the ensemble's gain."
+    )
+    single = np.array([results.accuracy(results.logits(f"single-{seed}")) for seed in plan.SEEDS])
+    rows = [("single network", single, 1)]
+    for number in (1, count):
+        found = [results.accuracy(results.logits(f"cycles-{seed}", f"snapshot{number}")) for seed in plan.SEEDS]
+        rows.append((f"snapshot {number} alone", np.array(found), 1))
+    for last in (2, 3, count):
+        for way in ("softmax", "logits", "vote") if last == count else ("softmax",):
+            found = []
+            for seed in plan.SEEDS:
+                members = range(count - last + 1, count + 1)
+                logits = [results.logits(f"cycles-{seed}", f"snapshot{number}") for number in members]
+                found.append(results.accuracy(together(logits, way)))
+            rows.append(
+                (f"last {last} snapshots, {way}" if last < count else f"all {count}, {way}", np.array(found), last)
+            )
+    ensemble = next(found for name, found, _ in rows if name == f"all {count}, softmax")
+    for name, trial in ((f"average of all {count}", "average"), ("student", "student")):
+        rows.append((name, np.array([results.accuracy(results.logits(f"{trial}-{seed}")) for seed in plan.SEEDS]), 1))
+    gain = (ensemble - single).mean()
+    yield table(
+        ("network", "networks to run", "accuracy", "gain, points", "kept"),
+        [
+            (
+                name,
+                str(cost),
+                spread(found),
+                f"{100 * (found - single).mean():+.2f}",
+                f"{(found - single).mean() / gain:.0%}" if cost == 1 and found is not single and gain > 0 else "",
+            )
+            for name, found, cost in rows
+        ],
+    )
+    kept = (rows[-1][1] - single).mean() / gain if gain > 0 else 0.0
+    yield _verdict("The ensemble gains 1.0 point over the single network", f"{100 * gain:+.2f}", gain >= 0.01)
+    yield _verdict("The student keeps 80% of that gain", f"{kept:.0%}", kept >= 0.8)
+
+
+def _freezeout(results: Results, docs: Path) -> Iterator[str]:
+    rows = []
+    for network in plan.FREEZE_NETWORKS:
+        base = np.array(results.tests(lambda seed, n=network: plan.freeze_name(n, "no freezing", seed)))
+        for way in plan.FREEZE_WAYS:
+            found = np.array(results.tests(lambda seed, n=network, w=way: plan.freeze_name(n, w, seed)))
+            if not len(found) or not len(base):
+                continue
+            saved = [results.trials[plan.freeze_name(network, way, seed)].get("saving") for seed in plan.SEEDS]
+            times = [each for each in saved if each]
+            rows.append(
+                (
+                    network,
+                    way,
+                    spread(found),
+                    "" if way == "no freezing" else f"{100 * (found - base).mean():+.2f}",
+                    f"{times[0]['predicted']:.0%}" if times else "",
+                    spread(np.array([each["measured"] for each in times]), 0) if times else "",
+                )
+            )
+    if not rows:
+        return
+    yield "## FreezeOut"
+    yield (
+        f"{plan.FREEZE_EPOCHS} epochs on {plan.FREEZE_PICTURES:,} pictures of each class, without warm-up. "
+        f"*Predicted* is "
+        "the share of the multiply-accumulates of forward and backward pass that frozen layers do not make; "
+        "*measured* is "
+        "that of the time: steps with as many layers frozen as the schedule freezes were timed in turns with steps "
+        "that "
+        "freeze none, in rounds, and every phase of the schedule counted with its length."
+    )
+    yield table(("network", "freezing", "accuracy", "difference, points", "predicted", "measured"), rows, names=2)
+
+
+def _transfer(results: Results, docs: Path) -> Iterator[str]:
+    lines: dict[str, list[tuple[float, np.ndarray]]] = {}
+    for way in plan.TRANSFER_WAYS:
+        for count in plan.TRANSFER_PICTURES:
+            found = results.tests(lambda seed, w=way, c=count: plan.transfer_name(w, c, seed))
+            if found:
+                lines.setdefault(way, []).append((count, np.array(found)))
+    if any(len(lines.get(way, ())) < len(plan.TRANSFER_PICTURES) for way in plan.TRANSFER_WAYS):
+        return
+    yield "## Transfer from ImageNet"
+    yield (
+        f"`squeezenet1_1` with the weights of `{FOLDER}/squeezenet1_1.pth`, pictures at {plan.TRANSFER_SIZE}x"
+        f"{plan.TRANSFER_SIZE}, {plan.TRANSFER_STEPS} steps of {plan.TRANSFER_BATCH} pictures whatever their number. "
+        "*Extractor* trains a new head on codes that are computed once; *last blocks* the last two Fire modules and "
+        "the "
+        "head; *everything* all layers, each block at 0.8 times the rate of the block above; *from scratch* begins "
+        "with "
+        "new weights. Rates were set once for each way, not searched."
+    )
+    columns = ("way", *(f"{count} a class" for count in plan.TRANSFER_PICTURES))
+    yield table(columns, [(way, *(spread(found) for _, found in points)) for way, points in lines.items()])
+    plot = plot_lines(lines, "pictures a class", "accuracy on the test pictures", logarithmic=True)
+    write_file(docs / "training-transfer.png", plot)
+    yield "![Accuracy over the pictures a class, a line for each way of transfer](training-transfer.png)"
+
+
+def _shapes(results: Results, docs: Path) -> Iterator[str]:
+    def row(name: str, trial: str) -> tuple[str, ...] | None:
+        found = results.tests(lambda seed: plan.shape_name(trial, seed))
+        if not found:
+            return None
+        known = results.trials[plan.shape_name(trial, 0)]
+        return (name, f"{known['parameters']:,}", f"{known['macs'] / 1e6:.1f} M", spread(np.array(found)))
+
+    def curve(trials: Mapping[float, str]) -> list[tuple[float, np.ndarray]]:
+        names = {value: plan.shape_name(trial, 0) for value, trial in trials.items()}
+        return [
+            (
+                results.trials[names[value]]["parameters"] * 4 / 1e6,
+                100 * np.array(results.tests(lambda s, t=trial: plan.shape_name(t, s))),
+            )
+            for value, trial in trials.items()
+        ]
+
+    ratios = {value: plan.ratio_trial(value) for value in plan.SQUEEZE_RATIOS}
+    shares = {value: plan.share_trial(value) for value in plan.SHARES_3X3}
+    rows = [
+        *(row(f"squeeze ratio {value}", trial) for value, trial in ratios.items()),
+        *(row(f"share of 3x3 filters {value:.0%}", trial) for value, trial in shares.items()),
+    ]
+    others = {"no bypass": plan.PLAIN, "simple bypass": "simple", "complex bypass": "complex"}
+    pools = {"delayed down-sampling": plan.PLAIN, "early down-sampling, as many MACs": "early"}
+    rows2, rows3 = ([row(name, trial) for name, trial in each.items()] for each in (others, pools))
+    if None in (*rows, *rows2, *rows3):
+        return
+    yield "## The shape of a SqueezeNet"
+    yield (
+        f"Networks of `squeezenet_micro`'s shape without bypass, {plan.SHAPE_EPOCHS} epochs. The share of 3x3 filters "
+        f"is "
+        f"varied at a squeeze ratio of {plan.SHARE_SQUEEZE_RATIO}, as in the article (1602.07360, section 5)."
+    )
+    columns = ("network", "parameters", "MACs", "accuracy")
+    yield table(columns, [each for each in rows if each])
+    write_file(
+        docs / "training-shapes.png",
+        plot_lines(
+            {"squeeze ratio": curve(ratios), "share of 3x3 filters": curve(shares)},
+            "size, MB of float32",
+            "accuracy on the test pictures, %",
+        ),
+    )
+    yield "![Accuracy over size for both](training-shapes.png)"
+    yield "Bypass (section 6), at the squeeze ratio of 0.25:"
+    yield table(columns, [each for each in rows2 if each])
+    means = [np.mean(results.tests(lambda s, t=trial: plan.shape_name(t, s))) for trial in others.values()]
+    yield _verdict("The article's order: none, then complex, then simple", "", means[0] < means[2] < means[1])
+    yield (
+        "Down-sampling late (pools behind layers 3 and 5) beside early (behind 1 and 3), with as many filters as give "
+        "the "
+        "same multiply-accumulates (He and Sun, arXiv 1412.1710, section 3.4):"
+    )
+    yield table(columns, [each for each in rows3 if each])
+    late, soon = (np.array(results.tests(lambda s, t=trial: plan.shape_name(t, s))) for trial in pools.values())
+    yield _verdict("Delaying helps", f"{100 * (late - soon).mean():+.2f} points", bool(late.mean() > soon.mean()))
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Of an ensemble whose logits are known."""
+
+    classes: Sequence[str]
+    class_ids: Sequence[str] = ()
+    answer: str = "logits"
+
+
+def together(logits: Sequence[np.ndarray], way: Any) -> np.ndarray:
+    """The answers (pictures, classes) of an ensemble to all pictures."""
+    classes = [str(index) for index in range(logits[0].shape[1])]
+    members: Any = {str(number): _Member(classes) for number in range(len(logits))}
+    ensemble = Ensemble(members, way)
+    return np.array([ensemble.combined(answers) for answers in zip(*logits, strict=True)])
+
+
+def spread(shares: np.ndarray, digits: int = 2) -> str:
+    """The mean of shares with the lowest and the highest."""
+    return f"{shares.mean():.{digits}%} ({shares.min():.{digits}%} to {shares.max():.{digits}%})"
+
+
+def _verdict(claim: str, figure: str, holds: bool) -> str:
+    found = f" ({figure})" if figure else ""
+    return f"{claim}: **{'yes' if holds else 'no'}**{found}."

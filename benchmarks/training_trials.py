@@ -1,0 +1,197 @@
+"""The trainings that docs/training.md compares: each a config with a name, and the runs that must have ended before."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from firebox.model_zoo import SqueezeNetConfig, TrainingConfig, model_config
+
+SEEDS = (0, 1, 2)
+# Of every training's pictures, kept to validate: looked at in the log, never chosen by.
+VALIDATION = 0.02
+
+# Sized for a CPU: the smallest network of the zoo, where little else is said.
+_SMALL = "squeezenet_micro"
+RATE = 0.2
+SNAPSHOTS, SNAPSHOT_EPOCHS = 5, 40
+SHAPE_EPOCHS = 8
+SQUEEZE_RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
+SHARES_3X3 = (0.01, 0.25, 0.5, 0.75, 0.99)
+SHARE_SQUEEZE_RATIO = 0.5
+# Names of shape trials: that of the small network without bypass, of which the squeeze ratio is the zoo's.
+PLAIN = "sr0.25"
+_EARLY = (1, 3)
+FREEZE_NETWORKS = ("squeezenet_micro", "densenet22", "resnet20", "vgg_cifar")
+FREEZE_EPOCHS, FREEZE_PICTURES = 10, 1000
+FREEZE_WAYS: Mapping[str, Mapping[str, Any]] = {
+    "no freezing": {},
+    "cubic, first at 0.8": {"freezeout": "cubic", "freeze_first": 0.8},
+    "cubic, first at 0.5": {"freezeout": "cubic", "freeze_first": 0.5},
+    "cubic unscaled, first at 0.8": {"freezeout": "cubic", "freeze_first": 0.8, "freeze_scaled": False},
+}
+TRANSFER_PICTURES = (10, 50, 500)
+TRANSFER_SIZE = 128
+TRANSFER_STEPS, TRANSFER_BATCH = 400, 50
+TRANSFER_WAYS: Mapping[str, Mapping[str, Any]] = {
+    "extractor": {"learn": "head", "learning_rate": 0.01},
+    "last blocks": {"learn": 2, "learning_rate": 0.005},
+    "everything": {"learn": "all", "layer_decay": 0.8, "learning_rate": 0.005},
+    "from scratch": {"learning_rate": 0.02},
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training: ``name`` is that of its folder; ``needs`` are the trials whose weights it learns from.
+
+    With ``averages`` nothing is trained: the snapshots of what it needs are averaged.
+    """
+
+    name: str
+    config: TrainingConfig
+    needs: tuple[str, ...] = ()
+    averages: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Trainings that are compared with each other."""
+
+    name: str
+    trials: Sequence[Trial]
+
+
+def experiments(folder: Path, cifar: Path, imagenet_weights: Path) -> list[Experiment]:
+    """All of them; runs lie below ``folder``."""
+    base = TrainingConfig(
+        model=_SMALL,
+        data=str(cifar),
+        batch_size=128,
+        learning_rate=RATE,
+        label_smoothing=0.0,
+        val_fraction=VALIDATION,
+        augment="standard",
+        precision="bf16",
+        threads=1,
+    )
+    return [
+        Experiment("snapshots", list(_snapshots(replace(base, epochs=SNAPSHOT_EPOCHS), folder))),
+        Experiment("shapes", list(_shapes(replace(base, epochs=SHAPE_EPOCHS)))),
+        Experiment("transfer", list(_transfer(base, imagenet_weights))),
+        Experiment("freezeout", list(_freezeout(replace(base, epochs=FREEZE_EPOCHS)))),
+    ]
+
+
+def _snapshots(base: TrainingConfig, folder: Path) -> Iterator[Trial]:
+    for seed in SEEDS:
+        yield Trial(f"single-{seed}", replace(base, seed=seed))
+        cycles = f"cycles-{seed}"
+        cyclic = replace(base, seed=seed, snapshots=SNAPSHOTS, warmup_epochs=0)
+        yield Trial(cycles, cyclic)
+        yield Trial(f"average-{seed}", cyclic, (cycles,), averages=True)
+        teachers = tuple(str(snapshot_file(folder, cycles, number)) for number in range(1, SNAPSHOTS + 1))
+        yield Trial(f"student-{seed}", replace(base, seed=seed, teachers=teachers), (cycles,))
+
+
+def snapshot_file(folder: Path, trial: str, number: int) -> Path:
+    return folder / trial / "snapshots" / f"snapshot{number}.safetensors"
+
+
+def _shapes(base: TrainingConfig) -> Iterator[Trial]:
+    for name, network in shapes().items():
+        for seed in SEEDS:
+            yield Trial(shape_name(name, seed), replace(base, seed=seed, network=network))
+
+
+def shapes() -> dict[str, dict[str, Any]]:
+    """What is changed of the small network, by name."""
+    plain = {"bypass": "none"}
+    ratios = {ratio_trial(ratio): {**plain, "squeeze_ratio": ratio} for ratio in SQUEEZE_RATIOS}
+    shares = {
+        share_trial(share): {**plain, "squeeze_ratio": SHARE_SQUEEZE_RATIO, "pct3x3": share} for share in SHARES_3X3
+    }
+    # Both curves meet in one network.
+    shares.pop(ratio_trial(SHARE_SQUEEZE_RATIO), None)
+    bypasses = {bypass: {"bypass": bypass} for bypass in ("simple", "complex")}
+    # The small network's own pools are late.
+    early = _of_equal_macs({**plain, "pools": _EARLY}, model_config(_SMALL, 10, **plain).macs)
+    return {**shares, **ratios, **bypasses, "early": early}
+
+
+def ratio_trial(ratio: float) -> str:
+    return f"sr{ratio}"
+
+
+def share_trial(share: float) -> str:
+    zoo = model_config(_SMALL)
+    assert isinstance(zoo, SqueezeNetConfig)
+    return ratio_trial(SHARE_SQUEEZE_RATIO) if share == zoo.pct3x3 else f"pct{share}"
+
+
+def shape_name(name: str, seed: int) -> str:
+    return f"shape-{name}-{seed}"
+
+
+def _of_equal_macs(network: Mapping[str, Any], macs: int) -> dict[str, Any]:
+    """The network with so many filters that its multiply-accumulates are nearest to ``macs``."""
+
+    def widened(base: int) -> dict[str, Any]:
+        return {**network, "base_e": base, "incr_e": base // 2}
+
+    def distance(base: int) -> int:
+        return abs(model_config(_SMALL, 10, **widened(base)).macs - macs)
+
+    return widened(min(range(32, 257, 4), key=distance))
+
+
+def _transfer(base: TrainingConfig, weights: Path) -> Iterator[Trial]:
+    small = replace(
+        base,
+        model="squeezenet1_1",
+        # With a ReLU behind it a new head loses classes.
+        network={"head_relu": False},
+        input_size=(TRANSFER_SIZE, TRANSFER_SIZE),
+        batch_size=TRANSFER_BATCH,
+        warmup_epochs=0,
+        weight_decay=2e-4,
+    )
+    for count in TRANSFER_PICTURES:
+        for name, way in TRANSFER_WAYS.items():
+            start = None if name == "from scratch" else str(weights)
+            augment = "none" if way.get("learn") == "head" else "standard"
+            for seed in SEEDS:
+                config = replace(
+                    small,
+                    images_per_class=count,
+                    iterations=TRANSFER_STEPS,
+                    start=start,
+                    augment=augment,
+                    seed=seed,
+                    **way,
+                )
+                yield Trial(transfer_name(name, count, seed), config)
+
+
+def transfer_name(way: str, count: int, seed: int) -> str:
+    return f"transfer-{way.replace(' ', '-')}-{count}-{seed}"
+
+
+def _freezeout(base: TrainingConfig) -> Iterator[Trial]:
+    for network in FREEZE_NETWORKS:
+        for name, way in FREEZE_WAYS.items():
+            for seed in SEEDS:
+                config = replace(
+                    base,
+                    model=network,
+                    images_per_class=FREEZE_PICTURES,
+                    learning_rate=0.1,
+                    warmup_epochs=0,
+                    seed=seed,
+                    **way,
+                )
+                yield Trial(freeze_name(network, name, seed), config)
+
+
+def freeze_name(network: str, way: str, seed: int) -> str:
+    return f"freeze-{network}-{way.replace(',', '').replace(' ', '-')}-{seed}"
