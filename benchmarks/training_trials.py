@@ -14,8 +14,8 @@ VALIDATION = 0.02
 # Sized for a CPU: the smallest network of the zoo, where little else is said.
 _SMALL = "squeezenet_micro"
 RATE = 0.2
-SNAPSHOTS, SNAPSHOT_EPOCHS = 5, 40
-SHAPE_EPOCHS = 8
+SNAPSHOTS, SNAPSHOT_EPOCHS = 5, 30
+SHAPE_EPOCHS = 6
 SQUEEZE_RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
 SHARES_3X3 = (0.01, 0.25, 0.5, 0.75, 0.99)
 SHARE_SQUEEZE_RATIO = 0.5
