@@ -11,8 +11,6 @@ from .freezing import Layer, freeze, layers_of
 from .training_config import FreezeSchedule
 
 _EXPONENTS = {"linear": 1, "squared": 2, "cubic": 3}
-# A layer's step is a third forward, a third for its weights' gradients, a third for its input's; frozen, it keeps one.
-_BACKWARD = 2 / 3
 
 
 class FreezeOut(Callback):
@@ -29,46 +27,57 @@ class FreezeOut(Callback):
     def __init__(self, schedule: FreezeSchedule, first: float, scaled: bool, rate: float):
         self.schedule: FreezeSchedule = schedule
         self.first, self.scaled, self.rate = first, scaled, rate
-        self.layers: list[Layer] = []
-        self.times: list[float] = []
-        self._frozen = 0
+        # When each layer is frozen, by its name, in their order.
+        self.times: dict[str, float] = {}
+        self._learning: list[Layer] = []
 
     def begin(self, loop: Loop) -> None:
         """Find the layers, and freeze those whose time has passed."""
-        self.layers = [layer for layer in layers_of(loop.module) if any(p.requires_grad for p in layer.parameters())]
-        self.times = freezing_times(len(self.layers), self.schedule, self.first)
-        self._frozen = 0
+        self._learning = [layer for layer in layers_of(loop.module) if layer.learns]
+        times = freezing_times(len(self._learning), self.schedule, self.first)
+        self.times = {layer.name: time for layer, time in zip(self._learning, times, strict=True)}
         self._freeze(loop)
 
     def before_step(self, loop: Loop) -> None:
-        """Freeze the layers whose time has come, and set the others' rates."""
-        self._freeze(loop)
+        """Set the rate of every layer that learns."""
         done = loop.step / loop.total_steps
-        times = {layer.name: time for layer, time in zip(self.layers, self.times, strict=True)}
         for group in loop.optimizer.param_groups:
-            time = times[group["layer"]]
+            time = self.times[group["layer"]]
             base = self.rate * group.get("factor", 1.0) / (time if self.scaled else 1.0)
-            group["lr"] = base * (1 + math.cos(math.pi * min(done / time, 1.0))) / 2
+            group["lr"] = base * (1 + math.cos(math.pi * done / time)) / 2
+
+    def after_step(self, loop: Loop) -> None:
+        """Freeze the layers whose time has come, at once, so that a checkpoint holds no state of theirs."""
+        self._freeze(loop)
 
     def _freeze(self, loop: Loop) -> None:
-        while self._frozen < len(self.layers) and self.times[self._frozen] * loop.total_steps <= loop.step:
-            freeze(self.layers[self._frozen], loop.optimizer)
-            self._frozen += 1
+        while self._learning and self.times[self._learning[0].name] * loop.total_steps <= loop.step:
+            freeze(self._learning.pop(0), loop.optimizer)
             loop.rewrap = True
 
 
 def freezing_times(layers: int, schedule: FreezeSchedule, first: float) -> list[float]:
-    """When each layer is frozen, as shares of all steps; the last layer learns to the end."""
+    """When each layer is frozen, as shares of all steps; the last one, or the only one, learns to the end.
+
+    Raises ``UsageError`` for a ``first`` outside (0, 1].
+    """
     if not 0 < first <= 1:
         raise UsageError(f"a first layer cannot be frozen after the share {first} of the steps; give one in (0, 1]")
-    even = (first + (1 - first) * index / max(1, layers - 1) for index in range(layers))
+    last = layers - 1
+    even = (first + (1 - first) * index / last if last else 1.0 for index in range(layers))
     return [time ** _EXPONENTS[schedule] for time in even]
 
 
 def predicted_saving(macs: Sequence[int], times: Sequence[float]) -> float:
-    """The share of a training's arithmetic that freezing saves, from each layer's multiply-accumulates."""
-    saved = sum(count * _BACKWARD * (1 - time) for count, time in zip(macs, times, strict=True))
-    return saved / sum(macs)
+    """The share of a training's arithmetic that freezing saves, from each layer's multiply-accumulates.
+
+    ``times`` are those of all layers, 0 for one that never learns. A layer costs its MACs forward, as many for the
+    gradients of its weights until it is frozen, and as many for those of its input until the layer before it is.
+    """
+    before = [0.0, *times[:-1]]
+    cost = sum(count * (1 + own + other) for count, own, other in zip(macs, times, before, strict=True))
+    whole = sum(count * (1 + (own > 0) + (other > 0)) for count, own, other in zip(macs, times, before, strict=True))
+    return 1 - cost / whole
 
 
 def macs_of(module: nn.Module, size: Sequence[int]) -> list[int]:

@@ -19,6 +19,11 @@ class Layer:
         for part in self.parts:
             yield from part.parameters(recurse=False)
 
+    @property
+    def learns(self) -> bool:
+        """Whether any parameter of the layer gets gradients."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
 
 def layers_of(module: nn.Module) -> list[Layer]:
     """The layers with parameters, first to last: modules are registered in the order in which they compute."""
