@@ -1,4 +1,4 @@
-"""Whether values from files and callers are of the kinds that a config's fields are declared with."""
+"""Values from files and callers, as the kinds that a config's fields are declared with."""
 
 import math
 from collections.abc import Mapping
@@ -19,6 +19,17 @@ def check_kinds(config: Any) -> None:
         value = getattr(config, field.name)
         if not _is_a(field.type, value):
             raise UsageError(f"{field.name} {value!r} is not usable; give {_wanted(field.type)}")
+
+
+def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a JSON or TOML table with its lists, and those of tables in it, as the tuples that configs hold."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(each) for key, each in value.items()}
+        return tuple(map(plain, value)) if isinstance(value, list) else value
+
+    return plain(values)
 
 
 def _is_a(kind: Any, value: object) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..runtime.errors import FormatError, UsageError
 from ..runtime.files import read_file
+from .kinds import with_tuples
 from .training_config import TrainingConfig
 
 _FOLDER = Path(__file__).with_name("recipes")
@@ -37,10 +38,11 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
     """What a recipe, by name or file, sets of ``TrainingConfig``. Raises ``UsageError`` and ``FormatError``."""
     try:
         values = tomllib.loads(recipe_text(name))
-    except tomllib.TOMLDecodeError as error:
+    # A number of too many digits is a ValueError of its own.
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"the recipe {name} is not TOML: {error}") from error
     known = {field.name for field in fields(TrainingConfig)}
     for key in values.keys() - known:
         near = difflib.get_close_matches(key, known, n=1) or sorted(known)
         raise UsageError(f"the recipe {name} has an unknown key {key!r}; did you mean {', '.join(near)}?")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return with_tuples(values)

@@ -39,10 +39,13 @@ class Resources:
 def settle(config: TrainingConfig, network: NetworkConfig, device: torch.device) -> TrainingConfig:
     """The config with the values chosen that were left open."""
     little = network.macs * config.batch_size < _LITTLE_WORK_MACS
+    augment = "light" if network.in_channels == 1 else "standard"
+    warmup = 0 if config.snapshots or config.freezeout else 1
     return replace(
         config,
         learning_rate=config.learning_rate or (0.1 if network.batch_norm else 0.02),
-        augment=config.augment or ("light" if network.in_channels == 1 else "standard"),
+        warmup_epochs=warmup if config.warmup_epochs is None else config.warmup_epochs,
+        augment=config.augment or ("none" if config.learn == "head" else augment),
         precision=config.precision or ("bf16" if _computes_bf16(device) else "float32"),
         threads=config.threads or (1 if little else torch.get_num_threads()),
     )

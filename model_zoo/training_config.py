@@ -1,12 +1,13 @@
 """What a training does, as one value that travels with its checkpoint."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from ..runtime.errors import CheckpointError, UsageError
-from .kinds import check_kinds
+from .kinds import check_kinds, with_tuples
 from .schedules import Schedule
 
 Augment = Literal["none", "light", "standard"]
@@ -39,10 +40,10 @@ class TrainingConfig:
     """All that decides the trained weights: to the bit, on the same kind of CPU.
 
     Values of ``None`` are chosen when training starts: ``input_size`` and ``dropout`` as in the
-    zoo, ``learning_rate`` 0.1 with batch norm and 0.02 without, ``augment`` light for
-    single-channel pictures and standard for others, ``precision`` bf16 where the processor computes
-    with it, ``threads`` one for little work and otherwise one per core (sums are taken in another
-    order, so it belongs here). ``network`` changes values of the zoo's config, such as ``{"bypass": "none"}``;
+    zoo, ``learning_rate`` 0.1 with batch norm and 0.02 without, ``warmup_epochs`` 1 where ``schedule`` sets the rates,
+    ``augment`` light for single-channel pictures and standard for others, ``precision`` bf16 where the processor
+    computes with it, ``threads`` one for little work and otherwise one per core (sums are taken in another order, so
+    it belongs here). ``network`` changes values of the zoo's config, such as ``{"bypass": "none"}``;
     ``start`` names weights to begin with, whose head is replaced where the classes are others.
 
     ``iterations`` are steps, instead of whole epochs, ``images_per_class`` pictures of each class are drawn by seed to
@@ -51,8 +52,9 @@ class TrainingConfig:
     ``layer_decay`` each block learns at so many times the rate of the one above. ``ema`` is the decay of the average
     of the weights that is kept in their place, ``mixup`` and ``cutmix`` the alphas of their Beta distributions, 0 for
     none of them. ``snapshots`` is a number of cycles (Snapshot Ensembles), ``freezeout`` how layers stop learning one
-    after the other (FreezeOut), the first after the share ``freeze_first`` of all steps, with rates that are
-    ``freeze_scaled`` to the layer's time or not. ``teachers`` are runs or checkpoints whose mean answer is learned, at
+    after the other (FreezeOut), the first after the share ``freeze_first`` of all steps, squared or cubed where it
+    says so, with rates that are ``freeze_scaled`` to the layer's time or not; both set the rates in place of
+    ``schedule``. ``teachers`` are runs or checkpoints whose mean answer is learned, at
     ``temperature``, for the share ``teacher_share`` of the loss. Raises ``UsageError``.
     """
 
@@ -73,7 +75,7 @@ class TrainingConfig:
     layer_decay: float = 1.0
     schedule: Schedule = "cosine"
     power: float = 1.0
-    warmup_epochs: int = 1
+    warmup_epochs: int | None = None
     label_smoothing: float = 0.1
     dropout: float | None = None
     input_size: tuple[int, int] | None = None
@@ -106,11 +108,11 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not (low <= value <= high and math.isfinite(value)):
                 raise UsageError(f"{name} {value} is not between {low} and {high}")
-        if not 0 <= self.warmup_epochs <= self.epochs:
+        if not 0 <= (self.warmup_epochs or 0) <= self.epochs:
             raise UsageError(f"warmup_epochs {self.warmup_epochs} is not between 0 and {self.epochs}")
         for name in ("learning_rate", "temperature", "layer_decay", "freeze_first"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and not 0 < value <= sys.float_info.max:
                 raise UsageError(f"{name} {value} is not a positive number")
         for name in ("layer_decay", "freeze_first"):
             if getattr(self, name) > 1:
@@ -121,8 +123,26 @@ class TrainingConfig:
             raise UsageError(f"batch_size {self.batch_size} cannot be computed in {self.accumulation} equal parts")
         if self.snapshots and self.freezeout:
             raise UsageError("snapshots and freezeout both set the rates; choose one")
-        if self.snapshots and self.warmup_epochs:
-            raise UsageError(f"snapshots begin at the full rate; leave out the warm-up of {self.warmup_epochs} epochs")
+        if (self.snapshots or self.freezeout) and self.warmup_epochs:
+            raise UsageError(
+                f"{'snapshots' if self.snapshots else 'freezeout'} begins at the full rate; leave out the warm-up of "
+                f"{self.warmup_epochs} epochs"
+            )
+        if self.nesterov and not self.momentum:
+            raise UsageError(
+                "nesterov changes how momentum is used, and momentum is 0; give one, or leave out nesterov"
+            )
+        for name in sorted(self.network.keys() & {"num_classes", "in_channels", "input_size"}):
+            raise UsageError(f"the network's {name} follows from the pictures and from input_size; leave it out")
+        if self.learn == "head":
+            self._check_codes()
+
+    def _check_codes(self) -> None:
+        learns = "the head learns from codes that are computed once"
+        if self.augment not in (None, "none"):
+            raise UsageError(f"{learns}, without augment {self.augment!r}; leave it out, or have a block learn, too")
+        if self.teachers:
+            raise UsageError(f"{learns}, and teachers see pictures; leave them out, or have a block learn, too")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -134,12 +154,10 @@ class TrainingConfig:
         try:
             known = {field.name for field in fields(cls)}
             if unknown := sorted(set(values) - known):
-                raise UsageError(f"it has an unknown key {unknown[0]!r}")
+                raise UsageError(f"it has an unknown key {unknown[0]!r}; update firebox if a newer one wrote it")
             # Older checkpoints know nothing of what has been added since; the oldest knew these.
-            plain = {"model": values["model"], "data": values["data"], **values}
-            for name in ("input_size", "teachers"):
-                if plain.get(name) is not None:
-                    plain[name] = tuple(plain[name])
-            return cls(**plain)
-        except (KeyError, TypeError, UsageError) as error:
+            if missing := {"model", "data"} - set(values):
+                raise UsageError(f"it does not say its {min(missing)}")
+            return cls(**with_tuples(values))
+        except (TypeError, UsageError) as error:
             raise CheckpointError(f"the training config of the checkpoint cannot be read: {error}") from error
