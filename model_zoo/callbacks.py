@@ -2,6 +2,7 @@
 
 >>> loop = Loop(module, optimizer, total_steps=1000)
 >>> callbacks = snapshot_callbacks(steps=1000, count=5, rate=0.1, save=save)
+>>> call(callbacks, "begin", loop)
 >>> for batch in batches:
 ...     call(callbacks, "before_step", loop)
 ...     loop.loss = step(batch)
@@ -11,6 +12,7 @@
 What a callback remembers is in its ``state_dict``, so that a run that is resumed is the same run.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +112,7 @@ def snapshot_callbacks(steps: int, count: int, rate: float, save: Callable[[int,
 
 
 class AverageWeights(Callback):
-    """An exponential moving average of everything in the module's state, as its ``weights``.
+    """An exponential moving average of everything in the module's state, as the ``module`` of the callback.
 
     The average follows quickly at first, with a decay of (1 + step) / (10 + step), so that it does not remember the
     random weights that it began with.
@@ -120,29 +122,30 @@ class AverageWeights(Callback):
 
     def __init__(self, decay: float):
         self.decay = decay
-        self.weights: dict[str, Tensor] = {}
+        self.module = nn.Module()
 
     def begin(self, loop: Loop) -> None:
         """Begin with the weights as they are."""
-        self.weights = {name: tensor.detach().clone() for name, tensor in loop.module.state_dict().items()}
+        self.module = copy.deepcopy(loop.module).requires_grad_(False)
 
     def after_step(self, loop: Loop) -> None:
         """Take up the weights after a step."""
         share = 1 - min(self.decay, (1 + loop.step) / (10 + loop.step))
+        weights = self.module.state_dict()
         for name, tensor in loop.module.state_dict().items():
             if tensor.is_floating_point():
-                self.weights[name].lerp_(tensor, share)
+                weights[name].lerp_(tensor, share)
             else:
-                self.weights[name].copy_(tensor)
+                weights[name].copy_(tensor)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average."""
-        return self.weights
+        return self.module.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from an average."""
         super().load_state_dict(state)
-        for name, tensor in state.items():
-            if tensor.shape != self.weights[name].shape:
+        for name, tensor in self.module.state_dict().items():
+            if state[name].shape != tensor.shape:
                 raise CheckpointError(f"the checkpoint's average of {name} is not that of its network")
-            self.weights[name].copy_(tensor)
+            tensor.copy_(state[name])

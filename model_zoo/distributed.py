@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..runtime.errors import TrainingError
+from ..runtime.errors import TrainingError, UsageError
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,61 @@ class Workers:
         return DistributedDataParallel(module)
 
 
+def is_leader() -> bool:
+    """Whether this process speaks for all that ``torchrun`` started; alone it does."""
+    return _environment("WORLD_SIZE", 1) == 1 or _environment("RANK", 0) == 0
+
+
 @contextmanager
-def workers() -> Iterator[Workers]:
+def workers(device: torch.device) -> Iterator[Workers]:
     """The processes that ``torchrun`` started beside this one; without it, this one alone.
 
-    A group that the caller has already made is used and left as it is. Raises ``TrainingError`` when the processes do
-    not find each other.
+    Each takes a GPU of its own where ``device`` is one. A group that the caller has already made is used and left as it
+    is. Raises ``TrainingError`` when the processes do not find each other, or when another one has ended.
     """
     if distributed.is_available() and distributed.is_initialized():
-        yield Workers(distributed.get_rank(), distributed.get_world_size())
-    elif int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        with _told_of_others():
+            yield Workers(distributed.get_rank(), distributed.get_world_size())
+    elif _environment("WORLD_SIZE", 1) == 1:
         yield Workers()
     else:
-        # gloo carries the objects and figures that are exchanged beside the gradients, nccl the gradients of GPUs.
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        _begin_group(device)
         try:
-            distributed.init_process_group(backend)
-        except (RuntimeError, ValueError) as error:
-            raise TrainingError(f"the processes of torchrun do not find each other: {error}") from error
-        try:
-            yield Workers(distributed.get_rank(), distributed.get_world_size())
+            with _told_of_others():
+                yield Workers(distributed.get_rank(), distributed.get_world_size())
         finally:
             distributed.destroy_process_group()
+
+
+def _begin_group(device: torch.device) -> None:
+    backend = "gloo"
+    if device.type == "cuda":
+        # gloo carries the objects and figures that are exchanged beside the gradients, nccl the gradients.
+        backend = "cpu:gloo,cuda:nccl"
+        local, gpus = _environment("LOCAL_RANK", 0), torch.cuda.device_count()
+        if local >= gpus:
+            raise UsageError(f"process {local} of this machine has no GPU of its own, of {gpus}; start fewer")
+        torch.cuda.set_device(local)
+    try:
+        distributed.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(f"the processes of torchrun do not find each other: {error}") from error
+
+
+@contextmanager
+def _told_of_others() -> Iterator[None]:
+    """One line where the connection to another process is gone, instead of the traceback of the backend."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error).lower() for word in ("gloo", "nccl", "connection")):
+            raise
+        raise TrainingError("another process of the training has ended; what it said tells why") from error
+
+
+def _environment(name: str, default: int) -> int:
+    """A number that ``torchrun`` gives its processes."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UsageError(f"{name} {text!r} in the environment is no number; leave it to torchrun")
+    return int(text)

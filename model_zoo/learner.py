@@ -1,7 +1,7 @@
 """The network with its optimizer and callbacks: what a step changes and what a checkpoint keeps."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from ..runtime.errors import QuantizationError, TrainingError
+from ..runtime.errors import CheckpointError, QuantizationError, TrainingError
 from .augment import augmentation
 from .callbacks import AverageWeights, Callback, Loop, Rates, call, snapshot_callbacks
 from .checkpoint import Checkpoint
@@ -23,6 +23,7 @@ from .families import build
 from .freezeout import FreezeOut
 from .log_row import LogRow
 from .mixing import mix
+from .module import NetworkModule
 from .objective import objective
 from .optimizer import load_state, make_optimizer, pack_state
 from .quantized import fake_quantized
@@ -60,7 +61,7 @@ class Learner:
         self.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         settle_layers(self.module, config.learn)
         self.quantized = fake_quantized(self.module, start.ranges) if start.ranges else None
-        self.answer: nn.Module = self.quantized or (Coded(self.module) if config.learn == "head" else self.module)
+        self.answer = self.quantized or self._answer_of(self.module)
         self.parameters = dict(self.module.named_parameters())
         optimizer = make_optimizer(self.module, config, rate_factors(self.module, config.layer_decay))
         if self.quantized:
@@ -72,8 +73,8 @@ class Learner:
         self.callbacks = self._callbacks(steps, save)
         self.average = next((each for each in self.callbacks if isinstance(each, AverageWeights)), None)
         call(self.callbacks, "begin", self.loop)
-        if start.step:
-            self._go_on(start)
+        if start.epoch or start.step:
+            self._go_on(start, steps)
         self._wrap()
 
     @property
@@ -82,7 +83,10 @@ class Learner:
         return max(group["lr"] for group in self.loop.optimizer.param_groups)
 
     def step(self, pixels: Tensor, labels: Tensor) -> tuple[float, int]:
-        """One batch; returns its loss and how many pictures the network had right. Raises ``TrainingError``."""
+        """This process's part of a batch; returns the whole batch's loss, and the right answers to the part.
+
+        Raises ``TrainingError``.
+        """
         config, loop = self.config, self.loop
         # One process draws as it always did, others beside it by their number.
         torch.manual_seed(_seed(config.seed, loop.step, *([self.workers.rank] if self.workers.rank else [])))
@@ -95,6 +99,10 @@ class Learner:
         for number, part in enumerate(parts, start=1):
             value, hits = self._learn(*part, share=len(part[1]) / len(labels), last=number == len(parts))
             loss, correct = loss + value, correct + hits
+        # Of all processes, so that all of them go on, or stop.
+        (loss,) = self.workers.mean(loss)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}")
         loop.optimizer.step()
         loop.loss = loss
         loop.step += 1
@@ -105,15 +113,13 @@ class Learner:
         """What is validated: the network as it would be kept now."""
         if self.average is None:
             return self.answer
-        kept = build(self.start.config).to(self.device)
-        kept.load_state_dict(self.average.weights)
-        return Coded(kept) if isinstance(self.answer, Coded) else kept
+        return self._answer_of(self.average.module)
 
     def checkpoint(self, row: LogRow) -> Checkpoint:
         """The state after an epoch. Raises ``TrainingError`` if a weight is not finite."""
         return replace(
             self._kept(row.epoch),
-            learning=self._finite(self.module.state_dict()) if self.average else {},
+            learning=self.module.state_dict() if self.average else {},
             optimizer=pack_state(self.loop.optimizer, self.parameters),
             callbacks={
                 callback.name: state
@@ -123,12 +129,26 @@ class Learner:
             },
         )
 
-    def _go_on(self, start: Checkpoint) -> None:
+    def _answer_of(self, module: nn.Module) -> nn.Module:
+        if self.config.learn != "head":
+            return module
+        assert isinstance(module, NetworkModule)
+        return Coded(module)
+
+    def _go_on(self, start: Checkpoint, steps: int) -> None:
+        if start.step != min(start.epoch * steps, self.loop.total_steps):
+            raise CheckpointError(
+                f"the checkpoint contradicts itself: {start.step} steps in {start.epoch} epochs of {steps}"
+            )
+        if bool(start.learning) != bool(self.average):
+            odd = "holds no weights that learn beside their average" if self.average else "holds weights beside those"
+            raise CheckpointError(f"the checkpoint {odd} of its training; start a new run")
+        states = {**start.callbacks, **({self.average.name: start.weights} if self.average else {})}
         for callback in self.callbacks:
-            state = start.weights if callback is self.average else start.callbacks.get(callback.name, {})
-            callback.load_state_dict(state)
-        if self.config.momentum:
-            load_state(self.loop.optimizer, self.parameters, start.optimizer)
+            callback.load_state_dict(states.pop(callback.name, {}))
+        if states:
+            raise CheckpointError(f"the checkpoint has a state of {min(states)}, which is not of its training")
+        load_state(self.loop.optimizer, self.parameters, start.optimizer)
 
     def _callbacks(self, steps: int, save: Callable[[int, Checkpoint], None]) -> list[Callback]:
         config, total, base = self.config, self.loop.total_steps, self.config.learning_rate or 0.0
@@ -142,7 +162,7 @@ class Learner:
         elif config.freezeout:
             rates = [FreezeOut(config.freezeout, config.freeze_first, config.freeze_scaled, base)]
         else:
-            warmup = config.warmup_epochs * steps
+            warmup = (config.warmup_epochs or 0) * steps
 
             def rate(step: int) -> float:
                 return learning_rate(step, total, base, config.schedule, warmup=warmup, power=config.power)
@@ -152,7 +172,10 @@ class Learner:
         return [*([AverageWeights(config.ema)] if config.ema else []), *rates]
 
     def _kept(self, epoch: int) -> Checkpoint:
-        weights = self._finite(self.average.weights if self.average else self.module.state_dict())
+        weights = self.average.state_dict() if self.average else self.module.state_dict()
+        for name, tensor in {**weights, **self.module.state_dict(), **self.parameters}.items():
+            if not torch.isfinite(tensor).all():
+                raise self._diverged(f"{name} is not finite")
         ranges = self.quantized.ranges() if self.quantized else {}
         return replace(
             self.start,
@@ -165,12 +188,6 @@ class Learner:
             callbacks={},
         )
 
-    def _finite(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        for name, tensor in {**weights, **self.parameters}.items():
-            if not torch.isfinite(tensor).all():
-                raise self._diverged(f"{name} is not finite")
-        return weights
-
     def _learn(self, pixels: Tensor, labels: Tensor, share: float, last: bool) -> tuple[float, int]:
         """The gradients of a part of the batch; returns its share of the loss and its right answers."""
         config, labels = self.config, labels.to(self.device)
@@ -180,18 +197,14 @@ class Learner:
             teacher = self.teachers(pictures) if self.teachers else None
             logits = self._logits(pictures).float()
         loss = objective(logits, targets, config.label_smoothing, teacher, config.temperature, config.teacher_share)
-        value = loss.item() * share
-        if not math.isfinite(value):
-            raise self._diverged(f"the loss is {value}")
         waiting = isinstance(self._wrapped, DistributedDataParallel) and not last
         with self._wrapped.no_sync() if waiting else nullcontext():  # pyright: ignore
             (loss * share).backward()
-        return value, int((logits.argmax(1) == labels).sum())
+        return loss.item() * share, int((logits.argmax(1) == labels).sum())
 
     def _augmented(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         config, targets = self.config, labels
-        if config.learn != "head":
-            pictures = self.augment(pictures)
+        pictures = self.augment(pictures)
         if config.mixup or config.cutmix:
             targets = functional.one_hot(labels, self.start.config.num_classes).float()
             pictures, targets = mix(pictures, targets, config.mixup, config.cutmix)
@@ -202,6 +215,11 @@ class Learner:
             return self._wrapped(pictures)
         except QuantizationError:
             raise self._diverged("a weight or a scale is no usable number") from None
+        except RuntimeError as error:
+            if self.config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                what = str(error).partition("\n")[0]
+                raise TrainingError(f"the network cannot be compiled here ({what}); leave out --compile") from error
+            raise
 
     def _wrap(self) -> None:
         """Around what answers: the averaging of gradients, and the compiler; anew when layers have been frozen."""

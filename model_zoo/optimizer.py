@@ -11,6 +11,9 @@ from ..runtime.errors import CheckpointError
 from .freezing import Layer, layers_of
 from .training_config import TrainingConfig
 
+# What SGD with momentum remembers of each parameter.
+_SLOT = "momentum_buffer"
+
 
 def make_optimizer(module: nn.Module, config: TrainingConfig, factors: Mapping[str, float] | None = None) -> Optimizer:
     """SGD for the parameters of a module that learn.
@@ -27,33 +30,25 @@ def make_optimizer(module: nn.Module, config: TrainingConfig, factors: Mapping[s
 
 
 def pack_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of an optimizer as tensors called ``SLOT.PARAMETER``."""
+    """The state of ``make_optimizer``'s optimizer as tensors called ``SLOT.PARAMETER``; nothing without momentum."""
     return {
-        f"{slot}.{name}": torch.as_tensor(value)
+        f"{_SLOT}.{name}": state[_SLOT]
         for name, parameter in parameters.items()
-        for slot, value in optimizer.state.get(parameter, {}).items()
-        if value is not None
+        if (state := optimizer.state.get(parameter))
     }
 
 
 def load_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-    """Take up what ``pack_state`` gave. Raises ``CheckpointError`` for the state of other parameters."""
-    learning = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    left = dict(state)
-    for name, parameter in parameters.items():
-        if id(parameter) not in learning:
-            continue
-        slots = [key for key in left if key.partition(".")[2] == name]
-        for key in slots:
-            value = left.pop(key)
-            if value.ndim and value.shape != parameter.shape:
-                raise CheckpointError(f"{key} in the checkpoint is not that of its network; start a new run")
-            slot = torch.empty_like(parameter).copy_(value) if value.ndim else value
-            optimizer.state[parameter][key.partition(".")[0]] = slot
-        if not slots:
-            raise CheckpointError(f"the checkpoint has no state of the optimizer for {name}; start a new run")
-    if left:
-        raise CheckpointError(f"the checkpoint has {next(iter(left))}, which is not of its network; start a new run")
+    """Take up what ``pack_state`` gave. Raises ``CheckpointError`` for a state that is not of what learns."""
+    learning = {id(parameter) for group in optimizer.param_groups for parameter in group["params"] if group["momentum"]}
+    expected = {f"{_SLOT}.{name}": value for name, value in parameters.items() if id(value) in learning}
+    for key in sorted(expected.keys() ^ state.keys()):
+        odd = "lacks" if key in expected else "has, beside that of its training,"
+        raise CheckpointError(f"the state of the optimizer in the checkpoint {odd} {key}; start a new run")
+    for key, parameter in expected.items():
+        if state[key].shape != parameter.shape:
+            raise CheckpointError(f"{key} in the checkpoint is not of the shape of its parameter; start a new run")
+        optimizer.state[parameter][_SLOT] = torch.empty_like(parameter).copy_(state[key])
 
 
 def _groups(layer: Layer, weight_decay: float, factor: float) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
+from torch.utils.tensorboard import SummaryWriter
+
 from ..runtime.errors import UsageError
 from ..runtime.files import write_files
 from .checkpoint import FILE_NAME, Checkpoint, pack_checkpoint
@@ -33,13 +35,21 @@ class Run:
     processes: int = 1
     _drawn: float = 0.0
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the folder holds no checkpoint yet."""
+        return not (self.folder / FILE_NAME).exists()
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Write what the training is, and its state before the first step. Raises ``WriteError``."""
+        summary = json.dumps(self._summary(checkpoint), indent=2) + "\n"
+        write_files(self.folder, {_LOG: _csv([]), _CONFIG: summary, FILE_NAME: pack_checkpoint(checkpoint)})
+
     def write(self, checkpoint: Checkpoint, rows: Sequence[LogRow], last: bool = False) -> None:
-        """Write the state of a training whole or not at all. Raises ``WriteError``."""
+        """Write the state of a training after an epoch, whole or not at all. Raises ``WriteError``."""
         # The checkpoint comes last: a log that is an epoch ahead is cut when the run is resumed.
         files: dict[str, bytes | str] = {_LOG: _csv(rows)}
-        if not rows:
-            files[_CONFIG] = json.dumps(self._summary(checkpoint), indent=2) + "\n"
-        elif last or time.monotonic() - self._drawn > _REDRAW_SECONDS:
+        if last or time.monotonic() - self._drawn > _REDRAW_SECONDS:
             files[_CURVES] = draw_curves(rows, checkpoint.model)
             self._drawn = time.monotonic()
         files[FILE_NAME] = pack_checkpoint(checkpoint)
@@ -51,8 +61,6 @@ class Run:
         if not wanted:
             yield lambda row: None
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         with SummaryWriter(str(self.folder / _TENSORBOARD), purge_step=epoch + 1) as writer:
 
             def tell(row: LogRow) -> None:

@@ -1,6 +1,7 @@
 """The checkpoint before the first step: everything is decided, and the weights are drawn or taken over."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from ..runtime.errors import CheckpointError, DataError, UsageError
 from .checkpoint import Checkpoint
 from .data import epoch_order
 from .families import build
-from .freezeout import freezing_times
 from .learner import total_steps
+from .named_weights import find_weights, weight_names
 from .network import Network, load_network, weights_in
 from .network_config import NetworkConfig
 from .objective import Teachers
@@ -22,7 +23,8 @@ from .registry import find_model, fit_preprocessing, model_config
 from .resources import Resources, settle
 from .schedules import check_cycles
 from .training_config import TrainingConfig
-from .weights import load_weights, load_weights_into
+from .transfer import settle_layers
+from .weights import Weights, load_weights, load_weights_into
 
 # Trained and validated pictures.
 Images = tuple[LabelledImages, LabelledImages]
@@ -34,9 +36,7 @@ NOT_QUANTIZED = ("network", "start", "input_size", "dropout", "learn", "layer_de
 def start(config: TrainingConfig, images: Images, resources: Resources) -> Checkpoint:
     """From new weights, or from those that ``config.start`` names, with a new head where the classes are others."""
     channels = 1 if images[0].channels == "L" else 3
-    origin = load_weights(weights_in(Path(config.start))) if config.start else None
-    if origin and origin.ranges:
-        raise UsageError(f"{config.start} was trained in int8; begin with the float run that it was made from")
+    origin = _origin(config.model, config.start) if config.start else None
     network = model_config(config.model, len(images[0].classes), channels, config.input_size, **config.network)
     if origin and origin.config and origin.model == config.model:
         size = config.input_size or origin.config.input_size
@@ -49,6 +49,8 @@ def start(config: TrainingConfig, images: Images, resources: Resources) -> Check
         module = build(network)
     if origin:
         load_weights_into(module, origin, replace_head=True)
+    # A training that cannot be is told before the pictures are read.
+    settle_layers(module, config.learn)
     preprocessing = origin.preprocessing if origin and origin.preprocessing else find_model(config.model).preprocessing
     checkpoint = Checkpoint(
         model=config.model,
@@ -62,7 +64,7 @@ def start(config: TrainingConfig, images: Images, resources: Resources) -> Check
         weights=module.state_dict(),
         origin_sha256=origin.sha256 if origin else "",
     )
-    return replace(checkpoint, teachers_sha256=tuple(each.sha256 for each in _teachers(checkpoint)))
+    return _with_teachers(checkpoint)
 
 
 def start_quantized(
@@ -91,7 +93,7 @@ def start_quantized(
         ranges=ranges,
         origin_sha256=network.sha256,
     )
-    return replace(checkpoint, teachers_sha256=tuple(each.sha256 for each in _teachers(checkpoint)))
+    return _with_teachers(checkpoint)
 
 
 def check_quantized(config: TrainingConfig) -> None:
@@ -105,19 +107,31 @@ def check_quantized(config: TrainingConfig) -> None:
             )
 
 
-def load_teachers(checkpoint: Checkpoint) -> Teachers | None:
-    """The teachers of a training, if it has any. Raises ``CheckpointError`` if they are not what they were."""
-    networks = _teachers(checkpoint)
-    for network, sha256 in zip(networks, checkpoint.teachers_sha256, strict=True):
-        if network.sha256 != sha256:
-            raise CheckpointError(f"the teacher {network.name} has changed since the training began; start a new run")
-    modules = [network.module for network in networks]
-    return Teachers(modules, float(checkpoint.training["temperature"])) if modules else None
+def load_teachers(checkpoint: Checkpoint, paths: Sequence[str] = ()) -> Teachers | None:
+    """The teachers of a training, if it has any; ``paths`` say where they are now, if they have moved.
+
+    Raises ``UsageError`` where one is not there and ``CheckpointError`` if they are not what they were.
+    """
+    config = TrainingConfig.from_json(checkpoint.training)
+    paths, digests = paths or config.teachers, checkpoint.teachers_sha256
+    if len(paths) != len(digests):
+        raise UsageError(f"{len(paths)} teachers are named, the training has {len(digests)}; name each, in their order")
+    networks = _teachers(checkpoint, paths)
+    for path, network, digest in zip(paths, networks, digests, strict=True):
+        if network.sha256 != digest:
+            raise CheckpointError(f"the teacher {path} has changed since the training began; start a new run")
+    return Teachers([network.module for network in networks], config.temperature) if networks else None
 
 
-def _teachers(checkpoint: Checkpoint) -> list[Network]:
+def _with_teachers(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the digests of its teachers' files."""
+    teachers = _teachers(checkpoint, checkpoint.training["teachers"])
+    return replace(checkpoint, teachers_sha256=tuple(teacher.sha256 for teacher in teachers))
+
+
+def _teachers(checkpoint: Checkpoint, paths: Sequence[str]) -> list[Network]:
     networks: list[Network] = []
-    for path in checkpoint.training["teachers"]:
+    for path in paths:
         network = load_network(path)
         if network.classes != checkpoint.classes:
             raise UsageError(
@@ -138,14 +152,20 @@ def _settled(config: TrainingConfig, network: NetworkConfig, images: Images, res
         settled = replace(settled, epochs=math.ceil(config.iterations / steps))
     if config.snapshots:
         check_cycles(total_steps(settled, steps), config.snapshots)
-    if config.freezeout:
-        freezing_times(1, config.freezeout, config.freeze_first)
-    if config.learn == "head" and config.augment not in (None, "none"):
-        raise UsageError(
-            f"the head learns from codes that are computed once, without augment {config.augment!r}; leave it out, or "
-            "have a block learn, too"
-        )
     return settled
+
+
+def _origin(model: str, start: str) -> Weights:
+    """The weights that a training begins with. Raises ``UsageError`` where there are none, and for int8 ones."""
+    names = weight_names(model)
+    path = find_weights(model, start if start in names else Path(start))
+    if not path.exists():
+        named = f", or {' or '.join(names)}" if names else ""
+        raise UsageError(f"no such weights to start with: {start}; give a run, a checkpoint or a file{named}")
+    origin = load_weights(weights_in(path))
+    if origin.ranges:
+        raise UsageError(f"{start} was trained in int8; begin with the float run that it was made from")
+    return origin
 
 
 def _some(names: tuple[str, ...]) -> Any:

@@ -1,7 +1,6 @@
 """``firebox train`` and ``firebox recipes``; torch is imported when training begins."""
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from ..runtime.console import json_option, note, print_json, say, table
 from ..runtime.errors import UsageError
 from ..runtime.units import parse_size
 from .completion import complete_model
+from .kinds import with_tuples
 from .recipes import list_recipes, load_recipe, recipe_text
 from .registry import find_model
 from .schedules import Schedule
@@ -52,9 +52,7 @@ _OPTIONS = (
     _option("--weight-decay", float, "L2 decay of the kernels."),
     _option("--schedule", click.Choice(get_args(Schedule)), "How the rate falls to 0."),
     _option("--power", float, "Exponent of the polynomial schedule."),
-    _option(
-        "--warmup", int, f"Epochs in which the rate rises first.  [default: {_DEFAULTS.warmup_epochs}; 0 with --qat]"
-    ),
+    _option("--warmup", int, "Epochs in which the rate rises first.  [default: 1; 0 with --qat]"),
     _option("--label-smoothing", float, "Share of the target spread over all classes."),
     _option("--dropout", float, "Dropout before the head.  [default: as in the zoo]"),
     _option("--input-size", int, "Height and width of the input.  [default: as in the zoo, or in --start]"),
@@ -68,7 +66,11 @@ _OPTIONS = (
     _option("--ema", float, "Keep an average of the weights with this decay, such as 0.999; 0 for none."),
     _option("--snapshots", int, "Snapshot ensemble: so many cosine cycles, the weights kept at the end of each."),
     _option("--freezeout", click.Choice(get_args(FreezeSchedule)), "Freeze layer after layer, by this schedule."),
-    _option("--freeze-first", float, "With --freezeout: share of the steps after which the first layer is frozen."),
+    _option(
+        "--freeze-first",
+        float,
+        "With --freezeout: share of the steps after which the first layer is frozen, before it is squared or cubed.",
+    ),
     _option(
         "--freeze-scaled/--freeze-unscaled",
         None,
@@ -102,7 +104,7 @@ def _all(command: Callable[..., None]) -> Callable[..., None]:
     "run",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Go on with this run; its own options hold.",
+    help="Go on with this run; its own options hold. --data and --teacher say where they are now.",
 )
 @click.option(
     "--qat",
@@ -175,11 +177,12 @@ def train_command(
         find_model(model)
         given["model"] = model
     from . import Resources, load_network, quantized_config, resume, train, train_quantized
+    from .distributed import is_leader
 
     resources, command = Resources(device, parse_size(memory), workers), shlex.join(["firebox", *sys.argv[1:]])
     if run is not None:
         _only_with_resume(context)
-        result = resume(run, resources, data=options["data"], quiet=as_json)
+        result = resume(run, resources, data=options["data"], teachers=options["teachers"], quiet=as_json)
     elif qat is None:
         config = replace(_DEFAULTS, **given)
         result = train(config, out or Path("runs") / config.model, resources, command=command, quiet=as_json)
@@ -188,8 +191,7 @@ def train_command(
         config = replace(quantized_config(network), **given)
         folder = out or Path("runs") / f"{network.name}-int8"
         result = train_quantized(network, config, folder, resources, command=command, quiet=as_json)
-    if int(os.environ.get("RANK", "0")) > 0:
-        # One of the processes that torchrun started speaks for all.
+    if not is_leader():
         return
     if as_json:
         print_json(result.to_json())
@@ -229,16 +231,15 @@ def _changes(changes: tuple[str, ...]) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {change!r} is not KEY=VALUE; write it as squeeze_ratio=0.5")
         try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        found[key] = tuple(value) if isinstance(value, list) else value
-    return found
+            found[key] = json.loads(text)
+        except (ValueError, RecursionError):
+            found[key] = text
+    return with_tuples(found)
 
 
 def _only_with_resume(context: click.Context) -> None:
-    """Refuse options beside --resume that would make it another run."""
-    allowed = {"run", "data", "device", "memory", "workers", "as_json"}
+    """Refuse options beside --resume that would make it another run; data and teachers may have moved."""
+    allowed = {"run", "data", "teachers", "device", "memory", "workers", "as_json"}
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if given and parameter.name not in allowed:

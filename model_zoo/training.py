@@ -5,8 +5,9 @@ if it had not been. The last checkpoint is the result; validation pictures are l
 choose anything.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,9 +27,11 @@ from .distributed import Workers, workers
 from .evaluation import predict, top_k
 from .families import build
 from .freezeout import FreezeOut, macs_of, predicted_saving
+from .freezing import layers_of
 from .learner import Learner
 from .log_row import LogRow
 from .network import Network
+from .objective import Teachers
 from .registry import find_model
 from .resources import Resources
 from .run_folder import SNAPSHOTS, Run, check_unused, read_log
@@ -121,7 +124,7 @@ def quantized_config(network: Network) -> TrainingConfig:
         epochs=_QAT_EPOCHS,
         warmup_epochs=0,
         learning_rate=_QAT_LEARNING_RATE,
-        **{name: getattr(plain, name) for name in (*NOT_QUANTIZED, "iterations", "mixup", "cutmix")},
+        **{name: getattr(plain, name) for name in (*NOT_QUANTIZED, "iterations", "mixup", "cutmix", "teachers")},
     )
 
 
@@ -130,11 +133,13 @@ def resume(
     resources: Resources | None = None,
     *,
     data: str | None = None,
+    teachers: Sequence[str] = (),
     quiet: bool = False,
 ) -> TrainingResult:
     """Go on with the run in ``out`` from its checkpoint, to the same weights as without the stop.
 
-    ``data`` says where the pictures are now, if they have moved. Raises as ``train`` does.
+    ``data`` and ``teachers`` say where these are now, if they have moved. As many processes as before give the same
+    weights. Raises as ``train`` does.
     """
     out, resources = Path(out), resources or Resources()
     if not (out / FILE_NAME).is_file():
@@ -151,8 +156,9 @@ def resume(
         raise DataError(
             f"{images[0].source} is not what {out} was trained on: its classes or its pictures have changed"
         )
-    with workers() as group:
-        return _run(Run(out), checkpoint, images, resources, group, quiet or not group.leads)
+    tutors = load_teachers(checkpoint, teachers)
+    with workers(resources.torch_device()) as group:
+        return _run(Run(out), checkpoint, images, tutors, resources, group, quiet or not group.leads)
 
 
 def _begin(
@@ -164,15 +170,13 @@ def _begin(
     quiet: bool,
 ) -> TrainingResult:
     """Train from the checkpoint that ``begin`` makes for the pictures."""
-    with workers() as group:
+    with workers(resources.torch_device()) as group:
         if group.leads:
             check_unused(out)
         images = _open(config)
         checkpoint = begin(images, resources)
         run = Run(out, command, group.count)
-        # Nobody writes before all have begun.
-        group.same(None)
-        return _run(run, checkpoint, images, resources, group, quiet or not group.leads)
+        return _run(run, checkpoint, images, load_teachers(checkpoint), resources, group, quiet or not group.leads)
 
 
 def _open(config: TrainingConfig, data: str | None = None) -> Images:
@@ -208,6 +212,7 @@ def _run(
     run: Run,
     checkpoint: Checkpoint,
     images: Images,
+    teachers: Teachers | None,
     resources: Resources,
     group: Workers,
     quiet: bool,
@@ -215,8 +220,7 @@ def _run(
     """Train from a checkpoint to the last epoch, writing the run after each."""
     config, device = TrainingConfig.from_json(checkpoint.training), resources.torch_device()
     steps = len(epoch_order(config, checkpoint.pictures[0], 0))
-    _check_shares(config, checkpoint.pictures[0], group)
-    teachers = load_teachers(checkpoint)
+    _check_shares(config, checkpoint, group)
 
     def keep(number: int, snapshot: Checkpoint) -> None:
         if group.leads:
@@ -226,11 +230,13 @@ def _run(
         pictures = _load(checkpoint, config, images, resources, quiet)
         learner = Learner(checkpoint, device, steps, group, teachers.to(device) if teachers else None, keep)
         rows = read_log(run.folder, checkpoint.epoch)
-        if group.leads and checkpoint.epoch == 0:
-            run.write(checkpoint, [])
+        # Nobody writes before all have begun.
+        group.same(None)
+        if group.leads and run.is_new:
+            run.begin(checkpoint)
         left = learner.loop.total_steps - checkpoint.step
         with (
-            _told_how_to_resume(run.folder),
+            _told_how_to_resume(run.folder, group),
             run.scalars(checkpoint.epoch, group.leads) as tell,
             progress(f"training {config.model}", left, quiet=quiet) as advance,
         ):
@@ -254,7 +260,7 @@ def _epoch(learner: Learner, epoch: int, pictures: tuple[Pictures, Pictures], ad
         step_loss, step_correct = learner.step(*batch)
         loss, correct = loss + step_loss, correct + step_correct
         advance(1, text=f"epoch {epoch + 1}/{config.epochs} loss {step_loss:.3f}")
-    mean_loss, mean_correct = group.mean(loss / len(order), correct)
+    (mean_correct,) = group.mean(correct)
     accuracy = 0.0
     if group.leads:
         logits = predict(learner.network(), validated, learner.start.preprocessing)
@@ -263,17 +269,27 @@ def _epoch(learner: Learner, epoch: int, pictures: tuple[Pictures, Pictures], ad
         epoch=epoch + 1,
         step=learner.loop.step,
         learning_rate=learner.rate,
-        train_loss=mean_loss,
+        train_loss=loss / len(order),
         train_accuracy=mean_correct * group.count / sum(map(len, order)),
         val_accuracy=group.same(accuracy),
         seconds=time.monotonic() - begin,
     )
 
 
-def _check_shares(config: TrainingConfig, pictures: int, group: Workers) -> None:
-    batch = min(config.batch_size, pictures)
+def _check_shares(config: TrainingConfig, checkpoint: Checkpoint, group: Workers) -> None:
+    """Raise ``UsageError`` for batches that processes cannot share, or whose parts are too small for batch norm."""
+    batch = min(config.batch_size, checkpoint.pictures[0])
     if batch % group.count:
-        raise UsageError(f"a batch of {batch} pictures cannot be shared equally by {group.count} processes")
+        raise UsageError(
+            f"a batch of {batch} pictures cannot be shared equally by {group.count} processes; change --batch-size"
+        )
+    share = batch // group.count
+    part = math.ceil(share / config.accumulation)
+    if checkpoint.config.batch_norm and 1 in (part, share % part):
+        raise UsageError(
+            f"a batch of {batch} pictures leaves batch norm one picture at once, by {group.count} processes and an "
+            f"accumulation of {config.accumulation}; it takes two"
+        )
 
 
 def _result(
@@ -283,8 +299,10 @@ def _result(
     freezeout = next((each for each in learner.callbacks if isinstance(each, FreezeOut)), None)
     if freezeout:
         size = (checkpoint.config.in_channels, *checkpoint.config.input_size)
-        predicted = predicted_saving(macs_of(learner.module, size), freezeout.times)
-        whole = [row.seconds for row in rows if row.step <= freezeout.times[0] * learner.loop.total_steps]
+        times = [freezeout.times.get(layer.name, 0.0) for layer in layers_of(learner.module)]
+        predicted = predicted_saving(macs_of(learner.module, size), times)
+        first = min(freezeout.times.values()) * learner.loop.total_steps
+        whole = [row.seconds for row in rows if row.step <= first]
         if whole:
             measured = 1 - sum(row.seconds for row in rows) / (len(rows) * sum(whole) / len(whole))
     return TrainingResult(
@@ -323,9 +341,10 @@ def _own_torch(config: TrainingConfig, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _told_how_to_resume(out: Path) -> Iterator[None]:
+def _told_how_to_resume(out: Path, group: Workers) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        note(f"the last whole epoch is kept; go on with: firebox train --resume {out}")
+        if group.leads:
+            note(f"the last whole epoch is kept; go on with: firebox train --resume {out}")
         raise

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ..runtime.errors import UsageError
 from .freezing import Layer, freeze, layers_of
 
 
@@ -17,11 +18,16 @@ def blocks_of(module: nn.Module) -> list[list[Layer]]:
 
 
 def settle_layers(module: nn.Module, learn: str | int) -> None:
-    """Freeze what does not learn: all but the head, or all but the head and so many blocks before it."""
+    """Freeze what does not learn: all but the head, or all but the head and so many blocks before it.
+
+    Raises ``UsageError`` where there are fewer blocks.
+    """
     if learn == "all":
         return
-    learning = 1 if learn == "head" else int(learn) + 1
-    for block in blocks_of(module)[:-learning]:
+    blocks, learning = blocks_of(module), 0 if learn == "head" else int(learn)
+    if learning >= len(blocks):
+        raise UsageError(f"the network has {len(blocks) - 1} blocks before its head, not {learn}; have fewer learn")
+    for block in blocks[: -learning - 1]:
         for layer in block:
             freeze(layer)
 
