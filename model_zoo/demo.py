@@ -16,7 +16,7 @@ from .checkpoint import FILE_NAME, read_checkpoint
 from .classifier import TorchClassifier
 from .exporting import export_network
 from .network import load_network
-from .run_folder import RUN_FILES
+from .run_folder import remove_run
 from .training import TrainingResult, train
 from .training_config import TrainingConfig
 
@@ -72,5 +72,4 @@ def _remove_earlier(run: Path, config: TrainingConfig) -> None:
         return
     earlier = TrainingConfig.from_json(read_checkpoint(run / FILE_NAME).training)
     if (earlier.model, earlier.data) == (config.model, config.data):
-        for name in RUN_FILES:
-            (run / name).unlink(missing_ok=True)
+        remove_run(run)

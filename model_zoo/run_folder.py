@@ -4,6 +4,7 @@ Beside them ``tensorboard/`` has the log for TensorBoard, ``snapshots/`` those o
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,14 @@ def check_unused(folder: Path) -> None:
             raise UsageError(
                 f"{folder} already holds a run ({name}); go on with --resume {folder} or choose another --out"
             )
+
+
+def remove_run(folder: Path) -> None:
+    """Remove everything of a training from its folder, and nothing else."""
+    for name in (*RUN_FILES, _CURVES):
+        (folder / name).unlink(missing_ok=True)
+    for name in (_TENSORBOARD, SNAPSHOTS):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def read_log(folder: Path, last_epoch: int) -> list[LogRow]:

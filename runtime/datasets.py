@@ -132,7 +132,8 @@ def per_class(images: LabelledImages, count: int, seed: int = 0) -> LabelledImag
     chosen = [order[images.labels[order] == label][:count] for label in range(len(images.classes))]
     for name, members in zip(images.classes, chosen, strict=True):
         if len(members) < count:
-            raise DataError(f"class {name!r} in {images.source} has {len(members)} pictures, not {count}; ask for fewer")
+            where = f"class {name!r} in {images.source}"
+            raise DataError(f"{where} has {len(members)} pictures, not {count}; ask for fewer")
     return images.subset(np.sort(np.concatenate(chosen)))
 
 
