@@ -20,6 +20,11 @@ class Layer:
             yield from part.parameters(recurse=False)
 
     @property
+    def normed(self) -> bool:
+        """Whether a batch norm follows, so that the length of the kernel does not matter."""
+        return any(isinstance(part, nn.BatchNorm2d) for part in self.parts)
+
+    @property
     def learns(self) -> bool:
         """Whether any parameter of the layer gets gradients."""
         return any(parameter.requires_grad for parameter in self.parameters())

@@ -9,24 +9,30 @@ from torch.optim import Optimizer
 
 from ..runtime.errors import CheckpointError
 from .freezing import Layer, layers_of
+from .muon import Muon
 from .training_config import TrainingConfig
 
-# What SGD with momentum remembers of each parameter.
+# What SGD with momentum, and Muon, remember of each parameter.
 _SLOT = "momentum_buffer"
 
 
 def make_optimizer(module: nn.Module, config: TrainingConfig, factors: Mapping[str, float] | None = None) -> Optimizer:
-    """SGD for the parameters of a module that learn.
+    """SGD, or Muon for the kernels that it suits, for the parameters of a module that learn.
 
-    Each layer has its own groups when layers differ in their rates: by ``factors``, by layer, or with FreezeOut. The
-    name of a group's layer is its ``layer``, its factor beside the loop's rate its ``factor``.
+    Muon's are those with a batch norm behind them, but the first layer's, whose inputs are few. Each layer has its
+    own groups when layers differ in their rates: by ``factors``, by layer, or with FreezeOut. The name of a group's
+    layer is its ``layer``, its factor beside the loop's rate its ``factor``.
     """
     groups: list[dict[str, Any]] = []
-    for layer in layers_of(module):
-        groups += _groups(layer, config.weight_decay, (factors or {}).get(layer.name, 1.0))
+    rate = config.learning_rate or 0.0
+    for number, layer in enumerate(layers_of(module)):
+        orthogonal = config.optimizer == "muon" and number > 0 and layer.normed
+        groups += _groups(layer, config, (factors or {}).get(layer.name, 1.0), orthogonal)
     if not config.freezeout and not factors:
         groups = _joined(groups)
-    return torch.optim.SGD(groups, lr=config.learning_rate or 0.0, momentum=config.momentum, nesterov=config.nesterov)
+    if config.optimizer == "muon":
+        return Muon(groups, rate, config.momentum)
+    return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def pack_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,25 +57,27 @@ def load_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], sta
         optimizer.state[parameter][_SLOT] = torch.empty_like(parameter).copy_(state[key])
 
 
-def _groups(layer: Layer, weight_decay: float, factor: float) -> list[dict[str, Any]]:
+def _groups(layer: Layer, config: TrainingConfig, factor: float, orthogonal: bool) -> list[dict[str, Any]]:
     # Decay is for the kernels. Pulling biases and batch norm's scales to zero gains nothing and
     # costs accuracy (He et al., arXiv 1812.01187, section 3.1).
     learning = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    kernels: dict[str, Any] = {"weight_decay": config.weight_decay, "factor": factor}
+    if orthogonal:
+        assert config.learning_rate is not None
+        ratio = config.muon_rate / config.learning_rate
+        kernels = {"weight_decay": 0.0, "factor": factor * ratio, "orthogonal": True}
     kinds = (
-        ([parameter for parameter in learning if parameter.ndim > 1], weight_decay),
-        ([parameter for parameter in learning if parameter.ndim <= 1], 0.0),
+        {"params": [parameter for parameter in learning if parameter.ndim > 1], **kernels},
+        {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0, "factor": factor},
     )
-    return [
-        {"params": parameters, "weight_decay": decay, "layer": layer.name, "factor": factor}
-        for parameters, decay in kinds
-        if parameters
-    ]
+    return [{**kind, "layer": layer.name} for kind in kinds if kind["params"]]
 
 
 def _joined(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One group for each decay: few large ones are the quicker ones."""
-    joined: dict[float, dict[str, Any]] = {}
+    """One group for each kind: few large ones are the quicker ones."""
+    joined: dict[tuple[float, bool], dict[str, Any]] = {}
     for group in groups:
-        kept = joined.setdefault(group["weight_decay"], {**group, "params": [], "layer": ""})
+        kind = (group["weight_decay"], group.get("orthogonal", False))
+        kept = joined.setdefault(kind, {**group, "params": [], "layer": ""})
         kept["params"] += group["params"]
     return list(joined.values())

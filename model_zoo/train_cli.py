@@ -19,7 +19,7 @@ from .kinds import with_tuples
 from .recipes import list_recipes, load_recipe, recipe_text
 from .registry import find_model
 from .schedules import Schedule
-from .training_config import Augment, FreezeSchedule, Precision, TrainingConfig
+from .training_config import Augment, FreezeSchedule, Optimizer, Precision, TrainingConfig
 
 if TYPE_CHECKING:
     from . import TrainingResult
@@ -47,7 +47,9 @@ _OPTIONS = (
     _option("--batch-size", int, "Pictures per step, over all processes."),
     _option("--accumulation", int, "Parts that a batch is computed in, one after the other."),
     _option("--lr", float, "Highest learning rate.  [default: 0.1 with batch norm, 0.02 without; 0.0005 with --qat]"),
-    _option("--momentum", float, "Momentum of SGD."),
+    _option("--optimizer", click.Choice(get_args(Optimizer)), "muon: orthogonal steps for kernels with batch norm."),
+    _option("--muon-rate", float, "With --optimizer muon: highest rate of those kernels; --lr is that of all others."),
+    _option("--momentum", float, "Momentum of SGD, and of Muon."),
     _option("--nesterov/--no-nesterov", None, "Nesterov's momentum."),
     _option("--weight-decay", float, "L2 decay of the kernels."),
     _option("--schedule", click.Choice(get_args(Schedule)), "How the rate falls to 0."),

@@ -12,6 +12,7 @@ from .schedules import Schedule
 
 Augment = Literal["none", "light", "standard"]
 Precision = Literal["bf16", "float32"]
+Optimizer = Literal["sgd", "muon"]
 FreezeSchedule = Literal["linear", "squared", "cubic"]
 
 _LIMITS: Mapping[str, tuple[float, float]] = {
@@ -46,15 +47,16 @@ class TrainingConfig:
     it belongs here). ``network`` changes values of the zoo's config, such as ``{"bypass": "none"}``;
     ``start`` names weights to begin with, whose head is replaced where the classes are others.
 
-    ``iterations`` are steps, instead of whole epochs, ``images_per_class`` pictures of each class are drawn by seed to
-    train on, instead of all. A step takes ``batch_size`` pictures, computed in
-    ``accumulation`` parts. ``learn`` says which layers do: all, the head alone, or so many of the last blocks; with
-    ``layer_decay`` each block learns at so many times the rate of the one above. ``ema`` is the decay of the average
-    of the weights that is kept in their place, ``mixup`` and ``cutmix`` the alphas of their Beta distributions, 0 for
-    none of them. ``snapshots`` is a number of cycles (Snapshot Ensembles), ``freezeout`` how layers stop learning one
-    after the other (FreezeOut), the first after the share ``freeze_first`` of all steps, squared or cubed where it
-    says so, with rates that are ``freeze_scaled`` to the layer's time or not; both set the rates in place of
-    ``schedule``. ``teachers`` are runs or checkpoints whose mean answer is learned, at
+    ``iterations`` are steps, instead of whole epochs, ``images_per_class`` pictures of each class are drawn by seed
+    to train on, instead of all. A step takes ``batch_size`` pictures, computed in ``accumulation`` parts. With the
+    ``optimizer`` muon, kernels before a batch norm learn at ``muon_rate`` where all else learns at
+    ``learning_rate``. ``learn`` says which layers do: all, the head alone, or so many of the last blocks; with
+    ``layer_decay`` each block learns at so many times the rate of the one above. ``ema`` is the decay of the
+    average of the weights that is kept in their place, ``mixup`` and ``cutmix`` the alphas of their Beta
+    distributions, 0 for none of them. ``snapshots`` is a number of cycles (Snapshot Ensembles), ``freezeout`` how
+    layers stop learning one after the other (FreezeOut), the first after the share ``freeze_first`` of all steps,
+    squared or cubed where it says so, with rates that are ``freeze_scaled`` to the layer's time or not; both set
+    the rates in place of ``schedule``. ``teachers`` are runs or checkpoints whose mean answer is learned, at
     ``temperature``, for the share ``teacher_share`` of the loss. Raises ``UsageError``.
     """
 
@@ -68,6 +70,8 @@ class TrainingConfig:
     batch_size: int = 64
     accumulation: int = 1
     learning_rate: float | None = None
+    optimizer: Optimizer = "sgd"
+    muon_rate: float = 0.04
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
@@ -110,7 +114,7 @@ class TrainingConfig:
                 raise UsageError(f"{name} {value} is not between {low} and {high}")
         if not 0 <= (self.warmup_epochs or 0) <= self.epochs:
             raise UsageError(f"warmup_epochs {self.warmup_epochs} is not between 0 and {self.epochs}")
-        for name in ("learning_rate", "temperature", "layer_decay", "freeze_first"):
+        for name in ("learning_rate", "muon_rate", "temperature", "layer_decay", "freeze_first"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= sys.float_info.max:
                 raise UsageError(f"{name} {value} is not a positive number")
