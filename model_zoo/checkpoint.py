@@ -1,14 +1,15 @@
 """A checkpoint: one safetensors file with all that is needed to go on, or to use the weights.
 
-Tensors are called ``model.NAME`` with the network's own names; what only goes on with the training is called
-``learning.NAME``, ``optimizer.SLOT.NAME`` and ``callbacks.CALLBACK.KEY``. The metadata entry ``firebox`` of the
-safetensors header is a JSON object; nothing is ever unpickled.
+Tensors are called ``model.NAME`` with the network's own names, and ``scale.NAME`` where they are int8
+(``compact.py``); what only goes on with the training is called ``learning.NAME``, ``optimizer.SLOT.NAME`` and
+``callbacks.CALLBACK.KEY``. The metadata entry ``firebox`` of the safetensors header is a JSON object; nothing is
+ever unpickled.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..export.calibrators import Range
 from ..runtime.errors import CheckpointError, FireboxError
 from ..runtime.files import read_file
 from ..runtime.preprocessing import Preprocessing
+from .compact import compact, expand
 from .families import config_from_json
 from .network_config import NetworkConfig
 
@@ -62,8 +64,15 @@ class Checkpoint:
     teachers_sha256: tuple[str, ...] = ()
 
 
-def pack_checkpoint(checkpoint: Checkpoint) -> bytes:
-    """The bytes of the file; equal checkpoints give equal bytes."""
+def pack_compact(checkpoint: Checkpoint) -> bytes:
+    """The bytes of a file to ship: no state of the training, and kernels in int8 with ``scale.NAME`` beside them."""
+    small, scales = compact(checkpoint.weights)
+    kept = replace(checkpoint, weights=small, learning={}, optimizer={}, callbacks={})
+    return pack_checkpoint(kept, scales)
+
+
+def pack_checkpoint(checkpoint: Checkpoint, scales: Mapping[str, Tensor] | None = None) -> bytes:
+    """The bytes of the file; equal checkpoints give equal bytes. ``scales`` are those of weights in int8."""
     header = {
         "format_version": _FORMAT_VERSION,
         "model": checkpoint.model,
@@ -80,6 +89,7 @@ def pack_checkpoint(checkpoint: Checkpoint) -> bytes:
     }
     groups = {
         "model": checkpoint.weights,
+        "scale": scales or {},
         "learning": checkpoint.learning,
         "optimizer": checkpoint.optimizer,
         **{f"callbacks.{name}": state for name, state in checkpoint.callbacks.items()},
@@ -102,7 +112,9 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """The checkpoint in what ``read_safetensors`` gives. Raises ``CheckpointError``."""
     if not is_checkpoint(metadata):
         raise CheckpointError(f"{source} holds weights but no training; give a checkpoint that firebox train wrote")
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "learning": {}, "optimizer": {}, "callbacks": {}}
+    groups: dict[str, dict[str, Tensor]] = {
+        name: {} for name in ("model", "scale", "learning", "optimizer", "callbacks")
+    }
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
         if group == _MOMENTUM:
@@ -131,7 +143,7 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             pictures=(int(trained), int(validated)),
             epoch=int(header["epoch"]),
             step=int(header["step"]),
-            weights=groups["model"],
+            weights=expand(groups["model"], groups["scale"]),
             learning=groups["learning"],
             optimizer=groups["optimizer"],
             callbacks=callbacks,
