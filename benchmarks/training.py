@@ -30,6 +30,14 @@ from training_trials import Experiment, Trial, experiments
 
 _FOLDER = Path(__file__).resolve().parent.parent / "build" / "training"
 _PICTURES, _WEIGHTS = "cifar10-images.tar", "squeezenet1_1.pth"
+# One thread each; with large pages, and memory that is kept, a step takes a sixth less time where glibc serves it.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
 _RESULT, _LOGITS, _CHECKPOINT = "result.json", "test_logits", "checkpoint.safetensors"
 
 
@@ -100,8 +108,7 @@ def run_all(bench: Bench, trials: Sequence[Trial], jobs: int, data: Path) -> Non
             if name in pending:
                 pending[name].result()
         command = [sys.executable, __file__, "--folder", str(bench.folder), "--data-folder", str(data)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, "--trial", trial.name], env=environment, check=True)
+        subprocess.run([*command, "--trial", trial.name], env=os.environ | _ENVIRONMENT, check=True)
 
     with ThreadPoolExecutor(jobs) as pool, progress("training", len(missing)) as advance:
         for trial in missing:
