@@ -217,7 +217,7 @@ class Learner:
             raise self._diverged("a weight or a scale is no usable number") from None
         except RuntimeError as error:
             if self.config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                what = str(error).partition("\n")[0]
+                what = str(getattr(error, "inner_exception", error)).partition("\n")[0]
                 raise TrainingError(f"the network cannot be compiled here ({what}); leave out --compile") from error
             raise
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from ..runtime.errors import UsageError
-from ..runtime.files import write_files
+from ..runtime.files import remove_unfinished, write_files
 from .checkpoint import FILE_NAME, Checkpoint, pack_checkpoint
 from .curves import draw_curves
 from .log_row import LogRow
@@ -35,6 +35,11 @@ class Run:
     command: str = ""
     processes: int = 1
     _drawn: float = 0.0
+
+    def tidy(self) -> None:
+        """Remove what writing that was killed has left."""
+        for folder in (self.folder, self.folder / SNAPSHOTS):
+            remove_unfinished(folder)
 
     @property
     def is_new(self) -> bool:

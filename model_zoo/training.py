@@ -232,8 +232,10 @@ def _run(
         rows = read_log(run.folder, checkpoint.epoch)
         # Nobody writes before all have begun.
         group.same(None)
-        if group.leads and run.is_new:
-            run.begin(checkpoint)
+        if group.leads:
+            run.tidy()
+            if run.is_new:
+                run.begin(checkpoint)
         left = learner.loop.total_steps - checkpoint.step
         with (
             _told_how_to_resume(run.folder, group),

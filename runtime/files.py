@@ -72,6 +72,13 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
     return write_files(path.parent, {path.name: content})[0]
 
 
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what a process that was killed while it wrote into ``folder`` has left; nobody else may write there."""
+    for pattern in (".*.part", ".*.old"):
+        for path in Path(folder).glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def check_writable(folder: str | Path) -> None:
     """Find out before long work whether files can be written into ``folder``; leaves nothing. Raises ``WriteError``."""
     folder = Path(folder)
