@@ -1,0 +1,127 @@
+"""Several processes that train together, as torchrun starts them."""
+
+import json
+import math
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from firebox.model_zoo import load_network
+from firebox.model_zoo.checkpoint import read_checkpoint
+from firebox.runtime.main import main
+
+# Without batch norm, whose statistics are each process's own, and without what processes draw for themselves.
+EQUAL = ("--set", "batch_norm=false", "--augment", "none", "--precision", "float32")
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+def work(rank: int, port: int, folder: Path, poisoned: bool, arguments: list[str]) -> None:
+    """One of two processes of the command, with what torchrun tells it; its words go to files."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT), stream)
+    if poisoned and rank == 1:
+        from firebox.model_zoo.learner import Learner
+
+        learn = Learner._learn
+
+        def poison(learner, pixels, labels, share, last):
+            if learner.loop.step == 4:
+                next(iter(learner.module.parameters())).data.fill_(math.nan)
+            return learn(learner, pixels, labels, share, last)
+
+        Learner._learn = poison
+    sys.argv = ["firebox", *arguments]
+    main()
+
+
+def together(folder: Path, *arguments: object, poisoned: bool = False) -> list[Said]:
+    """What the two processes of a command said."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Processes that have loaded torch, and computed nothing yet.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["firebox.model_zoo.training"])
+    command = [*map(str, arguments)]
+    processes = [context.Process(target=work, args=(rank, port, folder, poisoned, command)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode is not None, "a process did not end"
+    texts = [[(folder / f"{name}{rank}").read_text() for name in ("out", "err")] for rank in range(2)]
+    assert not any("Traceback" in text for pair in texts for text in pair), texts
+    return [Said(int(process.exitcode or 0), *pair) for process, pair in zip(processes, texts, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--freezeout", "linear", "--freeze-first", 0.25, "--accumulation", 2, "--ema", 0.9)],
+    ids=["plain", "layers frozen, parts, average"],
+)
+def test_two_processes_train_as_one_does(firebox, pictures, tmp_path, options):
+    options = ("train", "--data", pictures, "--epochs", 3, "--batch-size", 4, *EQUAL, *options, "--json")
+    first, second = together(tmp_path / "said", *options, "--out", tmp_path / "two")
+    assert (first.code, second.code) == (0, 0)
+    assert (second.out, second.err) == ("", "")
+    found = json.loads(first.out)
+    alone = json.loads(firebox(*options, "--out", tmp_path / "one").out)
+    assert (found["steps"], found["predicted_saving"]) == (alone["steps"], alone["predicted_saving"])
+    for name in ("train_loss", "train_accuracy", "val_accuracy"):
+        assert found[name] == pytest.approx(alone[name], rel=1e-4), name
+    two, one = (read_checkpoint(Path(each["checkpoint"])) for each in (found, alone))
+    for group in ("weights", "learning", "optimizer"):
+        theirs, ours = getattr(two, group), getattr(one, group)
+        assert theirs.keys() == ours.keys()
+        assert all(torch.allclose(tensor, ours[name], rtol=1e-3, atol=1e-5) for name, tensor in theirs.items())
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
+
+
+def test_a_loss_that_is_no_number_in_one_process_ends_all(pictures, tmp_path):
+    out = tmp_path / "run"
+    options = ("train", "--data", pictures, "--epochs", 5, "--batch-size", 4, "--out", out)
+    for said in together(tmp_path / "said", *options, poisoned=True):
+        assert said.code == 1
+        assert "the loss is nan at step 4" in said.err
+    assert read_checkpoint(out / "checkpoint.safetensors").epoch == 1
+
+
+def test_what_cannot_be_shared_is_one_line(pictures, tmp_path):
+    out = tmp_path / "run"
+    for said in together(tmp_path / "said", "train", "--data", pictures, "--batch-size", 5, "--out", out):
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        assert "a batch of 5 pictures cannot be shared equally by 2 processes" in said.err
+    assert not out.exists()
+
+
+def test_torchrun_starts_the_command(pictures, tmp_path):
+    out = tmp_path / "run"
+    program = "from firebox.runtime.main import main; main()"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    options = ["--data", str(pictures), "--epochs", "2", "--batch-size", "4", "--out", str(out), "--json"]
+    ran = subprocess.run(
+        [*torchrun, sys.executable, "-c", program, "train", *options],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["epochs"] == 2
+    load_network(out)

@@ -1,0 +1,92 @@
+"""A run that is stopped, wherever that is, goes on to the same bytes."""
+
+import multiprocessing
+import random
+import signal
+import time
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from firebox.model_zoo import TrainingConfig, TrainingResult, resume, train
+from firebox.model_zoo.checkpoint import read_checkpoint
+from firebox.model_zoo.run_folder import Run
+
+CASES = {
+    "average, mixed pictures, parts": {
+        "ema": 0.9, "mixup": 0.5, "cutmix": 1.0, "accumulation": 2, "nesterov": True, "augment": "standard",
+    },
+    "snapshots within epochs": {"snapshots": 2, "iterations": 8, "ema": 0.5},
+    # Layers are frozen where epochs end, too.
+    "layers frozen, blocks at their own rates": {"freezeout": "linear", "freeze_first": 1 / 3, "layer_decay": 0.5},
+    "last blocks frozen": {"freezeout": "cubic", "learn": 2, "start": True},
+    "teachers": {"teachers": True, "momentum": 0.0},
+    "codes": {"learn": "head", "start": True, "images_per_class": 6, "ema": 0.9},
+}  # fmt: skip
+
+
+def files_of(result: TrainingResult) -> list[bytes]:
+    return [path.read_bytes() for path in (result.checkpoint, *result.snapshots)]
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_a_stopped_run_becomes_the_unbroken_one(trained, tmp_path, monkeypatch, changes):
+    named = {"start": str(trained.out), "teachers": (str(trained.out),)}
+    changes = {name: named[name] if value is True and name in named else value for name, value in changes.items()}
+    data = str(trained.out.parent / "pictures")
+    config = replace(TrainingConfig(data=data, epochs=3, batch_size=8, augment=None), **changes)
+    unbroken = train(config, tmp_path / "unbroken", quiet=True)
+
+    # Stopped after each epoch, when its checkpoint is there.
+    write, out = Run.write, tmp_path / "broken"
+
+    def stop(run: Run, *state, **last) -> None:
+        write(run, *state, **last)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, out, command="firebox train", quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        resume(out, quiet=True)
+    monkeypatch.setattr(Run, "write", write)
+    resumed = resume(out, quiet=True)
+    assert files_of(resumed) == files_of(unbroken)
+    assert resumed.predicted_saving == unbroken.predicted_saving
+    assert '"command": "firebox train"' in (out / "config.json").read_text()
+
+
+def test_killed_at_random_moments(pictures, tmp_path):
+    out, moments = tmp_path / "killed", random.Random(0)
+    config = TrainingConfig(data=str(pictures), epochs=12, batch_size=4, snapshots=4, ema=0.9, cutmix=1.0)
+    # Processes that have loaded torch, and computed nothing yet.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["firebox.model_zoo.training"])
+    for kill in range(3):
+        work, arguments = (resume, (out,)) if kill else (train, (config, out))
+        process = processes.Process(target=work, args=arguments, kwargs={"quiet": True})
+        process.start()
+        wait_for_an_epoch(out / "log.csv", process)
+        time.sleep(moments.random() / 4)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert read_checkpoint(out / "checkpoint.safetensors").epoch < config.epochs
+    # As if it had been killed while it wrote.
+    (out / ".log.csv.0123abcd.part").write_text("half")
+    resumed = resume(out, quiet=True)
+    unbroken = train(config, tmp_path / "unbroken", quiet=True)
+    assert files_of(resumed) == files_of(unbroken)
+    assert not list(out.rglob(".*"))
+
+
+def wait_for_an_epoch(log: Path, process: BaseProcess) -> None:
+    """Until the log has another row than at first."""
+    before = log.read_bytes() if log.exists() else b""
+    for _ in range(6000):
+        assert process.is_alive(), "the training ended by itself"
+        if log.exists() and log.read_bytes() != before and log.read_bytes().count(b"\n") > 1:
+            return
+        time.sleep(0.01)
+    pytest.fail("the training did not get going")
