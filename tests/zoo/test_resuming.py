@@ -19,7 +19,9 @@ CASES = {
     },
     "snapshots within epochs": {"snapshots": 2, "iterations": 8, "ema": 0.5},
     # Layers are frozen where epochs end, too.
-    "layers frozen, blocks at their own rates": {"freezeout": "linear", "freeze_first": 1 / 3, "layer_decay": 0.5},
+    "layers frozen, blocks at their own rates": {
+        "freezeout": "linear", "freeze_first": 1 / 3, "layer_decay": 0.5, "optimizer": "muon",
+    },
     "last blocks frozen": {"freezeout": "cubic", "learn": 2, "start": True},
     "teachers": {"teachers": True, "momentum": 0.0},
     "codes": {"learn": "head", "start": True, "images_per_class": 6, "ema": 0.9},
