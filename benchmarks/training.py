@@ -152,6 +152,7 @@ def run(bench: Bench, trial: Trial) -> None:
         "parameters": config.parameters,
         "macs": config.macs,
         "test": accuracies,
+        "val": rows[-1].val_accuracy if rows else None,
         "epoch_seconds": [row.seconds for row in rows],
     }
     if trial.config.freezeout:

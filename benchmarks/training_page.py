@@ -164,8 +164,17 @@ def _transfer(results: Results, docs: Path) -> Iterator[str]:
         "the "
         "head; *everything* all layers, each block at 0.8 times the rate of the block above; *from scratch* begins "
         "with "
-        "new weights. Rates were set once for each way, not searched."
+        f"new weights. Rates were chosen on the validation pictures, at {plan.TRANSFER_TRIED} pictures a class and seed "
+        f"{plan.SEEDS[0]}:"
     )
+    rates = [f"{rate:g}" for rate in plan.TRANSFER_RATES]
+    tried = []
+    for way in plan.TRANSFER_WAYS:
+        found = [results.trials.get(plan.rate_name(way, rate), {}).get("val") for rate in plan.TRANSFER_RATES]
+        if None in found:
+            return
+        tried.append((way, *(f"{value:.1%}" for value in found), rates[int(np.argmax(found))]))
+    yield table(("way, validation accuracy at rate", *rates, "best"), tried)
     columns = ("way", *(f"{count} a class" for count in plan.TRANSFER_PICTURES))
     yield table(columns, [(way, *(spread(found) for _, found in points)) for way, points in lines.items()])
     plot = plot_lines(lines, "pictures a class", "accuracy on the test pictures", logarithmic=True)

@@ -33,11 +33,14 @@ FREEZE_WAYS: Mapping[str, Mapping[str, Any]] = {
 TRANSFER_PICTURES = (10, 50, 500)
 TRANSFER_SIZE = 128
 TRANSFER_STEPS, TRANSFER_BATCH = 400, 50
+# What is tried for each way, at one number of pictures and one seed, and looked at on the validation pictures.
+TRANSFER_RATES = (0.001, 0.003, 0.01)
+TRANSFER_TRIED = 50
 TRANSFER_WAYS: Mapping[str, Mapping[str, Any]] = {
-    "extractor": {"learn": "head", "learning_rate": 0.01},
-    "last blocks": {"learn": 2, "learning_rate": 0.005},
-    "everything": {"learn": "all", "layer_decay": 0.8, "learning_rate": 0.005},
-    "from scratch": {"learning_rate": 0.02},
+    "extractor": {"learn": "head", "learning_rate": 0.001},
+    "last blocks": {"learn": 2, "learning_rate": 0.003},
+    "everything": {"learn": "all", "layer_decay": 0.8, "learning_rate": 0.003},
+    "from scratch": {"learning_rate": 0.01},
 }
 
 
@@ -156,25 +159,28 @@ def _transfer(base: TrainingConfig, weights: Path) -> Iterator[Trial]:
         warmup_epochs=0,
         weight_decay=2e-4,
     )
-    for count in TRANSFER_PICTURES:
-        for name, way in TRANSFER_WAYS.items():
-            start = None if name == "from scratch" else str(weights)
-            augment = "none" if way.get("learn") == "head" else "standard"
+    for name, way in TRANSFER_WAYS.items():
+        start = None if name == "from scratch" else str(weights)
+        augment = "none" if way.get("learn") == "head" else "standard"
+        config = replace(small, iterations=TRANSFER_STEPS, start=start, augment=augment, **way)
+        for count in TRANSFER_PICTURES:
             for seed in SEEDS:
-                config = replace(
-                    small,
-                    images_per_class=count,
-                    iterations=TRANSFER_STEPS,
-                    start=start,
-                    augment=augment,
-                    seed=seed,
-                    **way,
-                )
-                yield Trial(transfer_name(name, count, seed), config)
+                yield Trial(transfer_name(name, count, seed), replace(config, images_per_class=count, seed=seed))
+        for rate in TRANSFER_RATES:
+            if rate != config.learning_rate:
+                tried = replace(config, images_per_class=TRANSFER_TRIED, learning_rate=rate)
+                yield Trial(rate_name(name, rate), tried)
 
 
 def transfer_name(way: str, count: int, seed: int) -> str:
     return f"transfer-{way.replace(' ', '-')}-{count}-{seed}"
+
+
+def rate_name(way: str, rate: float) -> str:
+    """The trial of a way at a rate, with few pictures."""
+    if rate == TRANSFER_WAYS[way]["learning_rate"]:
+        return transfer_name(way, TRANSFER_TRIED, SEEDS[0])
+    return f"{transfer_name(way, TRANSFER_TRIED, SEEDS[0])}-at-{rate}"
 
 
 def _freezeout(base: TrainingConfig) -> Iterator[Trial]:
