@@ -163,9 +163,8 @@ def _transfer(results: Results, docs: Path) -> Iterator[str]:
         "*Extractor* trains a new head on codes that are computed once; *last blocks* the last two Fire modules and "
         "the "
         "head; *everything* all layers, each block at 0.8 times the rate of the block above; *from scratch* begins "
-        "with "
-        f"new weights. Rates were chosen on the validation pictures, at {plan.TRANSFER_TRIED} pictures a class and seed "
-        f"{plan.SEEDS[0]}:"
+        f"with new weights. Rates were chosen on the validation pictures, at {plan.TRANSFER_TRIED} pictures a class "
+        f"and seed {plan.SEEDS[0]}:"
     )
     rates = [f"{rate:g}" for rate in plan.TRANSFER_RATES]
     tried = []

@@ -31,8 +31,8 @@ FREEZE_WAYS: Mapping[str, Mapping[str, Any]] = {
     "cubic unscaled, first at 0.8": {"freezeout": "cubic", "freeze_first": 0.8, "freeze_scaled": False},
 }
 TRANSFER_PICTURES = (10, 50, 500)
-TRANSFER_SIZE = 128
-TRANSFER_STEPS, TRANSFER_BATCH = 400, 50
+TRANSFER_SIZE = 96
+TRANSFER_STEPS, TRANSFER_BATCH = 300, 50
 # What is tried for each way, at one number of pictures and one seed, and looked at on the validation pictures.
 TRANSFER_RATES = (0.001, 0.003, 0.01)
 TRANSFER_TRIED = 50
