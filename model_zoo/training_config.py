@@ -132,10 +132,9 @@ class TrainingConfig:
                 f"{'snapshots' if self.snapshots else 'freezeout'} begins at the full rate; leave out the warm-up of "
                 f"{self.warmup_epochs} epochs"
             )
-        if self.nesterov and not self.momentum:
-            raise UsageError(
-                "nesterov changes how momentum is used, and momentum is 0; give one, or leave out nesterov"
-            )
+        if (self.nesterov or self.optimizer == "muon") and not self.momentum:
+            name = "nesterov" if self.nesterov else "muon"
+            raise UsageError(f"{name} says how momentum is used, and momentum is 0; give one, or leave out {name}")
         for name in sorted(self.network.keys() & {"num_classes", "in_channels", "input_size"}):
             raise UsageError(f"the network's {name} follows from the pictures and from input_size; leave it out")
         if self.learn == "head":

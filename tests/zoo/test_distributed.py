@@ -57,7 +57,7 @@ def together(folder: Path, *arguments: object, poisoned: bool = False) -> list[S
         port = free.getsockname()[1]
     # Processes that have loaded torch, and computed nothing yet.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["firebox.model_zoo.training"])
+    context.set_forkserver_preload(["firebox.model_zoo.training", "torch._dynamo", "matplotlib.font_manager"])
     command = [*map(str, arguments)]
     processes = [context.Process(target=work, args=(rank, port, folder, poisoned, command)) for rank in range(2)]
     for process in processes:

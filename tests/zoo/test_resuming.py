@@ -64,7 +64,7 @@ def test_killed_at_random_moments(pictures, tmp_path):
     config = TrainingConfig(data=str(pictures), epochs=12, batch_size=4, snapshots=4, ema=0.9, cutmix=1.0)
     # Processes that have loaded torch, and computed nothing yet.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["firebox.model_zoo.training"])
+    processes.set_forkserver_preload(["firebox.model_zoo.training", "torch._dynamo", "matplotlib.font_manager"])
     for kill in range(3):
         work, arguments = (resume, (out,)) if kill else (train, (config, out))
         process = processes.Process(target=work, args=arguments, kwargs={"quiet": True})
