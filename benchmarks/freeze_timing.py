@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from firebox.model_zoo import FreezeOut
+from firebox.model_zoo.callbacks import call
 from firebox.model_zoo.checkpoint import Checkpoint
 from firebox.model_zoo.distributed import Workers
 from firebox.model_zoo.freezeout import macs_of, predicted_saving
@@ -31,13 +32,14 @@ def measure_saving(checkpoint: Checkpoint) -> dict[str, float]:
     labels = torch.randint(config.num_classes, (batch,))
     first = _learner(start, 0.0)
     freezeout = next(each for each in first.callbacks if isinstance(each, FreezeOut))
-    begins = [0.0, *freezeout.times[:-1]]
+    ends = [*freezeout.times.values()]
+    begins = [0.0, *ends[:-1]]
     lengths = np.diff([*begins, 1.0])
     learners = [first, *(_learner(start, begin) for begin in begins[1:])]
     times = np.array([[_timed(each, pixels, labels) for each in learners] for _ in range(_ROUNDS + 1)])[1:]
     ratios = np.median(times / times[:, :1], axis=0)
     return {
-        "predicted": predicted_saving(macs_of(first.module, size), freezeout.times),
+        "predicted": predicted_saving(macs_of(first.module, size), ends),
         "measured": float(((1 - ratios) * lengths).sum()),
     }
 
@@ -46,6 +48,7 @@ def _learner(start: Checkpoint, begin: float) -> Learner:
     """A training at a share of its steps, with the layers frozen whose time has come."""
     learner = Learner(start, torch.device("cpu"), _EPOCH_STEPS, Workers())
     learner.loop.step = int(np.ceil(begin * learner.loop.total_steps))
+    call(learner.callbacks, "after_step", learner.loop)
     return learner
 
 
