@@ -158,6 +158,8 @@ def _transfer(base: TrainingConfig, weights: Path) -> Iterator[Trial]:
         batch_size=TRANSFER_BATCH,
         warmup_epochs=0,
         weight_decay=2e-4,
+        # Epochs of few pictures are short beside the validation.
+        validate_every=1000,
     )
     for name, way in TRANSFER_WAYS.items():
         start = None if name == "from scratch" else str(weights)

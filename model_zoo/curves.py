@@ -1,6 +1,7 @@
 """The curves of a training as a picture: loss, accuracies and learning rate over the epochs."""
 
 import io
+import math
 from collections.abc import Sequence
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,7 +22,13 @@ def draw_curves(rows: Sequence[LogRow], title: str) -> bytes:
     loss.plot(epochs, [row.train_loss for row in rows], marker=marker)
     loss.set_title("training loss")
     accuracy.plot(epochs, [row.train_accuracy for row in rows], marker=marker, label="training, augmented")
-    accuracy.plot(epochs, [row.val_accuracy for row in rows], marker=marker, label="validation")
+    validated = [row for row in rows if not math.isnan(row.val_accuracy)]
+    accuracy.plot(
+        [row.epoch for row in validated],
+        [row.val_accuracy for row in validated],
+        marker="o" if len(validated) == 1 else "",
+        label="validation",
+    )
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.set_title("accuracy")
     accuracy.legend(loc="lower right")

@@ -8,7 +8,7 @@ class LogRow:
     """One epoch: its last step and learning rate, mean loss, shares of right answers, time.
 
     The training accuracy is counted while learning, on augmented pictures; the validation accuracy
-    afterwards.
+    afterwards, and NaN where there was no validation.
     """
 
     epoch: int

@@ -4,6 +4,7 @@ Beside them ``tensorboard/`` has the log for TensorBoard, ``snapshots/`` those o
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +72,7 @@ class Run:
 
             def tell(row: LogRow) -> None:
                 for name, value in asdict(row).items():
-                    if name != "epoch":
+                    if name != "epoch" and not math.isnan(value):
                         writer.add_scalar(name, value, row.epoch)
                 writer.flush()
 

@@ -84,6 +84,7 @@ _OPTIONS = (
     _option("--teacher", str, "Distil from this run or checkpoint; again for the mean of several.", multiple=True),
     _option("--temperature", float, "With --teacher: softens answers."),
     _option("--teacher-share", float, "With --teacher: share of the loss that follows the teacher."),
+    _option("--validate-every", int, "Epochs from one validation to the next."),
     _option("--val-fraction", float, "Share of the pictures kept to validate, unless the data names them."),
     _option("--precision", click.Choice(get_args(Precision)), "Arithmetic.  [default: bf16 where the CPU has it]"),
     _option("--compile/--no-compile", None, "Compile the network first (torch.compile)."),

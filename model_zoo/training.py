@@ -263,8 +263,8 @@ def _epoch(learner: Learner, epoch: int, pictures: tuple[Pictures, Pictures], ad
         loss, correct = loss + step_loss, correct + step_correct
         advance(1, text=f"epoch {epoch + 1}/{config.epochs} loss {step_loss:.3f}")
     (mean_correct,) = group.mean(correct)
-    accuracy = 0.0
-    if group.leads:
+    accuracy = math.nan
+    if group.leads and ((epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs):
         logits = predict(learner.network(), validated, learner.start.preprocessing)
         accuracy = top_k(logits, validated.labels, (1,))[0]
     return LogRow(

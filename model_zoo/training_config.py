@@ -30,6 +30,7 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "ema": (0, 0.999999),
     "snapshots": (0, 1000),
     "teacher_share": (0, 1),
+    "validate_every": (1, 100_000),
     "val_fraction": (0, 1),
     "threads": (1, 1024),
     "seed": (0, 2**63 - 1),
@@ -57,7 +58,8 @@ class TrainingConfig:
     layers stop learning one after the other (FreezeOut), the first after the share ``freeze_first`` of all steps,
     squared or cubed where it says so, with rates that are ``freeze_scaled`` to the layer's time or not; both set
     the rates in place of ``schedule``. ``teachers`` are runs or checkpoints whose mean answer is learned, at
-    ``temperature``, for the share ``teacher_share`` of the loss. Raises ``UsageError``.
+    ``temperature``, for the share ``teacher_share`` of the loss. Validation comes ``validate_every`` so many
+    epochs, and after the last. Raises ``UsageError``.
     """
 
     model: str = "squeezenet_micro"
@@ -95,6 +97,7 @@ class TrainingConfig:
     temperature: float = 4.0
     teacher_share: float = 0.9
     compile: bool = False
+    validate_every: int = 1
     val_fraction: float = 0.2
     precision: Precision | None = None
     threads: int | None = None

@@ -283,3 +283,15 @@ def test_without_torch_the_zoo_lists_and_says_what_to_install(firebox, monkeypat
     outcome = firebox("train", "--out", "nowhere")
     assert outcome.code == 1
     assert outcome.err == "error: torch is not installed; run: pip install 'firebox[train]'\n"
+
+
+def test_validation_may_be_seldom_and_always_comes_last(pictures, tmp_path):
+    config = TrainingConfig(data=str(pictures), epochs=5, batch_size=4)
+    seldom = train(replace(config, validate_every=2), tmp_path / "seldom", quiet=True)
+    often = train(config, tmp_path / "often", quiet=True)
+    with (seldom.out / "log.csv").open() as stream:
+        validated = [not math.isnan(float(row["val_accuracy"])) for row in csv.DictReader(stream)]
+    assert validated == [False, True, False, True, True]
+    assert seldom.val_accuracy == often.val_accuracy
+    weights = [read_checkpoint(run.checkpoint).weights for run in (seldom, often)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
