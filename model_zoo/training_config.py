@@ -58,7 +58,7 @@ class TrainingConfig:
     layers stop learning one after the other (FreezeOut), the first after the share ``freeze_first`` of all steps,
     squared or cubed where it says so, with rates that are ``freeze_scaled`` to the layer's time or not; both set
     the rates in place of ``schedule``. ``teachers`` are runs or checkpoints whose mean answer is learned, at
-    ``temperature``, for the share ``teacher_share`` of the loss. Validation comes ``validate_every`` so many
+    ``temperature``, for the share ``teacher_share`` of the loss. Validation comes every ``validate_every``
     epochs, and after the last. Raises ``UsageError``.
     """
 
