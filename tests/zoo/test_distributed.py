@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,29 +28,31 @@ class Said:
     err: str
 
 
-def work(rank: int, port: int, folder: Path, poisoned: bool, arguments: list[str]) -> None:
+def work(rank: int, port: int, folder: Path, mishap: str, arguments: list[str]) -> None:
     """One of two processes of the command, with what torchrun tells it; its words go to files."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT), stream)
-    if poisoned and rank == 1:
+    if mishap and rank == 1:
         from firebox.model_zoo.learner import Learner
 
         learn = Learner._learn
 
-        def poison(learner, pixels, labels, share, last):
+        def fail(learner, *arguments, **more):
+            if learner.loop.step == 4 and mishap == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
             if learner.loop.step == 4:
                 next(iter(learner.module.parameters())).data.fill_(math.nan)
-            return learn(learner, pixels, labels, share, last)
+            return learn(learner, *arguments, **more)
 
-        Learner._learn = poison
+        Learner._learn = fail
     sys.argv = ["firebox", *arguments]
     main()
 
 
-def together(folder: Path, *arguments: object, poisoned: bool = False) -> list[Said]:
+def together(folder: Path, *arguments: object, mishap: str = "") -> list[Said]:
     """What the two processes of a command said."""
     folder.mkdir()
     with socket.socket() as free:
@@ -59,7 +62,7 @@ def together(folder: Path, *arguments: object, poisoned: bool = False) -> list[S
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["firebox.model_zoo.training", "torch._dynamo", "matplotlib.font_manager"])
     command = [*map(str, arguments)]
-    processes = [context.Process(target=work, args=(rank, port, folder, poisoned, command)) for rank in range(2)]
+    processes = [context.Process(target=work, args=(rank, port, folder, mishap, command)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -96,9 +99,19 @@ def test_two_processes_train_as_one_does(firebox, pictures, tmp_path, options):
 def test_a_loss_that_is_no_number_in_one_process_ends_all(pictures, tmp_path):
     out = tmp_path / "run"
     options = ("train", "--data", pictures, "--epochs", 5, "--batch-size", 4, "--out", out)
-    for said in together(tmp_path / "said", *options, poisoned=True):
+    for said in together(tmp_path / "said", *options, mishap="not a number"):
         assert said.code == 1
         assert "the loss is nan at step 4" in said.err
+    assert read_checkpoint(out / "checkpoint.safetensors").epoch == 1
+
+
+def test_a_process_that_is_killed_ends_all(pictures, tmp_path):
+    out = tmp_path / "run"
+    options = ("train", "--data", pictures, "--epochs", 5, "--batch-size", 4, "--out", out)
+    first, second = together(tmp_path / "said", *options, mishap="killed")
+    assert second.code == -signal.SIGKILL
+    assert (first.code, first.err.count("\n")) == (1, 1)
+    assert "another process of the training has ended" in first.err
     assert read_checkpoint(out / "checkpoint.safetensors").epoch == 1
 
 

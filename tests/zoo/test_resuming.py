@@ -12,6 +12,7 @@ import pytest
 from firebox.model_zoo import TrainingConfig, TrainingResult, resume, train
 from firebox.model_zoo.checkpoint import read_checkpoint
 from firebox.model_zoo.run_folder import Run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 CASES = {
     "average, mixed pictures, parts": {
@@ -81,6 +82,10 @@ def test_killed_at_random_moments(pictures, tmp_path):
     unbroken = train(config, tmp_path / "unbroken", quiet=True)
     assert files_of(resumed) == files_of(unbroken)
     assert not list(out.rglob(".*"))
+    # TensorBoard sees each epoch once, though some were begun twice.
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val_accuracy")] == list(range(1, config.epochs + 1))
 
 
 def wait_for_an_epoch(log: Path, process: BaseProcess) -> None:

@@ -1,6 +1,7 @@
 """What the options of a training do, and what cannot be asked for."""
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,17 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(firebox, pictures, tmp_pa
     assert said in outcome.err
     assert outcome.err.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "tensorboard"])
+def test_a_missing_package_is_told_before_anything_is_done(firebox, tmp_path, monkeypatch, package):
+    homes = ("firebox.model_zoo.curves", "firebox.model_zoo.run_folder", "firebox.model_zoo.training")
+    for name in [name for name in sys.modules if name in homes or name.startswith((package, "torch.utils.tensorb"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    outcome = firebox("train", "--out", tmp_path / "run")
+    assert (outcome.code, outcome.err) == (1, f"error: {package} is not installed; run: pip install 'firebox[train]'\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_int8_weights_are_no_start(firebox, trained, tmp_path):
