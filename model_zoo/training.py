@@ -246,8 +246,9 @@ def _run(
                 row = _epoch(learner, epoch, pictures, advance)
                 rows.append(row)
                 if group.leads:
-                    run.write(learner.checkpoint(row), rows, last=epoch + 1 == config.epochs)
+                    # What is told of an epoch that is not kept is dropped when the run is resumed.
                     tell(row)
+                    run.write(learner.checkpoint(row), rows, last=epoch + 1 == config.epochs)
         group.same(None)
     return _result(run, checkpoint, config, learner, rows)
 
