@@ -73,13 +73,9 @@ def together(folder: Path, *arguments: object, mishap: str = "") -> list[Said]:
     return [Said(int(process.exitcode or 0), *pair) for process, pair in zip(processes, texts, strict=True)]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [(), ("--freezeout", "linear", "--freeze-first", 0.25, "--accumulation", 2, "--ema", 0.9)],
-    ids=["plain", "layers frozen, parts, average"],
-)
-def test_two_processes_train_as_one_does(firebox, pictures, tmp_path, options):
-    options = ("train", "--data", pictures, "--epochs", 3, "--batch-size", 4, *EQUAL, *options, "--json")
+def test_two_processes_train_as_one_does(firebox, pictures, tmp_path):
+    more = ("--freezeout", "linear", "--freeze-first", 0.25, "--accumulation", 2, "--ema", 0.9)
+    options = ("train", "--data", pictures, "--epochs", 3, "--batch-size", 4, *EQUAL, *more, "--json")
     first, second = together(tmp_path / "said", *options, "--out", tmp_path / "two")
     assert (first.code, second.code) == (0, 0)
     assert (second.out, second.err) == ("", "")

@@ -15,16 +15,15 @@ from firebox.model_zoo.run_folder import Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 CASES = {
-    "average, mixed pictures, parts": {
-        "ema": 0.9, "mixup": 0.5, "cutmix": 1.0, "accumulation": 2, "nesterov": True, "augment": "standard",
+    "average, mixed pictures, parts, teachers": {
+        "ema": 0.9, "mixup": 0.5, "cutmix": 1.0, "accumulation": 2, "nesterov": True, "teachers": True,
     },
-    "snapshots within epochs": {"snapshots": 2, "iterations": 8, "ema": 0.5},
+    "snapshots within epochs": {"snapshots": 2, "iterations": 8, "ema": 0.5, "momentum": 0.0},
     # Layers are frozen where epochs end, too.
     "layers frozen, blocks at their own rates": {
-        "freezeout": "linear", "freeze_first": 1 / 3, "layer_decay": 0.5, "optimizer": "muon",
+        "freezeout": "linear", "freeze_first": 1 / 3, "layer_decay": 0.5, "learn": 4, "start": True,
+        "optimizer": "muon",
     },
-    "last blocks frozen": {"freezeout": "cubic", "learn": 2, "start": True},
-    "teachers": {"teachers": True, "momentum": 0.0},
     "codes": {"learn": "head", "start": True, "images_per_class": 6, "ema": 0.9},
 }  # fmt: skip
 
@@ -38,7 +37,7 @@ def test_a_stopped_run_becomes_the_unbroken_one(trained, tmp_path, monkeypatch, 
     named = {"start": str(trained.out), "teachers": (str(trained.out),)}
     changes = {name: named[name] if value is True and name in named else value for name, value in changes.items()}
     data = str(trained.out.parent / "pictures")
-    config = replace(TrainingConfig(data=data, epochs=3, batch_size=8, augment=None), **changes)
+    config = replace(TrainingConfig(data=data, epochs=3, batch_size=8), **changes)
     unbroken = train(config, tmp_path / "unbroken", quiet=True)
 
     # Stopped after each epoch, when its checkpoint is there.
@@ -62,7 +61,7 @@ def test_a_stopped_run_becomes_the_unbroken_one(trained, tmp_path, monkeypatch, 
 
 def test_killed_at_random_moments(pictures, tmp_path):
     out, moments = tmp_path / "killed", random.Random(0)
-    config = TrainingConfig(data=str(pictures), epochs=12, batch_size=4, snapshots=4, ema=0.9, cutmix=1.0)
+    config = TrainingConfig(data=str(pictures), epochs=9, batch_size=4, snapshots=3, ema=0.9, cutmix=1.0)
     # Processes that have loaded torch, and computed nothing yet.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["firebox.model_zoo.training", "torch._dynamo", "matplotlib.font_manager"])
