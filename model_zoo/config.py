@@ -40,11 +40,12 @@ class SqueezeNetConfig(NetworkConfig):
     Fire module ``i`` (from 0) has ``base_e + incr_e * (i // freq)`` expand filters, the share
     ``pct3x3`` of them 3x3, and ``squeeze_ratio`` (the paper's SR) times as many squeeze filters.
     ``pools`` are the layers after which a 3x3 stride-2 max pool sits: ``DELAYED`` (v1.0), ``EARLY``
-    (v1.1) or any other positions. ``bypass`` is that of section 6. ``head_padding`` pads conv10, as
-    the original Caffe network does. ``head_relu`` is the paper's ReLU after conv10: a class whose
-    answers are negative everywhere gets no gradient from there on, which loses classes when
-    training starts from new weights at high rates. Raises ``UsageError`` with the value that makes
-    no network.
+    (v1.1) or any other positions. ``bypass`` is that of section 6, added behind the expand layers'
+    ReLU, or before it with ``bypass_before_relu``, as residual networks have it (arXiv 1512.03385).
+    ``head_padding`` pads conv10, as the original Caffe network does. ``head_relu`` is the paper's
+    ReLU after conv10: a class whose answers are negative everywhere gets no gradient from there on,
+    which loses classes when training starts from new weights at high rates. Raises ``UsageError``
+    with the value that makes no network.
     """
 
     family: ClassVar[str] = "squeezenet"
@@ -61,6 +62,7 @@ class SqueezeNetConfig(NetworkConfig):
     squeeze_ratio: float = 0.125
     pools: tuple[int, ...] = DELAYED
     bypass: Bypass = "none"
+    bypass_before_relu: bool = False
     head_padding: int = 0
     head_relu: bool = True
 

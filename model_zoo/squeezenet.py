@@ -12,25 +12,30 @@ class Fire(nn.Module):
 
     (N, in_channels, H, W) to (N, expand1x1 + expand3x3, H, W). With bypass (section 6) the input is
     added to the output: as it is where the channels agree, through a 1x1 convolution where they
-    differ and ``complex`` allows it.
+    differ and ``complex`` allows it. ``bypass_before_relu`` takes the sum before the ReLU of the
+    expand layers.
     """
 
     def __init__(self, size: FireSize, config: SqueezeNetConfig):
         super().__init__()
         norm = config.batch_norm
+        same = size.in_channels == size.out_channels
+        bypassed = config.bypass == "complex" or (config.bypass == "simple" and same)
+        late = bypassed and config.bypass_before_relu
         self.squeeze = _conv(size.in_channels, size.squeeze, 1, norm)
         self.squeeze_norm = _norm(size.squeeze, norm)
         self.squeeze_activation = nn.ReLU()
         self.expand1x1 = _conv(size.squeeze, size.expand1x1, 1, norm)
         self.expand1x1_norm = _norm(size.expand1x1, norm)
-        self.expand1x1_activation = nn.ReLU()
+        self.expand1x1_activation = nn.Identity() if late else nn.ReLU()
         self.expand3x3 = _conv(size.squeeze, size.expand3x3, 3, norm, padding=1)
         self.expand3x3_norm = _norm(size.expand3x3, norm)
-        self.expand3x3_activation = nn.ReLU()
+        self.expand3x3_activation = nn.Identity() if late else nn.ReLU()
+        self.activation = nn.ReLU() if late else nn.Identity()
         self.bypass: nn.Module | None = None
-        if config.bypass != "none" and size.in_channels == size.out_channels:
+        if bypassed and same:
             self.bypass = nn.Identity()
-        elif config.bypass == "complex":
+        elif bypassed:
             bypass = _conv(size.in_channels, size.out_channels, 1, norm)
             self.bypass = nn.Sequential(bypass, nn.BatchNorm2d(size.out_channels)) if norm else bypass
 
@@ -40,7 +45,7 @@ class Fire(nn.Module):
         expanded1x1 = self.expand1x1_activation(self.expand1x1_norm(self.expand1x1(squeezed)))
         expanded3x3 = self.expand3x3_activation(self.expand3x3_norm(self.expand3x3(squeezed)))
         expanded = torch.cat([expanded1x1, expanded3x3], 1)
-        return expanded if self.bypass is None else expanded + self.bypass(x)
+        return self.activation(expanded if self.bypass is None else expanded + self.bypass(x))
 
 
 class SqueezeNet(NetworkModule):

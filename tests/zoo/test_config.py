@@ -29,6 +29,7 @@ def configs(draw) -> SqueezeNetConfig:
             squeeze_ratio=draw(st.floats(0.05, 1)),
             pools=tuple(sorted(draw(st.sets(st.integers(1, fires + 1), max_size=3)))),
             bypass=draw(st.sampled_from(["none", "simple", "complex"])),
+            bypass_before_relu=draw(st.booleans()),
             batch_norm=draw(st.booleans()),
             dropout=draw(st.floats(0, 0.9)),
             head_padding=draw(st.integers(0, 1)),

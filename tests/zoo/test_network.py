@@ -3,17 +3,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from firebox.export import ExportConfig, Tolerance
 from firebox.model_zoo import (
+    TrainingConfig,
     create_model,
+    export_network,
     imagenet_classes,
     load_network,
     load_pictures,
     predict,
     top_k,
+    train,
 )
 from firebox.runtime.datasets import match_labels, open_images, sample
 from firebox.runtime.errors import CheckpointError, FireboxError, UsageError
 from firebox.runtime.files import sha256
+from firebox.runtime.graph import Add
+from firebox.runtime.reader import read_graph
 
 
 def test_run_folder_checkpoint_and_zoo_name_are_the_same_network(trained):
@@ -118,3 +124,26 @@ def test_published_weights_recognize_real_pictures(data_dir: Path, name, file, s
     found = top_k(predict(network.module, pictures, network.preprocessing), labels)
     assert found[0] >= top1
     assert found[1] >= top5
+
+
+def test_a_bypass_before_the_relu_is_a_residual_sum_and_reaches_the_files(pictures, tmp_path):
+    torch.manual_seed(0)
+    fire = create_model("squeezenet_micro", bypass_before_relu=True).features[4].eval()
+    x = torch.randn(2, 64, 8, 8)
+    squeezed = fire.squeeze_norm(fire.squeeze(x)).relu()
+    expanded = [
+        fire.expand1x1_norm(fire.expand1x1(squeezed)),
+        fire.expand3x3_norm(fire.expand3x3(squeezed)),
+    ]
+    torch.testing.assert_close(fire(x), (torch.cat(expanded, 1) + x).relu())
+
+    network = {"bypass": "complex", "bypass_before_relu": True}
+    config = TrainingConfig(data=str(pictures), epochs=2, batch_size=4, network=network)
+    trained = load_network(train(config, tmp_path / "run", quiet=True).out)
+    images = open_images(pictures)
+    tolerance = Tolerance(agreement=0.5, sqnr_db=10)
+    found = export_network(trained, tmp_path / "files", images, ExportConfig(8, tolerance=tolerance), quiet=True)
+    # The sum and its ReLU are one operation.
+    graph = read_graph(tmp_path / "files" / "model.int8.tflite")
+    assert {op.activation for op in graph.ops if isinstance(op, Add)} == {"relu"}
+    assert all(parity.agreement >= 0.5 for parity in found.parity)

@@ -42,10 +42,11 @@ def quantized(digits):
     return train_quantized(network, config, digits.out.parent / "quantized", quiet=True)
 
 
+@pytest.mark.parametrize("early", [False, True], ids=["after ReLU", "before ReLU"])
 @pytest.mark.parametrize("bypass", ["none", "simple", "complex"])
-def test_batch_norm_is_folded_exactly(bypass):
+def test_batch_norm_is_folded_exactly(bypass, early):
     torch.manual_seed(0)
-    network = SqueezeNet(model_config("squeezenet_micro", bypass=bypass))
+    network = SqueezeNet(model_config("squeezenet_micro", bypass=bypass, bypass_before_relu=early))
     x = torch.randn(16, 3, 32, 32)
     for _ in range(3):
         network(x)
