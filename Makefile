@@ -58,6 +58,7 @@ tables: $(READY) $(STOCK)/.ready
 	$(BIN)/python benchmarks/qat.py
 	$(BIN)/python benchmarks/precisions.py
 	$(BIN)/python benchmarks/zoo.py
+	$(BIN)/python benchmarks/resume.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
