@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 STOCK := build/stock_litert
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check format tables clean
+.PHONY: help demo test lint types check format tables training clean
 
 help:
 	@echo "make demo    train, export, check, plan and profile a network on real scans of digits"
@@ -15,6 +15,7 @@ help:
 	@echo "make check   what CI runs: lint, types, test"
 	@echo "make format  put the code into its standard form"
 	@echo "make tables  measure again what docs/ shows (needs FIREBOX_DATA; about an hour and a half)"
+	@echo "make training train again what docs/training.md compares (half a day)"
 	@echo "make clean   remove .venv and what was built"
 
 $(READY): pyproject.toml constraints.txt
@@ -59,6 +60,9 @@ tables: $(READY) $(STOCK)/.ready
 	$(BIN)/python benchmarks/precisions.py
 	$(BIN)/python benchmarks/zoo.py
 	$(BIN)/python benchmarks/resume.py
+
+training: $(READY)
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
