@@ -61,7 +61,8 @@ def test_a_stopped_run_becomes_the_unbroken_one(trained, tmp_path, monkeypatch, 
 
 def test_killed_at_random_moments(pictures, tmp_path):
     out, moments = tmp_path / "killed", random.Random(0)
-    config = TrainingConfig(data=str(pictures), epochs=9, batch_size=4, snapshots=3, ema=0.9, cutmix=1.0)
+    # So many epochs that no kill comes after the last.
+    config = TrainingConfig(data=str(pictures), epochs=27, batch_size=4, snapshots=3, ema=0.9, cutmix=1.0)
     # Processes that have loaded torch, and computed nothing yet.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["firebox.model_zoo.training", "torch._dynamo", "matplotlib.font_manager"])
