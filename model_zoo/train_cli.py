@@ -169,7 +169,7 @@ def train_command(
       firebox train --resume runs/digits
       firebox train --qat runs/digits --out runs/digits-int8
       firebox train squeezenet_cifar --data cifar10-images.tar --epochs 60 --snapshots 5
-      firebox train squeezenet1_1 --start squeezenet1_1.pth --learn 2 --set head_relu=false --data photos --out runs/photos
+      firebox train squeezenet1_1 --start squeezenet1_1.pth --learn 2 --set head_relu=false --data photos
       firebox train --teacher runs/a --teacher runs/b --data digits --out runs/student
       torchrun --nproc-per-node 2 --no-python firebox train squeezenet_cifar --data cifar10-images.tar
     """
