@@ -29,13 +29,13 @@ class Workers:
         """This process's part of a batch of indices."""
         return batch[self.rank :: self.count]
 
-    def mean(self, *values: float) -> tuple[float, ...]:
-        """The means over all processes; each gets the same."""
+    def mean(self, value: float) -> float:
+        """The mean over all processes; each gets the same."""
         if self.count == 1:
-            return values
-        sums = torch.tensor(values, dtype=torch.float64)
-        distributed.all_reduce(sums)
-        return tuple((sums / self.count).tolist())
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        distributed.all_reduce(total)
+        return total.item() / self.count
 
     def same(self, value: Any) -> Any:
         """What the leading process has, in all of them; the others wait for it here."""

@@ -1,6 +1,7 @@
 """What a network answers, and how often it is right."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +21,30 @@ def predict(
 ) -> Tensor:
     """Logits (N, classes) of all pictures, in float32 and eval mode, on the module's device."""
     device = next(module.parameters()).device
-    # Not every part of a module that trains need be in training mode.
-    modes = [(part, part.training) for part in module.modules()]
     order = torch.arange(len(pictures.labels)).split(batch_size)
     logits: list[Tensor] = []
+    with (
+        in_eval_mode(module),
+        torch.inference_mode(),
+        progress("evaluating", len(pictures.labels), quiet=quiet) as advance,
+    ):
+        for pixels, labels in pictures.batches(order):
+            logits.append(module(prepare(pixels.to(device), preprocessing)).cpu())
+            advance(len(labels))
+    return torch.cat(logits)
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Within, the whole module is in eval mode; afterwards each part is in its own mode again."""
+    # Not every part of a module that trains need be in training mode.
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with (
-            torch.inference_mode(),
-            progress("evaluating", len(pictures.labels), quiet=quiet) as advance,
-        ):
-            for pixels, labels in pictures.batches(order):
-                logits.append(module(prepare(pixels.to(device), preprocessing)).cpu())
-                advance(len(labels))
+        yield
     finally:
         for part, training in modes:
             part.training = training
-    return torch.cat(logits)
 
 
 def top_k(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> tuple[float, ...]:

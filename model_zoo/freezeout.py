@@ -1,13 +1,14 @@
 """FreezeOut: layers stop learning one after the other, the first ones first (Brock et al., arXiv 1706.04983)."""
 
-import math
 from collections.abc import Sequence
 
 from torch import nn
 
 from ..runtime.errors import UsageError
 from .callbacks import Callback, Loop
+from .evaluation import in_eval_mode
 from .freezing import Layer, freeze, layers_of
+from .schedules import half_cosine
 from .training_config import FreezeSchedule
 
 _EXPONENTS = {"linear": 1, "squared": 2, "cubic": 3}
@@ -44,7 +45,7 @@ class FreezeOut(Callback):
         for group in loop.optimizer.param_groups:
             time = self.times[group["layer"]]
             base = self.rate * group.get("factor", 1.0) / (time if self.scaled else 1.0)
-            group["lr"] = base * (1 + math.cos(math.pi * done / time)) / 2
+            group["lr"] = base * half_cosine(done, time)
 
     def after_step(self, loop: Loop) -> None:
         """Freeze the layers whose time has come, at once, so that a checkpoint holds no state of theirs."""
@@ -93,13 +94,10 @@ def macs_of(module: nn.Module, size: Sequence[int]) -> list[int]:
 
     kernels = [layer.parts[0] for layer in layers_of(module)]
     hooks = [part.register_forward_hook(count) for part in kernels]
-    parameter, modes = next(module.parameters()), [(part, part.training) for part in module.modules()]
     try:
-        with torch.no_grad():
-            module.eval()(torch.zeros(1, *size, device=parameter.device))
+        with in_eval_mode(module), torch.no_grad():
+            module(torch.zeros(1, *size, device=next(module.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()
-        for part, mode in modes:
-            part.training = mode
     return [counts.get(part, 0) for part in kernels]

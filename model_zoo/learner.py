@@ -100,7 +100,7 @@ class Learner:
             value, hits = self._learn(*part, share=len(part[1]) / len(labels), last=number == len(parts))
             loss, correct = loss + value, correct + hits
         # Of all processes, so that all of them go on, or stop.
-        (loss,) = self.workers.mean(loss)
+        loss = self.workers.mean(loss)
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}")
         loop.optimizer.step()

@@ -21,8 +21,13 @@ def learning_rate(
         return base * (step + 1) / (warmup + 1)
     done = (step - warmup) / (total - warmup)
     if schedule == "cosine":
-        return base * (1 + math.cos(math.pi * done)) / 2
+        return base * half_cosine(done)
     return base * (1 - done) ** power
+
+
+def half_cosine(place: float, end: float = 1.0) -> float:
+    """Half a cosine, from 1 at 0 to 0 at ``end``."""
+    return (1 + math.cos(math.pi * place / end)) / 2
 
 
 def cyclic_cosine(step: int, total: int, cycles: int, base: float) -> float:
@@ -31,7 +36,7 @@ def cyclic_cosine(step: int, total: int, cycles: int, base: float) -> float:
     Huang et al., arXiv 1704.00109, equation 2, where steps count from 1.
     """
     cycle = math.ceil(total / cycles)
-    return base * (math.cos(math.pi * (step % cycle) / cycle) + 1) / 2
+    return base * half_cosine(step % cycle, cycle)
 
 
 def check_cycles(total: int, cycles: int) -> int:

@@ -263,7 +263,7 @@ def _epoch(learner: Learner, epoch: int, pictures: tuple[Pictures, Pictures], ad
         step_loss, step_correct = learner.step(*batch)
         loss, correct = loss + step_loss, correct + step_correct
         advance(1, text=f"epoch {epoch + 1}/{config.epochs} loss {step_loss:.3f}")
-    (mean_correct,) = group.mean(correct)
+    mean_correct = group.mean(correct)
     accuracy = math.nan
     if group.leads and ((epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs):
         logits = predict(learner.network(), validated, learner.start.preprocessing)
