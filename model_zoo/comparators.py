@@ -191,7 +191,17 @@ class GoogLeNetConfig(LayeredConfig):
 
 
 @dataclass(frozen=True)
-class ResNetConfig(LayeredConfig):
+class SmallPicturesConfig(LayeredConfig):
+    """What networks for CIFAR-10's pictures begin with."""
+
+    num_classes: int = 10
+    input_size: tuple[int, int] = (32, 32)
+    batch_norm: bool = True
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class ResNetConfig(SmallPicturesConfig):
     """Residual network for small pictures (arXiv 1512.03385, section 4.2): three stages of (depth - 2) / 6 blocks.
 
     ``width`` is that of the first stage and doubles twice. ``shortcut`` is what joins stages: "pad" (the paper's
@@ -201,10 +211,6 @@ class ResNetConfig(LayeredConfig):
 
     family: ClassVar[str] = "resnet"
 
-    num_classes: int = 10
-    input_size: tuple[int, int] = (32, 32)
-    batch_norm: bool = True
-    dropout: float = 0.0
     depth: int = 20
     width: int = 16
     shortcut: Literal["pad", "project"] = "pad"
@@ -241,7 +247,7 @@ class ResNetConfig(LayeredConfig):
 
 
 @dataclass(frozen=True)
-class DenseNetConfig(LayeredConfig):
+class DenseNetConfig(SmallPicturesConfig):
     """DenseNet for small pictures (arXiv 1608.06993, sections 3 and 4.2): each layer gets the output of all before it.
 
     Three blocks; every layer adds ``growth`` channels. With ``bottleneck`` (DenseNet-B) a layer is two convolutions,
@@ -251,10 +257,6 @@ class DenseNetConfig(LayeredConfig):
 
     family: ClassVar[str] = "densenet"
 
-    num_classes: int = 10
-    input_size: tuple[int, int] = (32, 32)
-    batch_norm: bool = True
-    dropout: float = 0.0
     depth: int = 40
     growth: int = 12
     bottleneck: bool = False

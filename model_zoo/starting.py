@@ -4,16 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..runtime.datasets import LabelledImages
 from ..runtime.errors import CheckpointError, DataError, UsageError
+from ..runtime.preprocessing import Preprocessing
 from .checkpoint import Checkpoint
 from .data import epoch_order
 from .families import build
 from .learner import total_steps
+from .module import NetworkModule
 from .named_weights import find_weights, weight_names
 from .network import Network, load_network, weights_in
 from .network_config import NetworkConfig
@@ -52,19 +53,9 @@ def start(config: TrainingConfig, images: Images, resources: Resources) -> Check
     # A training that cannot be is told before the pictures are read.
     settle_layers(module, config.learn)
     preprocessing = origin.preprocessing if origin and origin.preprocessing else find_model(config.model).preprocessing
-    checkpoint = Checkpoint(
-        model=config.model,
-        config=network,
-        preprocessing=fit_preprocessing(preprocessing, network),
-        classes=images[0].classes,
-        training=settled.to_json(),
-        pictures=(len(images[0]), len(images[1])),
-        epoch=0,
-        step=0,
-        weights=module.state_dict(),
-        origin_sha256=origin.sha256 if origin else "",
-    )
-    return _with_teachers(checkpoint)
+    preprocessing = fit_preprocessing(preprocessing, network)
+    sha256 = origin.sha256 if origin else ""
+    return _with_teachers(_first(config.model, module, preprocessing, images[0].classes, settled, images, sha256))
 
 
 def start_quantized(
@@ -72,7 +63,7 @@ def start_quantized(
 ) -> Checkpoint:
     """From a trained network: batch norm is folded, and activations have their first ranges."""
     check_quantized(config)
-    trained, validated = images
+    trained = images[0]
     if trained.classes not in (network.classes, network.class_ids):
         raise DataError(
             f"the classes of {trained.source} are {_some(trained.classes)}, those of {network.name} "
@@ -80,20 +71,9 @@ def start_quantized(
         )
     module = without_batch_norm(network.module)
     ranges = network.ranges or calibrated(module, network.preprocessing, trained, config.seed, quiet)
-    checkpoint = Checkpoint(
-        model=network.name,
-        config=module.config,
-        preprocessing=network.preprocessing,
-        classes=network.classes,
-        training=_settled(config, module.config, images, resources).to_json(),
-        pictures=(len(trained), len(validated)),
-        epoch=0,
-        step=0,
-        weights=module.state_dict(),
-        ranges=ranges,
-        origin_sha256=network.sha256,
-    )
-    return _with_teachers(checkpoint)
+    settled = _settled(config, module.config, images, resources)
+    first = _first(network.name, module, network.preprocessing, network.classes, settled, images, network.sha256)
+    return _with_teachers(replace(first, ranges=ranges))
 
 
 def check_quantized(config: TrainingConfig) -> None:
@@ -121,6 +101,30 @@ def load_teachers(checkpoint: Checkpoint, paths: Sequence[str] = ()) -> Teachers
         if network.sha256 != digest:
             raise CheckpointError(f"the teacher {path} has changed since the training began; start a new run")
     return Teachers([network.module for network in networks], config.temperature) if networks else None
+
+
+def _first(
+    model: str,
+    module: NetworkModule,
+    preprocessing: Preprocessing,
+    classes: tuple[str, ...],
+    settled: TrainingConfig,
+    images: Images,
+    origin_sha256: str,
+) -> Checkpoint:
+    """The checkpoint of a module that has learned nothing yet."""
+    return Checkpoint(
+        model=model,
+        config=module.config,
+        preprocessing=preprocessing,
+        classes=classes,
+        training=settled.to_json(),
+        pictures=(len(images[0]), len(images[1])),
+        epoch=0,
+        step=0,
+        weights=module.state_dict(),
+        origin_sha256=origin_sha256,
+    )
 
 
 def _with_teachers(checkpoint: Checkpoint) -> Checkpoint:
@@ -168,5 +172,5 @@ def _origin(model: str, start: str) -> Weights:
     return origin
 
 
-def _some(names: tuple[str, ...]) -> Any:
+def _some(names: tuple[str, ...]) -> str:
     return f"{len(names)} ({', '.join(names[:3])} …)"
