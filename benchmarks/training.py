@@ -18,14 +18,14 @@ import click
 import numpy as np
 from common import data_option, out_option, write_page
 from firebox.model_zoo import TrainingConfig, average_checkpoints, load_network, load_pictures, predict, resume, train
-from firebox.model_zoo.checkpoint import read_checkpoint
+from firebox.model_zoo.checkpoint import FILE_NAME, read_checkpoint
 from firebox.model_zoo.run_folder import SNAPSHOTS, read_log
 from firebox.runtime import open_images, split_images
 from firebox.runtime.console import note, progress
 from firebox.runtime.errors import FireboxError
 from firebox.runtime.files import sha256, write_files
 from freeze_timing import measure_saving
-from training_page import Results, page
+from training_page import Results, logits_file, page
 from training_trials import Experiment, Trial, experiments
 
 _FOLDER = Path(__file__).resolve().parent.parent / "build" / "training"
@@ -38,7 +38,7 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**28),
 }
-_RESULT, _LOGITS, _CHECKPOINT = "result.json", "test_logits", "checkpoint.safetensors"
+_RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ def run(bench: Bench, trial: Trial) -> None:
     if trial.averages:
         snapshots = sorted((bench.folder / trial.needs[0] / SNAPSHOTS).iterdir())
         images = split_images(open_images(trial.config.data), trial.config.val_fraction, trial.config.seed)[0]
-        average_checkpoints(snapshots, folder / _CHECKPOINT, images)
-    elif not (folder / _CHECKPOINT).is_file():
+        average_checkpoints(snapshots, folder / FILE_NAME, images)
+    elif not (folder / FILE_NAME).is_file():
         train(trial.config, folder)
-    elif (checkpoint := read_checkpoint(folder / _CHECKPOINT)).epoch < TrainingConfig.from_json(
+    elif (checkpoint := read_checkpoint(folder / FILE_NAME)).epoch < TrainingConfig.from_json(
         checkpoint.training
     ).epochs:
         resume(folder)
@@ -139,12 +139,12 @@ def run(bench: Bench, trial: Trial) -> None:
     assert test is not None
     accuracies: dict[str, float] = {}
     config = load_network(folder).config
-    for path in [folder / _CHECKPOINT, *sorted(folder.glob("snapshots/*"))]:
+    for path in [folder / FILE_NAME, *sorted(folder.glob("snapshots/*"))]:
         network = load_network(path)
         pictures = load_pictures(test, network.preprocessing, quiet=True)
         logits = predict(network.module, pictures, network.preprocessing).numpy()
         accuracies[path.stem] = float((logits.argmax(1) == test.labels).mean())
-        files[f"{_LOGITS}.{path.stem}.npy"] = _npy(logits.astype(np.float32))
+        files[logits_file(path.stem)] = _npy(logits.astype(np.float32))
     rows = read_log(folder, sys.maxsize)
     result = {
         "key": key(trial),
@@ -156,7 +156,7 @@ def run(bench: Bench, trial: Trial) -> None:
         "epoch_seconds": [row.seconds for row in rows],
     }
     if trial.config.freezeout:
-        result["saving"] = measure_saving(read_checkpoint(folder / _CHECKPOINT))
+        result["saving"] = measure_saving(read_checkpoint(folder / FILE_NAME))
     files[_RESULT] = json.dumps(result, indent=2) + "\n"
     write_files(folder, files)
     note(f"{trial.name}: {accuracies['checkpoint']:.2%} of the test pictures")

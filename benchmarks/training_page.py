@@ -12,8 +12,6 @@ from firebox.runtime import Ensemble
 from firebox.runtime.files import write_file
 from training_plots import plot_lines
 
-_LOGITS = "test_logits"
-
 
 @dataclass(frozen=True)
 class Results:
@@ -33,11 +31,16 @@ class Results:
 
     def logits(self, trial: str, checkpoint: str = "checkpoint") -> np.ndarray:
         """Those of the test pictures."""
-        return np.load(self.folder / trial / f"{_LOGITS}.{checkpoint}.npy", allow_pickle=False)
+        return np.load(self.folder / trial / logits_file(checkpoint), allow_pickle=False)
 
     def accuracy(self, answers: np.ndarray) -> float:
         """The share of the test pictures that answers are right about."""
         return float((answers.argmax(1) == self.labels).mean())
+
+
+def logits_file(checkpoint: str) -> str:
+    """The file of a run that keeps a checkpoint's logits of the test pictures."""
+    return f"test_logits.{checkpoint}.npy"
 
 
 def page(results: Results, docs: Path) -> Iterator[str]:
@@ -47,8 +50,7 @@ def page(results: Results, docs: Path) -> Iterator[str]:
     yield "```sh\npython benchmarks/training.py\n```"
     yield (
         f"with the CIFAR-10 pictures of `{FOLDER}/cifar10-images.tar` ([where from](data.md)): 50,000 to learn from, "
-        f"of "
-        f"which {plan.VALIDATION:.0%} are kept to validate, drawn by the seed; accuracies are those on the "
+        f"of which {plan.VALIDATION:.0%} are kept to validate, drawn by the seed; accuracies are those on the "
         f"{len(results.labels):,} test pictures, which nothing was trained or chosen on. Each training was made with "
         f"seeds {', '.join(map(str, plan.SEEDS))}: means, with the lowest and the highest in brackets. One picture is "
         f"{1 / len(results.labels):.2%}. Trainings are in bf16, on one thread each. `--only` makes one part again; "
@@ -67,13 +69,10 @@ def _snapshots(results: Results, docs: Path) -> Iterator[str]:
     yield "## Snapshot ensembles, and one network that ships"
     yield (
         f"`squeezenet_micro`, {epochs} epochs each, all at the highest rate of {plan.RATE}. *Snapshots* are {count} "
-        f"cosine cycles "
-        f"(arXiv 1704.00109) of {epochs // count} epochs; *single* is one cosine of the same length. The *student* "
-        f"learns "
-        f"for {epochs} epochs from the mean of the {count} snapshots, with the same pictures; the *average* is that of "
-        "the snapshots' weights, with statistics of batch norm taken anew. *Gain* is over the single network, *kept* "
-        "the "
-        "share of the ensemble's gain."
+        f"cosine cycles (arXiv 1704.00109) of {epochs // count} epochs; *single* is one cosine of the same length. The "
+        f"*student* learns for {epochs} epochs from the mean of the {count} snapshots, with the same pictures; the "
+        "*average* is that of the snapshots' weights, with statistics of batch norm taken anew. *Gain* is over the "
+        "single network, *kept* the share of the ensemble's gain."
     )
     single = np.array([results.accuracy(results.logits(f"single-{seed}")) for seed in plan.SEEDS])
     rows = [("single network", single, 1)]
@@ -136,13 +135,10 @@ def _freezeout(results: Results, docs: Path) -> Iterator[str]:
         return
     yield "## FreezeOut"
     yield (
-        f"{plan.FREEZE_EPOCHS} epochs on {plan.FREEZE_PICTURES:,} pictures of each class, without warm-up. "
-        f"*Predicted* is "
-        "the share of the multiply-accumulates of forward and backward pass that frozen layers do not make; "
-        "*measured* is "
-        "that of the time: steps with as many layers frozen as the schedule freezes were timed in turns with steps "
-        "that "
-        "freeze none, in rounds, and every phase of the schedule counted with its length."
+        f"{plan.FREEZE_EPOCHS} epochs on {plan.FREEZE_PICTURES:,} pictures of each class, without warm-up. *Predicted* "
+        "is the share of the multiply-accumulates of forward and backward pass that frozen layers do not make; "
+        "*measured* is that of the time: steps with as many layers frozen as the schedule freezes were timed in turns "
+        "with steps that freeze none, in rounds, and every phase of the schedule counted with its length."
     )
     yield table(("network", "freezing", "accuracy", "difference, points", "predicted", "measured"), rows, names=2)
 
@@ -158,13 +154,12 @@ def _transfer(results: Results, docs: Path) -> Iterator[str]:
         return
     yield "## Transfer from ImageNet"
     yield (
-        f"`squeezenet1_1` with the weights of `{FOLDER}/squeezenet1_1.pth`, pictures at {plan.TRANSFER_SIZE}x"
-        f"{plan.TRANSFER_SIZE}, {plan.TRANSFER_STEPS} steps of {plan.TRANSFER_BATCH} pictures whatever their number. "
-        "*Extractor* trains a new head on codes that are computed once; *last blocks* the last two Fire modules and "
-        "the "
-        "head; *everything* all layers, each block at 0.8 times the rate of the block above; *from scratch* begins "
-        f"with new weights. Rates were chosen on the validation pictures, at {plan.TRANSFER_TRIED} pictures a class "
-        f"and seed {plan.SEEDS[0]}:"
+        f"`squeezenet1_1` with the weights of `{FOLDER}/squeezenet1_1.pth`, pictures at "
+        f"{plan.TRANSFER_SIZE}x{plan.TRANSFER_SIZE}, {plan.TRANSFER_STEPS} steps of {plan.TRANSFER_BATCH} pictures "
+        "whatever their number. *Extractor* trains a new head on codes that are computed once; *last blocks* the last "
+        "two Fire modules and the head; *everything* all layers, each block at 0.8 times the rate of the block above; "
+        "*from scratch* begins with new weights. Rates were chosen on the validation pictures, at "
+        f"{plan.TRANSFER_TRIED} pictures a class and seed {plan.SEEDS[0]}:"
     )
     rates = [f"{rate:g}" for rate in plan.TRANSFER_RATES]
     tried = []
@@ -213,8 +208,7 @@ def _shapes(results: Results, docs: Path) -> Iterator[str]:
     yield "## The shape of a SqueezeNet"
     yield (
         f"Networks of `squeezenet_micro`'s shape without bypass, {plan.SHAPE_EPOCHS} epochs. The share of 3x3 filters "
-        f"is "
-        f"varied at a squeeze ratio of {plan.SHARE_SQUEEZE_RATIO}, as in the article (1602.07360, section 5)."
+        f"is varied at a squeeze ratio of {plan.SHARE_SQUEEZE_RATIO}, as in the article (1602.07360, section 5)."
     )
     columns = ("network", "parameters", "MACs", "accuracy")
     yield table(columns, [each for each in rows if each])
@@ -233,8 +227,7 @@ def _shapes(results: Results, docs: Path) -> Iterator[str]:
     yield _verdict("The article's order: none, then complex, then simple", "", means[0] < means[2] < means[1])
     yield (
         "Down-sampling late (pools behind layers 3 and 5) beside early (behind 1 and 3), with as many filters as give "
-        "the "
-        "same multiply-accumulates (He and Sun, arXiv 1412.1710, section 3.4):"
+        "the same multiply-accumulates (He and Sun, arXiv 1412.1710, section 3.4):"
     )
     yield table(columns, [each for each in rows3 if each])
     late, soon = (np.array(results.tests(lambda s, t=trial: plan.shape_name(t, s))) for trial in pools.values())

@@ -134,8 +134,7 @@ def _describe(card: Card) -> Iterator[str]:
     yield (
         "For pictures like CIFAR-10's: one centred object of one of its ten classes, 32x32 pixels, in colour. It knows "
         "nothing else: what belongs to no class is given one of them all the same. The pictures were collected from "
-        "the "
-        "web without regard to who took them or where; accuracies by class are below."
+        "the web without regard to who took them or where; accuracies by class are below."
     )
     command = card.summary["command"].replace(str(training["data"]), f"{FOLDER}/{_PICTURES}")
     hours = card.seconds / 3600
