@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from firebox.model_zoo.checkpoint import FILE_NAME, read_checkpoint
 from firebox.model_zoo.run_folder import SNAPSHOTS, read_log
 from firebox.runtime import open_images, split_images
 from firebox.runtime.console import note, progress
-from firebox.runtime.errors import FireboxError
+from firebox.runtime.errors import FireboxError, UsageError
 from firebox.runtime.files import sha256, write_files
 from freeze_timing import measure_saving
 from training_page import Results, logits_file, page
@@ -130,10 +130,8 @@ def run(bench: Bench, trial: Trial) -> None:
         average_checkpoints(snapshots, folder / FILE_NAME, images)
     elif not (folder / FILE_NAME).is_file():
         train(trial.config, folder)
-    elif (checkpoint := read_checkpoint(folder / FILE_NAME)).epoch < TrainingConfig.from_json(
-        checkpoint.training
-    ).epochs:
-        resume(folder)
+    else:
+        _go_on(trial, folder)
     files: dict[str, bytes | str] = {}
     test = open_images(bench.data / _PICTURES).split("test")
     assert test is not None
@@ -160,6 +158,20 @@ def run(bench: Bench, trial: Trial) -> None:
     files[_RESULT] = json.dumps(result, indent=2) + "\n"
     write_files(folder, files)
     note(f"{trial.name}: {accuracies['checkpoint']:.2%} of the test pictures")
+
+
+def _go_on(trial: Trial, folder: Path) -> None:
+    """To the end of a run that was stopped. Raises ``UsageError`` if it is of another config."""
+    checkpoint = read_checkpoint(folder / FILE_NAME)
+    config = TrainingConfig.from_json(checkpoint.training)
+    # What the trial leaves open was filled in; iterations settle the epochs.
+    left_open: dict[str, Any] = {name: None for name, value in vars(trial.config).items() if value is None}
+    if trial.config.iterations:
+        left_open["epochs"] = trial.config.epochs
+    if key(replace(trial, config=replace(config, **left_open))) != key(trial):
+        raise UsageError(f"{folder} is the run of another config; remove it")
+    if checkpoint.epoch < config.epochs:
+        resume(folder)
 
 
 def key(trial: Trial) -> str:

@@ -158,17 +158,17 @@ def _transfer(results: Results, docs: Path) -> Iterator[str]:
         f"{plan.TRANSFER_SIZE}x{plan.TRANSFER_SIZE}, {plan.TRANSFER_STEPS} steps of {plan.TRANSFER_BATCH} pictures "
         "whatever their number. *Extractor* trains a new head on codes that are computed once; *last blocks* the last "
         "two Fire modules and the head; *everything* all layers, each block at 0.8 times the rate of the block above; "
-        "*from scratch* begins with new weights. Rates were chosen on the validation pictures, at "
+        "*from scratch* begins with new weights and has batch norm. Rates were chosen on the validation pictures, at "
         f"{plan.TRANSFER_TRIED} pictures a class and seed {plan.SEEDS[0]}:"
     )
-    rates = [f"{rate:g}" for rate in plan.TRANSFER_RATES]
     tried = []
-    for way in plan.TRANSFER_WAYS:
-        found = [results.trials.get(plan.rate_name(way, rate), {}).get("val") for rate in plan.TRANSFER_RATES]
+    for way, rates in plan.TRANSFER_RATES.items():
+        found = [results.trials.get(plan.rate_name(way, rate), {}).get("val") for rate in rates]
         if None in found:
             return
-        tried.append((way, *(f"{value:.1%}" for value in found), rates[int(np.argmax(found))]))
-    yield table(("way, validation accuracy at rate", *rates, "best"), tried)
+        cells = (f"{rate:g}: {value:.1%}" for rate, value in zip(rates, found, strict=True))
+        tried.append((way, *cells, f"{plan.TRANSFER_WAYS[way]['learning_rate']:g}"))
+    yield table(("way", "rate: validation accuracy", "", "", "chosen"), tried)
     columns = ("way", *(f"{count} a class" for count in plan.TRANSFER_PICTURES))
     yield table(columns, [(way, *(spread(found) for _, found in points)) for way, points in lines.items()])
     plot = plot_lines(lines, "pictures a class", "accuracy on the test pictures", logarithmic=True)

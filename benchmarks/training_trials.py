@@ -33,14 +33,22 @@ FREEZE_WAYS: Mapping[str, Mapping[str, Any]] = {
 TRANSFER_PICTURES = (10, 50, 500)
 TRANSFER_SIZE = 96
 TRANSFER_STEPS, TRANSFER_BATCH = 300, 50
-# What is tried for each way, at one number of pictures and one seed, and looked at on the validation pictures.
-TRANSFER_RATES = (0.001, 0.003, 0.01)
+# The number of pictures at which rates are tried, with one seed, and looked at on the validation pictures.
 TRANSFER_TRIED = 50
+# With a ReLU behind it a new head loses classes.
+TRANSFER_NETWORK = {"head_relu": False}
 TRANSFER_WAYS: Mapping[str, Mapping[str, Any]] = {
-    "extractor": {"learn": "head", "learning_rate": 0.001},
+    "extractor": {"learn": "head", "learning_rate": 0.003},
     "last blocks": {"learn": 2, "learning_rate": 0.003},
-    "everything": {"learn": "all", "layer_decay": 0.8, "learning_rate": 0.003},
-    "from scratch": {"learning_rate": 0.01},
+    "everything": {"learn": "all", "layer_decay": 0.8, "learning_rate": 0.001},
+    # Without batch norm new weights hardly begin to learn in so few steps.
+    "from scratch": {"learning_rate": 0.1, "network": {**TRANSFER_NETWORK, "batch_norm": True}},
+}
+TRANSFER_RATES: Mapping[str, Sequence[float]] = {
+    "extractor": (0.001, 0.003, 0.01),
+    "last blocks": (0.001, 0.003, 0.01),
+    "everything": (0.001, 0.003, 0.01),
+    "from scratch": (0.03, 0.1, 0.3),
 }
 
 
@@ -152,8 +160,7 @@ def _transfer(base: TrainingConfig, weights: Path) -> Iterator[Trial]:
     small = replace(
         base,
         model="squeezenet1_1",
-        # With a ReLU behind it a new head loses classes.
-        network={"head_relu": False},
+        network=TRANSFER_NETWORK,
         input_size=(TRANSFER_SIZE, TRANSFER_SIZE),
         batch_size=TRANSFER_BATCH,
         warmup_epochs=0,
@@ -168,7 +175,7 @@ def _transfer(base: TrainingConfig, weights: Path) -> Iterator[Trial]:
         for count in TRANSFER_PICTURES:
             for seed in SEEDS:
                 yield Trial(transfer_name(name, count, seed), replace(config, images_per_class=count, seed=seed))
-        for rate in TRANSFER_RATES:
+        for rate in TRANSFER_RATES[name]:
             if rate != config.learning_rate:
                 tried = replace(config, images_per_class=TRANSFER_TRIED, learning_rate=rate)
                 yield Trial(rate_name(name, rate), tried)
