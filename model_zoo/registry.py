@@ -164,7 +164,7 @@ def squeezenet1_0_complex_bypass() -> ZooEntry:
 
 @register
 def squeezenet_cifar() -> ZooEntry:
-    """v1.0's fire modules for 32x32 pictures: stride-1 stem, late pools, batch norm, bypass."""
+    """Six fire modules for 32x32 pictures: stride-1 stem, batch norm, bypass before the ReLU."""
     config = SqueezeNetConfig(
         num_classes=10,
         input_size=(32, 32),
@@ -172,13 +172,25 @@ def squeezenet_cifar() -> ZooEntry:
         stem_kernel=3,
         stem_stride=1,
         stem_padding=1,
-        pools=(3, 5),
+        num_fires=6,
+        freq=3,
+        squeeze_ratio=0.5,
+        pools=(1, 4),
         bypass="simple",
+        bypass_before_relu=True,
         batch_norm=True,
         dropout=0.0,
         head_relu=False,
     )
     return ZooEntry(config, _SMALL, "firebox; for CIFAR-10")
+
+
+@register
+def squeezenet_cifar_small() -> ZooEntry:
+    """The sibling of squeezenet_cifar with four fire modules and a fifth of its parameters."""
+    config = find_model("squeezenet_cifar").config
+    small = replace(config, stem_channels=32, num_fires=4, base_e=64, incr_e=80, freq=2, pools=(1, 3))
+    return ZooEntry(small, _SMALL, "firebox; for CIFAR-10")
 
 
 @register

@@ -24,7 +24,8 @@ ARENAS = {
     "squeezenet1_0_complex_bypass": 2_612_736,
     "squeezenet1_0_simple_bypass": 1_492_992,
     "squeezenet1_1": 982_144,
-    "squeezenet_cifar": 393_216,
+    "squeezenet_cifar": 98_304,
+    "squeezenet_cifar_small": 49_152,
     "squeezenet_micro": 49_152,
 }
 

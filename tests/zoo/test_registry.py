@@ -48,6 +48,7 @@ def test_published_parameter_counts(name, classes, parameters):
 
 def test_small_networks_keep_their_promises():
     assert model_config("squeezenet_cifar", 10).parameters <= 750_000
+    assert model_config("squeezenet_cifar_small", 10).parameters <= 150_000
     assert model_config("squeezenet_micro", 10).parameters < 100_000
 
 
