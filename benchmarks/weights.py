@@ -27,6 +27,15 @@ _LIMIT = 1_000_000
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A run that a network learned from; its accuracy is on the test pictures."""
+
+    command: str
+    parameters: int
+    trained: float
+
+
+@dataclass(frozen=True)
 class Card:
     """What is known of one network's weights; accuracies are on the test pictures."""
 
@@ -34,7 +43,10 @@ class Card:
     parameters: int
     macs: int
     file: Path
-    summary: dict[str, Any]
+    command: str
+    training: dict[str, Any]
+    teachers: Sequence[Teacher]
+    processes: int
     epochs: int
     seconds: float
     trained: float
@@ -66,12 +78,15 @@ def main(runs: tuple[Path, ...], data_folder: Path, out: Path, package: Path) ->
 def card(run: Path, images: LabelledImages, package: Path) -> Card:
     """Store one run's weights, and measure them in torch and as int8 files."""
     checkpoint = read_checkpoint(run / FILE_NAME)
-    # Where the pictures lay is nobody else's.
-    training = {**checkpoint.training, "data": Path(checkpoint.training["data"]).name}
+    training = _without_folders(checkpoint.training)
     file = write_file(package / f"{checkpoint.model}.safetensors", pack_compact(replace(checkpoint, training=training)))
     test = images.split("test")
     assert test is not None
     answers = [_logits(path, test) for path in (run, file)]
+    teachers = [
+        Teacher(_command(path), load_network(path).config.parameters, _accuracy(_logits(path, test), test))
+        for path in map(Path, checkpoint.training["teachers"])
+    ]
     network = load_network(file)
     trained, _ = split_images(images, training["val_fraction"], training["seed"])
     folder = run / "exported"
@@ -88,7 +103,10 @@ def card(run: Path, images: LabelledImages, package: Path) -> Card:
         parameters=checkpoint.config.parameters,
         macs=checkpoint.config.macs,
         file=file,
-        summary=json.loads((run / "config.json").read_text()),
+        command=_command(run),
+        training=training,
+        teachers=teachers,
+        processes=_summary(run)["processes"],
         epochs=checkpoint.epoch,
         seconds=sum(row.seconds for row in rows),
         trained=_accuracy(answers[0], test),
@@ -129,29 +147,44 @@ def page(cards: Sequence[Card], runs: Sequence[Path]) -> Iterator[str]:
 
 
 def _describe(card: Card) -> Iterator[str]:
-    training = card.summary["training"]
     yield f"## {card.model}"
     yield (
         "For pictures like CIFAR-10's: one centred object of one of its ten classes, 32x32 pixels, in colour. It knows "
         "nothing else: what belongs to no class is given one of them all the same. The pictures were collected from "
         "the web without regard to who took them or where; accuracies by class are below."
     )
-    command = card.summary["command"].replace(str(training["data"]), f"{FOLDER}/{_PICTURES}")
-    hours = card.seconds / 3600
-    yield f"Trained in {card.epochs} epochs, {hours:.1f} hours of {card.summary['processes']} processes, by"
-    yield f"```sh\n{_short(command)}\n```"
-    yield "with these options, the rest at their defaults:"
-    yield "```json\n" + json.dumps(training | {"data": _PICTURES}, indent=1) + "\n```"
+    processes = "1 process" if card.processes == 1 else f"{card.processes} processes"
+    yield f"Trained in {card.epochs} epochs, {card.seconds / 3600:.1f} hours of {processes} on the CPU, by"
+    yield f"```sh\n{card.command}\n```"
+    for teacher in card.teachers:
+        yield f"Its teacher, with {teacher.parameters:,} parameters and an accuracy of {teacher.trained:.2%}, by"
+        yield f"```sh\n{teacher.command}\n```"
+    yield "All options:"
+    yield "```json\n" + json.dumps(card.training, indent=1) + "\n```"
     yield f"SHA-256 of the file: `{sha256(card.file.read_bytes())}`."
     yield table(("class", "accuracy"), [(name, f"{value:.1%}") for name, value in card.per_class.items()])
 
 
-def _short(command: str) -> str:
-    words = shlex.split(command)
-    if "--out" in words:
-        at = words.index("--out") + 1
-        words[at] = f"runs/{Path(words[at]).name}"
+def _summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "config.json").read_text())
+
+
+def _command(run: Path) -> str:
+    """What began the run, without this machine's folders."""
+    words = []
+    for word in shlex.split(_summary(run)["command"]):
+        path = Path(word)
+        if path.is_absolute():
+            words.append(f"{FOLDER}/{path.name}" if path.name == _PICTURES else f"runs/{path.name}")
+        else:
+            words.append(shlex.quote(word))
     return " ".join(words)
+
+
+def _without_folders(training: dict[str, Any]) -> dict[str, Any]:
+    """Where pictures and teachers lay is nobody else's."""
+    teachers = [f"runs/{Path(teacher).name}" for teacher in training["teachers"]]
+    return {**training, "data": Path(training["data"]).name, "teachers": teachers}
 
 
 def _logits(path: Path, test: LabelledImages) -> np.ndarray:
