@@ -49,13 +49,13 @@ TRANSFER_WAYS: Mapping[str, Mapping[str, Any]] = {
     "last blocks": {"learn": 2, "learning_rate": 0.003},
     "everything": {"learn": "all", "layer_decay": 0.8, "learning_rate": 0.001},
     # Without batch norm new weights hardly begin to learn in so few steps.
-    "from scratch": {"learning_rate": 0.1, "network": {**TRANSFER_NETWORK, "batch_norm": True}},
+    "from scratch": {"learning_rate": 0.03, "network": {**TRANSFER_NETWORK, "batch_norm": True}},
 }
 TRANSFER_RATES: Mapping[str, Sequence[float]] = {
     "extractor": (0.001, 0.003, 0.01),
     "last blocks": (0.001, 0.003, 0.01),
     "everything": (0.001, 0.003, 0.01),
-    "from scratch": (0.03, 0.1, 0.3),
+    "from scratch": (0.01, 0.03, 0.1),
 }
 
 
