@@ -10,20 +10,21 @@ import click
 import numpy as np
 import torch
 from firebox.model_zoo import Network, load_network
-from firebox.runtime import Session
+from firebox.runtime import LabelledImages, Session, open_images
 from firebox.runtime.console import note
 from firebox.runtime.files import write_file
 
 # Networks whose published weights are used, with the file that holds them.
 REFERENCES = {"squeezenet1_1": "squeezenet1_1.pth", "squeezenet1_0": "compressed_SqueezeNet.net"}
 PICTURES = "imagenet-samples.tar"
+CIFAR = "cifar10-images.tar"
 
 # The command is written into the pages, where it stands for everybody's folder.
 FOLDER = "$FIREBOX_DATA"
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 _PACKAGES = ("numpy", "pillow", "torch", "onnx", "onnxruntime", "ai-edge-litert", "tflite-runtime", "tflite-micro")
-_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
 data_option = click.option(
     "--data-folder",
@@ -46,6 +47,14 @@ def load_reference(name: str, data_folder: Path, input_size: tuple[int, int] | N
     # One picture at a time gives several threads little to do, and on busy cores they wait for each other.
     torch.set_num_threads(1)
     return load_network(name, data_folder / REFERENCES[name], input_size=input_size)
+
+
+def test_pictures(data_folder: Path) -> LabelledImages:
+    """CIFAR-10's, which nothing is trained or chosen on."""
+    pictures = open_images(data_folder / CIFAR).split("test")
+    if pictures is None:
+        raise click.ClickException(f"{data_folder / CIFAR} has no folder test")
+    return pictures
 
 
 def encode(session: Session, pixels: np.ndarray) -> np.ndarray:

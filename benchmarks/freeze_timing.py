@@ -24,7 +24,6 @@ def measure_saving(checkpoint: Checkpoint) -> dict[str, float]:
     """
     torch.set_num_threads(1)
     start = replace(checkpoint, epoch=0, step=0, optimizer={}, callbacks={})
-    learners: list[Learner] = []
     config = checkpoint.config
     size = (config.in_channels, *config.input_size)
     batch = int(checkpoint.training["batch_size"])

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from common import FOLDER, data_option, out_option, surroundings, table, write_page
+from common import CIFAR, FOLDER, data_option, out_option, surroundings, table, test_pictures, write_page
 from firebox.export import ExportConfig, Range, Tolerance, quantize, write_tflite
 from firebox.export.activations import run_activations
 from firebox.export.fake_quantization import FakeQuantized
@@ -33,7 +33,7 @@ from firebox.runtime.evaluation import Classifier
 from firebox.runtime.graph import Graph
 from firebox.runtime.reader import format_of
 
-_MODEL, _DATA = "squeezenet_cifar", "cifar10-images.tar"
+_MODEL = "squeezenet_cifar"
 _FLOAT, _INT8 = "float", "int8"
 _BEFORE, _AFTERWARDS, _TUNED = "float", "quantized afterwards", "trained in int8"
 # Pictures whose activations are compared one by one.
@@ -98,15 +98,14 @@ def main(data_folder: Path, out: Path, runs: Path, float_epochs: int, epochs: in
       python benchmarks/qat.py --data-folder ~/firebox-data
     """
     torch.set_num_threads(1)
-    pictures = open_images(data_folder / _DATA)
-    data = str(data_folder / _DATA)
+    pictures = open_images(data_folder / CIFAR)
+    data = str(data_folder / CIFAR)
     plan = TrainingConfig(_MODEL, data, epochs=float_epochs, batch_size=128, val_fraction=0.05, threads=1, seed=seed)
     network = trained(runs / _FLOAT, data, partial(train, plan))
     tuning = quantized_config(network)
     tuning = replace(tuning, data=data, epochs=epochs, learning_rate=lr or tuning.learning_rate)
     tuned = trained(runs / _INT8, data, partial(train_quantized, network, tuning))
-    test = pictures.split("test")
-    assert test is not None
+    test = test_pictures(data_folder)
     seen = split_images(pictures, tuning.val_fraction, tuning.seed)[0]
     answering = classifiers(network, tuned, seen, runs, seed)
     found = measure(answering, network.preprocessing, test)
@@ -216,7 +215,7 @@ def page(network: Network, tuned: Network, found: Findings, tensors: Mapping[str
     return [
         "# Quantization-aware training",
         "This page is written by\n\n```sh\npython benchmarks/qat.py\n```",
-        f"on the {count:,} test pictures of `{FOLDER}/{_DATA}` (CIFAR-10; [where from](data.md)), which neither "
+        f"on the {count:,} test pictures of `{FOLDER}/{CIFAR}` (CIFAR-10; [where from](data.md)), which neither "
         "training, calibration nor any choice has seen. The networks are those of",
         "\n".join(["```sh", *_commands(network.training, tuned.training, seed), "```"]),
         f"with batches of {network.training['batch_size']}, seed {seed} and one thread; the float training is short: "
@@ -241,7 +240,7 @@ def page(network: Network, tuned: Network, found: Findings, tensors: Mapping[str
 
 def _commands(network: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -> list[str]:
     options = f"--batch-size {network['batch_size']} --val-fraction {network['val_fraction']} --threads 1 --seed {seed}"
-    train = f"firebox train {_MODEL} --data {FOLDER}/{_DATA} --epochs {network['epochs']} {options}"
+    train = f"firebox train {_MODEL} --data {FOLDER}/{CIFAR} --epochs {network['epochs']} {options}"
     return [
         f"{train} --out build/qat/{_FLOAT}",
         f"firebox train --qat build/qat/{_FLOAT} --epochs {tuned['epochs']} --lr {tuned['learning_rate']:g} "

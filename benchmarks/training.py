@@ -16,11 +16,11 @@ from typing import Any
 
 import click
 import numpy as np
-from common import data_option, out_option, write_page
+from common import CIFAR, REFERENCES, data_option, out_option, test_pictures, write_page
 from firebox.model_zoo import TrainingConfig, average_checkpoints, load_network, load_pictures, predict, resume, train
 from firebox.model_zoo.checkpoint import FILE_NAME, read_checkpoint
 from firebox.model_zoo.run_folder import SNAPSHOTS, read_log
-from firebox.runtime import open_images, split_images
+from firebox.runtime import LabelledImages, open_images, split_images
 from firebox.runtime.console import note, progress
 from firebox.runtime.errors import FireboxError, UsageError
 from firebox.runtime.files import sha256, write_files
@@ -29,7 +29,6 @@ from training_page import Results, logits_file, page
 from training_trials import Experiment, Trial, experiments
 
 _FOLDER = Path(__file__).resolve().parent.parent / "build" / "training"
-_PICTURES, _WEIGHTS = "cifar10-images.tar", "squeezenet1_1.pth"
 # One thread each; with large pages, and memory that is kept, a step takes a sixth less time where glibc serves it.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -51,7 +50,12 @@ class Bench:
     @property
     def experiments(self) -> list[Experiment]:
         """All that is compared."""
-        return experiments(self.folder, self.data / _PICTURES, self.data / _WEIGHTS)
+        return experiments(self.folder, self.data / CIFAR, self.data / REFERENCES["squeezenet1_1"])
+
+    @property
+    def test(self) -> LabelledImages:
+        """The pictures that all are measured on."""
+        return test_pictures(self.data)
 
     @property
     def trials(self) -> dict[str, Trial]:
@@ -92,10 +96,8 @@ def main(data_folder: Path, out: Path, folder: Path, only: tuple[str, ...], jobs
         raise click.UsageError(f"--only {' '.join(only)}: the experiments are {', '.join(names)}")
     wanted = [each for each in bench.experiments if not only or each.name in only]
     run_all(bench, [each for experiment in wanted for each in experiment.trials], jobs, data_folder)
-    results = Results(
-        {name: found for name, each in bench.trials.items() if (found := bench.result(each))}, bench.folder
-    )
-    write_page(out, page(results, len(open_images(data_folder / _PICTURES).split("test") or ()), out.parent))
+    found = {name: result for name, each in bench.trials.items() if (result := bench.result(each))}
+    write_page(out, page(Results(found, bench.folder, bench.test.labels), out.parent))
 
 
 def run_all(bench: Bench, trials: Sequence[Trial], jobs: int, data: Path) -> None:
@@ -133,8 +135,7 @@ def run(bench: Bench, trial: Trial) -> None:
     else:
         _go_on(trial, folder)
     files: dict[str, bytes | str] = {}
-    test = open_images(bench.data / _PICTURES).split("test")
-    assert test is not None
+    test = bench.test
     accuracies: dict[str, float] = {}
     config = load_network(folder).config
     for path in [folder / FILE_NAME, *sorted(folder.glob("snapshots/*"))]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import training_trials as plan
-from common import FOLDER, surroundings, table
+from common import CIFAR, FOLDER, surroundings, table
 from firebox.runtime import Ensemble
 from firebox.runtime.files import write_file
 from training_plots import plot_lines
@@ -15,8 +15,7 @@ from training_plots import plot_lines
 
 @dataclass(frozen=True)
 class Results:
-    """What every finished trial found, by its name; ``folder`` has their runs, ``labels`` those of the test "
-    "pictures."""
+    """What every finished trial found, by its name; ``folder`` has their runs, ``labels`` are the test pictures'."""
 
     trials: Mapping[str, Mapping[str, Any]]
     folder: Path
@@ -49,7 +48,7 @@ def page(results: Results, docs: Path) -> Iterator[str]:
     yield "This page is written by"
     yield "```sh\npython benchmarks/training.py\n```"
     yield (
-        f"with the CIFAR-10 pictures of `{FOLDER}/cifar10-images.tar` ([where from](data.md)): 50,000 to learn from, "
+        f"with the CIFAR-10 pictures of `{FOLDER}/{CIFAR}` ([where from](data.md)): 50,000 to learn from, "
         f"of which {plan.VALIDATION:.0%} are kept to validate, drawn by the seed; accuracies are those on the "
         f"{len(results.labels):,} test pictures, which nothing was trained or chosen on. Each training was made with "
         f"seeds {', '.join(map(str, plan.SEEDS))}: means, with the lowest and the highest in brackets. One picture is "
