@@ -40,17 +40,15 @@ def test_the_page_of_trainings_shows_what_is_known(benchmarks, tmp_path):
             "saving": {"predicted": 0.25, "measured": 0.2} if trial.config.freezeout else None,
         }
     headings = {
-        "snapshots": "## Snapshot",
+        "snapshots": "## Snapshot ensembles",
         "freezeout": "## FreezeOut",
         "transfer": "## Transfer",
-        "shapes": "## The sh",
+        "shapes": "## The shape",
     }
     for experiment in bench.experiments:
         known = {trial.name: found[trial.name] for trial in experiment.trials}
-        parts = list(training_page.page(training_page.Results(known, bench.folder, labels), tmp_path))
-        assert [
-            part[: len(heading)] for heading in headings.values() for part in parts if part.startswith(heading)
-        ] == [headings[experiment.name]]
+        text = "\n".join(training_page.page(training_page.Results(known, bench.folder, labels), tmp_path))
+        assert [name for name, heading in headings.items() if heading in text] == [experiment.name]
     whole = "\n".join(training_page.page(training_page.Results(found, bench.folder, labels), tmp_path))
     assert all(heading in whole for heading in headings.values())
     for picture in ("training-transfer.png", "training-shapes.png"):
