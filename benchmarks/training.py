@@ -17,10 +17,19 @@ from typing import Any
 import click
 import numpy as np
 from common import CIFAR, REFERENCES, data_option, out_option, test_pictures, write_page
-from firebox.model_zoo import TrainingConfig, average_checkpoints, load_network, load_pictures, predict, resume, train
+from firebox.model_zoo import (
+    TrainingConfig,
+    average_checkpoints,
+    load_network,
+    load_pictures,
+    open_training_images,
+    predict,
+    resume,
+    train,
+)
 from firebox.model_zoo.checkpoint import FILE_NAME, read_checkpoint
 from firebox.model_zoo.run_folder import SNAPSHOTS, read_log
-from firebox.runtime import LabelledImages, open_images, split_images
+from firebox.runtime import LabelledImages
 from firebox.runtime.console import note, progress
 from firebox.runtime.errors import FireboxError, UsageError
 from firebox.runtime.files import sha256, write_files
@@ -128,8 +137,7 @@ def run(bench: Bench, trial: Trial) -> None:
     folder = bench.folder / trial.name
     if trial.averages:
         snapshots = sorted((bench.folder / trial.needs[0] / SNAPSHOTS).iterdir())
-        images = split_images(open_images(trial.config.data), trial.config.val_fraction, trial.config.seed)[0]
-        average_checkpoints(snapshots, folder / FILE_NAME, images)
+        average_checkpoints(snapshots, folder / FILE_NAME, open_training_images(trial.config)[0])
     elif not (folder / FILE_NAME).is_file():
         train(trial.config, folder)
     else:

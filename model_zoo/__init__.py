@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .network import Network, load_network
     from .resources import Resources
     from .squeezenet import Fire, SqueezeNet
-    from .training import TrainingResult, quantized_config, resume, train, train_quantized
+    from .training import TrainingResult, open_training_images, quantized_config, resume, train, train_quantized
     from .weights import Weights, load_weights, load_weights_into
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "load_weights",
     "load_weights_into",
     "model_config",
+    "open_training_images",
     "predict",
     "quantized_config",
     "register",
@@ -91,7 +92,7 @@ _HOMES = {
     "network": ("Network", "load_network"),
     "resources": ("Resources",),
     "squeezenet": ("Fire", "SqueezeNet"),
-    "training": ("TrainingResult", "quantized_config", "resume", "train", "train_quantized"),
+    "training": ("TrainingResult", "open_training_images", "quantized_config", "resume", "train", "train_quantized"),
     "weights": ("Weights", "load_weights", "load_weights_into"),
 }
 

@@ -150,7 +150,7 @@ def resume(
         raise UsageError(
             f"the run in {out} has finished its {config.epochs} epochs; start another one in another folder"
         )
-    images = _open(config, data)
+    images = open_training_images(config, data)
     found = (images[0].classes, (len(images[0]), len(images[1])))
     if found != (checkpoint.classes, checkpoint.pictures):
         raise DataError(
@@ -159,6 +159,17 @@ def resume(
     tutors = load_teachers(checkpoint, teachers)
     with workers(resources.torch_device()) as group:
         return _run(Run(out), checkpoint, images, tutors, resources, group, quiet or not group.leads)
+
+
+def open_training_images(config: TrainingConfig, data: str | None = None) -> Images:
+    """The pictures that a config trains on, and those that it validates on; ``data`` says where they are now.
+
+    Raises ``UsageError`` when there are none and ``DataError`` for those that cannot be split as the config says.
+    """
+    trained, validated = split_images(open_images(data or config.data), config.val_fraction, config.seed)
+    if config.images_per_class:
+        trained = per_class(trained, config.images_per_class, config.seed)
+    return trained, validated
 
 
 def _begin(
@@ -173,18 +184,10 @@ def _begin(
     with workers(resources.torch_device()) as group:
         if group.leads:
             check_unused(out)
-        images = _open(config)
+        images = open_training_images(config)
         checkpoint = begin(images, resources)
         run = Run(out, command, group.count)
         return _run(run, checkpoint, images, load_teachers(checkpoint), resources, group, quiet or not group.leads)
-
-
-def _open(config: TrainingConfig, data: str | None = None) -> Images:
-    """The pictures to train and to validate on."""
-    trained, validated = split_images(open_images(data or config.data), config.val_fraction, config.seed)
-    if config.images_per_class:
-        trained = per_class(trained, config.images_per_class, config.seed)
-    return trained, validated
 
 
 def _load(
