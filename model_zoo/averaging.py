@@ -1,9 +1,11 @@
 """Several networks of one shape as one: the mean of their weights (stochastic weight averaging)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
@@ -46,7 +48,7 @@ def average_checkpoints(
     module = build(first.config)
     load_weights_into(module, Weights(str(out), "", weights))
     pictures = load_pictures(images, first.preprocessing, quiet=quiet)
-    order = torch.arange(len(images)).split(_BATCH)
+    order = _batches(len(images))
 
     with progress("statistics of batch norm", len(order), quiet=quiet) as advance:
 
@@ -61,6 +63,15 @@ def average_checkpoints(
     )
     write_file(out, pack_checkpoint(averaged))
     return averaged
+
+
+def _batches(pictures: int) -> Sequence[Tensor]:
+    """All pictures once, shuffled: the variance within a batch of one class would lack that between classes.
+
+    Batches are of equal size, to a picture, because each counts as much as any other.
+    """
+    shuffled = np.random.default_rng(0).permutation(pictures)
+    return torch.from_numpy(shuffled).tensor_split(math.ceil(pictures / _BATCH))
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
