@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,7 +11,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from ..runtime.console import progress
+from filelock import FileLock, Timeout
+
+from ..runtime.console import note, progress
 from ..runtime.errors import DownloadError, WriteError
 from ..runtime.files import reason
 
@@ -34,29 +37,51 @@ def fetch(
     """The file at a URL, from ``folder`` (``cache_folder()``) if it is there, else downloaded, with progress on stderr.
 
     ``sha256`` are the first hexadecimal digits of its SHA-256; nothing else is ever returned. What has come before a
-    connection broke stays beside it as ``NAME.part``, and the next call goes on from there. Raises ``DownloadError``
-    (no connection, no such file, cut, another hash, more than ``limit_bytes``, neither https nor this machine) and
-    ``WriteError``.
+    connection broke stays beside it as ``NAME.part``, and the next call goes on from there. One process at a time
+    downloads a file, holding ``NAME.lock``; others wait for it. Raises ``DownloadError`` (no connection, no such file,
+    cut, another hash, more than ``limit_bytes``, neither https nor this machine) and ``WriteError``.
     """
     path = (folder or cache_folder()) / PurePosixPath(urlsplit(url).path).name
-    part = path.with_name(f"{path.name}.part")
     try:
-        if _has_hash(path, sha256):
-            return path
-        if not _has_hash(part, sha256):
+        if not _has_hash(path, sha256):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _download(url, part, limit_bytes, quiet)
-        if not _has_hash(part, sha256):
-            # Two downloads of one file at once spoil each other's part; that is found out here, too.
-            part.unlink()
-            raise DownloadError(
-                f"{url} has another SHA-256 than {sha256}…, so it is not the file it should be and was removed; "
-                "try again later, or pass a file of your own"
-            )
-        part.replace(path)
+            with _alone(path, quiet):
+                # Another process may have brought it in the meantime.
+                if not _has_hash(path, sha256):
+                    _bring(url, sha256, path, limit_bytes, quiet)
     except OSError as error:
-        raise WriteError(f"cannot write {part}: {reason(error)}") from error
+        raise WriteError(f"cannot write {path}: {reason(error)}") from error
     return path
+
+
+@contextmanager
+def _alone(path: Path, quiet: bool) -> Iterator[None]:
+    """Wait until no other process downloads ``path``. The lock of one that was killed is gone with it."""
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if not quiet:
+            note(f"another process is downloading {path.name}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _bring(url: str, sha256: str, path: Path, limit_bytes: int, quiet: bool) -> None:
+    """Download what is not there yet, and rename it to ``path`` if it is the file."""
+    part = path.with_name(f"{path.name}.part")
+    if not _has_hash(part, sha256):
+        _download(url, part, limit_bytes, quiet)
+    if not _has_hash(part, sha256):
+        part.unlink()
+        raise DownloadError(
+            f"{url} has another SHA-256 than {sha256}…, so it is not the file it should be and was removed; "
+            "try again later, or pass a file of your own"
+        )
+    part.replace(path)
 
 
 def _has_hash(path: Path, sha256: str) -> bool:

@@ -2,8 +2,12 @@
 
 import hashlib
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +19,8 @@ from firebox.runtime.errors import DownloadError, WriteError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()[:8]
+# Where the server waits if it is told to: two chunks of the client.
+HALF = 131_072
 
 
 @dataclass
@@ -30,12 +36,14 @@ class Server:
     wrong_range: bool = False
     status: int = 200
     redirect: str = ""
+    go_on: threading.Event = field(default_factory=threading.Event)
     asked: list[str | None] = field(default_factory=list)
 
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[Server]:
     told = Server()
+    told.go_on.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -53,15 +61,19 @@ def server(monkeypatch) -> Iterator[Server]:
             if start >= len(told.content):
                 self.send_error(416)
                 return
-            body = told.content[start:]
+            body = told.content[start:][: told.cut_after]
             self.send_response(206 if start else 200)
             if start:
                 first = 7 if told.wrong_range else start
                 self.send_header("Content-Range", f"bytes {first}-{len(told.content) - 1}/{len(told.content)}")
             if told.tells_length:
-                self.send_header("Content-Length", str(told.says_length or len(body)))
+                self.send_header("Content-Length", str(told.says_length or len(told.content) - start))
             self.end_headers()
-            self.wfile.write(body[: told.cut_after])
+            self.wfile.write(body[:HALF])
+            told.go_on.wait(30)
+            # The client may have been killed.
+            with suppress(ConnectionError):
+                self.wfile.write(body[HALF:])
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -82,6 +94,11 @@ def folder(tmp_path) -> Path:
     return tmp_path / "cache" / "firebox"
 
 
+def kept(folder: Path) -> list[str]:
+    """Names of the files that are there, locks aside."""
+    return [path.name for path in folder.glob("*") if path.suffix != ".lock"]
+
+
 def refusal(server: Server, folder: Path, **more: int) -> str:
     """The one line of the error, after which the folder holds no file but perhaps a part."""
     with pytest.raises(DownloadError) as error:
@@ -97,7 +114,7 @@ def test_a_file_is_downloaded_once_and_kept(server, folder):
     assert path.read_bytes() == CONTENT
     assert fetch(server.url, SHA256, folder) == path
     assert server.asked == [None]
-    assert [found.name for found in folder.iterdir()] == ["weights.bin"]
+    assert kept(folder) == ["weights.bin"]
 
 
 def test_a_damaged_file_in_the_cache_is_not_used(server, folder):
@@ -116,6 +133,30 @@ def test_a_cut_download_goes_on_where_it_was_cut(server, folder, cuts):
     assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
     assert server.asked == [None, *(f"bytes={sum(cuts[: n + 1])}-" for n in range(len(cuts)))]
     assert not (folder / "weights.bin.part").exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_processes_do_not_spoil_each_others_download(server, folder, killed):
+    server.go_on.clear()
+    program = "import sys; from firebox.model_zoo.download import fetch; from pathlib import Path; "
+    program += "print(fetch(sys.argv[1], sys.argv[2], Path(sys.argv[3])))"
+    command, part = [sys.executable, "-c", program, server.url, SHA256, str(folder)], folder / "weights.bin.part"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as first:
+        while not part.exists() or part.stat().st_size < HALF:
+            assert first.poll() is None
+            time.sleep(0.01)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as second:
+            assert second.stderr is not None
+            assert second.stderr.readline() == "another process is downloading weights.bin; waiting for it\n"
+            if killed:
+                first.kill()
+            server.go_on.set()
+            out, err = second.communicate(timeout=60)
+    assert (second.returncode, out, err) == (0, f"{folder / 'weights.bin'}\n", "")
+    assert killed or first.returncode == 0
+    assert (folder / "weights.bin").read_bytes() == CONTENT
+    assert server.asked == ([None, f"bytes={HALF}-"] if killed else [None])
+    assert kept(folder) == ["weights.bin"]
 
 
 def test_a_server_that_cannot_go_on_starts_again(server, folder):
@@ -157,17 +198,17 @@ def test_another_hash_is_refused_and_nothing_is_kept(server, folder, first):
         server.cut_after = None
     server.content = bytes(100) + CONTENT[100:-1] + b"x"
     assert f"has another SHA-256 than {SHA256}…" in refusal(server, folder)
-    assert list(folder.iterdir()) == []
+    assert kept(folder) == []
     server.content = CONTENT
     assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
 
 
 def test_what_is_too_large_is_refused_before_anything_is_written(server, folder):
     assert "has 300,000 bytes or more, the limit is 299,999" in refusal(server, folder, limit_bytes=299_999)
-    assert list(folder.iterdir()) == []
+    assert kept(folder) == []
     server.says_length = 2 * 1024**3
     assert "the limit is 1,073,741,824" in refusal(server, folder)
-    assert list(folder.iterdir()) == []
+    assert kept(folder) == []
 
 
 def test_a_server_that_does_not_tell_the_length_cannot_fill_the_disk(server, folder):
@@ -182,7 +223,7 @@ def test_a_server_that_does_not_tell_the_length_cannot_fill_the_disk(server, fol
 def test_what_the_server_answers_is_told(server, folder, status, said):
     server.status = status
     assert f"cannot download {server.url}: the server answers {said}" in refusal(server, folder)
-    assert list(folder.iterdir()) == []
+    assert kept(folder) == []
 
 
 def test_without_a_network_a_line_says_so_and_the_part_stays(server, folder):
@@ -205,7 +246,7 @@ def test_without_a_network_a_line_says_so_and_the_part_stays(server, folder):
 def test_only_https_leaves_this_machine(server, folder, url):
     server.url = url
     assert "only https is" in refusal(server, folder)
-    assert not list(folder.glob("*"))
+    assert kept(folder) == []
 
 
 def test_redirects_are_followed_to_where_files_may_come_from(server, folder):
@@ -221,7 +262,7 @@ def test_redirects_are_followed_to_where_files_may_come_from(server, folder):
     for server.redirect, said in refused.items():
         with pytest.raises(DownloadError, match=said):
             fetch(moved, SHA256, folder / "other")
-        assert not list((folder / "other").glob("*"))
+        assert kept(folder / "other") == []
 
 
 def test_a_file_in_the_place_of_the_folder_is_told(server, tmp_path):
