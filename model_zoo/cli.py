@@ -186,9 +186,9 @@ def export_command(
       firebox export runs/squeezenet_micro --out build/half --precision float16 --precision dynamic
     """
     from ..export import ExportConfig, Tolerance
-    from ..runtime.datasets import open_images, split_images
+    from ..runtime.datasets import open_images
     from ..runtime.devices import budget
-    from . import TrainingConfig, export_network, load_network
+    from . import TrainingConfig, export_network, load_network, open_training_images
 
     given = {"agreement": min_agreement, "sqnr_db": min_sqnr}
     tolerance = Tolerance(**{name: value for name, value in given.items() if value is not None})
@@ -207,13 +207,12 @@ def export_command(
     )
     size = (input_size, input_size) if input_size is not None else None
     network = load_network(model, weights, num_classes=num_classes, input_size=size)
-    if source is None and network.training is None:
+    if source is not None:
+        pictures = open_images(source)
+    elif network.training is not None:
+        pictures = open_training_images(TrainingConfig.from_json(network.training))[0]
+    else:
         raise UsageError("int8 needs pictures to calibrate with; pass --calibrate FOLDER (or a .tar, a .zip, 'digits')")
-    pictures = open_images(source or str(network.training and network.training["data"]))
-    if source is None:
-        assert network.training is not None
-        trained = TrainingConfig.from_json(network.training)
-        pictures = split_images(pictures, trained.val_fraction, trained.seed)[0]
     if network.ranges and not as_json:
         note(f"{model} was trained in int8: its own ranges and rounding are kept, pictures only compare")
     try:

@@ -157,6 +157,17 @@ def test_export_of_weights_from_the_zoo(command, noise, tmp_path):
     assert values["checkpoint_sha256"]
 
 
+def test_export_calibrates_with_the_pictures_that_a_run_was_trained_on(command, noise, tmp_path):
+    from firebox.model_zoo import TrainingConfig, train
+
+    config = TrainingConfig(data=str(noise), epochs=1, batch_size=4, images_per_class=2, input_size=(24, 24))
+    train(config, tmp_path / "run", quiet=True)
+    options = ("--effort", "fast", "--min-agreement", "0", "--min-sqnr", "0", "--json")
+    ran = command("export", tmp_path / "run", "--out", tmp_path / "out", *options)
+    assert ran.code == 0, ran.err
+    assert one_object(ran.out)["calibration"]["pictures"] == 3 * config.images_per_class
+
+
 def test_models_in_json(command):
     assert [entry["name"] for entry in one_object(command("models", "*micro", "--json").out)["models"]] == [
         "squeezenet_micro"
