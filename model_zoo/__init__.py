@@ -20,13 +20,14 @@ from .training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from .averaging import average_checkpoints
-    from .callbacks import AverageWeights, Callback, Loop, Rates, SaveSnapshots, snapshot_callbacks
+    from .callbacks import AverageWeights, Callback, Loop, Rates, SaveSnapshots, call, snapshot_callbacks
     from .data import load_pictures
     from .evaluation import predict, top_k
     from .exporting import export_network
     from .freezeout import FreezeOut
     from .module import NetworkModule, head_prefix
     from .network import Network, load_network
+    from .optimizer import make_optimizer
     from .resources import Resources
     from .squeezenet import Fire, SqueezeNet
     from .training import TrainingResult, open_training_images, quantized_config, resume, train, train_quantized
@@ -56,6 +57,7 @@ __all__ = [
     "build",
     "config_from_json",
     "average_checkpoints",
+    "call",
     "create_model",
     "export_network",
     "find_model",
@@ -68,6 +70,7 @@ __all__ = [
     "load_recipe",
     "load_weights",
     "load_weights_into",
+    "make_optimizer",
     "model_config",
     "open_training_images",
     "predict",
@@ -83,13 +86,14 @@ __all__ = [
 # Where the names are that need torch.
 _HOMES = {
     "averaging": ("average_checkpoints",),
-    "callbacks": ("AverageWeights", "Callback", "Loop", "Rates", "SaveSnapshots", "snapshot_callbacks"),
+    "callbacks": ("AverageWeights", "Callback", "Loop", "Rates", "SaveSnapshots", "call", "snapshot_callbacks"),
     "data": ("load_pictures",),
     "evaluation": ("predict", "top_k"),
     "exporting": ("export_network",),
     "freezeout": ("FreezeOut",),
     "module": ("NetworkModule", "head_prefix"),
     "network": ("Network", "load_network"),
+    "optimizer": ("make_optimizer",),
     "resources": ("Resources",),
     "squeezenet": ("Fire", "SqueezeNet"),
     "training": ("TrainingResult", "open_training_images", "quantized_config", "resume", "train", "train_quantized"),

@@ -8,6 +8,7 @@ from ..runtime.errors import UsageError
 from .callbacks import Callback, Loop
 from .evaluation import in_eval_mode
 from .freezing import Layer, freeze, layers_of
+from .log_row import LogRow
 from .schedules import half_cosine
 from .training_config import FreezeSchedule
 
@@ -33,7 +34,9 @@ class FreezeOut(Callback):
         self._learning: list[Layer] = []
 
     def begin(self, loop: Loop) -> None:
-        """Find the layers, and freeze those whose time has passed."""
+        """Find the layers, and freeze those whose time has passed. Raises ``UsageError`` for groups without layers."""
+        if not all("layer" in group for group in loop.optimizer.param_groups):
+            raise UsageError("FreezeOut needs to know the layer of each of the optimizer's groups; use make_optimizer")
         self._learning = [layer for layer in layers_of(loop.module) if layer.learns]
         times = freezing_times(len(self._learning), self.schedule, self.first)
         self.times = {layer.name: time for layer, time in zip(self._learning, times, strict=True)}
@@ -79,6 +82,20 @@ def predicted_saving(macs: Sequence[int], times: Sequence[float]) -> float:
     cost = sum(count * (1 + own + other) for count, own, other in zip(macs, times, before, strict=True))
     whole = sum(count * (1 + (own > 0) + (other > 0)) for count, own, other in zip(macs, times, before, strict=True))
     return 1 - cost / whole
+
+
+def measured_saving(rows: Sequence[LogRow], first: float) -> float | None:
+    """The share of a training's time that freezing saved, by its epochs up to step ``first``, when a layer was frozen.
+
+    The very first epoch counts among those only where it is the only one: caches are cold, and what is compiled is
+    compiled then. ``None`` where there is none.
+    """
+    whole = [row for row in rows if row.step <= first]
+    if not whole:
+        return None
+    steps = whole[-1].step - (whole[0].step if len(whole) > 1 else 0)
+    step = sum(row.seconds for row in whole[1:] or whole) / steps
+    return 1 - sum(row.seconds for row in rows) / (rows[-1].step * step)
 
 
 def macs_of(module: nn.Module, size: Sequence[int]) -> list[int]:

@@ -1,7 +1,8 @@
 """The network with its optimizer and callbacks: what a step changes and what a checkpoint keeps."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from ..runtime.errors import CheckpointError, QuantizationError, TrainingError
+from ..runtime.errors import CheckpointError, QuantizationError, TrainingError, UsageError
 from .augment import augmentation
 from .callbacks import AverageWeights, Callback, Loop, Rates, call, snapshot_callbacks
 from .checkpoint import Checkpoint
@@ -40,7 +41,8 @@ class Learner:
     """A training at a checkpoint, ready to go on.
 
     ``answer`` is what computes logits; ``steps`` are those of an epoch. ``save`` gets the number and the checkpoint of
-    each snapshot. Pictures that are already codes (``codes.py``) only meet the classifier.
+    each snapshot; ``callbacks`` come after those of the config. Pictures that are already codes (``codes.py``) only
+    meet the classifier.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Learner:
         workers: Workers,
         teachers: nn.Module | None = None,
         save: Callable[[int, Checkpoint], None] = lambda number, checkpoint: None,
+        callbacks: Sequence[Callback] = (),
     ):
         self.start, self.device, self.workers, self.teachers = start, device, workers, teachers
         self.config = config = TrainingConfig.from_json(start.training)
@@ -70,9 +73,10 @@ class Learner:
             optimizer.add_param_group({"params": [self.quantized.scales], "weight_decay": 0.0})
         self.augment = augmentation(config.augment or "none", start.preprocessing.size)
         self.loop = Loop(self.module, optimizer, total_steps(config, steps), start.step)
-        self.callbacks = self._callbacks(steps, save)
+        self.callbacks = [*self._callbacks(steps, save), *callbacks]
         self.average = next((each for each in self.callbacks if isinstance(each, AverageWeights)), None)
         call(self.callbacks, "begin", self.loop)
+        _check_names(self.callbacks)
         if start.epoch or start.step:
             self._go_on(start, steps)
         self._wrap()
@@ -173,7 +177,8 @@ class Learner:
 
     def _kept(self, epoch: int) -> Checkpoint:
         weights = self.average.state_dict() if self.average else self.module.state_dict()
-        for name, tensor in {**weights, **self.module.state_dict(), **self.parameters}.items():
+        kept = (weights.items(), self.module.state_dict().items(), self.parameters.items())
+        for name, tensor in itertools.chain(*kept):
             if not torch.isfinite(tensor).all():
                 raise self._diverged(f"{name} is not finite")
         ranges = self.quantized.ranges() if self.quantized else {}
@@ -197,10 +202,11 @@ class Learner:
             teacher = self.teachers(pictures) if self.teachers else None
             logits = self._logits(pictures).float()
         loss = objective(logits, targets, config.label_smoothing, teacher, config.temperature, config.teacher_share)
-        waiting = isinstance(self._wrapped, DistributedDataParallel) and not last
-        with self._wrapped.no_sync() if waiting else nullcontext():  # pyright: ignore
+        waiting = isinstance(self._shared, DistributedDataParallel) and not last
+        with self._shared.no_sync() if waiting else nullcontext():  # pyright: ignore
             (loss * share).backward()
-        return loss.item() * share, int((logits.argmax(1) == labels).sum())
+        wanted = targets.argmax(1) if targets.ndim > 1 else targets
+        return loss.item() * share, int((logits.argmax(1) == wanted).sum())
 
     def _augmented(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         config, targets = self.config, labels
@@ -224,11 +230,12 @@ class Learner:
     def _wrap(self) -> None:
         """Around what answers: the averaging of gradients, and the compiler; anew when layers have been frozen."""
         self.loop.rewrap = False
-        self._wrapped: Any = self.workers.wrap(self.answer)
+        self._shared = self.workers.wrap(self.answer)
+        self._wrapped: Any = self._shared
         if self.config.compile:
             # What was compiled before would be kept beside it.
             torch.compiler.reset()
-            self._wrapped = torch.compile(self._wrapped)
+            self._wrapped = torch.compile(self._shared)
 
     def _diverged(self, what: str) -> TrainingError:
         return TrainingError(
@@ -240,6 +247,14 @@ class Learner:
 def total_steps(config: TrainingConfig, steps: int) -> int:
     """All steps of a training whose epochs have so many."""
     return config.iterations or config.epochs * steps
+
+
+def _check_names(callbacks: Sequence[Callback]) -> None:
+    """Raise ``UsageError`` where two have states of the same name in a checkpoint."""
+    named = [callback.name for callback in callbacks if callback.state_dict()]
+    for name in named:
+        if named.count(name) > 1:
+            raise UsageError(f"two callbacks are called {name!r}, by which a checkpoint tells their states apart")
 
 
 def _seed(*values: int) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..runtime.errors import CheckpointError
+from ..runtime.errors import CheckpointError, UsageError
 from .freezing import Layer, layers_of
 from .muon import Muon
 from .training_config import TrainingConfig
@@ -21,13 +21,16 @@ def make_optimizer(module: nn.Module, config: TrainingConfig, factors: Mapping[s
 
     Muon's are those with a batch norm behind them, but the first layer's, whose inputs are few. Each layer has its
     own groups when layers differ in their rates: by ``factors``, by layer, or with FreezeOut. The name of a group's
-    layer is its ``layer``, its factor beside the loop's rate its ``factor``.
+    layer is its ``layer``, its factor beside the loop's rate its ``factor``. Raises ``UsageError`` where there is
+    nothing for Muon.
     """
     groups: list[dict[str, Any]] = []
     rate = config.learning_rate or 0.0
     for number, layer in enumerate(layers_of(module)):
         orthogonal = config.optimizer == "muon" and number > 0 and layer.normed
         groups += _groups(layer, config, (factors or {}).get(layer.name, 1.0), orthogonal)
+    if config.optimizer == "muon" and not any(group.get("orthogonal") for group in groups):
+        raise UsageError("no kernel that learns has a batch norm behind it, as muon needs it; choose the optimizer sgd")
     if not config.freezeout and not factors:
         groups = _joined(groups)
     if config.optimizer == "muon":

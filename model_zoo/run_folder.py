@@ -42,6 +42,13 @@ class Run:
         for folder in (self.folder, self.folder / SNAPSHOTS):
             remove_unfinished(folder)
 
+    def begun_by(self) -> int | None:
+        """The number of processes that began the run, as far as that can be read."""
+        try:
+            return int(json.loads((self.folder / _CONFIG).read_text())["processes"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+
     @property
     def is_new(self) -> bool:
         """Whether the folder holds no checkpoint yet."""
@@ -95,12 +102,14 @@ class Run:
 
 
 def check_unused(folder: Path) -> None:
-    """Raise ``UsageError`` if the folder already belongs to a training."""
+    """Raise ``UsageError`` if the folder already belongs to a training, or has files of the same names."""
+    if (folder / FILE_NAME).exists():
+        raise UsageError(
+            f"{folder} already holds a run ({FILE_NAME}); go on with --resume {folder} or choose another --out"
+        )
     for name in RUN_FILES:
         if (folder / name).exists():
-            raise UsageError(
-                f"{folder} already holds a run ({name}); go on with --resume {folder} or choose another --out"
-            )
+            raise UsageError(f"{folder} has a {name}, but no run to go on with; remove it or choose another --out")
 
 
 def remove_run(folder: Path) -> None:

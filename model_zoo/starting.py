@@ -14,14 +14,15 @@ from .checkpoint import Checkpoint
 from .data import epoch_order
 from .families import build
 from .learner import total_steps
-from .module import NetworkModule
+from .module import NetworkModule, head_prefix
 from .named_weights import find_weights, weight_names
 from .network import Network, load_network, weights_in
 from .network_config import NetworkConfig
 from .objective import Teachers
+from .optimizer import make_optimizer
 from .quantized import calibrated, without_batch_norm
 from .registry import find_model, fit_preprocessing, model_config
-from .resources import Resources, settle
+from .resources import Resources
 from .schedules import check_cycles
 from .training_config import TrainingConfig
 from .transfer import settle_layers
@@ -31,7 +32,27 @@ from .weights import Weights, load_weights, load_weights_into
 Images = tuple[LabelledImages, LabelledImages]
 
 # What makes no sense for weights that are already good, and lie on a grid.
-NOT_QUANTIZED = ("network", "start", "input_size", "dropout", "learn", "layer_decay", "ema", "snapshots", "freezeout")
+NOT_QUANTIZED = (
+    "network",
+    "start",
+    "input_size",
+    "dropout",
+    "learn",
+    "layer_decay",
+    "ema",
+    "snapshots",
+    "freezeout",
+    "compile",
+    "optimizer",
+)
+# Nor, unless it is asked for, what was made for a long training.
+NOT_INHERITED = (*NOT_QUANTIZED, "iterations", "mixup", "cutmix", "teachers")
+
+# Below this much work in a batch, threads wait for each other longer than they compute; on a busy
+# machine many times.
+_LITTLE_WORK_MACS = 2_000_000_000
+# Shorter trainings have no time for a rate that rises first.
+_EPOCHS_WITH_WARMUP = 5
 
 
 def start(config: TrainingConfig, images: Images, resources: Resources) -> Checkpoint:
@@ -49,13 +70,14 @@ def start(config: TrainingConfig, images: Images, resources: Resources) -> Check
         torch.manual_seed(config.seed)
         module = build(network)
     if origin:
-        load_weights_into(module, origin, replace_head=True)
+        load_weights_into(module, _for_classes(images[0].classes, origin, module), replace_head=True)
     # A training that cannot be is told before the pictures are read.
     settle_layers(module, config.learn)
+    make_optimizer(module, settled)
     preprocessing = origin.preprocessing if origin and origin.preprocessing else find_model(config.model).preprocessing
     preprocessing = fit_preprocessing(preprocessing, network)
     sha256 = origin.sha256 if origin else ""
-    return _with_teachers(_first(config.model, module, preprocessing, images[0].classes, settled, images, sha256))
+    return _first(config.model, module, preprocessing, images[0].classes, settled, images, sha256)
 
 
 def start_quantized(
@@ -73,7 +95,7 @@ def start_quantized(
     ranges = network.ranges or calibrated(module, network.preprocessing, trained, config.seed, quiet)
     settled = _settled(config, module.config, images, resources)
     first = _first(network.name, module, network.preprocessing, network.classes, settled, images, network.sha256)
-    return _with_teachers(replace(first, ranges=ranges))
+    return replace(first, ranges=ranges)
 
 
 def check_quantized(config: TrainingConfig) -> None:
@@ -87,20 +109,34 @@ def check_quantized(config: TrainingConfig) -> None:
             )
 
 
+def with_teachers(checkpoint: Checkpoint) -> tuple[Checkpoint, Teachers | None]:
+    """The checkpoint that knows its teachers by the digests of their files, and the teachers, if it has any.
+
+    Raises ``UsageError`` for those of other classes or other pictures.
+    """
+    networks = _teachers(checkpoint, checkpoint.training["teachers"])
+    known = replace(checkpoint, teachers_sha256=tuple(network.sha256 for network in networks))
+    return known, _together(checkpoint, networks)
+
+
 def load_teachers(checkpoint: Checkpoint, paths: Sequence[str] = ()) -> Teachers | None:
     """The teachers of a training, if it has any; ``paths`` say where they are now, if they have moved.
 
     Raises ``UsageError`` where one is not there and ``CheckpointError`` if they are not what they were.
     """
-    config = TrainingConfig.from_json(checkpoint.training)
-    paths, digests = paths or config.teachers, checkpoint.teachers_sha256
+    paths, digests = paths or checkpoint.training["teachers"], checkpoint.teachers_sha256
     if len(paths) != len(digests):
         raise UsageError(f"{len(paths)} teachers are named, the training has {len(digests)}; name each, in their order")
     networks = _teachers(checkpoint, paths)
     for path, network, digest in zip(paths, networks, digests, strict=True):
         if network.sha256 != digest:
             raise CheckpointError(f"the teacher {path} has changed since the training began; start a new run")
-    return Teachers([network.module for network in networks], config.temperature) if networks else None
+    return _together(checkpoint, networks)
+
+
+def _together(checkpoint: Checkpoint, networks: Sequence[Network]) -> Teachers | None:
+    modules = [network.module for network in networks]
+    return Teachers(modules, TrainingConfig.from_json(checkpoint.training).temperature) if modules else None
 
 
 def _first(
@@ -127,12 +163,6 @@ def _first(
     )
 
 
-def _with_teachers(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with the digests of its teachers' files."""
-    teachers = _teachers(checkpoint, checkpoint.training["teachers"])
-    return replace(checkpoint, teachers_sha256=tuple(teacher.sha256 for teacher in teachers))
-
-
 def _teachers(checkpoint: Checkpoint, paths: Sequence[str]) -> list[Network]:
     networks: list[Network] = []
     for path in paths:
@@ -151,12 +181,42 @@ def _teachers(checkpoint: Checkpoint, paths: Sequence[str]) -> list[Network]:
 def _settled(config: TrainingConfig, network: NetworkConfig, images: Images, resources: Resources) -> TrainingConfig:
     """The config with what was left open decided. Raises ``UsageError`` for what the pictures do not allow."""
     steps = len(epoch_order(config, len(images[0]), 0))
-    settled = settle(config, network, resources.torch_device())
     if config.iterations:
-        settled = replace(settled, epochs=math.ceil(config.iterations / steps))
+        config = replace(config, epochs=math.ceil(config.iterations / steps))
+    settled = _settle(config, network, resources.torch_device())
+    total, warmup = total_steps(settled, steps), settled.warmup_epochs or 0
+    if warmup * steps >= total:
+        raise UsageError(
+            f"a warm-up of {warmup} epochs, {warmup * steps:,} steps, leaves none of the {total:,} for the rate to "
+            "fall; train longer, or give a shorter warm-up"
+        )
     if config.snapshots:
-        check_cycles(total_steps(settled, steps), config.snapshots)
+        check_cycles(total, config.snapshots)
     return settled
+
+
+def _settle(config: TrainingConfig, network: NetworkConfig, device: torch.device) -> TrainingConfig:
+    """The config with the values chosen that were left open."""
+    little = network.macs * config.batch_size < _LITTLE_WORK_MACS
+    augment = "light" if network.in_channels == 1 else "standard"
+    rate = (0.1 if network.batch_norm else 0.02) * (0.1 if config.start else 1)
+    short = config.epochs < _EPOCHS_WITH_WARMUP or bool(config.snapshots or config.freezeout)
+    return replace(
+        config,
+        learning_rate=config.learning_rate or rate,
+        warmup_epochs=(0 if short else 1) if config.warmup_epochs is None else config.warmup_epochs,
+        augment=config.augment or ("none" if config.learn == "head" else augment),
+        precision=config.precision or ("bf16" if _computes_bf16(device) else "float32"),
+        threads=config.threads or (1 if little else torch.get_num_threads()),
+    )
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Elsewhere bf16 is emulated: right, but slower than float32.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def _origin(model: str, start: str) -> Weights:
@@ -170,6 +230,14 @@ def _origin(model: str, start: str) -> Weights:
     if origin.ranges:
         raise UsageError(f"{start} was trained in int8; begin with the float run that it was made from")
     return origin
+
+
+def _for_classes(classes: tuple[str, ...], origin: Weights, module: NetworkModule) -> Weights:
+    """The weights without a head that knows other classes, even if as many."""
+    if not origin.classes or classes in (origin.classes, origin.class_ids):
+        return origin
+    head = head_prefix(module)
+    return replace(origin, tensors={name: value for name, value in origin.tensors.items() if not name.startswith(head)})
 
 
 def _some(names: tuple[str, ...]) -> str:

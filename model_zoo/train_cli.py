@@ -27,6 +27,18 @@ if TYPE_CHECKING:
 _DEFAULTS = TrainingConfig()
 # Options whose names are shorter than those of what they set.
 _FIELDS = {"lr": "learning_rate", "warmup": "warmup_epochs", "teacher": "teachers"}
+# Options that say nothing without another, and when that one is given.
+_WITH: Mapping[str, tuple[str, Callable[[TrainingConfig], bool]]] = {
+    "power": ("--schedule polynomial", lambda config: config.schedule == "polynomial"),
+    "muon_rate": ("--optimizer muon", lambda config: config.optimizer == "muon"),
+    "freeze_first": ("--freezeout", lambda config: config.freezeout is not None),
+    "freeze_scaled": ("--freezeout", lambda config: config.freezeout is not None),
+    "temperature": ("--teacher", lambda config: bool(config.teachers)),
+    "teacher_share": ("--teacher", lambda config: bool(config.teachers)),
+}
+# What sets the rates, in whose place a recipe's schedule does not stand.
+_CYCLES = ("snapshots", "freezeout")
+_SCHEDULE = ("schedule", "power", "warmup_epochs")
 
 
 def _option(flag: str, kind: Any, text: str, **more: Any) -> Callable[[Any], Any]:
@@ -46,7 +58,11 @@ _OPTIONS = (
     _option("--iterations", int, "Steps to train, instead of whole epochs."),
     _option("--batch-size", int, "Pictures per step, over all processes."),
     _option("--accumulation", int, "Parts that a batch is computed in, one after the other."),
-    _option("--lr", float, "Highest learning rate.  [default: 0.1 with batch norm, 0.02 without; 0.0005 with --qat]"),
+    _option(
+        "--lr",
+        float,
+        "Highest learning rate.  [default: 0.1 with batch norm, 0.02 without, a tenth with --start; 0.0005 with --qat]",
+    ),
     _option("--optimizer", click.Choice(get_args(Optimizer)), "muon: orthogonal steps for kernels with batch norm."),
     _option("--muon-rate", float, "With --optimizer muon: highest rate of those kernels; --lr is that of all others."),
     _option("--momentum", float, "Momentum of SGD, and of Muon."),
@@ -54,14 +70,14 @@ _OPTIONS = (
     _option("--weight-decay", float, "L2 decay of the kernels."),
     _option("--schedule", click.Choice(get_args(Schedule)), "How the rate falls to 0."),
     _option("--power", float, "Exponent of the polynomial schedule."),
-    _option("--warmup", int, "Epochs in which the rate rises first.  [default: 1; 0 with --qat]"),
+    _option("--warmup", int, "Epochs in which the rate rises first.  [default: 1 where --schedule sets five or more]"),
     _option("--label-smoothing", float, "Share of the target spread over all classes."),
     _option("--dropout", float, "Dropout before the head.  [default: as in the zoo]"),
     _option("--input-size", int, "Height and width of the input.  [default: as in the zoo, or in --start]"),
     _option(
         "--augment",
         click.Choice(get_args(Augment)),
-        "light: turn, shift, scale; standard: mirror, shift.  [default: light for digits, else standard]",
+        "light: turn, shift, scale; standard: mirror, shift.  [default: light in grey, else standard; none for a head]",
     ),
     _option("--mixup", float, "Alpha of mixup; 0 for none."),
     _option("--cutmix", float, "Alpha of CutMix; 0 for none."),
@@ -173,7 +189,7 @@ def train_command(
       firebox train --teacher runs/a --teacher runs/b --data digits --out runs/student
       torchrun --nproc-per-node 2 --no-python firebox train squeezenet_cifar --data cifar10-images.tar
     """
-    given = {**load_recipe(recipe), **_given(options)} if recipe else _given(options)
+    given = _over(load_recipe(recipe), _given(options)) if recipe else _given(options)
     if changes:
         given["network"] = {**given.get("network", {}), **_changes(changes)}
     if model is not None:
@@ -188,10 +204,12 @@ def train_command(
         result = resume(run, resources, data=options["data"], teachers=options["teachers"], quiet=as_json)
     elif qat is None:
         config = replace(_DEFAULTS, **given)
+        _check_partners(config, options)
         result = train(config, out or Path("runs") / config.model, resources, command=command, quiet=as_json)
     else:
         network = load_network(given.pop("model"), qat) if "model" in given else load_network(qat)
         config = replace(quantized_config(network), **given)
+        _check_partners(config, options)
         folder = out or Path("runs") / f"{network.name}-int8"
         result = train_quantized(network, config, folder, resources, command=command, quiet=as_json)
     if not is_leader():
@@ -214,6 +232,25 @@ def _show(result: "TrainingResult") -> None:
         note(f"snapshots, to be asked together: firebox evaluate {names} --combine softmax")
     accuracy = f"{result.val_accuracy:.2%}{' in int8' if result.quantized else ''}"
     say(f"validation accuracy {accuracy} on {result.val_pictures:,} pictures; checkpoint {result.checkpoint}")
+
+
+def _over(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with the options that were given in place of its own, and of those that they make void."""
+    void = set[str]()
+    if any(name in given for name in _CYCLES):
+        void |= {*_SCHEDULE, *_CYCLES}
+    if "epochs" in given:
+        void.add("iterations")
+    return {**{name: value for name, value in recipe.items() if name not in void}, **given}
+
+
+def _check_partners(config: TrainingConfig, options: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` for options that would do nothing."""
+    for name, (partner, there) in _WITH.items():
+        if options[name] is not None and not there(config):
+            raise UsageError(f"--{name.replace('_', '-')} says nothing without {partner}; give that, or leave it out")
+    if options["epochs"] is not None and options["iterations"] is not None:
+        raise UsageError("--epochs and --iterations both say how long to train; choose one")
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from ..runtime.console import note, progress
 from ..runtime.datasets import open_images, per_class, split_images
 from ..runtime.errors import DataError, UsageError
 from ..runtime.files import write_file
+from .callbacks import Callback
 from .checkpoint import FILE_NAME, Checkpoint, pack_checkpoint, read_checkpoint
 from .codes import encode
 from .data import Pictures, epoch_order, load_pictures
 from .distributed import Workers, workers
 from .evaluation import predict, top_k
 from .families import build
-from .freezeout import FreezeOut, macs_of, predicted_saving
+from .freezeout import FreezeOut, macs_of, measured_saving, predicted_saving
 from .freezing import layers_of
 from .learner import Learner
 from .log_row import LogRow
@@ -35,7 +36,7 @@ from .objective import Teachers
 from .registry import find_model
 from .resources import Resources
 from .run_folder import SNAPSHOTS, Run, check_unused, read_log
-from .starting import NOT_QUANTIZED, Images, load_teachers, start, start_quantized
+from .starting import NOT_INHERITED, Images, load_teachers, start, start_quantized, with_teachers
 from .training_config import TrainingConfig
 from .weights import Weights, load_weights_into
 
@@ -45,7 +46,7 @@ _QAT_EPOCHS, _QAT_LEARNING_RATE = 3, 0.0005
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training reached: accuracies as shares of 1, in int8 if ``quantized``; ``seconds`` over all epochs.
+    """What a training reached: accuracies as shares of 1, in int8 if ``quantized``; ``seconds`` of all its steps.
 
     ``snapshots`` are the files of a snapshot ensemble. With FreezeOut, ``predicted_saving`` is the share of the
     arithmetic that is saved and ``measured_saving`` that of the time, by the epochs before the first layer froze
@@ -80,18 +81,19 @@ def train(
     out: str | Path,
     resources: Resources | None = None,
     *,
+    callbacks: Sequence[Callback] = (),
     command: str = "",
     quiet: bool = False,
 ) -> TrainingResult:
     """Train a zoo network; config, log, curves and checkpoint go to the folder ``out``.
 
-    Under ``torchrun`` all its processes train together, each on its part of every batch. ``command`` is kept with the
-    run. Raises ``UsageError`` if there is a run already, ``DataError`` for pictures that cannot be used,
-    ``TrainingError`` when the loss is no longer a number, ``WriteError`` when the folder cannot be
-    written.
+    Under ``torchrun`` all its processes train together, each on its part of every batch. ``callbacks`` come after those
+    of the config, and their states are kept, too. ``command`` is kept with the run. Raises ``UsageError`` if there is a
+    run already, ``DataError`` for pictures that cannot be used, ``TrainingError`` when the loss is no longer a number,
+    ``WriteError`` when the folder cannot be written.
     """
     find_model(config.model)
-    return _begin(partial(start, config), config, Path(out), resources or Resources(), command, quiet)
+    return _begin(partial(start, config), config, Path(out), resources or Resources(), callbacks, command, quiet)
 
 
 def train_quantized(
@@ -100,6 +102,7 @@ def train_quantized(
     out: str | Path,
     resources: Resources | None = None,
     *,
+    callbacks: Sequence[Callback] = (),
     command: str = "",
     quiet: bool = False,
 ) -> TrainingResult:
@@ -111,7 +114,7 @@ def train_quantized(
     for a network that cannot be quantized.
     """
     begin = partial(start_quantized, network, config, quiet)
-    return _begin(begin, config, Path(out), resources or Resources(), command, quiet)
+    return _begin(begin, config, Path(out), resources or Resources(), callbacks, command, quiet)
 
 
 def quantized_config(network: Network) -> TrainingConfig:
@@ -124,7 +127,7 @@ def quantized_config(network: Network) -> TrainingConfig:
         epochs=_QAT_EPOCHS,
         warmup_epochs=0,
         learning_rate=_QAT_LEARNING_RATE,
-        **{name: getattr(plain, name) for name in (*NOT_QUANTIZED, "iterations", "mixup", "cutmix", "teachers")},
+        **{name: getattr(plain, name) for name in NOT_INHERITED},
     )
 
 
@@ -134,12 +137,13 @@ def resume(
     *,
     data: str | None = None,
     teachers: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> TrainingResult:
     """Go on with the run in ``out`` from its checkpoint, to the same weights as without the stop.
 
-    ``data`` and ``teachers`` say where these are now, if they have moved. As many processes as before give the same
-    weights. Raises as ``train`` does.
+    ``data`` and ``teachers`` say where these are now, if they have moved; ``callbacks`` are those that ``train`` was
+    given, new ones of the same names. As many processes as before give the same weights. Raises as ``train`` does.
     """
     out, resources = Path(out), resources or Resources()
     if not (out / FILE_NAME).is_file():
@@ -158,7 +162,9 @@ def resume(
         )
     tutors = load_teachers(checkpoint, teachers)
     with workers(resources.torch_device()) as group:
-        return _run(Run(out), checkpoint, images, tutors, resources, group, quiet or not group.leads)
+        if group.leads:
+            _tell_of_processes(Run(out), group)
+        return _run(Run(out), checkpoint, images, tutors, resources, callbacks, group, quiet or not group.leads)
 
 
 def open_training_images(config: TrainingConfig, data: str | None = None) -> Images:
@@ -177,6 +183,7 @@ def _begin(
     config: TrainingConfig,
     out: Path,
     resources: Resources,
+    callbacks: Sequence[Callback],
     command: str,
     quiet: bool,
 ) -> TrainingResult:
@@ -185,9 +192,9 @@ def _begin(
         if group.leads:
             check_unused(out)
         images = open_training_images(config)
-        checkpoint = begin(images, resources)
+        checkpoint, tutors = with_teachers(begin(images, resources))
         run = Run(out, command, group.count)
-        return _run(run, checkpoint, images, load_teachers(checkpoint), resources, group, quiet or not group.leads)
+        return _run(run, checkpoint, images, tutors, resources, callbacks, group, quiet or not group.leads)
 
 
 def _load(
@@ -217,6 +224,7 @@ def _run(
     images: Images,
     teachers: Teachers | None,
     resources: Resources,
+    callbacks: Sequence[Callback],
     group: Workers,
     quiet: bool,
 ) -> TrainingResult:
@@ -231,7 +239,8 @@ def _run(
 
     with _own_torch(config, device):
         pictures = _load(checkpoint, config, images, resources, quiet)
-        learner = Learner(checkpoint, device, steps, group, teachers.to(device) if teachers else None, keep)
+        teachers = teachers.to(device) if teachers else None
+        learner = Learner(checkpoint, device, steps, group, teachers, keep, callbacks)
         rows = read_log(run.folder, checkpoint.epoch)
         # Nobody writes before all have begun.
         group.same(None)
@@ -267,6 +276,7 @@ def _epoch(learner: Learner, epoch: int, pictures: tuple[Pictures, Pictures], ad
         loss, correct = loss + step_loss, correct + step_correct
         advance(1, text=f"epoch {epoch + 1}/{config.epochs} loss {step_loss:.3f}")
     mean_correct = group.mean(correct)
+    seconds = time.monotonic() - begin
     accuracy = math.nan
     if group.leads and ((epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs):
         logits = predict(learner.network(), validated, learner.start.preprocessing)
@@ -278,7 +288,7 @@ def _epoch(learner: Learner, epoch: int, pictures: tuple[Pictures, Pictures], ad
         train_loss=loss / len(order),
         train_accuracy=mean_correct * group.count / sum(map(len, order)),
         val_accuracy=group.same(accuracy),
-        seconds=time.monotonic() - begin,
+        seconds=seconds,
     )
 
 
@@ -298,6 +308,16 @@ def _check_shares(config: TrainingConfig, checkpoint: Checkpoint, group: Workers
         )
 
 
+def _tell_of_processes(run: Run, group: Workers) -> None:
+    """Say so where they are not as many as those that began the run."""
+    before = run.begun_by()
+    if before not in (None, group.count):
+        note(
+            f"{run.folder} was begun by {before} processes and goes on with {group.count}: pictures are augmented, and "
+            "sums are taken, in other ways, so its weights will not be those that it would have reached"
+        )
+
+
 def _result(
     run: Run, checkpoint: Checkpoint, config: TrainingConfig, learner: Learner, rows: list[LogRow]
 ) -> TrainingResult:
@@ -307,10 +327,7 @@ def _result(
         size = (checkpoint.config.in_channels, *checkpoint.config.input_size)
         times = [freezeout.times.get(layer.name, 0.0) for layer in layers_of(learner.module)]
         predicted = predicted_saving(macs_of(learner.module, size), times)
-        first = min(freezeout.times.values()) * learner.loop.total_steps
-        whole = [row.seconds for row in rows if row.step <= first]
-        if whole:
-            measured = 1 - sum(row.seconds for row in rows) / (len(rows) * sum(whole) / len(whole))
+        measured = measured_saving(rows, min(freezeout.times.values()) * learner.loop.total_steps)
     return TrainingResult(
         out=run.folder,
         checkpoint=run.folder / FILE_NAME,
@@ -335,10 +352,12 @@ def _result(
 
 @contextmanager
 def _own_torch(config: TrainingConfig, device: torch.device) -> Iterator[None]:
-    """Leave torch's random generators and number of threads as the caller had them."""
+    """Leave torch as the caller had it: random generators, number of threads, and how it convolves on GPUs."""
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=devices):
+    # The same seed is to give the same weights on the same GPU, and float32 to be that.
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.random.fork_rng(devices=devices), exact:
         torch.set_num_threads(config.threads or threads)
         try:
             yield

@@ -42,7 +42,8 @@ class TrainingConfig:
     """All that decides the trained weights: to the bit, on the same kind of CPU.
 
     Values of ``None`` are chosen when training starts: ``input_size`` and ``dropout`` as in the
-    zoo, ``learning_rate`` 0.1 with batch norm and 0.02 without, ``warmup_epochs`` 1 where ``schedule`` sets the rates,
+    zoo, ``learning_rate`` 0.1 with batch norm and 0.02 without, a tenth of that with a ``start``, ``warmup_epochs`` 1
+    where ``schedule`` sets the rates of five epochs or more,
     ``augment`` light for single-channel pictures and standard for others, ``precision`` bf16 where the processor
     computes with it, ``threads`` one for little work and otherwise one per core (sums are taken in another order, so
     it belongs here). ``network`` changes values of the zoo's config, such as ``{"bypass": "none"}``;
@@ -115,7 +116,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not (low <= value <= high and math.isfinite(value)):
                 raise UsageError(f"{name} {value} is not between {low} and {high}")
-        if not 0 <= (self.warmup_epochs or 0) <= self.epochs:
+        if not 0 <= (self.warmup_epochs or 0) <= (math.inf if self.iterations else self.epochs):
             raise UsageError(f"warmup_epochs {self.warmup_epochs} is not between 0 and {self.epochs}")
         for name in ("learning_rate", "muon_rate", "temperature", "layer_decay", "freeze_first"):
             value = getattr(self, name)
@@ -135,11 +136,18 @@ class TrainingConfig:
                 f"{'snapshots' if self.snapshots else 'freezeout'} begins at the full rate; leave out the warm-up of "
                 f"{self.warmup_epochs} epochs"
             )
+        if (self.snapshots or self.freezeout) and (self.schedule, self.power) != ("cosine", 1.0):
+            raise UsageError(
+                f"{'snapshots' if self.snapshots else 'freezeout'} sets the rates; leave out the {self.schedule} "
+                "schedule and its power"
+            )
         if (self.nesterov or self.optimizer == "muon") and not self.momentum:
             name = "nesterov" if self.nesterov else "muon"
             raise UsageError(f"{name} says how momentum is used, and momentum is 0; give one, or leave out {name}")
         for name in sorted(self.network.keys() & {"num_classes", "in_channels", "input_size"}):
             raise UsageError(f"the network's {name} follows from the pictures and from input_size; leave it out")
+        if self.learn != "all" and self.start is None:
+            raise UsageError(f"learn {self.learn!r} keeps the weights below as they began, at random; name a start")
         if self.learn == "head":
             self._check_codes()
 
@@ -149,6 +157,8 @@ class TrainingConfig:
             raise UsageError(f"{learns}, without augment {self.augment!r}; leave it out, or have a block learn, too")
         if self.teachers:
             raise UsageError(f"{learns}, and teachers see pictures; leave them out, or have a block learn, too")
+        if self.freezeout:
+            raise UsageError("freezeout has nothing to freeze below the head; leave it out, or have a block learn, too")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""

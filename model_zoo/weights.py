@@ -63,20 +63,19 @@ def load_weights(path: str | Path) -> Weights:
 def load_weights_into(module: nn.Module, weights: Weights, replace_head: bool = False) -> None:
     """Copy weights into a network of the same architecture.
 
-    With ``replace_head`` a classifier for another number of classes keeps its new weights. Raises
-    ``CheckpointError`` for weights of another network and for values that are not finite; then
-    nothing is copied.
+    With ``replace_head`` the classifier keeps its new weights where theirs has another number of
+    classes, or is not there. Raises ``CheckpointError`` for weights of another network and for
+    values that are not finite; then nothing is copied.
     """
     source, state = weights.source, dict(weights.tensors)
     own, head = module.state_dict(), head_prefix(module)
     theirs, ours = head_classes(state, head), head_classes(own, head)
-    if theirs is not None and theirs != ours:
-        if not replace_head:
-            raise CheckpointError(
-                f"{source} has a head of {theirs} classes, the network one of {ours}; ask for "
-                f"{theirs} or replace the head"
-            )
+    if theirs != ours and replace_head:
         state.update({name: value for name, value in own.items() if name.startswith(head)})
+    elif theirs not in (None, ours):
+        raise CheckpointError(
+            f"{source} has a head of {theirs} classes, the network one of {ours}; ask for {theirs} or replace the head"
+        )
     for name in own:
         if name not in state:
             raise CheckpointError(f"{source} is of another network: it has no {name}")

@@ -118,3 +118,6 @@ def test_freezeout_works_in_any_loop():
 
     run([FreezeOut("linear", 0.5, True, 0.1)], 8, module, look)
     assert frozen == [[False, False]] * 3 + [[True, False]] * 4 + [[True, True]]
+    plain = Loop(module, torch.optim.SGD(module.parameters(), lr=0.1), total_steps=8)
+    with pytest.raises(UsageError, match="FreezeOut needs to know the layer of each of the optimizer's groups"):
+        call([FreezeOut("linear", 0.5, True, 0.1)], "begin", plain)

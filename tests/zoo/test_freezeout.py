@@ -7,9 +7,10 @@ from firebox.model_zoo import FreezeOut, Loop, Resources, TrainingConfig, predic
 from firebox.model_zoo.callbacks import call
 from firebox.model_zoo.data import DecodedPictures
 from firebox.model_zoo.distributed import Workers
-from firebox.model_zoo.freezeout import freezing_times, macs_of, predicted_saving
+from firebox.model_zoo.freezeout import freezing_times, macs_of, measured_saving, predicted_saving
 from firebox.model_zoo.freezing import layers_of
 from firebox.model_zoo.learner import Learner
+from firebox.model_zoo.log_row import LogRow
 from firebox.model_zoo.optimizer import make_optimizer
 from firebox.model_zoo.starting import start
 from firebox.runtime.datasets import open_images, split_images
@@ -139,7 +140,7 @@ def test_what_is_compiled_is_compiled_anew_after_freezing(pictures, monkeypatch)
         return compile(module, backend="eager")
 
     monkeypatch.setattr(torch, "compile", quickly)
-    config = replace(CONFIG, data=str(pictures), learn=1, freeze_first=0.5)
+    config = replace(CONFIG, data=str(pictures), network={"num_fires": 2, "pools": (1, 2)}, freeze_first=0.5)
     plain, pixels, labels = learner_of(config)
     learner, _, _ = learner_of(replace(config, compile=True))
     for _ in range(learner.loop.total_steps):
@@ -161,7 +162,18 @@ def test_a_machine_without_compiler_is_told_in_a_line(pictures, tmp_path, monkey
 
 def test_the_savings_are_told(firebox, pictures, tmp_path):
     options = ("--data", pictures, "--epochs", 4, "--batch-size", 4, "--out", tmp_path / "run")
-    outcome = firebox("train", *options, "--freezeout", "linear", "--freeze-first", 0.5, "--learn", 3)
+    outcome = firebox("train", *options, "--freezeout", "linear", "--freeze-first", 0.5)
     assert outcome.code == 0
     assert "of the arithmetic saved, as predicted; measured: " in outcome.err
     assert "% of the time" in outcome.err
+
+
+def test_the_measured_saving_is_that_of_a_calculation_by_hand():
+    def row(epoch, step, seconds):
+        return LogRow(epoch, step, 0.1, 1.0, 0.5, 0.5, seconds)
+
+    # The first epoch, 5 s of cold caches, says nothing of a step's 0.2 s; the last one is cut short.
+    rows = [row(1, 10, 7.0), row(2, 20, 2.0), row(3, 30, 1.0), row(4, 35, 0.5)]
+    assert measured_saving(rows, 20) == pytest.approx(1 - 10.5 / (35 * 0.2))
+    assert measured_saving(rows, 10) == pytest.approx(1 - 10.5 / (35 * 0.7))
+    assert measured_saving(rows, 9) is None

@@ -126,6 +126,15 @@ def test_a_network_is_tuned_from_the_command_line_and_then_further(firebox, trai
     assert load_network(again).ranges.keys() == load_network(once).ranges.keys()
 
 
+def test_what_was_for_the_long_training_is_not_inherited(digits):
+    network = load_network(digits.out)
+    long = {"compile": True, "optimizer": "muon", "iterations": 9, "mixup": 0.5, "snapshots": 2, "momentum": 0.8}
+    config = quantized_config(replace(network, training={**(network.training or {}), **long}))
+    plain = TrainingConfig()
+    assert all(getattr(config, name) == getattr(plain, name) for name in long if name != "momentum")
+    assert config.momentum == 0.8
+
+
 def test_weights_alone_need_the_name_of_their_network(firebox, trained, pictures, tmp_path):
     bare = tmp_path / "bare.safetensors"
     save_file(dict(load_network(trained.out).module.state_dict()), bare)

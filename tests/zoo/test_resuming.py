@@ -9,9 +9,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from firebox.model_zoo import TrainingConfig, TrainingResult, resume, train
-from firebox.model_zoo.checkpoint import read_checkpoint
+import torch
+from firebox.model_zoo import Callback, Loop, TrainingConfig, TrainingResult, resume, train
+from firebox.model_zoo.checkpoint import pack_checkpoint, read_checkpoint
 from firebox.model_zoo.run_folder import Run
+from firebox.runtime.errors import CheckpointError, UsageError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 CASES = {
@@ -57,6 +59,59 @@ def test_a_stopped_run_becomes_the_unbroken_one(trained, tmp_path, monkeypatch, 
     assert files_of(resumed) == files_of(unbroken)
     assert resumed.predicted_saving == unbroken.predicted_saving
     assert '"command": "firebox train"' in (out / "config.json").read_text()
+
+
+class Counts(Callback):
+    """What a caller's callback may be: it remembers, and changes the rates."""
+
+    def __init__(self, name: str = "counts"):
+        self.name, self.steps = name, torch.zeros(1)
+
+    def after_step(self, loop: Loop) -> None:
+        self.steps += 1
+        for group in loop.optimizer.param_groups:
+            group["lr"] = 0.01 / float(self.steps)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state) -> None:
+        super().load_state_dict(state)
+        self.steps = state["steps"].clone()
+
+
+def test_callbacks_of_the_caller_go_on_with_their_state(trained, tmp_path, monkeypatch):
+    data = str(trained.out.parent / "pictures")
+    config, counts = TrainingConfig(data=data, epochs=3, batch_size=8), Counts()
+    unbroken = train(config, tmp_path / "unbroken", callbacks=[counts], quiet=True)
+    assert int(counts.steps) == unbroken.steps
+    write, out = Run.write, tmp_path / "broken"
+
+    def stop(run: Run, *state, **last) -> None:
+        write(run, *state, **last)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, out, callbacks=[Counts()], quiet=True)
+    monkeypatch.setattr(Run, "write", write)
+    with pytest.raises(CheckpointError, match="has a state of counts, which is not of its training"):
+        resume(out, quiet=True)
+    assert files_of(resume(out, callbacks=[Counts()], quiet=True)) == files_of(unbroken)
+    with pytest.raises(UsageError, match="two callbacks are called 'average'"):
+        train(replace(config, ema=0.9), tmp_path / "third", callbacks=[Counts("average")], quiet=True)
+
+
+def test_other_processes_than_before_are_told(trained, tmp_path, capsys):
+    config = TrainingConfig(data=str(trained.out.parent / "pictures"), epochs=2, batch_size=8)
+    run = train(config, tmp_path / "run", quiet=True).out
+    checkpoint = replace(read_checkpoint(run / "checkpoint.safetensors"), epoch=0, step=0, optimizer={}, callbacks={})
+    (run / "checkpoint.safetensors").write_bytes(pack_checkpoint(checkpoint))
+    text = (run / "config.json").read_text()
+    (run / "config.json").write_text(text.replace('"processes": 1', '"processes": 2'))
+    capsys.readouterr()
+    resume(run, quiet=True)
+    assert "was begun by 2 processes and goes on with 1" in capsys.readouterr().err
 
 
 def test_killed_at_random_moments(pictures, tmp_path):

@@ -48,8 +48,19 @@ from firebox.runtime.errors import TrainingError
         (("--learn", 0), 2, "learn 0 is neither 'all' nor 'head' nor a number of blocks"),
         (("--learn", "-1"), 2, "learn '-1' is not usable; give all or head or a whole number"),
         (("--learn", "nonsense"), 2, "learn 'nonsense' is not usable"),
-        (("--learn", 99), 2, "the network has 7 blocks before its head, not 99"),
-        (("--learn", "head", "--augment", "standard"), 2, "without augment 'standard'"),
+        (("--learn", 2), 2, "learn 2 keeps the weights below as they began, at random; name a start"),
+        (("--learn", "head", "--start", "runs/a", "--augment", "standard"), 2, "without augment 'standard'"),
+        (("--learn", "head", "--start", "runs/a", "--freezeout", "cubic"), 2, "nothing to freeze below the head"),
+        (("--epochs", 3, "--warmup", 3), 2, "leaves none of the 3 for the rate to fall"),
+        (("--epochs", 3, "--warmup", 4), 2, "warmup_epochs 4 is not between 0 and 3"),
+        (("--iterations", 9, "--batch-size", 4, "--warmup", 20), 2, "a warm-up of 20 epochs, 60 steps, leaves none"),
+        (("--epochs", 3, "--iterations", 9), 2, "--epochs and --iterations both say how long to train"),
+        (("--snapshots", 1, "--schedule", "polynomial"), 2, "snapshots sets the rates; leave out the polynomial"),
+        (("--power", 2), 2, "--power says nothing without --schedule polynomial"),
+        (("--muon-rate", 0.1), 2, "--muon-rate says nothing without --optimizer muon"),
+        (("--freeze-unscaled",), 2, "--freeze-scaled says nothing without --freezeout"),
+        (("--teacher-share", 0.5), 2, "--teacher-share says nothing without --teacher"),
+        (("--optimizer", "muon", "--set", "batch_norm=false"), 2, "no kernel that learns has a batch norm behind it"),
         (("--images-per-class", 100), 1, "has 6 pictures, not 100; ask for fewer"),
         (("--images-per-class", 0), 2, "images_per_class 0 is not between 1"),
         (("--set", "bypas=none"), 2, "squeezenet_micro has no 'bypas'; did you mean bypass?"),
@@ -150,9 +161,12 @@ def test_mixed_pictures_have_mixed_classes():
     assert mix(pictures, targets, 0.0, 0.0)[0] is pictures
 
 
-@pytest.mark.parametrize(("changes", "epochs"), [({}, 1), ({"snapshots": 1}, 0), ({"freezeout": "linear"}, 0)])
-def test_warm_up_is_left_out_where_cycles_and_freezing_set_the_rates(pictures, changes, epochs):
-    config = TrainingConfig(data=str(pictures), epochs=2, batch_size=4, learning_rate=0.1, **changes)
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [({}, 1), ({"epochs": 4}, 0), ({"iterations": 10}, 0), ({"snapshots": 1}, 0), ({"freezeout": "linear"}, 0)],
+)
+def test_warm_up_is_left_out_of_short_trainings_and_where_others_set_the_rates(pictures, changes, epochs):
+    config = TrainingConfig(data=str(pictures), batch_size=4, learning_rate=0.1, **{"epochs": 5, **changes})
     learner = learner_of(config)
     assert learner.config.warmup_epochs == epochs
     learner.step(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))

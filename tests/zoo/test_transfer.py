@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,9 @@ from firebox.model_zoo.checkpoint import read_checkpoint
 from firebox.model_zoo.codes import Coded, encode
 from firebox.model_zoo.freezing import layers_of
 from firebox.model_zoo.optimizer import make_optimizer
+from firebox.model_zoo.starting import start
 from firebox.model_zoo.transfer import blocks_of, rate_factors
-from firebox.runtime.datasets import open_images
+from firebox.runtime.datasets import open_images, split_images
 from firebox.runtime.errors import CheckpointError, DataError, UsageError
 
 
@@ -42,6 +44,22 @@ def test_only_what_learns_moves_and_the_head_is_new(trained, other, tmp_path, le
     assert parts - norms == set(wanted)
     assert bool(norms) == (learn == "all")
     assert read_checkpoint(result.checkpoint).origin_sha256
+
+
+def test_as_many_classes_of_other_names_have_a_new_head(trained, other, tmp_path):
+    first = train(config_for(trained, other), tmp_path / "first", quiet=True)
+    begun = {}
+    for name, classes in (("same", None), ("renamed", ("a", "b", "c", "d"))):
+        data = tmp_path / name
+        shutil.copytree(other, data)
+        for before, after in zip(sorted(data.iterdir()), classes or (), strict=False):
+            before.rename(data / after)
+        config = replace(config_for(first, data), seed=7)
+        images = split_images(open_images(data), config.val_fraction, config.seed)
+        begun[name] = start(config, images, Resources("cpu")).weights["classifier.1.weight"]
+    kept = read_checkpoint(first.checkpoint).weights["classifier.1.weight"]
+    assert torch.equal(begun["same"], kept)
+    assert not torch.equal(begun["renamed"], kept)
 
 
 def test_codes_and_the_head_answer_as_the_network_does(trained, other):
