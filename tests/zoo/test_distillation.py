@@ -84,7 +84,7 @@ def test_teachers_of_other_classes_or_pictures_are_refused(trained, pictures, tm
     with pytest.raises(UsageError, match="prepared in another way than the student's"):
         train(student(trained, input_size=(24, 24)), tmp_path / "run", quiet=True)
     with pytest.raises(UsageError, match="teachers see pictures"):
-        student(trained, learn="head")
+        student(trained, learn="head", start=str(trained.out))
     with pytest.raises(UsageError, match="no such run folder or checkpoint"):
         train(student(trained, teachers=("no/where",)), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ import torch
 from firebox.model_zoo import TrainingConfig, create_model, train
 from firebox.model_zoo.muon import Muon, orthogonalized
 from firebox.model_zoo.optimizer import make_optimizer
+from firebox.runtime.errors import UsageError
 
 
 @pytest.mark.parametrize("shape", [(16, 144), (64, 16), (8, 8), (1, 9)])
@@ -61,8 +62,8 @@ def test_kernels_with_batch_norm_are_muons_but_the_first():
     assert all(name.endswith("weight") and "norm" not in name for name in found)
     assert orthogonal["factor"] == pytest.approx(0.3)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
-    without = create_model("squeezenet1_1", num_classes=10)
-    assert not any(group.get("orthogonal") for group in make_optimizer(without, config).param_groups)
+    with pytest.raises(UsageError, match="no kernel that learns has a batch norm behind it"):
+        make_optimizer(create_model("squeezenet1_1", num_classes=10), config)
 
 
 def test_the_same_seed_gives_the_same_bytes(firebox, pictures, tmp_path):
