@@ -33,9 +33,9 @@ from firebox.runtime import LabelledImages
 from firebox.runtime.console import note, progress
 from firebox.runtime.errors import FireboxError, UsageError
 from firebox.runtime.files import sha256, write_files
-from freeze_timing import measure_saving
+from freeze_timing import measure_saving, measure_step
 from training_page import Results, logits_file, page
-from training_trials import Experiment, Trial, experiments
+from training_trials import FREEZE_COMPILED, Experiment, Trial, experiments
 
 _FOLDER = Path(__file__).resolve().parent.parent / "build" / "training"
 # One thread each; with large pages, and memory that is kept, a step takes a sixth less time where glibc serves it.
@@ -163,7 +163,10 @@ def run(bench: Bench, trial: Trial) -> None:
         "epoch_seconds": [row.seconds for row in rows],
     }
     if trial.config.freezeout:
-        result["saving"] = measure_saving(read_checkpoint(folder / FILE_NAME))
+        checkpoint = read_checkpoint(folder / FILE_NAME)
+        result["saving"] = measure_saving(checkpoint)
+        if trial.name == FREEZE_COMPILED:
+            result["step"] = [measure_step(checkpoint, compiled) for compiled in (False, True)]
     files[_RESULT] = json.dumps(result, indent=2) + "\n"
     write_files(folder, files)
     note(f"{trial.name}: {accuracies['checkpoint']:.2%} of the test pictures")

@@ -217,3 +217,7 @@ def _freezeout(base: TrainingConfig) -> Iterator[Trial]:
 
 def freeze_name(network: str, way: str, seed: int) -> str:
     return f"freeze-{network}-{way.replace(',', '').replace(' ', '-')}-{seed}"
+
+
+# Whose steps are timed when they are compiled, too.
+FREEZE_COMPILED = freeze_name(_SMALL, "cubic, first at 0.5", SEEDS[0])

@@ -37,6 +37,7 @@ def test_the_page_of_trainings_shows_what_is_known(benchmarks, tmp_path):
             "macs": 10**6,
             "test": dict.fromkeys(names, 0.5),
             "val": 0.5,
+            "step": [0.3, 0.2],
             "saving": {"predicted": 0.25, "measured": 0.2} if trial.config.freezeout else None,
         }
     headings = {
