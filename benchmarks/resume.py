@@ -1,9 +1,10 @@
 """Trainings killed at random moments, resumed, and compared with unbroken ones; writes docs/resume.md."""
 
 import math
+import multiprocessing
+import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,19 +14,24 @@ from pathlib import Path
 
 import click
 from common import out_option, surroundings, table, write_page
-from firebox.model_zoo.checkpoint import FILE_NAME
-from firebox.model_zoo.run_folder import SNAPSHOTS, read_log
+from firebox.model_zoo.checkpoint import FILE_NAME, read_checkpoint
+from firebox.model_zoo.run_folder import SNAPSHOTS
 from firebox.runtime.console import progress
 from firebox.runtime.files import sha256
+from firebox.runtime.main import main as firebox
 
 _MODEL, _DATA = "squeezenet_micro", "digits"
 _COMMON = ("--images-per-class", "40", "--batch-size", "64", "--threads", "1")
-_PROGRAM = (sys.executable, "-c", "from firebox.runtime.main import main; main()")
+# Processes begin with torch loaded, and nothing computed yet.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PRELOADED = ["firebox.model_zoo.training", "torch._dynamo", "matplotlib.font_manager"]
+# Folders of runs: the one that others begin with, and the one that is broken.
+_PLAIN, _BROKEN = "plain", "broken"
 
 
 @dataclass
 class Trial:
-    """A training with some options, and the moments at which it was killed: epochs that it had by then."""
+    """A training with some options, and the kills that it was resumed after, as epochs that it had done by then."""
 
     name: str
     options: tuple[str, ...]
@@ -38,10 +44,15 @@ class Trial:
 
 def _trials() -> list[Trial]:
     return [
-        Trial("plain", ()),
+        Trial(_PLAIN, ()),
         Trial("snapshots", ("--snapshots", "5")),
         Trial("average of the weights, CutMix", ("--ema", "0.9", "--cutmix", "1")),
         Trial("FreezeOut", ("--freezeout", "cubic")),
+        Trial("Muon", ("--optimizer", "muon")),
+        Trial("batches in parts", ("--accumulation", "4")),
+        Trial("in int8", ("--qat", _PLAIN)),
+        # Its epochs take a hundredth of a second.
+        Trial("the head, on codes", ("--start", _PLAIN, "--learn", "head", "--epochs", "100")),
     ]
 
 
@@ -52,53 +63,94 @@ def _trials() -> list[Trial]:
 @out_option("resume.md")
 def main(kills: int, epochs: int, seed: int, out: Path) -> None:
     """Kill trainings at random moments, go on with them, and compare what they become."""
+    _PROCESSES.set_forkserver_preload(_PRELOADED)
     moments, trials = random.Random(seed), _trials()
     options = " ".join(f"--{name} {value}" for name, value in (("kills", kills), ("epochs", epochs), ("seed", seed)))
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as name,
         progress("killing trainings", kills + len(trials)) as advance,
     ):
+        folder = Path(name)
         for trial in trials:
-            start = time.monotonic()
-            _finish(_command(trial, epochs, Path(folder) / trial.name))
-            trial.seconds, trial.digests = time.monotonic() - start, _digests(Path(folder) / trial.name)
+            unbroken = folder / trial.name
+            if _train(_command(trial, epochs, unbroken), unbroken) != 0:
+                raise click.ClickException(f"the training {trial.name!r} failed")
+            trial.seconds, trial.digests = _seconds(unbroken), _digests(unbroken)
             advance(text=trial.name)
-        while (done := sum(len(trial.kills) for trial in trials)) < kills:
+        while (done := sum(len(trial.kills) for trial in trials)) < kills and _all_same(trials):
             trial = min(trials, key=lambda trial: len(trial.kills))
             share = math.ceil(kills / len(trials)) - len(trial.kills)
-            _broken(trial, epochs, Path(folder) / "broken", moments, min(share, kills - done))
+            _break(trial, epochs, folder / _BROKEN, moments, min(share, kills - done))
             advance(sum(len(trial.kills) for trial in trials) - done, text=trial.name)
     write_page(out, _page(trials, epochs, f"python benchmarks/resume.py {options}"))
-    if any(trial.same < trial.runs for trial in trials):
+    if not _all_same(trials):
         raise click.ClickException("a resumed training became another one")
 
 
-def _broken(trial: Trial, epochs: int, out: Path, moments: random.Random, most: int) -> None:
-    """Train once, killed at moments within the time that an unbroken training takes, until it ends."""
+def _break(trial: Trial, epochs: int, out: Path, moments: random.Random, most: int) -> None:
+    """Train once, killed at moments within the time that the epochs of an unbroken training take, until it ends."""
     shutil.rmtree(out, ignore_errors=True)
     trial.runs += 1
-    for _ in range(most):
-        resumed = (out / FILE_NAME).is_file()
-        command = ["train", "--resume", str(out)] if resumed else _command(trial, epochs, out)
-        with subprocess.Popen([*_PROGRAM, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                process.wait(moments.random() * trial.seconds)
-                break
-            except subprocess.TimeoutExpired:
-                process.kill()
-        trial.kills.append(len(read_log(out, epochs)))
+    wanted = len(trial.kills) + most
+    while len(trial.kills) < wanted:
+        if _train(_command(trial, epochs, out), out, moments.random() * trial.seconds) is not None:
+            break
+        if (done := _epochs_of_unfinished(out)) is not None:
+            trial.kills.append(done)
     else:
-        _finish(["train", "--resume", str(out)] if (out / FILE_NAME).is_file() else _command(trial, epochs, out))
+        _train(_command(trial, epochs, out), out)
     trial.same += _digests(out) == trial.digests
 
 
+def _all_same(trials: list[Trial]) -> bool:
+    return all(trial.same == trial.runs for trial in trials)
+
+
 def _command(trial: Trial, epochs: int, out: Path) -> list[str]:
+    """What begins the training, or goes on with what there is of it."""
+    if (out / FILE_NAME).is_file():
+        return ["train", "--resume", str(out)]
     return ["train", _MODEL, "--data", _DATA, "--epochs", str(epochs), *_COMMON, *trial.options, "--out", str(out)]
 
 
-def _finish(command: list[str]) -> None:
-    # One that was killed after its last epoch has nothing to go on with: what is there is compared all the same.
-    subprocess.run([*_PROGRAM, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+def _train(command: list[str], out: Path, seconds: float | None = None) -> int | None:
+    """The exit code; ``None`` if the process was killed so many seconds after it had begun with its first epoch."""
+    process, before = _PROCESSES.Process(target=_firebox, args=(command, out.parent)), _begun(out)
+    process.start()
+    while process.is_alive() and _begun(out) == before:
+        time.sleep(0.01)
+    process.join(seconds)
+    if process.exitcode is not None:
+        return process.exitcode
+    process.kill()
+    process.join()
+    return None
+
+
+def _firebox(command: list[str], folder: Path) -> None:
+    """``firebox ...`` in a folder, without a word."""
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, sys.stdout.fileno())
+    os.dup2(quiet, sys.stderr.fileno())
+    os.chdir(folder)
+    sys.argv = ["firebox", *command]
+    firebox()
+
+
+def _begun(out: Path) -> int:
+    """How many processes have begun to train in a run: each has a file of its own for TensorBoard."""
+    return len(list((out / "tensorboard").glob("*")))
+
+
+def _seconds(out: Path) -> float:
+    """What all epochs of a run took, with all that was written."""
+    return (out / FILE_NAME).stat().st_mtime - (out / "config.json").stat().st_mtime
+
+
+def _epochs_of_unfinished(out: Path) -> int | None:
+    """Epochs that a run has done; ``None`` if it has done all, so that there is nothing to go on with."""
+    checkpoint = read_checkpoint(out / FILE_NAME)
+    return checkpoint.epoch if checkpoint.epoch < checkpoint.training["epochs"] else None
 
 
 def _digests(out: Path) -> dict[str, str]:
@@ -126,9 +178,9 @@ def _page(trials: list[Trial], epochs: int, command: str) -> list[str]:
         "This page is written by",
         f"```sh\n{command}\n```",
         f"{_MODEL} on {_DATA} for {epochs} epochs (`{' '.join(_COMMON)}`), once unbroken, then killed (SIGKILL) at "
-        "random moments, while the process starts, reads, trains or writes, and begun again with `--resume` until it "
-        "ends. The checkpoint, with the weights, the optimizer's state and all else that it holds, and each snapshot "
-        "are compared byte by byte.",
+        "random moments, while the process trains or writes, and begun again with `--resume` until it ends. Kills "
+        "after the last epoch leave nothing to go on with and are not counted. The checkpoint, with the weights, the "
+        "optimizer's state and all else that it holds, and each snapshot are compared byte by byte.",
         table(
             (
                 "training",
