@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 from common import out_option, surroundings, table, write_page
 from firebox.model_zoo.checkpoint import FILE_NAME, read_checkpoint
-from firebox.model_zoo.run_folder import SNAPSHOTS
+from firebox.model_zoo.run_folder import SNAPSHOTS, read_log
 from firebox.runtime.console import progress
 from firebox.runtime.files import sha256
 from firebox.runtime.main import main as firebox
@@ -24,17 +24,18 @@ _MODEL, _DATA = "squeezenet_micro", "digits"
 _COMMON = ("--images-per-class", "40", "--batch-size", "64", "--threads", "1")
 # Processes begin with torch loaded, and nothing computed yet.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PRELOADED = ["firebox.model_zoo.training", "torch._dynamo", "matplotlib.font_manager"]
+_PRELOADED = ["firebox.model_zoo.training", "torch._dynamo", "matplotlib.font_manager", "sklearn.datasets"]
 # Folders of runs: the one that others begin with, and the one that is broken.
 _PLAIN, _BROKEN = "plain", "broken"
 
 
 @dataclass
 class Trial:
-    """A training with some options, and the kills that it was resumed after, as epochs that it had done by then."""
+    """A training with some options: ``epochs`` in all, ``seconds`` each; ``kills`` are the epochs done at each."""
 
     name: str
     options: tuple[str, ...]
+    epochs: int = 0
     seconds: float = 0.0
     digests: Mapping[str, str] = field(default_factory=dict)
     kills: list[int] = field(default_factory=list)
@@ -75,7 +76,8 @@ def main(kills: int, epochs: int, seed: int, out: Path) -> None:
             unbroken = folder / trial.name
             if _train(_command(trial, epochs, unbroken), unbroken) != 0:
                 raise click.ClickException(f"the training {trial.name!r} failed")
-            trial.seconds, trial.digests = _seconds(unbroken), _digests(unbroken)
+            trial.epochs, trial.digests = _epochs(unbroken), _digests(unbroken)
+            trial.seconds = read_log(unbroken, trial.epochs)[-1].seconds
             advance(text=trial.name)
         while (done := sum(len(trial.kills) for trial in trials)) < kills and _all_same(trials):
             trial = min(trials, key=lambda trial: len(trial.kills))
@@ -88,15 +90,15 @@ def main(kills: int, epochs: int, seed: int, out: Path) -> None:
 
 
 def _break(trial: Trial, epochs: int, out: Path, moments: random.Random, most: int) -> None:
-    """Train once, killed at moments within the time that the epochs of an unbroken training take, until it ends."""
+    """Train once, killed at random moments of random epochs among those that are left, until it ends."""
     shutil.rmtree(out, ignore_errors=True)
     trial.runs += 1
-    wanted = len(trial.kills) + most
-    while len(trial.kills) < wanted:
-        if _train(_command(trial, epochs, out), out, moments.random() * trial.seconds) is not None:
+    for _ in range(most):
+        epoch, delay = moments.randrange(_epochs(out), trial.epochs), moments.random() * trial.seconds
+        ended = _train(_command(trial, epochs, out), out, epoch, delay) is not None
+        if ended or (done := _epochs(out)) == trial.epochs:
             break
-        if (done := _epochs_of_unfinished(out)) is not None:
-            trial.kills.append(done)
+        trial.kills.append(done)
     else:
         _train(_command(trial, epochs, out), out)
     trial.same += _digests(out) == trial.digests
@@ -113,18 +115,20 @@ def _command(trial: Trial, epochs: int, out: Path) -> list[str]:
     return ["train", _MODEL, "--data", _DATA, "--epochs", str(epochs), *_COMMON, *trial.options, "--out", str(out)]
 
 
-def _train(command: list[str], out: Path, seconds: float | None = None) -> int | None:
-    """The exit code; ``None`` if the process was killed so many seconds after it had begun with its first epoch."""
+def _train(command: list[str], out: Path, epoch: int | None = None, delay: float = 0) -> int | None:
+    """The exit code; ``None`` if the process was killed so many seconds after it had done the epoch, 0 for none."""
     process, before = _PROCESSES.Process(target=_firebox, args=(command, out.parent)), _begun(out)
     process.start()
-    while process.is_alive() and _begun(out) == before:
-        time.sleep(0.01)
-    process.join(seconds)
-    if process.exitcode is not None:
-        return process.exitcode
-    process.kill()
+    if epoch is not None:
+        while process.is_alive() and (_begun(out) == before or len(read_log(out, epoch)) < epoch):
+            time.sleep(0.01)
+        process.join(delay)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            return None
     process.join()
-    return None
+    return process.exitcode
 
 
 def _firebox(command: list[str], folder: Path) -> None:
@@ -142,15 +146,9 @@ def _begun(out: Path) -> int:
     return len(list((out / "tensorboard").glob("*")))
 
 
-def _seconds(out: Path) -> float:
-    """What all epochs of a run took, with all that was written."""
-    return (out / FILE_NAME).stat().st_mtime - (out / "config.json").stat().st_mtime
-
-
-def _epochs_of_unfinished(out: Path) -> int | None:
-    """Epochs that a run has done; ``None`` if it has done all, so that there is nothing to go on with."""
-    checkpoint = read_checkpoint(out / FILE_NAME)
-    return checkpoint.epoch if checkpoint.epoch < checkpoint.training["epochs"] else None
+def _epochs(out: Path) -> int:
+    """Epochs that a run has done."""
+    return read_checkpoint(out / FILE_NAME).epoch if (out / FILE_NAME).is_file() else 0
 
 
 def _digests(out: Path) -> dict[str, str]:
@@ -178,9 +176,10 @@ def _page(trials: list[Trial], epochs: int, command: str) -> list[str]:
         "This page is written by",
         f"```sh\n{command}\n```",
         f"{_MODEL} on {_DATA} for {epochs} epochs (`{' '.join(_COMMON)}`), once unbroken, then killed (SIGKILL) at "
-        "random moments, while the process trains or writes, and begun again with `--resume` until it ends. Kills "
-        "after the last epoch leave nothing to go on with and are not counted. The checkpoint, with the weights, the "
-        "optimizer's state and all else that it holds, and each snapshot are compared byte by byte.",
+        "random moments of random epochs, while the process trains or writes, and begun again with `--resume` until "
+        "it ends. Kills that came after the last epoch leave nothing to go on with and are not counted. The "
+        "checkpoint, with the weights, the optimizer's state and all else that it holds, and each snapshot are "
+        "compared byte by byte.",
         table(
             (
                 "training",
