@@ -67,9 +67,10 @@ def _snapshots(results: Results, docs: Path) -> Iterator[str]:
     count, epochs = plan.SNAPSHOTS, plan.SNAPSHOT_EPOCHS
     yield "## Snapshot ensembles, and one network that ships"
     yield (
-        f"`squeezenet_micro`, {epochs} epochs each, all at the highest rate of {plan.RATE}. *Snapshots* are {count} "
-        f"cosine cycles (arXiv 1704.00109) of {epochs // count} epochs; *single* is one cosine of the same length. The "
-        f"*student* learns for {epochs} epochs from the mean of the {count} snapshots, with the same pictures; the "
+        f"`{plan.SNAPSHOT_NETWORK}` on {plan.SNAPSHOT_PICTURES:,} pictures of each class, {epochs} epochs each, all at "
+        f"the highest rate of {plan.RATE}. *Snapshots* are {count} cosine cycles (arXiv 1704.00109) of "
+        f"{epochs // count} epochs; *single* is one cosine of the same length. The *student* learns for as many epochs "
+        f"from the mean of the {count} snapshots, with the same pictures; the "
         "*average* is that of the snapshots' weights, with statistics of batch norm taken anew. *Gain* is over the "
         "single network, *kept* the share of the ensemble's gain."
     )

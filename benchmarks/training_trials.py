@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from firebox.model_zoo import SqueezeNetConfig, TrainingConfig, model_config
+from firebox.model_zoo.run_folder import snapshot_file
 
 SEEDS = (0, 1, 2)
 # Of every training's pictures, kept to validate: looked at in the log, never chosen by.
@@ -14,7 +15,9 @@ VALIDATION = 0.02
 # Sized for a CPU: the smallest network of the zoo, where little else is said.
 _SMALL = "squeezenet_micro"
 RATE = 0.2
-SNAPSHOTS, SNAPSHOT_EPOCHS = 5, 30
+# As in the article, cycles long enough for each network to converge: so many epochs need few pictures on a CPU.
+SNAPSHOT_NETWORK = "squeezenet_cifar_small"
+SNAPSHOTS, SNAPSHOT_EPOCHS, SNAPSHOT_PICTURES = 5, 300, 250
 SHAPE_EPOCHS = 6
 SQUEEZE_RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
 SHARES_3X3 = (0.01, 0.25, 0.5, 0.75, 0.99)
@@ -94,7 +97,7 @@ def experiments(folder: Path, cifar: Path, imagenet_weights: Path) -> list[Exper
         threads=1,
     )
     return [
-        Experiment("snapshots", list(_snapshots(replace(base, epochs=SNAPSHOT_EPOCHS), folder))),
+        Experiment("snapshots", list(_snapshots(base, folder))),
         Experiment("shapes", list(_shapes(replace(base, epochs=SHAPE_EPOCHS)))),
         Experiment("transfer", list(_transfer(base, imagenet_weights))),
         Experiment("freezeout", list(_freezeout(replace(base, epochs=FREEZE_EPOCHS)))),
@@ -102,18 +105,22 @@ def experiments(folder: Path, cifar: Path, imagenet_weights: Path) -> list[Exper
 
 
 def _snapshots(base: TrainingConfig, folder: Path) -> Iterator[Trial]:
+    base = replace(
+        base,
+        model=SNAPSHOT_NETWORK,
+        images_per_class=SNAPSHOT_PICTURES,
+        epochs=SNAPSHOT_EPOCHS,
+        # Epochs of few pictures are short beside the validation.
+        validate_every=SNAPSHOT_EPOCHS // SNAPSHOTS,
+    )
     for seed in SEEDS:
         yield Trial(f"single-{seed}", replace(base, seed=seed))
         cycles = f"cycles-{seed}"
         cyclic = replace(base, seed=seed, snapshots=SNAPSHOTS, warmup_epochs=0)
         yield Trial(cycles, cyclic)
         yield Trial(f"average-{seed}", cyclic, (cycles,), averages=True)
-        teachers = tuple(str(snapshot_file(folder, cycles, number)) for number in range(1, SNAPSHOTS + 1))
+        teachers = tuple(str(snapshot_file(folder / cycles, number)) for number in range(1, SNAPSHOTS + 1))
         yield Trial(f"student-{seed}", replace(base, seed=seed, teachers=teachers), (cycles,))
-
-
-def snapshot_file(folder: Path, trial: str, number: int) -> Path:
-    return folder / trial / "snapshots" / f"snapshot{number}.safetensors"
 
 
 def _shapes(base: TrainingConfig) -> Iterator[Trial]:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from .optimizer import make_optimizer
     from .resources import Resources
     from .squeezenet import Fire, SqueezeNet
-    from .training import TrainingResult, open_training_images, quantized_config, resume, train, train_quantized
+    from .training import quantized_config, resume, train, train_quantized
+    from .training_pictures import open_training_images
+    from .training_result import TrainingResult
     from .weights import Weights, load_weights, load_weights_into
 
 __all__ = [
@@ -96,7 +98,9 @@ _HOMES = {
     "optimizer": ("make_optimizer",),
     "resources": ("Resources",),
     "squeezenet": ("Fire", "SqueezeNet"),
-    "training": ("TrainingResult", "open_training_images", "quantized_config", "resume", "train", "train_quantized"),
+    "training": ("quantized_config", "resume", "train", "train_quantized"),
+    "training_pictures": ("open_training_images",),
+    "training_result": ("TrainingResult",),
     "weights": ("Weights", "load_weights", "load_weights_into"),
 }
 

@@ -112,6 +112,11 @@ def check_unused(folder: Path) -> None:
             raise UsageError(f"{folder} has a {name}, but no run to go on with; remove it or choose another --out")
 
 
+def snapshot_file(folder: Path, number: int) -> Path:
+    """The file of a run's snapshot; the first number is 1."""
+    return folder / SNAPSHOTS / f"snapshot{number}.safetensors"
+
+
 def remove_run(folder: Path) -> None:
     """Remove everything of a training from its folder, and nothing else."""
     for name in (*RUN_FILES, _CURVES):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from ..runtime.datasets import LabelledImages
 from ..runtime.errors import CheckpointError, DataError, UsageError
 from ..runtime.preprocessing import Preprocessing
 from .checkpoint import Checkpoint
@@ -25,11 +24,9 @@ from .registry import find_model, fit_preprocessing, model_config
 from .resources import Resources
 from .schedules import check_cycles
 from .training_config import TrainingConfig
+from .training_pictures import Images
 from .transfer import settle_layers
 from .weights import Weights, load_weights, load_weights_into
-
-# Trained and validated pictures.
-Images = tuple[LabelledImages, LabelledImages]
 
 # What makes no sense for weights that are already good, and lie on a grid.
 NOT_QUANTIZED = (

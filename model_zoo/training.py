@@ -9,71 +9,34 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..runtime.console import note, progress
-from ..runtime.datasets import open_images, per_class, split_images
 from ..runtime.errors import DataError, UsageError
 from ..runtime.files import write_file
 from .callbacks import Callback
 from .checkpoint import FILE_NAME, Checkpoint, pack_checkpoint, read_checkpoint
-from .codes import encode
-from .data import Pictures, epoch_order, load_pictures
+from .data import Pictures, epoch_order
 from .distributed import Workers, workers
 from .evaluation import predict, top_k
-from .families import build
-from .freezeout import FreezeOut, macs_of, measured_saving, predicted_saving
-from .freezing import layers_of
 from .learner import Learner
 from .log_row import LogRow
 from .network import Network
 from .objective import Teachers
 from .registry import find_model
 from .resources import Resources
-from .run_folder import SNAPSHOTS, Run, check_unused, read_log
-from .starting import NOT_INHERITED, Images, load_teachers, start, start_quantized, with_teachers
+from .run_folder import Run, check_unused, read_log, snapshot_file
+from .starting import NOT_INHERITED, load_teachers, start, start_quantized, with_teachers
 from .training_config import TrainingConfig
-from .weights import Weights, load_weights_into
+from .training_pictures import Images, load_training_pictures, open_training_images
+from .training_result import TrainingResult, training_result
 
 # Fake-quantized training changes little, so that it takes few epochs and a low rate.
 _QAT_EPOCHS, _QAT_LEARNING_RATE = 3, 0.0005
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training reached: accuracies as shares of 1, in int8 if ``quantized``; ``seconds`` of all its steps.
-
-    ``snapshots`` are the files of a snapshot ensemble. With FreezeOut, ``predicted_saving`` is the share of the
-    arithmetic that is saved and ``measured_saving`` that of the time, by the epochs before the first layer froze
-    (``None`` where there are none).
-    """
-
-    out: Path
-    checkpoint: Path
-    model: str
-    parameters: int
-    train_pictures: int
-    val_pictures: int
-    epochs: int
-    steps: int
-    train_loss: float
-    train_accuracy: float
-    val_accuracy: float
-    seconds: float
-    quantized: bool
-    snapshots: tuple[Path, ...] = ()
-    predicted_saving: float | None = None
-    measured_saving: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        paths = {"out": str(self.out), "checkpoint": str(self.checkpoint), "snapshots": [*map(str, self.snapshots)]}
-        return asdict(self) | paths
 
 
 def train(
@@ -167,17 +130,6 @@ def resume(
         return _run(Run(out), checkpoint, images, tutors, resources, callbacks, group, quiet or not group.leads)
 
 
-def open_training_images(config: TrainingConfig, data: str | None = None) -> Images:
-    """The pictures that a config trains on, and those that it validates on; ``data`` says where they are now.
-
-    Raises ``UsageError`` when there are none and ``DataError`` for those that cannot be split as the config says.
-    """
-    trained, validated = split_images(open_images(data or config.data), config.val_fraction, config.seed)
-    if config.images_per_class:
-        trained = per_class(trained, config.images_per_class, config.seed)
-    return trained, validated
-
-
 def _begin(
     begin: Callable[[Images, Resources], Checkpoint],
     config: TrainingConfig,
@@ -197,27 +149,6 @@ def _begin(
         return _run(run, checkpoint, images, tutors, resources, callbacks, group, quiet or not group.leads)
 
 
-def _load(
-    checkpoint: Checkpoint, config: TrainingConfig, images: Images, resources: Resources, quiet: bool
-) -> tuple[Pictures, Pictures]:
-    """Pictures, or their codes, to train and to validate on, sharing the memory in proportion to their number."""
-    total = sum(checkpoint.pictures)
-    shares = [resources.memory_bytes * len(part) // total for part in images]
-    trained, validated = (
-        load_pictures(part, checkpoint.preprocessing, memory_bytes=share, workers=resources.workers, quiet=quiet)
-        for part, share in zip(images, shares, strict=True)
-    )
-    if config.learn != "head":
-        return trained, validated
-    module = build(checkpoint.config).to(resources.torch_device())
-    load_weights_into(module, Weights("the checkpoint", "", checkpoint.weights))
-    coded = [
-        encode(module, pictures, checkpoint.preprocessing, memory_bytes=share, quiet=quiet)
-        for pictures, share in zip((trained, validated), shares, strict=True)
-    ]
-    return coded[0], coded[1]
-
-
 def _run(
     run: Run,
     checkpoint: Checkpoint,
@@ -235,10 +166,10 @@ def _run(
 
     def keep(number: int, snapshot: Checkpoint) -> None:
         if group.leads:
-            write_file(run.folder / SNAPSHOTS / f"snapshot{number}.safetensors", pack_checkpoint(snapshot))
+            write_file(snapshot_file(run.folder, number), pack_checkpoint(snapshot))
 
     with _own_torch(config, device):
-        pictures = _load(checkpoint, config, images, resources, quiet)
+        pictures = load_training_pictures(checkpoint, config, images, resources, quiet)
         teachers = teachers.to(device) if teachers else None
         learner = Learner(checkpoint, device, steps, group, teachers, keep, callbacks)
         rows = read_log(run.folder, checkpoint.epoch)
@@ -262,7 +193,7 @@ def _run(
                     tell(row)
                     run.write(learner.checkpoint(row), rows, last=epoch + 1 == config.epochs)
         group.same(None)
-    return _result(run, checkpoint, config, learner, rows)
+    return training_result(run.folder, learner, rows)
 
 
 def _epoch(learner: Learner, epoch: int, pictures: tuple[Pictures, Pictures], advance: Callable[..., None]) -> LogRow:
@@ -316,38 +247,6 @@ def _tell_of_processes(run: Run, group: Workers) -> None:
             f"{run.folder} was begun by {before} processes and goes on with {group.count}: pictures are augmented, and "
             "sums are taken, in other ways, so its weights will not be those that it would have reached"
         )
-
-
-def _result(
-    run: Run, checkpoint: Checkpoint, config: TrainingConfig, learner: Learner, rows: list[LogRow]
-) -> TrainingResult:
-    last, predicted, measured = rows[-1], None, None
-    freezeout = next((each for each in learner.callbacks if isinstance(each, FreezeOut)), None)
-    if freezeout:
-        size = (checkpoint.config.in_channels, *checkpoint.config.input_size)
-        times = [freezeout.times.get(layer.name, 0.0) for layer in layers_of(learner.module)]
-        predicted = predicted_saving(macs_of(learner.module, size), times)
-        measured = measured_saving(rows, min(freezeout.times.values()) * learner.loop.total_steps)
-    return TrainingResult(
-        out=run.folder,
-        checkpoint=run.folder / FILE_NAME,
-        model=checkpoint.model,
-        parameters=checkpoint.config.parameters,
-        train_pictures=checkpoint.pictures[0],
-        val_pictures=checkpoint.pictures[1],
-        epochs=last.epoch,
-        steps=last.step,
-        train_loss=last.train_loss,
-        train_accuracy=last.train_accuracy,
-        val_accuracy=last.val_accuracy,
-        seconds=sum(row.seconds for row in rows),
-        quantized=bool(checkpoint.ranges),
-        snapshots=tuple(
-            run.folder / SNAPSHOTS / f"snapshot{number}.safetensors" for number in range(1, config.snapshots + 1)
-        ),
-        predicted_saving=predicted,
-        measured_saving=measured,
-    )
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(firebox, pictures, tmp_pa
 
 @pytest.mark.parametrize("package", ["matplotlib", "tensorboard"])
 def test_a_missing_package_is_told_before_anything_is_done(firebox, tmp_path, monkeypatch, package):
-    homes = ("firebox.model_zoo.curves", "firebox.model_zoo.run_folder", "firebox.model_zoo.training")
+    homes = tuple(f"firebox.model_zoo.{home}" for home in ("curves", "run_folder", "training", "training_result"))
     for name in [name for name in sys.modules if name in homes or name.startswith((package, "torch.utils.tensorb"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
