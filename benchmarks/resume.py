@@ -1,6 +1,5 @@
 """Trainings killed at random moments, resumed, and compared with unbroken ones; writes docs/resume.md."""
 
-import math
 import multiprocessing
 import os
 import random
@@ -58,7 +57,7 @@ def _trials() -> list[Trial]:
 
 
 @click.command()
-@click.option("--kills", type=click.IntRange(1), default=20, show_default=True, help="How often a training is killed.")
+@click.option("--kills", type=click.IntRange(1), default=24, show_default=True, help="How often a training is killed.")
 @click.option("--epochs", type=click.IntRange(5), default=10, show_default=True, help="Epochs, a multiple of 5.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides the moments.")
 @out_option("resume.md")
@@ -79,13 +78,14 @@ def main(kills: int, epochs: int, seed: int, out: Path) -> None:
             trial.epochs, trial.digests = _epochs(unbroken), _digests(unbroken)
             trial.seconds = read_log(unbroken, trial.epochs)[-1].seconds
             advance(text=trial.name)
-        while (done := sum(len(trial.kills) for trial in trials)) < kills and _all_same(trials):
-            trial = min(trials, key=lambda trial: len(trial.kills))
-            share = math.ceil(kills / len(trials)) - len(trial.kills)
-            _break(trial, epochs, folder / _BROKEN, moments, min(share, kills - done))
-            advance(sum(len(trial.kills) for trial in trials) - done, text=trial.name)
+        for index, trial in enumerate(trials):
+            share = len(range(index, kills, len(trials)))
+            while len(trial.kills) < share and trial.same == trial.runs:
+                done = len(trial.kills)
+                _break(trial, epochs, folder / _BROKEN, moments, share - done)
+                advance(len(trial.kills) - done, text=trial.name)
     write_page(out, _page(trials, epochs, f"python benchmarks/resume.py {options}"))
-    if not _all_same(trials):
+    if any(trial.same < trial.runs for trial in trials):
         raise click.ClickException("a resumed training became another one")
 
 
@@ -102,10 +102,6 @@ def _break(trial: Trial, epochs: int, out: Path, moments: random.Random, most: i
     else:
         _train(_command(trial, epochs, out), out)
     trial.same += _digests(out) == trial.digests
-
-
-def _all_same(trials: list[Trial]) -> bool:
-    return all(trial.same == trial.runs for trial in trials)
 
 
 def _command(trial: Trial, epochs: int, out: Path) -> list[str]:
