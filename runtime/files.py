@@ -3,12 +3,17 @@
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import FormatError, UsageError, WriteError
+
+# The names of files on their way: NAME's new content, and a copy of what NAME was.
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.(part|old)", re.DOTALL)
 
 
 def write_files(folder: str | Path, files: Mapping[str, bytes | str]) -> list[Path]:
@@ -62,8 +67,7 @@ def _replace(parts: Mapping[Path, Path]) -> None:
                 target.unlink()
         raise
     finally:
-        for backup in kept.values():
-            backup.unlink(missing_ok=True)
+        _remove(kept.values())
 
 
 def write_file(path: str | Path, content: bytes | str) -> Path:
@@ -73,10 +77,9 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Remove what a process that was killed while it wrote into ``folder`` has left; nobody else may write there."""
-    for pattern in (".*.part", ".*.old"):
-        for path in Path(folder).glob(pattern):
-            path.unlink(missing_ok=True)
+    """Remove what ``write_files`` left in ``folder`` when it was killed; nobody else may be writing there."""
+    found = Path(folder).glob(".*")
+    _remove(path for path in found if _UNFINISHED.fullmatch(path.name) and path.is_file() and not path.is_symlink())
 
 
 def check_writable(folder: str | Path) -> None:
@@ -84,7 +87,11 @@ def check_writable(folder: str | Path) -> None:
     folder = Path(folder)
     probe = f".probe-{secrets.token_hex(4)}"
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    _remove({path: path for path in write_files(folder, {probe: b""})}, new_folders)
+    try:
+        _remove(write_files(folder, {probe: b""}), new_folders)
+    except WriteError as error:
+        # Nobody asked for the probe.
+        raise WriteError(str(error).replace(str(folder / probe), f"into {folder}")) from error
 
 
 def read_file(path: str | Path, limit: int = 2**31 - 1) -> bytes:
@@ -122,11 +129,11 @@ def reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _remove(files: Mapping[Path, Path], folders: list[Path]) -> None:
+def _remove(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
+    # What cannot be removed stays: why writing failed matters more.
     for path in files:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
     for folder in folders:
-        try:
+        with suppress(OSError):
             folder.rmdir()
-        except OSError:
-            return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from firebox.runtime.errors import FormatError, UsageError, WriteError
-from firebox.runtime.files import read_file, sha256, write_file, write_files
+from firebox.runtime.files import check_writable, read_file, remove_unfinished, sha256, write_file, write_files
 
 
 def inside(folder: Path) -> dict[str, bytes]:
@@ -68,6 +68,39 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_files(tmp_path / "out", {"one": b"1"})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_only_what_a_killed_process_left_is_removed(tmp_path, call):
+    own = {".bashrc.old": b"1", ".thesis.part": b"2", ".a.0123456.old": b"3", "b.01234567.part": b"4", "one": b"5"}
+    for name, content in own.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / ".config.old").mkdir()
+    (tmp_path / ".folder.01234567.old").mkdir()
+    (tmp_path / ".link.01234567.part").symlink_to(tmp_path / "one")
+    kept = set(tmp_path.iterdir())
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from firebox.runtime.files import write_files\n"
+        "stop = lambda *_: os._exit(0)\n"
+        "os.fsync, Path.replace = (stop, Path.replace) if sys.argv[2] == 'fsync' else (os.fsync, stop)\n"
+        "write_files(sys.argv[1], {'one': b'new', 'two.csv': b'new'})\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path, call], check=True)
+    assert set(tmp_path.iterdir()) > kept
+    remove_unfinished(tmp_path)
+    assert set(tmp_path.iterdir()) == kept
+    assert {name: (tmp_path / name).read_bytes() for name in own} == own
+    remove_unfinished(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that root cannot write to either")
+def test_the_path_that_was_given_is_named():
+    with pytest.raises(WriteError, match=r"^cannot write /proc/self/one: "):
+        write_file("/proc/self/one", b"1")
+    with pytest.raises(WriteError, match=r"^cannot write into /proc/self: "):
+        check_writable("/proc/self")
 
 
 def test_a_full_disk(tmp_path):
