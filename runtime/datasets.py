@@ -1,11 +1,12 @@
 """Labelled pictures: the digits that come with scikit-learn, a folder of class folders, or a .tar or .zip of one."""
 
 import os
+import stat
 import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -20,6 +21,8 @@ Split = Literal["all", "train", "val", "test"]
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _MAX_FILE_BYTES = 256 * 1024**2
+# A folder with this file is that of a training: its curves.png is no picture of a class.
+_RUN = "checkpoint.safetensors"
 # What damaged archives end in.
 _ARCHIVE_ERRORS = (
     EOFError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError, tarfile.TarError, zipfile.BadZipFile,
@@ -71,8 +74,9 @@ class LabelledImages:
 def open_images(source: str | Path) -> LabelledImages:
     """Open ``digits``, a folder of class folders, or a ``.tar`` or ``.zip`` of one (read without unpacking).
 
-    ``train``, ``val`` and ``test`` folders above the class folders become splits. Raises ``UsageError`` when there
-    is nothing of that name and ``DataError`` when there are no pictures or fewer than two classes.
+    ``train``, ``val`` and ``test`` folders above the class folders become splits. Links to folders are followed; run
+    folders of trainings are passed by. Raises ``UsageError`` when there is nothing of that name and ``DataError`` when
+    there are no pictures, fewer than two classes, or an empty folder beside those of the classes.
     """
     if str(source) == "digits":
         return _open_digits()
@@ -101,10 +105,12 @@ def open_images(source: str | Path) -> LabelledImages:
 def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
     """Training and validation pictures, the same share of every class in both (stratified), by seed.
 
-    The source's own ``train`` and ``val`` are kept when it names both; its ``test`` is never part of either.
+    The source's own ``train`` and ``val`` are kept when it names both; its ``test`` is never part of either. However
+    large the ``fraction``, a picture of each class is left to train on. Raises ``DataError`` for a class without one.
     """
     own_train, own_val = images.split("train"), images.split("val")
     if own_train and own_val:
+        _check_classes(own_train)
         return own_train, own_val
     if not 0 < fraction < 1:
         raise UsageError(f"validation fraction {fraction} is not between 0 and 1")
@@ -113,6 +119,7 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
     source, images = images.source, own_train or images.split("all") or own_val  # pyright: ignore[reportAssignmentType]
     if images is None:
         raise DataError(f"{source} holds test pictures only; add a folder train")
+    _check_classes(images)
     order = np.random.default_rng(seed).permutation(len(images))
     held: list[int] = []
     for label in range(len(images.classes)):
@@ -121,9 +128,16 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
             raise DataError(
                 f"class {images.classes[label]!r} in {images.source} has one picture; it takes two to validate"
             )
-        held.extend(members[: max(1, round(fraction * len(members)))])
+        held.extend(members[: min(max(1, round(fraction * len(members))), len(members) - 1)])
     kept = np.setdiff1d(order, held)
     return images.subset(kept), images.subset(np.sort(held))
+
+
+def _check_classes(images: LabelledImages) -> None:
+    for label in np.setdiff1d(np.arange(len(images.classes)), images.labels):
+        raise DataError(
+            f"class {images.classes[label]!r} in {images.source} has no picture to train on; add some or remove it"
+        )
 
 
 def per_class(images: LabelledImages, count: int, seed: int = 0) -> LabelledImages:
@@ -172,9 +186,7 @@ def match_labels(images: LabelledImages, classes: Sequence[str], ids: Sequence[s
 
 
 def _label(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> LabelledImages:
-    parts = {name: PurePosixPath(name).parts for name in sorted(names)}
-    usable = {name: part for name, part in parts.items() if len(part) >= 2 and not part[-1].startswith(".")}
-    usable = {name: part for name, part in usable.items() if PurePosixPath(name).suffix.lower() in _PICTURES}
+    usable = {name: path.parts for name, path in _pictures(names).items()}
     if not usable:
         raise DataError(
             f"{source} holds no pictures in class folders (CLASS/picture.jpg); known are {', '.join(sorted(_PICTURES))}"
@@ -192,6 +204,20 @@ def _label(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> L
         channels="RGB",
         read=read,
     )
+
+
+def _pictures(names: Iterable[str]) -> dict[str, PurePosixPath]:
+    """Those of the files in a collection that are pictures of a class, in order."""
+    paths = {name: PurePosixPath(name) for name in sorted(names)}
+    runs = {path.parent for path in paths.values() if path.name == _RUN}
+    return {
+        name: path
+        for name, path in paths.items()
+        if len(path.parts) >= 2
+        and not path.name.startswith(".")
+        and path.suffix.lower() in _PICTURES
+        and path.parent not in runs
+    }
 
 
 def _open_digits() -> LabelledImages:
@@ -213,16 +239,46 @@ def _open_digits() -> LabelledImages:
 
 
 def _open_folder(folder: Path) -> tuple[list[str], Callable[[str], bytes]]:
-    names = [
-        (Path(parent) / file).relative_to(folder).as_posix() for parent, _, files in os.walk(folder) for file in files
-    ]
+    names: list[str] = []
+    empty: list[PurePosixPath] = []
+
+    def within(path: str) -> PurePosixPath:
+        return PurePosixPath(Path(path).relative_to(folder).as_posix())
+
+    for parent, folders, files in os.walk(folder, onerror=lambda e: empty.append(within(e.filename)), followlinks=True):
+        names.extend(str(within(parent) / file) for file in files)
+        if not files and not folders:
+            empty.append(within(parent))
+        folders[:] = [name for name in folders if _is_followed(Path(parent, name), folder)]
+    beside = {path.parent.parent for path in _pictures(names).values()}
+    for found in empty:
+        if found.parent in beside and not found.name.startswith("."):
+            raise DataError(f"class folder {folder / found} is empty or cannot be read; fill it or remove it")
 
     def read(name: str) -> bytes:
         path = folder / name
-        _check_size(f"{folder}/{name}", path.stat().st_size)
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            # A device or a pipe may never come to an end.
+            raise DataError(f"{path} is not a regular file; remove it")
+        _check_size(str(path), about.st_size)
         return path.read_bytes()
 
     return names, _named(str(folder), read)
+
+
+def _is_followed(path: Path, top: Path) -> bool:
+    """Whether a folder is a real one, or a link to one that is not above it, where pictures would come up twice."""
+    if not path.is_symlink():
+        return True
+    target = path.resolve()
+    if any(above.resolve().is_relative_to(target) for above in path.parents):
+        return False
+    links = [above for above in path.relative_to(top).parents if above.name and (top / above).is_symlink()]
+    if len(links) > 1:
+        # Folders that link to each other have more ways through them than can be walked.
+        raise DataError(f"{path} is a link within a link within a link; give the real folder")
+    return True
 
 
 def _open_tar(path: Path) -> tuple[list[str], Callable[[str], bytes]]:

@@ -1,6 +1,7 @@
 """Labelled pictures from folders and archives, splits, samples, and whose class is whose."""
 
 import io
+import os
 import tarfile
 import zipfile
 from collections import Counter
@@ -54,6 +55,103 @@ def test_what_is_no_picture_is_passed_by(noise, tmp_path):
     (tmp_path / "more" / "class2" / "LOUD.PNG").write_bytes((noise / "class2" / "0.png").read_bytes())
     images = open_images(tmp_path / "more")
     assert set(images.names) == {*open_images(noise).names, "class2/LOUD.PNG"}
+
+
+def copy(noise: Path, *names: str, to: Path) -> None:
+    """Two pictures of a class into each of some folders."""
+    for name in names:
+        (to / name).mkdir(parents=True)
+        for picture in ("0.png", "1.png"):
+            (to / name / picture).write_bytes((noise / "class0" / picture).read_bytes())
+
+
+def test_the_folder_of_a_training_is_no_class(noise, tmp_path):
+    pictures = tmp_path / "pictures"
+    copy(noise, "a", "b", "run", "a/deep/run", to=pictures)
+    for run in ("run", "a/deep/run"):
+        (pictures / run / "checkpoint.safetensors").write_bytes(b"")
+        (pictures / run / "snapshots").mkdir()
+    for source in (pictures, pack_tar(pictures, tmp_path / "a.tar"), pack_zip(pictures, tmp_path / "a.zip")):
+        images = open_images(source)
+        assert (images.classes, len(images)) == (("a", "b"), 4)
+    # Data that a training was told to write into stay data.
+    (pictures / "checkpoint.safetensors").write_bytes(b"")
+    assert len(open_images(pictures)) == 4
+
+
+def test_linked_folders_are_followed_but_not_in_circles(noise, tmp_path):
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    copy(noise, "val/a", "val/b", to=data)
+    copy(noise, "train/a", "b", "c", to=elsewhere)
+    (data / "train").symlink_to(elsewhere / "train")
+    (elsewhere / "train" / "b").symlink_to("../b")
+    # Round and round, to itself, to what is above, and from one to the other.
+    (data / "val" / "a" / "again").symlink_to(".")
+    (data / "val" / "a" / "up").symlink_to(data)
+    (data / "val" / "b" / "away").symlink_to(elsewhere / "c")
+    (elsewhere / "c" / "back").symlink_to(data / "val" / "b")
+    images = open_images(data)
+    assert images.classes == ("a", "away", "b")
+    train = images.split("train")
+    names = ["train/a/0.png", "train/a/1.png", "train/b/0.png", "train/b/1.png"]
+    assert train is not None
+    assert train.names == tuple(names)
+    assert {images.read(name) for name in names} == {(noise / "class0" / f"{i}.png").read_bytes() for i in range(2)}
+    assert len(images) == 4 + 4 + 2
+    again = tmp_path / "again"
+    again.symlink_to(data)
+    assert open_images(again).names == images.names
+
+
+def test_folders_that_link_to_each_other_come_to_an_end(noise, tmp_path):
+    names = [f"class{index}" for index in range(12)]
+    copy(noise, *names, to=tmp_path)
+    for one in names:
+        for other in names:
+            (tmp_path / one / other).symlink_to(tmp_path / other)
+    with pytest.raises(DataError, match="is a link within a link within a link; give the real folder"):
+        open_images(tmp_path)
+
+
+def test_only_regular_files_are_pictures(noise, tmp_path):
+    copy(noise, "a", "b", to=tmp_path)
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    (tmp_path / "b" / "zero.png").symlink_to("/dev/zero")
+    images = open_images(tmp_path)
+    for name in ("a/pipe.png", "b/zero.png"):
+        with pytest.raises(DataError, match=f"{name} is not a regular file; remove it"):
+            images.read(name)
+
+
+def test_an_empty_folder_beside_the_classes_is_told(noise, tmp_path):
+    copy(noise, "train/a", "train/b", "val/a", to=tmp_path)
+    for passed in (".git", ".git/tags", "test", "train/.hidden", "train/a/more"):
+        (tmp_path / passed).mkdir()
+    assert open_images(tmp_path).classes == ("a", "b")
+    (tmp_path / "train" / "c").mkdir()
+    with pytest.raises(DataError, match=r"class folder .*/train/c is empty or cannot be read; fill it or remove it"):
+        open_images(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_class_that_cannot_be_read_is_told(noise, tmp_path):
+    copy(noise, "a", "b", "c", to=tmp_path)
+    (tmp_path / "c").chmod(0)
+    try:
+        with pytest.raises(DataError, match=r"class folder .*/c is empty or cannot be read"):
+            open_images(tmp_path)
+    finally:
+        (tmp_path / "c").chmod(0o700)
+
+
+def test_each_class_needs_a_picture_to_train_on(noise, tmp_path):
+    copy(noise, "all/a", "all/b", to=tmp_path)
+    kept, held = split_images(open_images(tmp_path / "all"), 0.99)
+    assert counts(kept) == counts(held) == {0: 1, 1: 1}
+    copy(noise, "train/a", "val/a", "val/b", "only/val/a", "only/test/a", "only/test/b", to=tmp_path / "own")
+    for source in (tmp_path / "own", tmp_path / "own" / "only"):
+        with pytest.raises(DataError, match=r"class 'b' in .* has no picture to train on; add some or remove it"):
+            split_images(open_images(source))
 
 
 def test_splits_that_the_folders_name(noise, tmp_path):
@@ -162,10 +260,10 @@ def test_digits_are_grey_and_whole():
 
 @st.composite
 def collections(draw) -> LabelledImages:
-    labels = draw(st.lists(st.integers(0, 4), min_size=2, max_size=60))
-    names = tuple(f"p{index}" for index in range(len(labels)))
-    classes = tuple("abcde")
-    return LabelledImages("drawn", classes, names, np.array(labels), ("all",) * len(names), "RGB", lambda name: b"")
+    drawn = draw(st.lists(st.integers(0, 4), min_size=2, max_size=60))
+    found, labels = np.unique(drawn, return_inverse=True)
+    names, classes = tuple(f"p{index}" for index in range(len(labels))), tuple("abcde"[: len(found)])
+    return LabelledImages("drawn", classes, names, labels, ("all",) * len(names), "RGB", lambda name: b"")
 
 
 def counts(images: LabelledImages) -> Counter:
@@ -173,7 +271,7 @@ def counts(images: LabelledImages) -> Counter:
 
 
 @settings(max_examples=100)
-@given(collections(), st.floats(0.05, 0.95), st.integers(0, 5))
+@given(collections(), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_a_split_is_disjoint_whole_stratified_and_the_seeds(images, fraction, seed):
     if 1 in counts(images).values():
         with pytest.raises(DataError, match="it takes two to validate"):
@@ -184,7 +282,7 @@ def test_a_split_is_disjoint_whole_stratified_and_the_seeds(images, fraction, se
     assert not set(kept.names) & set(held.names)
     for label, count in counts(images).items():
         assert abs(counts(held)[label] - fraction * count) <= 1
-        assert counts(held)[label] >= 1
+        assert 1 <= counts(held)[label] < count
     truth = dict(zip(images.names, images.labels.tolist(), strict=True))
     for part in (kept, held):
         assert [truth[name] for name in part.names] == part.labels.tolist()
