@@ -21,7 +21,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..runtime.errors import CheckpointError
+from ..runtime.errors import CheckpointError, UsageError
 from .schedules import check_cycles, cyclic_cosine
 
 
@@ -115,12 +115,14 @@ class AverageWeights(Callback):
     """An exponential moving average of everything in the module's state, as the ``module`` of the callback.
 
     The average follows quickly at first, with a decay of (1 + step) / (10 + step), so that it does not remember the
-    random weights that it began with.
+    random weights that it began with. Raises ``UsageError`` for a ``decay`` outside [0, 1).
     """
 
     name = "average"
 
     def __init__(self, decay: float):
+        if not 0 <= decay < 1:
+            raise UsageError(f"an average of weights cannot decay by {decay}; give a share in [0, 1), such as 0.999")
         self.decay = decay
         self.module = nn.Module()
 

@@ -3,9 +3,10 @@
 Tensors are called ``model.NAME`` with the network's own names, and ``scale.NAME`` where they are int8
 (``compact.py``); what only goes on with the training is called ``learning.NAME``, ``optimizer.SLOT.NAME`` and
 ``callbacks.CALLBACK.KEY``. The metadata entry ``firebox`` of the safetensors header is a JSON object; nothing is
-ever unpickled.
+ever unpickled. The digest of the tensors stands there, too, for the format itself notices no changed bit.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -27,7 +29,7 @@ from .network_config import NetworkConfig
 
 FILE_NAME = "checkpoint.safetensors"
 
-_KEY = "firebox"
+_KEY, _DIGEST = "firebox", "tensors_sha256"
 _FORMAT_VERSION = 2
 # In the first version the optimizer's only state was called momentum.
 _READ_VERSIONS = (1, 2)
@@ -39,7 +41,8 @@ class Checkpoint:
     """The state of a training at the end of ``epoch`` (0: before the first step).
 
     ``model`` is the name in the zoo, ``training`` the training's config as JSON values,
-    ``pictures`` how many pictures it trains and validates on. ``weights`` are those to use; where they are an average
+    ``pictures`` how many pictures it trains and validates on, ``pictures_sha256`` the digest of their names and
+    classes, empty where an older firebox wrote it. ``weights`` are those to use; where they are an average
     of those that learn, the latter are ``learning``. ``optimizer`` holds the optimizer's state (``SLOT.NAME``), which
     is empty before the first step, and ``callbacks`` that of each callback. ``ranges`` are those of the activations,
     by their names in the traced network, when it trains with fake quantization, and empty otherwise; the optimizer
@@ -62,6 +65,7 @@ class Checkpoint:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     origin_sha256: str = ""
     teachers_sha256: tuple[str, ...] = ()
+    pictures_sha256: str = ""
 
 
 def pack_compact(checkpoint: Checkpoint) -> bytes:
@@ -86,6 +90,7 @@ def pack_checkpoint(checkpoint: Checkpoint, scales: Mapping[str, Tensor] | None 
         "ranges": {name: astuple(found) for name, found in checkpoint.ranges.items()},
         "origin_sha256": checkpoint.origin_sha256,
         "teachers_sha256": checkpoint.teachers_sha256,
+        "pictures_sha256": checkpoint.pictures_sha256,
     }
     groups = {
         "model": checkpoint.weights,
@@ -99,7 +104,7 @@ def pack_checkpoint(checkpoint: Checkpoint, scales: Mapping[str, Tensor] | None 
         for group, members in groups.items()
         for name, tensor in members.items()
     }
-    return safetensors.torch.save(tensors, {_KEY: json.dumps(header)})
+    return safetensors.torch.save(tensors, {_KEY: json.dumps(header | {_DIGEST: _digest(tensors)})})
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -128,6 +133,8 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         callbacks.setdefault(callback, {})[rest] = tensor
     try:
         header = json.loads(metadata[_KEY])
+        if header.get(_DIGEST) not in (None, _digest(tensors)):
+            raise CheckpointError(f"{source} is damaged: its tensors are not those that were written; copy it again")
         if header["format_version"] not in _READ_VERSIONS:
             raise CheckpointError(
                 f"{source} has format version {header['format_version']!r}, this firebox reads up to "
@@ -150,6 +157,7 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             ranges={str(name): _range(*bounds) for name, bounds in header.get("ranges", {}).items()},
             origin_sha256=str(header.get("origin_sha256", "")),
             teachers_sha256=tuple(str(digest) for digest in header.get("teachers_sha256", ())),
+            pictures_sha256=str(header.get("pictures_sha256", "")),
         )
     except CheckpointError:
         raise
@@ -169,6 +177,15 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             f"{source} contradicts itself: its network has {config.parameters:,} parameters, the file {values:,}"
         )
     return checkpoint
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and bytes."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _range(low: float, high: float) -> Range:

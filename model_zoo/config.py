@@ -84,6 +84,7 @@ class SqueezeNetConfig(NetworkConfig):
                 f"stride {self.stem_stride} and {len(self.pools)} pools; use a larger input or "
                 "fewer pools"
             )
+        self.check_parameters()
 
     @property
     def fires(self) -> tuple[FireSize, ...]:
@@ -143,7 +144,8 @@ class SqueezeNetConfig(NetworkConfig):
     def _check_ranges(self) -> None:
         positive = ("stem_channels", "stem_kernel", "stem_stride", "num_fires", "base_e", "freq")
         self.check_between(1, LIMIT, *positive)
-        self.check_between(0, LIMIT, "stem_padding", "incr_e", "head_padding")
+        self.check_between(0, LIMIT, "stem_padding", "incr_e")
+        self.check_between(0, 64, "head_padding")
         if self.stem_padding >= self.stem_kernel:
             raise UsageError(f"stem_padding {self.stem_padding} is not smaller than stem_kernel {self.stem_kernel}")
         if not 0 < self.pct3x3 < 1 or not 0 < self.squeeze_ratio <= 1:

@@ -2,8 +2,11 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +61,16 @@ class StreamedPictures:
             multiprocessing_context="fork" if forks else None,
             collate_fn=_stack,
         )
-        for batch, pixels in zip(order, loader, strict=True):
+        with _without_interrupts():
+            decoded = iter(loader)
+        for batch in order:
+            try:
+                pixels = next(decoded)
+            except RuntimeError as error:
+                raise DataError(
+                    f"a process that decodes pictures of {self.images.source} has ended, perhaps for lack of memory; "
+                    "try again, with fewer --workers"
+                ) from error
             if isinstance(pixels, DataError):
                 raise pixels
             yield pixels, self.labels[batch]
@@ -80,7 +92,8 @@ def load_pictures(
     ``workers`` decode at the same time, by default one per core. Raises ``DataError`` naming a
     damaged picture.
     """
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    cores = os.cpu_count() or 1
+    workers = cores if workers is None else min(workers, cores)
     labels = torch.from_numpy(images.labels)
     shape = (len(images), preprocessing.depth, *preprocessing.size)
     if int(np.prod(shape)) > memory_bytes:
@@ -112,6 +125,19 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     offset = torch.tensor(preprocessing.mean, device=pixels.device) / std
     values = pixels.to(torch.float32, memory_format=torch.channels_last)
     return values * factor[:, None, None] - offset[:, None, None]
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until the workers are there, and does not reach them: the parent tells them when to end."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Decoder(Dataset):

@@ -45,6 +45,15 @@ class Workers:
         distributed.broadcast_object_list(box)
         return box[0]
 
+    def agree(self, value: Any, what: str) -> None:
+        """Wait for all processes. Raises ``UsageError`` in all of them where one has another value of ``what``."""
+        if self.count == 1:
+            return
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        if any(other != value for other in values):
+            raise UsageError(f"the processes do not train the same: {what} must be the same for all of them")
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with its gradients averaged over all processes, or as it is where there is only one."""
         if self.count == 1:

@@ -21,12 +21,15 @@ class FreezeOut(Callback):
     Section 3: the times of the layers, as shares of all steps, rise evenly from ``first`` to 1, and are squared or
     cubed by the ``schedule``. A ``scaled`` rate begins at ``rate`` divided by the layer's time, so that every layer
     goes the same way in all; others begin at ``rate``. Groups of the optimizer name their layer (``make_optimizer``).
-    Raises ``UsageError`` for a ``first`` outside (0, 1].
+    Raises ``UsageError`` for an unknown ``schedule`` and for a ``first`` outside (0, 1].
     """
 
     name = "freezeout"
 
     def __init__(self, schedule: FreezeSchedule, first: float, scaled: bool, rate: float):
+        if schedule not in _EXPONENTS:
+            raise UsageError(f"FreezeOut knows no schedule {schedule!r}; give {', '.join(_EXPONENTS)}")
+        _check_first(first)
         self.schedule: FreezeSchedule = schedule
         self.first, self.scaled, self.rate = first, scaled, rate
         # When each layer is frozen, by its name, in their order.
@@ -35,8 +38,11 @@ class FreezeOut(Callback):
 
     def begin(self, loop: Loop) -> None:
         """Find the layers, and freeze those whose time has passed. Raises ``UsageError`` for groups without layers."""
-        if not all("layer" in group for group in loop.optimizer.param_groups):
-            raise UsageError("FreezeOut needs to know the layer of each of the optimizer's groups; use make_optimizer")
+        if not all(group.get("layer") for group in loop.optimizer.param_groups):
+            raise UsageError(
+                "FreezeOut needs to know the layer of each of the optimizer's groups; use make_optimizer, with a "
+                "config that has freezeout"
+            )
         self._learning = [layer for layer in layers_of(loop.module) if layer.learns]
         times = freezing_times(len(self._learning), self.schedule, self.first)
         self.times = {layer.name: time for layer, time in zip(self._learning, times, strict=True)}
@@ -65,11 +71,15 @@ def freezing_times(layers: int, schedule: FreezeSchedule, first: float) -> list[
 
     Raises ``UsageError`` for a ``first`` outside (0, 1].
     """
-    if not 0 < first <= 1:
-        raise UsageError(f"a first layer cannot be frozen after the share {first} of the steps; give one in (0, 1]")
+    _check_first(first)
     last = layers - 1
     even = (first + (1 - first) * index / last if last else 1.0 for index in range(layers))
     return [time ** _EXPONENTS[schedule] for time in even]
+
+
+def _check_first(first: float) -> None:
+    if not 0 < first <= 1:
+        raise UsageError(f"a first layer cannot be frozen after the share {first} of the steps; give one in (0, 1]")
 
 
 def predicted_saving(macs: Sequence[int], times: Sequence[float]) -> float:

@@ -21,8 +21,6 @@ from .layers import (
 )
 from .network_config import NetworkConfig
 
-_MOST_PARAMETERS = 1_000_000_000
-
 
 @dataclass(frozen=True)
 class LayeredConfig(NetworkConfig):
@@ -35,11 +33,10 @@ class LayeredConfig(NetworkConfig):
         super().__post_init__()
         self.check_family()
         try:
-            parameters = self.parameters
+            _ = self.parameters
         except UsageError as error:
             raise UsageError(f"input size {self.input_size} is too small: {error}") from error
-        if parameters > _MOST_PARAMETERS:
-            raise UsageError(f"{parameters:,} parameters are more than {_MOST_PARAMETERS:,}; use a narrower network")
+        self.check_parameters()
 
     def check_family(self) -> None:
         """Raises ``UsageError`` for a value of the family's own that makes no network."""

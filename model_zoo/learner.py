@@ -240,7 +240,7 @@ class Learner:
     def _diverged(self, what: str) -> TrainingError:
         return TrainingError(
             f"{what} at step {self.loop.step}, after a learning rate of {self.rate:.3g}; the last whole checkpoint "
-            "stays, start again with a lower --lr"
+            "stays, start again with a lower --lr in another --out"
         )
 
 
@@ -250,9 +250,13 @@ def total_steps(config: TrainingConfig, steps: int) -> int:
 
 
 def _check_names(callbacks: Sequence[Callback]) -> None:
-    """Raise ``UsageError`` where two have states of the same name in a checkpoint."""
+    """Raise ``UsageError`` for names by which a checkpoint cannot tell states apart."""
     named = [callback.name for callback in callbacks if callback.state_dict()]
     for name in named:
+        if "." in name:
+            raise UsageError(
+                f"the callback {name!r} has a dot in its name, where names end in a checkpoint; leave it out"
+            )
         if named.count(name) > 1:
             raise UsageError(f"two callbacks are called {name!r}, by which a checkpoint tells their states apart")
 

@@ -9,6 +9,7 @@ from ..runtime.errors import FormatError, UsageError
 from .kinds import check_kinds
 
 LIMIT = 65536
+_MOST_PARAMETERS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,13 @@ class NetworkConfig(ABC):
         for name in names:
             if not lowest <= getattr(self, name) <= highest:
                 raise UsageError(f"{name} {getattr(self, name)} is not between {lowest} and {highest}")
+
+    def check_parameters(self) -> None:
+        """Raises ``UsageError`` for more than any machine that we know of trains."""
+        if self.parameters > _MOST_PARAMETERS:
+            raise UsageError(
+                f"{self.parameters:,} parameters are more than {_MOST_PARAMETERS:,}; use a narrower network"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -6,16 +6,18 @@ Beside them ``tensorboard/`` has the log for TensorBoard, ``snapshots/`` those o
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 from ..runtime.errors import UsageError
-from ..runtime.files import remove_unfinished, write_files
+from ..runtime.files import remove_unfinished, sha256, write_files
 from .checkpoint import FILE_NAME, Checkpoint, pack_checkpoint
 from .curves import draw_curves
 from .log_row import LogRow
@@ -101,13 +103,26 @@ class Run:
         }
 
 
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine out of a run's folder. Raises ``UsageError`` if one is in it."""
+    # Not within the folder, which is left as it was where a training cannot begin.
+    digest = sha256(str(folder.resolve()).encode())[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"firebox-{digest}.lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout as error:
+        raise UsageError(f"another process is training in {folder}; wait for it, or choose another folder") from error
+
+
 def check_unused(folder: Path) -> None:
     """Raise ``UsageError`` if the folder already belongs to a training, or has files of the same names."""
     if (folder / FILE_NAME).exists():
         raise UsageError(
             f"{folder} already holds a run ({FILE_NAME}); go on with --resume {folder} or choose another --out"
         )
-    for name in RUN_FILES:
+    for name in (*RUN_FILES, SNAPSHOTS):
         if (folder / name).exists():
             raise UsageError(f"{folder} has a {name}, but no run to go on with; remove it or choose another --out")
 
@@ -129,7 +144,7 @@ def read_log(folder: Path, last_epoch: int) -> list[LogRow]:
     """The rows up to an epoch, as far as the log is there and can be read."""
     try:
         lines = (folder / _LOG).read_text().splitlines()[1:]
-    except OSError:
+    except (OSError, ValueError):
         return []
     rows: list[LogRow] = []
     for line in lines:

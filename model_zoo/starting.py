@@ -24,7 +24,7 @@ from .registry import find_model, fit_preprocessing, model_config
 from .resources import Resources
 from .schedules import check_cycles
 from .training_config import TrainingConfig
-from .training_pictures import Images
+from .training_pictures import Images, digest_of
 from .transfer import settle_layers
 from .weights import Weights, load_weights, load_weights_into
 
@@ -111,7 +111,7 @@ def with_teachers(checkpoint: Checkpoint) -> tuple[Checkpoint, Teachers | None]:
 
     Raises ``UsageError`` for those of other classes or other pictures.
     """
-    networks = _teachers(checkpoint, checkpoint.training["teachers"])
+    networks = _teachers(checkpoint, TrainingConfig.from_json(checkpoint.training).teachers)
     known = replace(checkpoint, teachers_sha256=tuple(network.sha256 for network in networks))
     return known, _together(checkpoint, networks)
 
@@ -121,7 +121,8 @@ def load_teachers(checkpoint: Checkpoint, paths: Sequence[str] = ()) -> Teachers
 
     Raises ``UsageError`` where one is not there and ``CheckpointError`` if they are not what they were.
     """
-    paths, digests = paths or checkpoint.training["teachers"], checkpoint.teachers_sha256
+    paths = paths or TrainingConfig.from_json(checkpoint.training).teachers
+    digests = checkpoint.teachers_sha256
     if len(paths) != len(digests):
         raise UsageError(f"{len(paths)} teachers are named, the training has {len(digests)}; name each, in their order")
     networks = _teachers(checkpoint, paths)
@@ -153,6 +154,7 @@ def _first(
         classes=classes,
         training=settled.to_json(),
         pictures=(len(images[0]), len(images[1])),
+        pictures_sha256=digest_of(images),
         epoch=0,
         step=0,
         weights=module.state_dict(),

@@ -189,9 +189,9 @@ def train_command(
       firebox train --teacher runs/a --teacher runs/b --data digits --out runs/student
       torchrun --nproc-per-node 2 --no-python firebox train squeezenet_cifar --data cifar10-images.tar
     """
-    given = _over(load_recipe(recipe), _given(options)) if recipe else _given(options)
+    given = _given(options) if recipe is None else _over(load_recipe(recipe), _given(options))
     if changes:
-        given["network"] = {**given.get("network", {}), **_changes(changes)}
+        given["network"] = {**TrainingConfig(network=given.get("network", {})).network, **_changes(changes)}
     if model is not None:
         find_model(model)
         given["model"] = model
@@ -258,8 +258,8 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if "input_size" in given:
         given["input_size"] = (given["input_size"],) * 2
-    if given.get("learn", "").isdecimal():
-        given["learn"] = int(given["learn"])
+    if (learn := given.get("learn", "")).isdecimal() and len(learn) < 9:
+        given["learn"] = int(learn)
     return given
 
 

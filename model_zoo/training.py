@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from ..runtime.console import note, progress
-from ..runtime.errors import DataError, UsageError
-from ..runtime.files import write_file
+from ..runtime.errors import DataError, TrainingError, UsageError
+from ..runtime.files import check_writable, sha256, write_file
 from .callbacks import Callback
 from .checkpoint import FILE_NAME, Checkpoint, pack_checkpoint, read_checkpoint
 from .data import Pictures, epoch_order
@@ -29,10 +29,10 @@ from .network import Network
 from .objective import Teachers
 from .registry import find_model
 from .resources import Resources
-from .run_folder import Run, check_unused, read_log, snapshot_file
+from .run_folder import Run, check_unused, claim, read_log, snapshot_file
 from .starting import NOT_INHERITED, load_teachers, start, start_quantized, with_teachers
 from .training_config import TrainingConfig
-from .training_pictures import Images, load_training_pictures, open_training_images
+from .training_pictures import Images, digest_of, load_training_pictures, open_training_images
 from .training_result import TrainingResult, training_result
 
 # Fake-quantized training changes little, so that it takes few epochs and a low rate.
@@ -119,12 +119,13 @@ def resume(
         )
     images = open_training_images(config, data)
     found = (images[0].classes, (len(images[0]), len(images[1])))
-    if found != (checkpoint.classes, checkpoint.pictures):
+    known = checkpoint.pictures_sha256 in ("", digest_of(images))
+    if found != (checkpoint.classes, checkpoint.pictures) or not known:
         raise DataError(
             f"{images[0].source} is not what {out} was trained on: its classes or its pictures have changed"
         )
     tutors = load_teachers(checkpoint, teachers)
-    with workers(resources.torch_device()) as group:
+    with workers(resources.torch_device()) as group, _claimed(out, group), _told_of_memory():
         if group.leads:
             _tell_of_processes(Run(out), group)
         return _run(Run(out), checkpoint, images, tutors, resources, callbacks, group, quiet or not group.leads)
@@ -140,7 +141,7 @@ def _begin(
     quiet: bool,
 ) -> TrainingResult:
     """Train from the checkpoint that ``begin`` makes for the pictures."""
-    with workers(resources.torch_device()) as group:
+    with workers(resources.torch_device()) as group, _claimed(out, group), _told_of_memory():
         if group.leads:
             check_unused(out)
         images = open_training_images(config)
@@ -174,7 +175,8 @@ def _run(
         learner = Learner(checkpoint, device, steps, group, teachers, keep, callbacks)
         rows = read_log(run.folder, checkpoint.epoch)
         # Nobody writes before all have begun.
-        group.same(None)
+        here = {**checkpoint.training, "data": "", "teachers": ()}
+        group.agree(sha256(pack_checkpoint(replace(checkpoint, training=here))), "pictures, options and weights")
         if group.leads:
             run.tidy()
             if run.is_new:
@@ -239,13 +241,39 @@ def _check_shares(config: TrainingConfig, checkpoint: Checkpoint, group: Workers
         )
 
 
+@contextmanager
+def _claimed(out: Path, group: Workers) -> Iterator[None]:
+    """The run's folder for these processes alone, if it can be written. Raises ``UsageError`` and ``WriteError``."""
+    if not group.leads:
+        yield
+        return
+    with claim(out):
+        check_writable(out)
+        yield
+
+
+@contextmanager
+def _told_of_memory() -> Iterator[None]:
+    """One line where there is not enough memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error) and "allocate" not in str(error):
+            raise
+        raise TrainingError(
+            "there is not enough memory; lower --batch-size or --input-size, raise --accumulation, or take a smaller "
+            "network"
+        ) from error
+
+
 def _tell_of_processes(run: Run, group: Workers) -> None:
     """Say so where they are not as many as those that began the run."""
     before = run.begun_by()
     if before not in (None, group.count):
         note(
-            f"{run.folder} was begun by {before} processes and goes on with {group.count}: pictures are augmented, and "
-            "sums are taken, in other ways, so its weights will not be those that it would have reached"
+            f"{run.folder} was begun with a number of processes of {before} and goes on with {group.count}: pictures "
+            "are augmented, and sums are taken, in other ways, so its weights will not be those that it would have "
+            "reached"
         )
 
 

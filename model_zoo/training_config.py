@@ -1,7 +1,6 @@
 """What a training does, as one value that travels with its checkpoint."""
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -25,6 +24,9 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "weight_decay": (0, 1),
     "power": (0, 100),
     "label_smoothing": (0, 0.99),
+    "learning_rate": (0, 1e6),
+    "muon_rate": (0, 1e6),
+    "temperature": (1e-3, 1e3),
     "mixup": (0, 100),
     "cutmix": (0, 100),
     "ema": (0, 0.999999),
@@ -35,6 +37,10 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "threads": (1, 1024),
     "seed": (0, 2**63 - 1),
 }
+
+
+# Draws of a Beta distribution with less are 0 or 1, or no numbers at all.
+_LEAST_ALPHA = 1e-3
 
 
 @dataclass(frozen=True)
@@ -118,10 +124,16 @@ class TrainingConfig:
                 raise UsageError(f"{name} {value} is not between {low} and {high}")
         if not 0 <= (self.warmup_epochs or 0) <= (math.inf if self.iterations else self.epochs):
             raise UsageError(f"warmup_epochs {self.warmup_epochs} is not between 0 and {self.epochs}")
-        for name in ("learning_rate", "muon_rate", "temperature", "layer_decay", "freeze_first"):
+        for name in ("learning_rate", "muon_rate", "layer_decay", "freeze_first"):
             value = getattr(self, name)
-            if value is not None and not 0 < value <= sys.float_info.max:
+            if value is not None and not value > 0:
                 raise UsageError(f"{name} {value} is not a positive number")
+        for name in ("mixup", "cutmix"):
+            if 0 < getattr(self, name) < _LEAST_ALPHA:
+                raise UsageError(f"{name} {getattr(self, name)} is below {_LEAST_ALPHA}; give 0 for none")
+        for name in ("model", "data", "start"):
+            if getattr(self, name) == "":
+                raise UsageError(f"{name} is empty; name one, or leave it out")
         for name in ("layer_decay", "freeze_first"):
             if getattr(self, name) > 1:
                 raise UsageError(f"{name} {getattr(self, name)} is above 1; it is a share, in (0, 1]")

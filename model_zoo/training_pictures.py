@@ -1,6 +1,9 @@
 """The pictures of a training: which it learns from, which it is validated on, and their codes for a head alone."""
 
+import json
+
 from ..runtime.datasets import LabelledImages, open_images, per_class, split_images
+from ..runtime.files import sha256
 from .checkpoint import Checkpoint
 from .codes import encode
 from .data import Pictures, load_pictures
@@ -22,6 +25,12 @@ def open_training_images(config: TrainingConfig, data: str | None = None) -> Ima
     if config.images_per_class:
         trained = per_class(trained, config.images_per_class, config.seed)
     return trained, validated
+
+
+def digest_of(images: Images) -> str:
+    """Of the names and classes of all pictures."""
+    parts = [[[name, int(label)] for name, label in zip(part.names, part.labels, strict=True)] for part in images]
+    return sha256(json.dumps(parts).encode())
 
 
 def load_training_pictures(

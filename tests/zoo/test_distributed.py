@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,7 +36,9 @@ def work(rank: int, port: int, folder: Path, mishap: str, arguments: list[str]) 
     torch.set_num_threads(1)
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT), stream)
-    if mishap and rank == 1:
+    if mishap == "elsewhere":
+        os.chdir(folder / str(rank))
+    elif mishap and rank == 1:
         from firebox.model_zoo.learner import Learner
 
         learn = Learner._learn
@@ -54,7 +57,7 @@ def work(rank: int, port: int, folder: Path, mishap: str, arguments: list[str]) 
 
 def together(folder: Path, *arguments: object, mishap: str = "") -> list[Said]:
     """What the two processes of a command said."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -116,6 +119,19 @@ def test_what_cannot_be_shared_is_one_line(pictures, tmp_path):
     for said in together(tmp_path / "said", "train", "--data", pictures, "--batch-size", 5, "--out", out):
         assert (said.code, said.err.count("\n")) == (2, 1)
         assert "a batch of 5 pictures cannot be shared equally by 2 processes" in said.err
+    assert not out.exists()
+
+
+def test_processes_with_other_pictures_are_told(pictures, tmp_path):
+    out, said = tmp_path / "run", tmp_path / "said"
+    for rank in ("0", "1"):
+        shutil.copytree(pictures, said / rank / "pictures")
+    picture = said / "1" / "pictures" / "class0" / "0.png"
+    picture.rename(picture.with_name("other.png"))
+    options = ("train", "--data", "pictures", "--epochs", 2, "--batch-size", 4, "--out", out)
+    for each in together(said, *options, mishap="elsewhere"):
+        assert (each.code, each.err.count("\n")) == (2, 1)
+        assert "the processes do not train the same: pictures, options and weights must be" in each.err
     assert not out.exists()
 
 

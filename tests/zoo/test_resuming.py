@@ -1,7 +1,9 @@
 """A run that is stopped, wherever that is, goes on to the same bytes."""
 
+import json
 import multiprocessing
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -9,10 +11,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from firebox.model_zoo import Callback, Loop, TrainingConfig, TrainingResult, resume, train
-from firebox.model_zoo.checkpoint import pack_checkpoint, read_checkpoint
-from firebox.model_zoo.run_folder import Run
+from firebox.model_zoo.checkpoint import pack_checkpoint, read_checkpoint, read_safetensors
+from firebox.model_zoo.run_folder import Run, claim
 from firebox.runtime.errors import CheckpointError, UsageError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -102,16 +105,69 @@ def test_callbacks_of_the_caller_go_on_with_their_state(trained, tmp_path, monke
         train(replace(config, ema=0.9), tmp_path / "third", callbacks=[Counts("average")], quiet=True)
 
 
-def test_other_processes_than_before_are_told(trained, tmp_path, capsys):
-    config = TrainingConfig(data=str(trained.out.parent / "pictures"), epochs=2, batch_size=8)
-    run = train(config, tmp_path / "run", quiet=True).out
-    checkpoint = replace(read_checkpoint(run / "checkpoint.safetensors"), epoch=0, step=0, optimizer={}, callbacks={})
-    (run / "checkpoint.safetensors").write_bytes(pack_checkpoint(checkpoint))
-    text = (run / "config.json").read_text()
-    (run / "config.json").write_text(text.replace('"processes": 1', '"processes": 2'))
+@pytest.fixture
+def begun(trained, tmp_path) -> Path:
+    """A run that has not taken a step yet, on pictures of its own."""
+    shutil.copytree(trained.out.parent / "pictures", tmp_path / "pictures")
+    config = TrainingConfig(data=str(tmp_path / "pictures"), epochs=2, batch_size=8)
+    file = train(config, tmp_path / "run", quiet=True).checkpoint
+    checkpoint = replace(read_checkpoint(file), epoch=0, step=0, optimizer={}, callbacks={})
+    file.write_bytes(pack_checkpoint(checkpoint))
+    return file.parent
+
+
+def test_as_many_other_pictures_are_not_gone_on_with(firebox, begun, tmp_path):
+    picture = min((tmp_path / "pictures" / "class1").iterdir())
+    picture.rename(tmp_path / "pictures" / "class0" / "moved.png")
+    other = min((tmp_path / "pictures" / "class2").iterdir())
+    shutil.copy(other, tmp_path / "pictures" / "class1" / "copied.png")
+    other.unlink()
+    outcome = firebox("train", "--resume", begun)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "its classes or its pictures have changed" in outcome.err
+
+
+def test_a_changed_bit_is_told(firebox, begun, tmp_path):
+    file = begun / "checkpoint.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 64
+    file.write_bytes(data)
+    for command in (("train", "--resume", begun), ("evaluate", begun, "--data", tmp_path / "pictures")):
+        outcome = firebox(*command)
+        assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+        assert "is damaged: its tensors are not those that were written; copy it again" in outcome.err
+
+
+def test_a_run_is_one_process_at_a_time(firebox, begun, tmp_path):
+    with claim(begun):
+        again = firebox("train", "--resume", begun)
+    assert (again.code, again.err.count("\n")) == (2, 1)
+    assert f"another process is training in {begun}" in again.err
+    with claim(tmp_path / "new"):
+        assert firebox("train", "--data", tmp_path / "pictures", "--out", tmp_path / "new").code == 2
+    assert not (tmp_path / "new").exists()
+    assert firebox("train", "--resume", begun).code == 0
+
+
+def test_an_older_checkpoint_is_gone_on_with(begun, tmp_path):
+    """What knows neither teachers nor digests."""
+    file = begun / "checkpoint.safetensors"
+    tensors, metadata = read_safetensors(file.read_bytes(), "")
+    header = json.loads(metadata["firebox"])
+    for name in ("tensors_sha256", "pictures_sha256", "teachers_sha256"):
+        del header[name]
+    del header["training"]["teachers"]
+    file.write_bytes(safetensors.torch.save(tensors, {"firebox": json.dumps(header)}))
+    (begun / "log.csv").write_bytes(b"\xff\xfe")
+    assert resume(begun, quiet=True).epochs == 2
+
+
+def test_other_processes_than_before_are_told(begun, capsys):
+    text = (begun / "config.json").read_text()
+    (begun / "config.json").write_text(text.replace('"processes": 1', '"processes": 2'))
     capsys.readouterr()
-    resume(run, quiet=True)
-    assert "was begun by 2 processes and goes on with 1" in capsys.readouterr().err
+    resume(begun, quiet=True)
+    assert "was begun with a number of processes of 2 and goes on with 1" in capsys.readouterr().err
 
 
 def test_killed_at_random_moments(pictures, tmp_path):
