@@ -9,7 +9,7 @@ from ..runtime.datasets import LabelledImages, split_images
 from ..runtime.errors import UsageError
 from ..runtime.evaluation import Classifier
 from ..runtime.reader import format_of
-from ..runtime.session import Session
+from ..runtime.session import Session, check_threads
 from .registry import list_models
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def open_classifiers(
     ``like`` names the file or network whose preprocessing and classes files of other makers take.
     """
     found: dict[str, Classifier] = {}
+    check_threads(threads)
     if weights is not None and not {*names, like} & set(list_models()):
         raise UsageError(f"--weights {weights} goes with a name of the zoo among MODELS, and there is none")
     lender = _lender(like, weights) if like is not None else None

@@ -8,7 +8,7 @@ import numpy as np
 
 from .datasets import LabelledImages, match_labels
 from .ensemble import View
-from .errors import UsageError
+from .errors import DataError, UsageError
 from .preprocessing import Preprocessing
 
 _TOP = 5
@@ -69,10 +69,12 @@ def evaluate(
     """Run every model on every picture; each picture is decoded once for all models of the same preprocessing.
 
     A model that is also a member of an ensemble answers once for both. ``tick`` is called once a picture. Raises
-    ``DataError`` for a picture that cannot be read or a class that a model does not know.
+    ``DataError`` where there are no pictures, for one that cannot be read or a class that a model does not know.
     """
     if not models:
         raise UsageError("there is no model to evaluate")
+    if not images:
+        raise DataError(f"there are no pictures of {images.source} to evaluate on; choose another split")
     labels = {name: match_labels(images, model.classes, model.class_ids) for name, model in models.items()}
     ranked: dict[str, list[np.ndarray]] = {name: [] for name in models}
     for picture in images.names:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .evaluation import Classifier
     from .preprocessing import Picture, Preprocessing
 
+# With many more threads than cores, runtimes start for minutes.
+_MAX_THREADS = 128
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -40,6 +43,12 @@ class Check:
         return self.max_abs <= self.tolerance
 
 
+def check_threads(threads: int) -> None:
+    """Raise ``UsageError`` for a number of threads that no session takes."""
+    if not 1 <= threads <= _MAX_THREADS:
+        raise UsageError(f"threads is {threads}; give 1 to {_MAX_THREADS}")
+
+
 class Session:
     """A loaded ``.onnx`` or ``.tflite`` file, ready to run.
 
@@ -56,8 +65,7 @@ class Session:
     def __init__(
         self, model: str | Path | bytes, backend: str = "auto", threads: int = 1, like: "Classifier | None" = None
     ):
-        if threads < 1:
-            raise UsageError(f"threads is {threads}; give at least 1")
+        check_threads(threads)
         self.name = "model" if isinstance(model, bytes) else str(model)
         format_ = format_of(model)
         data = model if isinstance(model, bytes) else read_file(model)

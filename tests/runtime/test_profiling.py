@@ -66,6 +66,8 @@ def test_accuracy_and_agreement_are_counted(exported, noise):
     assert truth.to_json() == {"name": "truth", "pictures": 12, "top1": 1.0, "top5": 1.0}
     with pytest.raises(UsageError, match="no model"):
         evaluate({}, images)
+    with pytest.raises(DataError, match=r"no pictures of .* to evaluate on; choose another split"):
+        evaluate({"truth": Knowing(preprocessing)}, images.subset([]))
     with pytest.raises(DataError, match="is not one of the model's 3 classes"):
         evaluate({"truth": Knowing(preprocessing)}, open_images("digits"))
 
