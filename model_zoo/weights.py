@@ -82,7 +82,8 @@ def load_weights_into(module: nn.Module, weights: Weights, replace_head: bool = 
     for name, tensor in state.items():
         if name not in own:
             raise CheckpointError(f"{source} is of another network: it has {name}, this one has not")
-        if tensor.shape != own[name].shape or tensor.is_floating_point() != own[name].is_floating_point():
+        alike = tensor.shape == own[name].shape and tensor.is_floating_point() == own[name].is_floating_point()
+        if not alike or tensor.is_complex():
             found, wanted = (f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in (tensor, own[name]))
             raise CheckpointError(f"{source} is of another network: {name} is {found} instead of {wanted}")
         if not torch.isfinite(tensor.float()).all():
