@@ -23,12 +23,12 @@ def average_command(checkpoints: tuple[str, ...], out: Path, data: str | None, a
       firebox average runs/digits/snapshots/*.safetensors --out build/average.safetensors
     """
     from ..runtime.errors import UsageError
-    from . import TrainingConfig, average_checkpoints, load_network, open_training_images
+    from . import TrainingConfig, average_checkpoints, open_training_images
+    from .averaging import read_own
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out} is no .safetensors file; name it so that it can be read again")
-    network = load_network(checkpoints[0])
-    trained = TrainingConfig.from_json(network.training or {})
+    trained = TrainingConfig.from_json(read_own(checkpoints[0]).training)
     images = open_training_images(trained, data)[0]
     average_checkpoints(checkpoints, out, images, quiet=as_json)
     if as_json:

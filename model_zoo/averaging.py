@@ -23,18 +23,30 @@ from .weights import Weights, load_weights_into
 _BATCH = 128
 
 
+def read_own(path: str | Path) -> Checkpoint:
+    """The checkpoint of a run, or in a file. Raises ``UsageError`` for files of another kind."""
+    file = weights_in(Path(path))
+    if file.is_file() and file.suffix != ".safetensors":
+        raise UsageError(f"{path} is no checkpoint of firebox train; averages are made of its runs and .safetensors")
+    return read_checkpoint(file)
+
+
 def average_checkpoints(
     paths: Sequence[str | Path], out: str | Path, images: LabelledImages, *, quiet: bool = False
 ) -> Checkpoint:
     """Write the mean of the weights of runs, checkpoints or snapshots to ``out``; good where they are of one training.
 
     The statistics of batch norm are taken anew on ``images``, once over, as those of the mean are others (Izmailov et
-    al., arXiv 1803.05407, section 3.2). Raises ``UsageError`` for fewer than two and for networks that differ.
+    al., arXiv 1803.05407, section 3.2). Raises ``UsageError`` for fewer than two, for networks that differ and where
+    ``out`` is one of them, and ``CheckpointError`` for weights that are not those of their network.
     """
     if len(paths) < 2:
         raise UsageError(f"an average is of two checkpoints or more, not of {len(paths)}")
-    checkpoints = [read_checkpoint(weights_in(Path(path))) for path in paths]
+    checkpoints = [read_own(path) for path in paths]
+    if Path(out).resolve() in {weights_in(Path(path)).resolve() for path in paths}:
+        raise UsageError(f"{out} is one of the checkpoints to average and would be lost; choose another name")
     first = checkpoints[0]
+    module = build(first.config)
     for path, checkpoint in zip(paths, checkpoints, strict=True):
         for what in ("config", "classes", "preprocessing"):
             if getattr(checkpoint, what) != getattr(first, what):
@@ -44,8 +56,8 @@ def average_checkpoints(
                 )
         if checkpoint.ranges:
             raise UsageError(f"{path} was trained in int8, where averages are off the grid; average float runs")
+        load_weights_into(module, Weights(str(path), "", checkpoint.weights))
     weights = {name: _mean([each.weights[name] for each in checkpoints]) for name in first.weights}
-    module = build(first.config)
     load_weights_into(module, Weights(str(out), "", weights))
     pictures = load_pictures(images, first.preprocessing, quiet=quiet)
     order = _batches(len(images))

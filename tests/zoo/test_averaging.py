@@ -1,6 +1,8 @@
 """The mean of several networks' weights."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,7 +96,68 @@ def test_what_cannot_be_averaged_is_one_line(firebox, snapshots, tmp_path):
         assert (outcome.code, said in outcome.err, outcome.err.count("\n")) == (2, True, 1), outcome.err
         assert not out.exists()
     assert firebox("average", *paths, "--data", pictures, "--out", tmp_path / "average").code == 2
+    for name in ("model.onnx", "model.pth"):
+        (tmp_path / name).write_bytes(b"")
+        for given in ((paths[0], tmp_path / name), (tmp_path / name, paths[0])):
+            outcome = firebox("average", *given, "--data", pictures, "--out", out)
+            assert outcome.code == 2
+            assert outcome.err.startswith(f"error: {tmp_path / name} is no checkpoint of firebox train; averages are ")
     with pytest.raises(UsageError, match="its config"):
         wide = replace(checkpoint.config, dropout=0.3)
         other.write_bytes(pack_checkpoint(replace(checkpoint, config=wide)))
         average_checkpoints([paths[0], other], out, open_images(pictures), quiet=True)
+
+
+def test_no_input_is_written_over(firebox, snapshots, tmp_path):
+    paths, pictures = snapshots
+    (tmp_path / "run").mkdir()
+    copies = [tmp_path / "run" / "checkpoint.safetensors", tmp_path / "other.safetensors"]
+    for path, copy in zip(paths, copies, strict=True):
+        copy.write_bytes(path.read_bytes())
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for out in (copies[0], copies[1], tmp_path / "link" / copies[0].name):
+        outcome = firebox("average", tmp_path / "run", copies[1], "--data", pictures, "--out", out)
+        said = f"error: {out} is one of the checkpoints to average and would be lost; choose another name\n"
+        assert (outcome.code, outcome.err) == (2, said)
+    assert [copy.read_bytes() for copy in copies] == [path.read_bytes() for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda name, tensor: {f"{name}x": tensor}, "is of another network: it has no "),
+        (
+            lambda name, tensor: {name: tensor, "extra": tensor + 1},
+            "is of another network: it has extra, this one has not",
+        ),
+        (lambda name, tensor: {name: torch.stack([tensor, tensor])}, "is of another network: "),
+        (lambda name, tensor: {name: tensor.to(torch.complex64)}, "is complex64 "),
+        (lambda name, tensor: {name: tensor.float() / 0}, "cannot be used|is float32"),
+    ],
+    ids=["renamed", "extra", "shape", "complex", "infinite"],
+)
+@pytest.mark.parametrize("kind", ["weight", "num_batches_tracked"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_each_checkpoint_is_checked(firebox, snapshots, tmp_path, change, said, kind, place):
+    (path, _), pictures = snapshots
+    checkpoint = read_checkpoint(path)
+    name = next(name for name in checkpoint.weights if name.endswith(kind))
+    weights = dict(checkpoint.weights)
+    weights |= change(name, weights.pop(name))
+    damaged, out = tmp_path / "damaged.safetensors", tmp_path / "average.safetensors"
+    damaged.write_bytes(pack_checkpoint(replace(checkpoint, weights=weights)))
+    given = [path, path]
+    given[place] = damaged
+    outcome = firebox("average", *given, "--data", pictures, "--out", out)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1), outcome.err
+    assert outcome.err.startswith(f"error: {damaged} ")
+    assert re.search(said, outcome.err)
+    assert not out.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that root cannot write to either")
+def test_the_file_that_cannot_be_written_is_named(firebox, snapshots):
+    paths, pictures = snapshots
+    outcome = firebox("average", *paths, "--data", pictures, "--out", "/proc/self/average.safetensors")
+    assert outcome.code == 1
+    assert "error: cannot write /proc/self/average.safetensors: " in outcome.err
