@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 import numpy as np
 import torch
@@ -74,6 +75,8 @@ class StreamedPictures:
             if isinstance(pixels, DataError):
                 raise pixels
             yield pixels, self.labels[batch]
+        # So that workers are ended here: Ctrl-C is lost in what Python does when it drops the iterator.
+        next(decoded, None)
 
 
 Pictures = DecodedPictures | StreamedPictures
@@ -129,15 +132,19 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C waits until the workers are there, and does not reach them: the parent tells them when to end."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+    """Ctrl-C waits until the workers are there, and does nothing to them: the parent tells them when to end."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *interrupt: came.append(interrupt))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[0])
 
 
 class _Decoder(Dataset):

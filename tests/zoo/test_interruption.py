@@ -1,6 +1,7 @@
 """What a training leaves behind when it is stopped from outside, in processes of their own."""
 
 import csv
+import os
 import resource
 import signal
 import subprocess
@@ -61,6 +62,22 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(pictures, tmp_pat
     assert resumed.checkpoint.read_bytes() == unbroken.checkpoint.read_bytes()
     with (out / "log.csv").open() as log:
         assert [int(row["epoch"]) for row in csv.DictReader(log)] == list(range(1, 21))
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="Ctrl-C goes to the processes of a terminal")
+@pytest.mark.parametrize("attempt", range(3))
+def test_ctrl_c_ends_the_processes_that_decode_pictures(pictures, tmp_path, attempt):
+    out = tmp_path / "run"
+    command = [*COMMAND, *options(pictures, out), "--memory", "1", "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        wait_for_epochs(out / "log.csv", 1)
+        time.sleep(0.05 * attempt)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.count("error: stopped") == 1
+    assert f"go on with: firebox train --resume {out}" in said
+    assert "Traceback" not in said and "Exception" not in said
 
 
 @pytest.mark.parametrize("limit", [100_000, 500_000], ids=["at the start", "after an epoch"])
