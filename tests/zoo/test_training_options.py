@@ -42,7 +42,7 @@ from firebox.runtime.errors import TrainingError
         (("--cutmix", "inf"), 2, "cutmix inf is not between 0 and 100"),
         (("--iterations", 0), 2, "iterations 0 is not between 1"),
         (("--epochs", 10**30), 2, "is not between 1 and 100000"),
-        (("--lr", 1e400), 2, "learning_rate inf is not between 0 and 1000000.0"),
+        (("--lr", 1e400), 2, "learning_rate inf is not between 0 and 1e+30"),
         (("--lr", 0), 2, "learning_rate 0.0 is not a positive number"),
         (("--momentum", -0.1), 2, "momentum -0.1 is not between 0 and 1"),
         (("--nesterov", "--momentum", 0), 2, "nesterov says how momentum is used, and momentum is 0"),
