@@ -74,7 +74,7 @@ class StreamedPictures:
                 ) from error
             if isinstance(pixels, DataError):
                 raise pixels
-            yield pixels, self.labels[batch]
+            yield torch.from_numpy(pixels), self.labels[batch]
         # So that workers are ended here: Ctrl-C is lost in what Python does when it drops the iterator.
         next(decoded, None)
 
@@ -165,11 +165,12 @@ class _Decoder(Dataset):
             return error
 
 
-def _stack(pictures: "list[np.ndarray | DataError]") -> "Tensor | DataError":
+def _stack(pictures: "list[np.ndarray | DataError]") -> "np.ndarray | DataError":
+    # Not as tensors: those would be shared by a thread of the worker that complains when the parent goes.
     for picture in pictures:
         if isinstance(picture, DataError):
             return picture
-    return torch.from_numpy(np.stack([picture for picture in pictures if isinstance(picture, np.ndarray)]))
+    return np.stack([picture for picture in pictures if isinstance(picture, np.ndarray)])
 
 
 def epoch_order(config: TrainingConfig, pictures: int, epoch: int) -> list[Tensor]:

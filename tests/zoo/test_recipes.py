@@ -51,7 +51,7 @@ def test_the_command_line_overrides_a_recipe(firebox, pictures, tmp_path):
         ("epoch = 3", 2, "unknown key 'epoch'; did you mean epochs?"),
         ('epochs = "three"', 2, "epochs 'three' is not usable; give a whole number"),
         ("learning_rate = nan", 2, "learning_rate nan is not usable"),
-        (f"learning_rate = 1{'0' * 400}", 2, "is not a positive number"),
+        (f"learning_rate = 1{'0' * 400}", 2, "is not between 0 and 1e+30"),
         ("seed = 1979-05-27", 2, "is not usable; give a whole number"),
         ("teachers = 3", 2, "teachers 3 is not usable; give texts"),
         ("[network]\nbypass = 1", 2, "bypass 1 is not usable"),
