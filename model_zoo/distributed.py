@@ -1,7 +1,7 @@
 """Several processes that train one network together, as ``torchrun`` starts them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,13 +45,13 @@ class Workers:
         distributed.broadcast_object_list(box)
         return box[0]
 
-    def agree(self, value: Any, what: str) -> None:
+    def agree(self, value: Callable[[], Any], what: str) -> None:
         """Wait for all processes. Raises ``UsageError`` in all of them where one has another value of ``what``."""
         if self.count == 1:
             return
         values: list[Any] = [None] * self.count
-        distributed.all_gather_object(values, value)
-        if any(other != value for other in values):
+        distributed.all_gather_object(values, value())
+        if any(other != values[0] for other in values):
             raise UsageError(f"the processes do not train the same: {what} must be the same for all of them")
 
     def wrap(self, module: nn.Module) -> nn.Module:

@@ -175,8 +175,7 @@ def _run(
         learner = Learner(checkpoint, device, steps, group, teachers, keep, callbacks)
         rows = read_log(run.folder, checkpoint.epoch)
         # Nobody writes before all have begun.
-        here = {**checkpoint.training, "data": "", "teachers": ()}
-        group.agree(sha256(pack_checkpoint(replace(checkpoint, training=here))), "pictures, options and weights")
+        group.agree(lambda: _identity(checkpoint), "pictures, options and weights")
         if group.leads:
             run.tidy()
             if run.is_new:
@@ -239,6 +238,12 @@ def _check_shares(config: TrainingConfig, checkpoint: Checkpoint, group: Workers
             f"a batch of {batch} pictures leaves batch norm one picture at once, by {group.count} processes and an "
             f"accumulation of {config.accumulation}; it takes two"
         )
+
+
+def _identity(checkpoint: Checkpoint) -> str:
+    """The digest of a checkpoint, but for where files lie on this machine."""
+    elsewhere = {**checkpoint.training, "data": "", "teachers": ()}
+    return sha256(pack_checkpoint(replace(checkpoint, training=elsewhere)))
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -37,27 +39,33 @@ def files_of(result: TrainingResult) -> list[bytes]:
     return [path.read_bytes() for path in (result.checkpoint, *result.snapshots)]
 
 
+@contextmanager
+def stopping_after_an_epoch() -> Iterator[None]:
+    """Within, a training is interrupted after its next epoch, when the checkpoint is there."""
+    write = Run.write
+
+    def stop(run: Run, *state, **last) -> None:
+        write(run, *state, **last)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "write", stop)
+        yield
+
+
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_a_stopped_run_becomes_the_unbroken_one(trained, tmp_path, monkeypatch, changes):
+def test_a_stopped_run_becomes_the_unbroken_one(trained, tmp_path, changes):
     named = {"start": str(trained.out), "teachers": (str(trained.out),)}
     changes = {name: named[name] if value is True and name in named else value for name, value in changes.items()}
     data = str(trained.out.parent / "pictures")
     config = replace(TrainingConfig(data=data, epochs=3, batch_size=8), **changes)
     unbroken = train(config, tmp_path / "unbroken", quiet=True)
 
-    # Stopped after each epoch, when its checkpoint is there.
-    write, out = Run.write, tmp_path / "broken"
-
-    def stop(run: Run, *state, **last) -> None:
-        write(run, *state, **last)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "write", stop)
-    with pytest.raises(KeyboardInterrupt):
+    out = tmp_path / "broken"
+    with stopping_after_an_epoch():
         train(config, out, command="firebox train", quiet=True)
-    with pytest.raises(KeyboardInterrupt):
+    with stopping_after_an_epoch():
         resume(out, quiet=True)
-    monkeypatch.setattr(Run, "write", write)
     resumed = resume(out, quiet=True)
     assert files_of(resumed) == files_of(unbroken)
     assert resumed.predicted_saving == unbroken.predicted_saving
@@ -83,21 +91,14 @@ class Counts(Callback):
         self.steps = state["steps"].clone()
 
 
-def test_callbacks_of_the_caller_go_on_with_their_state(trained, tmp_path, monkeypatch):
+def test_callbacks_of_the_caller_go_on_with_their_state(trained, tmp_path):
     data = str(trained.out.parent / "pictures")
     config, counts = TrainingConfig(data=data, epochs=3, batch_size=8), Counts()
     unbroken = train(config, tmp_path / "unbroken", callbacks=[counts], quiet=True)
     assert int(counts.steps) == unbroken.steps
-    write, out = Run.write, tmp_path / "broken"
-
-    def stop(run: Run, *state, **last) -> None:
-        write(run, *state, **last)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "write", stop)
-    with pytest.raises(KeyboardInterrupt):
+    out = tmp_path / "broken"
+    with stopping_after_an_epoch():
         train(config, out, callbacks=[Counts()], quiet=True)
-    monkeypatch.setattr(Run, "write", write)
     with pytest.raises(CheckpointError, match="has a state of counts, which is not of its training"):
         resume(out, quiet=True)
     assert files_of(resume(out, callbacks=[Counts()], quiet=True)) == files_of(unbroken)
