@@ -1,5 +1,6 @@
 """Several processes that train one network together, as ``torchrun`` starts them."""
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,12 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..runtime.errors import TrainingError, UsageError
+
+# The last group that has ended. Were it for the reducer of DistributedDataParallel to let go of it last, torch would
+# wait for the threads of gloo with the interpreter's lock in hand, which such a thread may need to come to its end:
+# neither goes on. From here torch lets go of it without the lock.
+_ended: list[Any] = []
+atexit.register(_ended.clear)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ def workers(device: torch.device) -> Iterator[Workers]:
             with _told_of_others():
                 yield Workers(distributed.get_rank(), distributed.get_world_size())
         finally:
+            _ended[:] = [distributed.group.WORLD]
             distributed.destroy_process_group()
 
 

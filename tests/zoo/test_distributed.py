@@ -68,9 +68,13 @@ def together(folder: Path, *arguments: object, mishap: str = "") -> list[Said]:
     processes = [context.Process(target=work, args=(rank, port, folder, mishap, command)) for rank in range(2)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode is not None, "a process did not end"
+    try:
+        for process in processes:
+            process.join(120)
+            assert process.exitcode is not None, "a process did not end"
+    finally:
+        for process in processes:
+            process.kill()
     texts = [[(folder / f"{name}{rank}").read_text() for name in ("out", "err")] for rank in range(2)]
     assert not any("Traceback" in text for pair in texts for text in pair), texts
     return [Said(int(process.exitcode or 0), *pair) for process, pair in zip(processes, texts, strict=True)]
