@@ -68,7 +68,7 @@ def _snapshots(results: Results, docs: Path) -> Iterator[str]:
     yield "## Snapshot ensembles, and one network that ships"
     yield (
         f"`{plan.SNAPSHOT_NETWORK}` on {plan.SNAPSHOT_PICTURES:,} pictures of each class, {epochs} epochs each, all at "
-        f"the highest rate of {plan.RATE}. *Snapshots* are {count} cosine cycles (arXiv 1704.00109) of "
+        f"the highest rate of {plan.SNAPSHOT_RATE}. *Snapshots* are {count} cosine cycles (arXiv 1704.00109) of "
         f"{epochs // count} epochs; *single* is one cosine of the same length. The *student* learns for as many epochs "
         f"from the mean of the {count} snapshots, with the same pictures; the "
         "*average* is that of the snapshots' weights, with statistics of batch norm taken anew. *Gain* is over the "

@@ -18,6 +18,8 @@ RATE = 0.2
 # As in the article, cycles long enough for each network to converge: so many epochs need few pictures on a CPU.
 SNAPSHOT_NETWORK = "squeezenet_cifar_small"
 SNAPSHOTS, SNAPSHOT_EPOCHS, SNAPSHOT_PICTURES = 5, 300, 250
+# Better than RATE for the ensemble and for the single network, on 5,000 validation pictures (seed 0).
+SNAPSHOT_RATE = 0.6
 SHAPE_EPOCHS = 6
 SQUEEZE_RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
 SHARES_3X3 = (0.01, 0.25, 0.5, 0.75, 0.99)
@@ -110,6 +112,7 @@ def _snapshots(base: TrainingConfig, folder: Path) -> Iterator[Trial]:
         model=SNAPSHOT_NETWORK,
         images_per_class=SNAPSHOT_PICTURES,
         epochs=SNAPSHOT_EPOCHS,
+        learning_rate=SNAPSHOT_RATE,
         # Epochs of few pictures are short beside the validation.
         validate_every=SNAPSHOT_EPOCHS // SNAPSHOTS,
     )
