@@ -77,7 +77,8 @@ _OPTIONS = (
     _option(
         "--augment",
         click.Choice(get_args(Augment)),
-        "light: turn, shift, scale; standard: mirror, shift.  [default: light in grey, else standard; none for a head]",
+        "light: turn, shift, scale; standard: mirror, shift; cutout: that, and a square is blank.  [default: light in "
+        "grey, else standard; none for a head]",
     ),
     _option("--mixup", float, "Alpha of mixup; 0 for none."),
     _option("--cutmix", float, "Alpha of CutMix; 0 for none."),

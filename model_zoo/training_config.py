@@ -9,7 +9,7 @@ from ..runtime.errors import CheckpointError, UsageError
 from .kinds import check_kinds, with_tuples
 from .schedules import Schedule
 
-Augment = Literal["none", "light", "standard"]
+Augment = Literal["none", "light", "standard", "cutout"]
 Precision = Literal["bf16", "float32"]
 Optimizer = Literal["sgd", "muon"]
 FreezeSchedule = Literal["linear", "squared", "cubic"]

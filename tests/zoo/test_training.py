@@ -230,7 +230,7 @@ def test_rates_rise_then_fall_to_nothing(schedule):
     assert learning_rate(55, 100, 0.4, "polynomial", warmup=10, power=2) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("policy", ["none", "light", "standard"])
+@pytest.mark.parametrize("policy", ["none", "light", "standard", "cutout"])
 def test_augmentation_keeps_shape_and_range_and_follows_the_generator(policy):
     change = augmentation(policy, (16, 24))
     pictures = torch.rand(6, 3, 16, 24)
@@ -242,6 +242,14 @@ def test_augmentation_keeps_shape_and_range_and_follows_the_generator(policy):
     assert first.min() >= -1e-5
     assert first.max() <= 1 + 1e-5
     assert torch.equal(first, pictures) == (policy == "none")
+
+
+def test_cutout_blanks_a_square_anywhere_in_each_picture():
+    torch.manual_seed(0)
+    blank = augmentation("cutout", (32, 32))(torch.ones(200, 3, 32, 32)) == 0
+    assert (blank.sum((2, 3)) == 144).all()
+    assert (blank.any(2).sum(2) == 12).all()
+    assert blank[:, :, 4:28, 4:28].any(0).all()
 
 
 def test_light_augmentation_never_mirrors():
