@@ -27,9 +27,10 @@ _AIMS = {"squeezenet_cifar": 0.94, "squeezenet_cifar_small": 0.90}
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A run that a network learned from; its accuracy is on the test pictures."""
+class Origin:
+    """A run that a network began with or learned from; its accuracy is on the test pictures."""
 
+    role: str
     command: str
     parameters: int
     trained: float
@@ -45,7 +46,7 @@ class Card:
     file: Path
     command: str
     training: dict[str, Any]
-    teachers: Sequence[Teacher]
+    origins: Sequence[Origin]
     processes: int
     epochs: int
     seconds: float
@@ -102,10 +103,6 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
     """Measure a network as it was trained, as it is stored, and as an int8 file."""
     run, checkpoint = source.run, source.checkpoint
     answers = [_logits(path, test) for path in (run, source.file)]
-    teachers = [
-        Teacher(_command(path), load_network(path).config.parameters, _accuracy(_logits(path, test), test))
-        for path in map(Path, _summary(run)["training"]["teachers"])
-    ]
     trained, _ = split_images(images, checkpoint.training["val_fraction"], checkpoint.training["seed"])
     folder = run / "exported"
     export_network(load_network(source.file), folder, trained, ExportConfig(precisions=("int8",)))
@@ -123,7 +120,7 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
         file=source.file,
         command=_command(run),
         training=checkpoint.training,
-        teachers=teachers,
+        origins=list(_origins(run, test)),
         processes=_summary(run)["processes"],
         epochs=checkpoint.epoch,
         seconds=sum(row.seconds for row in rows),
@@ -134,11 +131,20 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
     )
 
 
+def _origins(run: Path, test: LabelledImages) -> Iterator[Origin]:
+    training = _summary(run)["training"]
+    starts = [training["start"]] if training["start"] else []
+    for role, paths in (("start", starts), ("teacher", training["teachers"])):
+        for path in map(Path, paths):
+            accuracy = _accuracy(_logits(path, test), test)
+            yield Origin(role, _command(path), load_network(path).config.parameters, accuracy)
+
+
 def page(cards: Sequence[Card], runs: Sequence[Path]) -> Iterator[str]:
     """The model cards."""
     yield "# Weights that come with firebox"
     yield "This page and the files in `model_zoo/weights/` are written by"
-    yield f"```sh\npython benchmarks/weights.py {' '.join(f'runs/{run.name}' for run in runs)}\n```"
+    yield f"```sh\npython benchmarks/weights.py {' '.join(map(_in_runs, runs))}\n```"
     yield surroundings()
     yield (
         '`create_model("squeezenet_cifar", weights="default")`, `load_network("squeezenet_cifar")` and every command '
@@ -180,9 +186,9 @@ def _describe(card: Card) -> Iterator[str]:
     processes = "1 process" if card.processes == 1 else f"{card.processes} processes"
     yield f"Trained in {card.epochs} epochs, {card.seconds / 3600:.1f} hours of {processes} on the CPU, by"
     yield f"```sh\n{card.command}\n```"
-    for teacher in card.teachers:
-        yield f"Its teacher, with {teacher.parameters:,} parameters and an accuracy of {teacher.trained:.2%}, by"
-        yield f"```sh\n{teacher.command}\n```"
+    for origin in card.origins:
+        yield f"Its {origin.role}, with {origin.parameters:,} parameters and an accuracy of {origin.trained:.2%}, by"
+        yield f"```sh\n{origin.command}\n```"
     yield "All options:"
     yield "```json\n" + json.dumps(card.training, indent=1) + "\n```"
     yield f"Its log is `model_zoo/weights/{card.model}.log.csv`."
@@ -201,16 +207,21 @@ def _command(run: Path) -> str:
     for word in shlex.split(_summary(run)["command"]):
         path = Path(word)
         if path.is_absolute():
-            words.append(f"{FOLDER}/{path.name}" if path.name == CIFAR else f"runs/{path.name}")
+            words.append(f"{FOLDER}/{path.name}" if path.name == CIFAR else _in_runs(path))
         else:
             words.append(shlex.quote(word))
     return " ".join(words)
 
 
 def _without_folders(training: dict[str, Any]) -> dict[str, Any]:
-    """Where pictures and teachers lay is nobody else's."""
-    teachers = [f"runs/{Path(teacher).name}" for teacher in training["teachers"]]
-    return {**training, "data": Path(training["data"]).name, "teachers": teachers}
+    """Where pictures and other runs lay is nobody else's."""
+    teachers = [_in_runs(teacher) for teacher in training["teachers"]]
+    start = training["start"] and _in_runs(training["start"])
+    return {**training, "data": Path(training["data"]).name, "teachers": teachers, "start": start}
+
+
+def _in_runs(run: str | Path) -> str:
+    return f"runs/{Path(run).name}"
 
 
 def _logits(path: Path, test: LabelledImages) -> np.ndarray:
