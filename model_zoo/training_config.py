@@ -143,11 +143,11 @@ class TrainingConfig:
             raise UsageError(f"batch_size {self.batch_size} cannot be computed in {self.accumulation} equal parts")
         if self.snapshots and self.freezeout:
             raise UsageError("snapshots and freezeout both set the rates; choose one")
-        cycles = "snapshots" if self.snapshots else "freezeout"
-        if (self.snapshots or self.freezeout) and self.warmup_epochs:
-            raise UsageError(f"{cycles} begins at the full rate; leave out the warm-up of {self.warmup_epochs} epochs")
-        if (self.snapshots or self.freezeout) and (self.schedule, self.power) != ("cosine", 1.0):
-            raise UsageError(f"{cycles} sets the rates; leave out the {self.schedule} schedule and its power")
+        anneals = "snapshots" if self.snapshots else "freezeout" if self.freezeout else ""
+        if anneals and self.warmup_epochs:
+            raise UsageError(f"{anneals} begins at the full rate; leave out the warm-up of {self.warmup_epochs} epochs")
+        if anneals and (self.schedule, self.power) != ("cosine", 1.0):
+            raise UsageError(f"{anneals} sets the rates; leave out the {self.schedule} schedule and its power")
         if (self.nesterov or self.optimizer == "muon") and not self.momentum:
             name = "nesterov" if self.nesterov else "muon"
             raise UsageError(f"{name} says how momentum is used, and momentum is 0; give one, or leave out {name}")
