@@ -33,7 +33,7 @@ from firebox.runtime.evaluation import Classifier
 from firebox.runtime.graph import Graph
 from firebox.runtime.reader import format_of
 
-_MODEL = "squeezenet_cifar"
+_MODEL = "squeezenet_cifar_small"
 _FLOAT, _INT8 = "float", "int8"
 _BEFORE, _AFTERWARDS, _TUNED = "float", "quantized afterwards", "trained in int8"
 # Pictures whose activations are compared one by one.
@@ -91,7 +91,7 @@ class Tensors:
 @click.option("--lr", type=float, help="Rate of fine-tuning.  [default: that of firebox train --qat]")
 @click.option("--seed", default=0, show_default=True, help="Seed of both trainings and of calibration.")
 def main(data_folder: Path, out: Path, runs: Path, float_epochs: int, epochs: int, lr: float | None, seed: int) -> None:
-    """Train squeezenet_cifar, fine-tune it in int8, export both, and measure all of it on the test pictures.
+    """Train squeezenet_cifar_small, fine-tune it in int8, export both, and measure all of it on the test pictures.
 
     \b
     Example:

@@ -11,9 +11,9 @@ import click
 import numpy as np
 from common import CIFAR, FOLDER, data_option, out_option, surroundings, table, test_pictures, write_page
 from firebox.export import ExportConfig
-from firebox.model_zoo import export_network, load_network, load_pictures, predict
+from firebox.model_zoo import Network, export_network, load_network, load_pictures, predict
 from firebox.model_zoo.checkpoint import FILE_NAME, Checkpoint, pack_compact, read_checkpoint
-from firebox.model_zoo.run_folder import read_log
+from firebox.model_zoo.run_folder import CONFIG, CURVES, LOG, read_log
 from firebox.runtime import LabelledImages, Session, open_images, split_images
 from firebox.runtime.console import progress
 from firebox.runtime.files import sha256, write_file, write_files
@@ -73,9 +73,9 @@ def main(runs: tuple[Path, ...], data_folder: Path, out: Path, package: Path) ->
     if total > _LIMIT:
         raise click.ClickException(f"the files take {total:,} bytes together, more than {_LIMIT:,}")
     for each in sources:
-        log = (each.run / "log.csv").read_bytes()
-        write_files(package, {each.file.name: each.data, f"{each.checkpoint.model}.log.csv": log})
-        write_file(out.with_name(f"weights-{each.checkpoint.model}.png"), (each.run / "curves.png").read_bytes())
+        log = (each.run / LOG).read_bytes()
+        write_files(package, {each.file.name: each.data, f"{each.checkpoint.model}.{LOG}": log})
+        write_file(out.with_name(f"weights-{each.checkpoint.model}.png"), (each.run / CURVES).read_bytes())
     images, test = open_images(data_folder / CIFAR), test_pictures(data_folder)
     write_page(out, page([card(source, images, test) for source in sources], runs))
 
@@ -102,10 +102,11 @@ class Source:
 def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
     """Measure a network as it was trained, as it is stored, and as an int8 file."""
     run, checkpoint = source.run, source.checkpoint
-    answers = [_logits(path, test) for path in (run, source.file)]
+    stored = load_network(source.file)
+    answers = [_logits(network, test) for network in (load_network(run), stored)]
     trained, _ = split_images(images, checkpoint.training["val_fraction"], checkpoint.training["seed"])
     folder = run / "exported"
-    export_network(load_network(source.file), folder, trained, ExportConfig(precisions=("int8",)))
+    export_network(stored, folder, trained, ExportConfig(precisions=("int8",)))
     with Session(folder / "model.int8.tflite") as session, progress("int8", len(test)) as advance:
         int8 = []
         for name in test.names:
@@ -136,8 +137,9 @@ def _origins(run: Path, test: LabelledImages) -> Iterator[Origin]:
     starts = [training["start"]] if training["start"] else []
     for role, paths in (("start", starts), ("teacher", training["teachers"])):
         for path in map(Path, paths):
-            accuracy = _accuracy(_logits(path, test), test)
-            yield Origin(role, _command(path), load_network(path).config.parameters, accuracy)
+            network = load_network(path)
+            accuracy = _accuracy(_logits(network, test), test)
+            yield Origin(role, _command(path), network.config.parameters, accuracy)
 
 
 def page(cards: Sequence[Card], runs: Sequence[Path]) -> Iterator[str]:
@@ -198,7 +200,7 @@ def _describe(card: Card) -> Iterator[str]:
 
 
 def _summary(run: Path) -> dict[str, Any]:
-    return json.loads((run / "config.json").read_text())
+    return json.loads((run / CONFIG).read_text())
 
 
 def _command(run: Path) -> str:
@@ -224,8 +226,7 @@ def _in_runs(run: str | Path) -> str:
     return f"runs/{Path(run).name}"
 
 
-def _logits(path: Path, test: LabelledImages) -> np.ndarray:
-    network = load_network(path)
+def _logits(network: Network, test: LabelledImages) -> np.ndarray:
     pictures = load_pictures(test, network.preprocessing, quiet=True)
     return predict(network.module, pictures, network.preprocessing).numpy()
 

@@ -22,9 +22,9 @@ from .checkpoint import FILE_NAME, Checkpoint, pack_checkpoint
 from .curves import draw_curves
 from .log_row import LogRow
 
-_CONFIG, _LOG, _CURVES, _TENSORBOARD = "config.json", "log.csv", "curves.png", "tensorboard"
-SNAPSHOTS = "snapshots"
-RUN_FILES = (FILE_NAME, _CONFIG, _LOG)
+CONFIG, LOG, CURVES, SNAPSHOTS = "config.json", "log.csv", "curves.png", "snapshots"
+_TENSORBOARD = "tensorboard"
+RUN_FILES = (FILE_NAME, CONFIG, LOG)
 
 # Seconds between drawings of the curves: short epochs would take less time than their picture.
 _REDRAW_SECONDS = 10.0
@@ -47,7 +47,7 @@ class Run:
     def begun_by(self) -> int | None:
         """The number of processes that began the run, as far as that can be read."""
         try:
-            return int(json.loads((self.folder / _CONFIG).read_text())["processes"])
+            return int(json.loads((self.folder / CONFIG).read_text())["processes"])
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
@@ -59,14 +59,14 @@ class Run:
     def begin(self, checkpoint: Checkpoint) -> None:
         """Write what the training is, and its state before the first step. Raises ``WriteError``."""
         summary = json.dumps(self._summary(checkpoint), indent=2) + "\n"
-        write_files(self.folder, {_LOG: _csv([]), _CONFIG: summary, FILE_NAME: pack_checkpoint(checkpoint)})
+        write_files(self.folder, {LOG: _csv([]), CONFIG: summary, FILE_NAME: pack_checkpoint(checkpoint)})
 
     def write(self, checkpoint: Checkpoint, rows: Sequence[LogRow], last: bool = False) -> None:
         """Write the state of a training after an epoch, whole or not at all. Raises ``WriteError``."""
         # The checkpoint comes last: a log that is an epoch ahead is cut when the run is resumed.
-        files: dict[str, bytes | str] = {_LOG: _csv(rows)}
+        files: dict[str, bytes | str] = {LOG: _csv(rows)}
         if last or time.monotonic() - self._drawn > _REDRAW_SECONDS:
-            files[_CURVES] = draw_curves(rows, checkpoint.model)
+            files[CURVES] = draw_curves(rows, checkpoint.model)
             self._drawn = time.monotonic()
         files[FILE_NAME] = pack_checkpoint(checkpoint)
         write_files(self.folder, files)
@@ -134,7 +134,7 @@ def snapshot_file(folder: Path, number: int) -> Path:
 
 def remove_run(folder: Path) -> None:
     """Remove everything of a training from its folder, and nothing else."""
-    for name in (*RUN_FILES, _CURVES):
+    for name in (*RUN_FILES, CURVES):
         (folder / name).unlink(missing_ok=True)
     for name in (_TENSORBOARD, SNAPSHOTS):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -143,7 +143,7 @@ def remove_run(folder: Path) -> None:
 def read_log(folder: Path, last_epoch: int) -> list[LogRow]:
     """The rows up to an epoch, as far as the log is there and can be read."""
     try:
-        lines = (folder / _LOG).read_text().splitlines()[1:]
+        lines = (folder / LOG).read_text().splitlines()[1:]
     except (OSError, ValueError):
         return []
     rows: list[LogRow] = []
