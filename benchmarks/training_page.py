@@ -68,45 +68,38 @@ def _snapshots(results: Results, docs: Path) -> Iterator[str]:
     yield "## Snapshot ensembles, and one network that ships"
     yield (
         f"`{plan.SNAPSHOT_NETWORK}` on {plan.SNAPSHOT_PICTURES:,} pictures of each class, {epochs} epochs each, all at "
-        f"the highest rate of {plan.SNAPSHOT_RATE}. *Snapshots* are {count} cosine cycles (arXiv 1704.00109) of "
-        f"{epochs // count} epochs; *single* is one cosine of the same length. The *student* learns for as many epochs "
-        f"from the mean of the {count} snapshots, with the same pictures; the "
-        "*average* is that of the snapshots' weights, with statistics of batch norm taken anew. *Gain* is over the "
-        "single network, *kept* the share of the ensemble's gain."
+        f"the highest rate of {plan.SNAPSHOT_RATE}, chosen on validation pictures. *Snapshots* are {count} cosine "
+        f"cycles (arXiv 1704.00109) of {epochs // count} epochs; *single* is one cosine of the same length. The "
+        f"*student* learns for as many epochs from the mean of the {count} snapshots, with the same pictures; the "
+        "*average* is that of their weights, with statistics of batch norm taken anew. *Gain* is over the single "
+        "network of the same seed."
     )
-    single = np.array([results.accuracy(results.logits(f"single-{seed}")) for seed in plan.SEEDS])
-    rows = [("single network", single, 1)]
-    for number in (1, count):
-        found = [results.accuracy(results.logits(f"cycles-{seed}", f"snapshot{number}")) for seed in plan.SEEDS]
-        rows.append((f"snapshot {number} alone", np.array(found), 1))
-    for last in (2, 3, count):
-        for way in ("softmax", "logits", "vote") if last == count else ("softmax",):
-            found = []
-            for seed in plan.SEEDS:
-                members = range(count - last + 1, count + 1)
-                logits = [results.logits(f"cycles-{seed}", f"snapshot{number}") for number in members]
-                found.append(results.accuracy(together(logits, way)))
-            rows.append(
-                (f"last {last} snapshots, {way}" if last < count else f"all {count}, {way}", np.array(found), last)
-            )
-    ensemble = next(found for name, found, _ in rows if name == f"all {count}, softmax")
-    for name, trial in ((f"average of all {count}", "average"), ("student", "student")):
-        rows.append((name, np.array([results.accuracy(results.logits(f"{trial}-{seed}")) for seed in plan.SEEDS]), 1))
-    gain = (ensemble - single).mean()
+
+    def alone(kind: str, checkpoint: str = "checkpoint") -> np.ndarray:
+        """Accuracies, one for each seed."""
+        return np.array([results.accuracy(results.logits(f"{kind}-{seed}", checkpoint)) for seed in plan.SEEDS])
+
+    def ensemble(last: int, way: str = "softmax") -> np.ndarray:
+        names = [f"snapshot{number}" for number in range(count - last + 1, count + 1)]
+        members = ([results.logits(f"cycles-{seed}", name) for name in names] for seed in plan.SEEDS)
+        return np.array([results.accuracy(together(logits, way)) for logits in members])
+
+    single, student, whole = alone("single"), alone("student"), ensemble(count)
+    rows = [
+        ("single network", 1, single),
+        *((f"snapshot {number} alone", 1, alone("cycles", f"snapshot{number}")) for number in (1, count)),
+        *((f"last {last} snapshots, softmax", last, ensemble(last)) for last in (2, 3)),
+        (f"all {count}, softmax", count, whole),
+        *((f"all {count}, {way}", count, ensemble(count, way)) for way in ("logits", "vote")),
+        (f"average of all {count}", 1, alone("average")),
+        ("student", 1, student),
+    ]
     yield table(
-        ("network", "networks to run", "accuracy", "gain, points", "kept"),
-        [
-            (
-                name,
-                str(cost),
-                spread(found),
-                f"{100 * (found - single).mean():+.2f}",
-                f"{(found - single).mean() / gain:.0%}" if cost == 1 and found is not single and gain > 0 else "",
-            )
-            for name, found, cost in rows
-        ],
+        ("network", "networks to run", "accuracy", "gain, points"),
+        [(name, str(cost), spread(found), points(found - single)) for name, cost, found in rows],
     )
-    kept = (rows[-1][1] - single).mean() / gain if gain > 0 else 0.0
+    gain = (whole - single).mean()
+    kept = (student - single).mean() / gain if gain > 0 else 0.0
     yield _verdict("The ensemble gains 1.0 point over the single network", f"{100 * gain:+.2f}", gain >= 0.01)
     yield _verdict("The student keeps 80% of that gain", f"{kept:.0%}", kept >= 0.8)
 
@@ -124,10 +117,9 @@ def _freezeout(results: Results, docs: Path) -> Iterator[str]:
                 continue
             savings = [results.trials[plan.freeze_name(network, way, seed)]["saving"] for seed in plan.SEEDS]
             measured = np.array([each["measured"] for each in savings])
-            change = (found - base).mean()
             predicted = f"{savings[0]['predicted']:.0%}"
-            rows.append((network, way, spread(found), f"{100 * change:+.2f}", predicted, spread(measured, 0), ""))
-            if network.startswith("squeezenet") and measured.mean() >= 0.2 and change >= -0.005:
+            rows.append((network, way, spread(found), points(found - base), predicted, spread(measured, 0), ""))
+            if network.startswith("squeezenet") and measured.mean() >= 0.2 and (found - base).mean() >= -0.005:
                 enough.append(way)
     if not rows:
         return
@@ -177,7 +169,7 @@ def _transfer(results: Results, docs: Path) -> Iterator[str]:
         tried.append((way, *cells, f"{plan.TRANSFER_WAYS[way]['learning_rate']:g}"))
     yield table(("way", "rate: validation accuracy", "", "", "chosen"), tried)
     columns = ("way", *(f"{count} a class" for count in plan.TRANSFER_PICTURES))
-    yield table(columns, [(way, *(spread(found) for _, found in points)) for way, points in lines.items()])
+    yield table(columns, [(way, *(spread(found) for _, found in line)) for way, line in lines.items()])
     plot = plot_lines(lines, "pictures a class", "accuracy on the test pictures", logarithmic=True)
     write_file(docs / "training-transfer.png", plot)
     yield "![Accuracy over the pictures a class, a line for each way of transfer](training-transfer.png)"
@@ -238,7 +230,7 @@ def _shapes(results: Results, docs: Path) -> Iterator[str]:
     )
     yield table(columns, [each for each in rows3 if each])
     late, soon = (np.array(results.tests(lambda s, t=trial: plan.shape_name(t, s))) for trial in pools.values())
-    yield _verdict("Delaying helps", f"{100 * (late - soon).mean():+.2f} points", bool(late.mean() > soon.mean()))
+    yield _verdict("Delaying helps", f"{points(late - soon)} points", bool(late.mean() > soon.mean()))
 
 
 @dataclass(frozen=True)
@@ -261,6 +253,12 @@ def together(logits: Sequence[np.ndarray], way: Any) -> np.ndarray:
 def spread(shares: np.ndarray, digits: int = 2) -> str:
     """The mean of shares with the lowest and the highest."""
     return f"{shares.mean():.{digits}%} ({shares.min():.{digits}%} to {shares.max():.{digits}%})"
+
+
+def points(differences: np.ndarray) -> str:
+    """The mean of differences of shares, in points, with the lowest and the highest."""
+    mean, low, high = (f"{100 * value:+.2f}" for value in (differences.mean(), differences.min(), differences.max()))
+    return f"{mean} ({low} to {high})"
 
 
 def _verdict(claim: str, figure: str, holds: bool) -> str:
