@@ -59,7 +59,7 @@ TRANSFER_WAYS: Mapping[str, Mapping[str, Any]] = {
 TRANSFER_RATES: Mapping[str, Sequence[float]] = {
     "extractor": (0.001, 0.003, 0.01),
     "last blocks": (0.001, 0.003, 0.01),
-    "everything": (0.001, 0.003, 0.01),
+    "everything": (0.0003, 0.001, 0.003),
     "from scratch": (0.01, 0.03, 0.1),
 }
 
