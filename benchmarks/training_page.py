@@ -111,7 +111,7 @@ def _freezeout(results: Results, docs: Path) -> Iterator[str]:
         for way in plan.FREEZE_WAYS:
             found = np.array(results.tests(lambda seed, n=network, w=way: plan.freeze_name(n, w, seed)))
             if not len(found) or not len(base):
-                continue
+                return
             if way == plan.NO_FREEZING:
                 rows.append((network, way, spread(found), "", "", "", plan.FREEZE_CLAIMS.get(network, "")))
                 continue
@@ -121,8 +121,6 @@ def _freezeout(results: Results, docs: Path) -> Iterator[str]:
             rows.append((network, way, spread(found), points(found - base), predicted, spread(measured, 0), ""))
             if network.startswith("squeezenet") and measured.mean() >= 0.2 and (found - base).mean() >= -0.005:
                 enough.append(way)
-    if not rows:
-        return
     yield "## FreezeOut"
     yield (
         f"{plan.FREEZE_EPOCHS} epochs on {plan.FREEZE_PICTURES:,} pictures of each class, without warm-up. *Predicted* "

@@ -8,11 +8,42 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from firebox.model_zoo import PublicFile, create_model, find_model, load_network, named_weights, registry
+from firebox.model_zoo import (
+    PublicFile,
+    create_model,
+    find_model,
+    load_network,
+    load_pictures,
+    named_weights,
+    predict,
+    registry,
+)
 from firebox.model_zoo.checkpoint import pack_compact, read_checkpoint, read_safetensors
+from firebox.runtime import open_images, sample
 from firebox.runtime.errors import CheckpointError, DownloadError, UsageError
 
 MODEL = "squeezenet_micro"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+FILES = sorted(named_weights._FOLDER.glob("*.safetensors"))
+
+
+def test_what_ships_is_small_and_has_its_card():
+    assert FILES and sum(file.stat().st_size for file in FILES) <= 1_000_000
+    card = (DOCS / "weights.md").read_text()
+    for file in FILES:
+        assert f"SHA-256 of the file: `{hashlib.sha256(file.read_bytes()).hexdigest()}`" in card
+        epochs = read_checkpoint(file).training["epochs"]
+        assert len(file.with_suffix(".log.csv").read_text().splitlines()) == 1 + epochs
+
+
+@pytest.mark.parametrize("name", [file.stem for file in FILES])
+def test_what_ships_knows_the_pictures(name, data_dir):
+    test = sample(open_images(data_dir / "cifar10-images.tar").split("test"), 500, 0)
+    network = load_network(name)
+    assert network.classes == test.classes
+    pictures = load_pictures(test, network.preprocessing, quiet=True)
+    answers = predict(network.module, pictures, network.preprocessing).argmax(1).numpy()
+    assert (answers == test.labels).mean() > 0.85
 
 
 @pytest.fixture
