@@ -21,14 +21,14 @@ class Results:
     folder: Path
     labels: np.ndarray
 
-    def tests(self, name: Callable[[int], str]) -> list[float]:
+    def tests(self, name: Callable[[int], str], checkpoint: str = "checkpoint") -> list[float]:
         """Accuracies on the test pictures for every seed, or nothing while one is missing."""
         names = [name(seed) for seed in plan.SEEDS]
         if not all(each in self.trials for each in names):
             return []
-        return [self.trials[each]["test"]["checkpoint"] for each in names]
+        return [self.trials[each]["test"][checkpoint] for each in names]
 
-    def logits(self, trial: str, checkpoint: str = "checkpoint") -> np.ndarray:
+    def logits(self, trial: str, checkpoint: str) -> np.ndarray:
         """Those of the test pictures."""
         return np.load(self.folder / trial / logits_file(checkpoint), allow_pickle=False)
 
@@ -77,7 +77,7 @@ def _snapshots(results: Results, docs: Path) -> Iterator[str]:
 
     def alone(kind: str, checkpoint: str = "checkpoint") -> np.ndarray:
         """Accuracies, one for each seed."""
-        return np.array([results.accuracy(results.logits(f"{kind}-{seed}", checkpoint)) for seed in plan.SEEDS])
+        return np.array(results.tests(lambda seed: f"{kind}-{seed}", checkpoint))
 
     def ensemble(last: int, way: str = "softmax") -> np.ndarray:
         names = [f"snapshot{number}" for number in range(count - last + 1, count + 1)]
@@ -228,7 +228,7 @@ def _shapes(results: Results, docs: Path) -> Iterator[str]:
     )
     yield table(columns, [each for each in rows3 if each])
     late, soon = (np.array(results.tests(lambda s, t=trial: plan.shape_name(t, s))) for trial in pools.values())
-    yield _verdict("Delaying helps", f"{points(late - soon)} points", bool(late.mean() > soon.mean()))
+    yield _verdict("Delaying helps", f"{100 * (late - soon).mean():+.2f} points", bool(late.mean() > soon.mean()))
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,7 @@ def _check_archive(data: bytes, source: str) -> None:
     """Refuse a zip that is cut, or whose members would unpack to more than the file itself."""
     if not data.startswith(b"PK"):
         return
+    # NotImplementedError is zipfile's for a version that it does not know.
     try:
         members = zipfile.ZipFile(io.BytesIO(data)).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
