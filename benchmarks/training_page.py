@@ -206,8 +206,9 @@ def _shapes(results: Results, docs: Path) -> Iterator[str]:
         return
     yield "## The shape of a SqueezeNet"
     yield (
-        f"Networks of `squeezenet_micro`'s shape without bypass, {plan.SHAPE_EPOCHS} epochs. The share of 3x3 filters "
-        f"is varied at a squeeze ratio of {plan.SHARE_SQUEEZE_RATIO}, as in the article (1602.07360, section 5)."
+        f"Networks of `squeezenet_micro`'s shape without bypass, {plan.SHAPE_EPOCHS} epochs on {plan.SHAPE_PICTURES:,} "
+        "pictures of each class. The share of 3x3 filters is varied at a squeeze ratio of "
+        f"{plan.SHARE_SQUEEZE_RATIO}, as in the article (1602.07360, section 5)."
     )
     columns = ("network", "parameters", "MACs", "accuracy")
     yield table(columns, [each for each in rows if each])

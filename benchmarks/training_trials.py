@@ -20,7 +20,7 @@ SNAPSHOT_NETWORK = "squeezenet_cifar_small"
 SNAPSHOTS, SNAPSHOT_EPOCHS, SNAPSHOT_PICTURES = 5, 300, 250
 # Better than RATE for the ensemble and for the single network, on 5,000 validation pictures (seed 0).
 SNAPSHOT_RATE = 0.6
-SHAPE_EPOCHS = 4
+SHAPE_EPOCHS, SHAPE_PICTURES = 6, 2000
 SQUEEZE_RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
 SHARES_3X3 = (0.01, 0.25, 0.5, 0.75, 0.99)
 SHARE_SQUEEZE_RATIO = 0.5
@@ -103,7 +103,7 @@ def experiments(folder: Path, cifar: Path, imagenet_weights: Path) -> list[Exper
     )
     return [
         Experiment("snapshots", list(_snapshots(base, folder))),
-        Experiment("shapes", list(_shapes(replace(base, epochs=SHAPE_EPOCHS)))),
+        Experiment("shapes", list(_shapes(replace(base, epochs=SHAPE_EPOCHS, images_per_class=SHAPE_PICTURES)))),
         Experiment("transfer", list(_transfer(base, imagenet_weights))),
         Experiment("freezeout", list(_freezeout(base, imagenet_weights))),
     ]
