@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from firebox.model_zoo import Network, load_network
+from firebox.model_zoo import Network, load_network, load_pictures, predict
 from firebox.runtime import LabelledImages, Session, open_images
 from firebox.runtime.console import note
 from firebox.runtime.files import write_file
@@ -55,6 +55,17 @@ def test_pictures(data_folder: Path) -> LabelledImages:
     if pictures is None:
         raise click.ClickException(f"{data_folder / CIFAR} has no folder test")
     return pictures
+
+
+def test_logits(network: Network, test: LabelledImages) -> np.ndarray:
+    """What the network answers to all pictures (pictures, classes)."""
+    pictures = load_pictures(test, network.preprocessing, quiet=True)
+    return predict(network.module, pictures, network.preprocessing).numpy()
+
+
+def accuracy(answers: np.ndarray, labels: np.ndarray) -> float:
+    """The share of the pictures that answers (pictures, classes) are right about."""
+    return float((answers.argmax(1) == labels).mean())
 
 
 def encode(session: Session, pixels: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from firebox.model_zoo import FreezeOut
 from firebox.model_zoo.callbacks import call
 from firebox.model_zoo.checkpoint import Checkpoint
 from firebox.model_zoo.distributed import Workers
-from firebox.model_zoo.freezeout import macs_of, predicted_saving
 from firebox.model_zoo.learner import Learner
 
 _ROUNDS = 5
@@ -24,13 +23,13 @@ def measure_saving(checkpoint: Checkpoint) -> dict[str, float]:
     each to the round's own step without freezing counts with the length of its phase, and rounds by their median.
     """
     first = _learner(checkpoint, 0.0)
-    ends = _times(first)
-    begins = [0.0, *ends[:-1]]
+    freezeout = _freezeout(first)
+    begins = [0.0, *[*freezeout.times.values()][:-1]]
     lengths = np.diff([*begins, 1.0])
     ratios = _in_turns([first, *(_learner(checkpoint, begin) for begin in begins[1:])], _ROUNDS)
     size = (checkpoint.config.in_channels, *checkpoint.config.input_size)
     return {
-        "predicted": predicted_saving(macs_of(first.module, size), ends),
+        "predicted": freezeout.predicted(first.module, size),
         "measured": float(((1 - ratios) * lengths).sum()),
     }
 
@@ -39,13 +38,12 @@ def measure_step(checkpoint: Checkpoint, compiled: bool) -> float:
     """The share of a step's time that is saved when the first half of the layers is frozen."""
     checkpoint = replace(checkpoint, training={**checkpoint.training, "compile": compiled})
     first = _learner(checkpoint, 0.0)
-    ends = _times(first)
+    ends = [*_freezeout(first).times.values()]
     return float(1 - _in_turns([first, _learner(checkpoint, ends[len(ends) // 2 - 1])], 4 * _ROUNDS)[1])
 
 
-def _times(learner: Learner) -> list[float]:
-    """When each layer is frozen."""
-    return [*next(each for each in learner.callbacks if isinstance(each, FreezeOut)).times.values()]
+def _freezeout(learner: Learner) -> FreezeOut:
+    return next(each for each in learner.callbacks if isinstance(each, FreezeOut))
 
 
 def _in_turns(learners: Sequence[Learner], rounds: int) -> np.ndarray:

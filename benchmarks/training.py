@@ -16,14 +16,12 @@ from typing import Any
 
 import click
 import numpy as np
-from common import CIFAR, REFERENCES, data_option, out_option, test_pictures, write_page
+from common import CIFAR, REFERENCES, accuracy, data_option, out_option, test_logits, test_pictures, write_page
 from firebox.model_zoo import (
     TrainingConfig,
     average_checkpoints,
     load_network,
-    load_pictures,
     open_training_images,
-    predict,
     resume,
     train,
 )
@@ -86,7 +84,7 @@ class Bench:
 @click.option(
     "--folder", type=click.Path(path_type=Path), default=_FOLDER, help="Folder of the runs.  [default: build/training]"
 )
-@click.option("--only", multiple=True, help="Run these experiments only; the page shows what is known of the others.")
+@click.option("--only", multiple=True, help="Run these experiments only; the page shows what is known of others.")
 @click.option("--jobs", type=int, default=2, show_default=True, help="Trainings at a time, one thread each.")
 @click.option("--trial", hidden=True, help="Run this training and no other; write no page.")
 def main(data_folder: Path, out: Path, folder: Path, only: tuple[str, ...], jobs: int, trial: str | None) -> None:
@@ -110,9 +108,13 @@ def main(data_folder: Path, out: Path, folder: Path, only: tuple[str, ...], jobs
 
 
 def run_all(bench: Bench, trials: Sequence[Trial], jobs: int, data: Path) -> None:
-    """Each training in a process of its own, so many at a time; those that another needs come before it."""
+    """Each training in a process of its own, so many at a time; those that another needs come before it.
+
+    Raises ``ClickException`` in the end where some have failed.
+    """
     missing = [trial for trial in trials if bench.result(trial) is None]
     pending: dict[str, Future[None]] = {}
+    failed: list[str] = []
 
     def work(trial: Trial) -> None:
         for name in trial.needs:
@@ -128,8 +130,10 @@ def run_all(bench: Bench, trials: Sequence[Trial], jobs: int, data: Path) -> Non
             try:
                 future.result()
             except subprocess.CalledProcessError:
-                note(f"{name} failed")
+                failed.append(name)
             advance(text=name)
+    if failed:
+        raise click.ClickException(f"no page is written, for these have failed: {', '.join(failed)}")
 
 
 def run(bench: Bench, trial: Trial) -> None:
@@ -148,9 +152,8 @@ def run(bench: Bench, trial: Trial) -> None:
     config = load_network(folder).config
     for path in [folder / FILE_NAME, *sorted(folder.glob("snapshots/*"))]:
         network = load_network(path)
-        pictures = load_pictures(test, network.preprocessing, quiet=True)
-        logits = predict(network.module, pictures, network.preprocessing).numpy()
-        accuracies[path.stem] = float((logits.argmax(1) == test.labels).mean())
+        logits = test_logits(network, test)
+        accuracies[path.stem] = accuracy(logits, test.labels)
         files[logits_file(path.stem)] = _npy(logits.astype(np.float32))
     rows = read_log(folder, sys.maxsize)
     result = {
@@ -160,7 +163,6 @@ def run(bench: Bench, trial: Trial) -> None:
         "macs": config.macs,
         "test": accuracies,
         "val": rows[-1].val_accuracy if rows else None,
-        "epoch_seconds": [row.seconds for row in rows],
     }
     if trial.config.freezeout:
         checkpoint = read_checkpoint(folder / FILE_NAME)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import training_trials as plan
-from common import CIFAR, FOLDER, surroundings, table
+from common import CIFAR, FOLDER, accuracy, surroundings, table
 from firebox.runtime import Ensemble
 from firebox.runtime.files import write_file
 from training_plots import plot_lines
@@ -32,9 +32,9 @@ class Results:
         """Those of the test pictures."""
         return np.load(self.folder / trial / logits_file(checkpoint), allow_pickle=False)
 
-    def accuracy(self, answers: np.ndarray) -> float:
-        """The share of the test pictures that answers are right about."""
-        return float((answers.argmax(1) == self.labels).mean())
+    def ensemble(self, trial: str, checkpoints: Sequence[str], way: str) -> float:
+        """The accuracy of an ensemble on the test pictures."""
+        return accuracy(together([self.logits(trial, each) for each in checkpoints], way), self.labels)
 
 
 def logits_file(checkpoint: str) -> str:
@@ -52,24 +52,26 @@ def page(results: Results, docs: Path) -> Iterator[str]:
         f"of which {plan.VALIDATION:.0%} are kept to validate, drawn by the seed; accuracies are those on the "
         f"{len(results.labels):,} test pictures, which nothing was trained or chosen on. Each training was made with "
         f"seeds {', '.join(map(str, plan.SEEDS))}: means, with the lowest and the highest in brackets. One picture is "
-        f"{1 / len(results.labels):.2%}. Trainings are in bf16, on one thread each. `--only` makes one part again; "
-        "every option of a training stands in the `config.json` of its run."
+        f"{1 / len(results.labels):.2%}. Trainings are in bf16, on one thread each. `--only` makes one part; every "
+        "option of a training stands in the `config.json` of its run."
     )
     yield surroundings()
-    for part in (_snapshots, _freezeout, _transfer, _shapes):
-        yield from part(results, docs)
+    parts = {"snapshots": _snapshots, "freezeout": _freezeout, "transfer": _transfer, "shapes": _shapes}
+    for name, part in parts.items():
+        yield from [*part(results, docs)] or [f"Not measured yet: `--only {name}`."]
 
 
 def _snapshots(results: Results, docs: Path) -> Iterator[str]:
     names = [f"{kind}-{seed}" for kind in ("single", "cycles", "student", "average") for seed in plan.SEEDS]
     if not all(name in results.trials for name in names):
         return
-    count, epochs = plan.SNAPSHOTS, plan.SNAPSHOT_EPOCHS
+    count, epochs = plan.SNAPSHOT_COUNT, plan.SNAPSHOT_EPOCHS
     yield "## Snapshot ensembles, and one network that ships"
     yield (
         f"`{plan.SNAPSHOT_NETWORK}` on {plan.SNAPSHOT_PICTURES:,} pictures of each class, {epochs} epochs each, all at "
-        f"the highest rate of {plan.SNAPSHOT_RATE}, chosen on validation pictures. *Snapshots* are {count} cosine "
-        f"cycles (arXiv 1704.00109) of {epochs // count} epochs; *single* is one cosine of the same length. The "
+        f"the highest rate of {plan.SNAPSHOT_RATE}, set by hand on validation pictures. *Snapshots* are {count} cosine "
+        f"cycles (arXiv 1704.00109) of {epochs // count} epochs; *single* is one cosine behind an epoch of warm-up, "
+        "which cycles do without. The "
         f"*student* learns for as many epochs from the mean of the {count} snapshots, with the same pictures; the "
         "*average* is that of their weights, with statistics of batch norm taken anew. *Gain* is over the single "
         "network of the same seed."
@@ -81,8 +83,7 @@ def _snapshots(results: Results, docs: Path) -> Iterator[str]:
 
     def ensemble(last: int, way: str = "softmax") -> np.ndarray:
         names = [f"snapshot{number}" for number in range(count - last + 1, count + 1)]
-        members = ([results.logits(f"cycles-{seed}", name) for name in names] for seed in plan.SEEDS)
-        return np.array([results.accuracy(together(logits, way)) for logits in members])
+        return np.array([results.ensemble(f"cycles-{seed}", names, way) for seed in plan.SEEDS])
 
     single, student, whole = alone("single"), alone("student"), ensemble(count)
     rows = [
@@ -119,7 +120,8 @@ def _freezeout(results: Results, docs: Path) -> Iterator[str]:
             measured = np.array([each["measured"] for each in savings])
             predicted = f"{savings[0]['predicted']:.0%}"
             rows.append((network, way, spread(found), points(found - base), predicted, spread(measured, 0), ""))
-            if network.startswith("squeezenet") and measured.mean() >= 0.2 and (found - base).mean() >= -0.005:
+            squeezenet = results.trials[plan.freeze_name(network, way, plan.SEEDS[0])]["model"].startswith("squeezenet")
+            if squeezenet and measured.mean() >= 0.2 and (found - base).mean() >= -0.005:
                 enough.append(f"{network}, {way}")
     yield "## FreezeOut"
     yield (
@@ -128,10 +130,10 @@ def _freezeout(results: Results, docs: Path) -> Iterator[str]:
         f"{plan.FREEZE_TUNED_PICTURES:,} pictures of each class. *Predicted* is the share of the multiply-accumulates "
         "of forward and backward pass that frozen layers do not make; *measured* is that of the time: steps with as "
         "many layers frozen as the schedule freezes were timed in turns with steps that freeze none, in rounds, and "
-        "every phase of the schedule counted with its length. What the article claims (arXiv 1706.04983) is of larger "
+        "every phase of the schedule counted with its length. What the paper claims (arXiv 1706.04983) is of larger "
         "networks of the same family, in more epochs."
     )
-    columns = ("network", "freezing", "accuracy", "difference, points", "predicted", "measured", "article")
+    columns = ("network", "freezing", "accuracy", "difference, points", "predicted", "measured", "paper")
     yield table(columns, rows, names=2)
     if step := results.trials.get(plan.FREEZE_COMPILED, {}).get("step"):
         eager, compiled = (f"{share:.0%}" for share in step)
@@ -176,22 +178,20 @@ def _transfer(results: Results, docs: Path) -> Iterator[str]:
 
 
 def _shapes(results: Results, docs: Path) -> Iterator[str]:
+    def found(trial: str) -> np.ndarray:
+        return np.array(results.tests(lambda seed: plan.shape_name(trial, seed)))
+
+    def known(trial: str) -> Mapping[str, Any]:
+        return results.trials[plan.shape_name(trial, plan.SEEDS[0])]
+
     def row(name: str, trial: str) -> tuple[str, ...] | None:
-        found = results.tests(lambda seed: plan.shape_name(trial, seed))
-        if not found:
+        if not len(found(trial)):
             return None
-        known = results.trials[plan.shape_name(trial, 0)]
-        return (name, f"{known['parameters']:,}", f"{known['macs'] / 1e6:.1f} M", spread(np.array(found)))
+        parameters, macs = known(trial)["parameters"], known(trial)["macs"]
+        return (name, f"{parameters:,}", f"{macs / 1e6:.1f} M", spread(found(trial)))
 
     def curve(trials: Mapping[float, str]) -> list[tuple[float, np.ndarray]]:
-        names = {value: plan.shape_name(trial, 0) for value, trial in trials.items()}
-        return [
-            (
-                results.trials[names[value]]["parameters"] * 4 / 1e6,
-                100 * np.array(results.tests(lambda s, t=trial: plan.shape_name(t, s))),
-            )
-            for value, trial in trials.items()
-        ]
+        return [(known(trial)["parameters"] * 4 / 1e6, found(trial)) for trial in trials.values()]
 
     ratios = {value: plan.ratio_trial(value) for value in plan.SQUEEZE_RATIOS}
     shares = {value: plan.share_trial(value) for value in plan.SHARES_3X3}
@@ -208,7 +208,7 @@ def _shapes(results: Results, docs: Path) -> Iterator[str]:
     yield (
         f"Networks of `squeezenet_micro`'s shape without bypass, {plan.SHAPE_EPOCHS} epochs on {plan.SHAPE_PICTURES:,} "
         "pictures of each class. The share of 3x3 filters is varied at a squeeze ratio of "
-        f"{plan.SHARE_SQUEEZE_RATIO}, as in the article (1602.07360, section 5)."
+        f"{plan.SHARE_SQUEEZE_RATIO}, as in the paper (1602.07360, section 5)."
     )
     columns = ("network", "parameters", "MACs", "accuracy")
     yield table(columns, [each for each in rows if each])
@@ -217,21 +217,21 @@ def _shapes(results: Results, docs: Path) -> Iterator[str]:
         plot_lines(
             {"squeeze ratio": curve(ratios), "share of 3x3 filters": curve(shares)},
             "size, MB of float32",
-            "accuracy on the test pictures, %",
+            "accuracy on the test pictures",
         ),
     )
     yield "![Accuracy over size for both](training-shapes.png)"
     yield "Bypass (section 6), at the squeeze ratio of 0.25:"
     yield table(columns, [each for each in rows2 if each])
-    means = [np.mean(results.tests(lambda s, t=trial: plan.shape_name(t, s))) for trial in others.values()]
-    yield _verdict("The article's order: none, then complex, then simple", "", means[0] < means[2] < means[1])
+    none, simple, complex_ = (found(trial) for trial in others.values())
+    yield _agreed("The paper's order: none, then complex, then simple", (none < complex_) & (complex_ < simple))
     yield (
         "Down-sampling late (pools behind layers 3 and 5) beside early (behind 1 and 3), with as many filters as give "
-        "the same multiply-accumulates (He and Sun, arXiv 1412.1710, section 3.4):"
+        "the same multiply-accumulates (He and Sun, arXiv 1412.1710):"
     )
     yield table(columns, [each for each in rows3 if each])
-    late, soon = (np.array(results.tests(lambda s, t=trial: plan.shape_name(t, s))) for trial in pools.values())
-    yield _verdict("Delaying helps", f"{100 * (late - soon).mean():+.2f} points", bool(late.mean() > soon.mean()))
+    late, soon = (found(trial) for trial in pools.values())
+    yield _agreed(f"Delaying helps, here by {points(late - soon)} points", late > soon)
 
 
 @dataclass(frozen=True)
@@ -260,6 +260,14 @@ def points(differences: np.ndarray) -> str:
     """The mean of differences of shares, in points, with the lowest and the highest."""
     mean, low, high = (f"{100 * value:+.2f}" for value in (differences.mean(), differences.min(), differences.max()))
     return f"{mean} ({low} to {high})"
+
+
+def _agreed(claim: str, seeds: np.ndarray) -> str:
+    """Whether a claim holds, where all seeds say the same."""
+    told = f"in {seeds.sum()} of {len(seeds)} trainings"
+    return (
+        f"{claim}: **not to be told** ({told})." if 0 < seeds.sum() < len(seeds) else _verdict(claim, told, seeds.all())
+    )
 
 
 def _verdict(claim: str, figure: str, holds: bool) -> str:

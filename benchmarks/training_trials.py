@@ -17,8 +17,8 @@ _SMALL = "squeezenet_micro"
 RATE = 0.2
 # As in the article, cycles long enough for each network to converge: so many epochs need few pictures on a CPU.
 SNAPSHOT_NETWORK = "squeezenet_cifar_small"
-SNAPSHOTS, SNAPSHOT_EPOCHS, SNAPSHOT_PICTURES = 5, 300, 250
-# Better than RATE for the ensemble and for the single network, on 5,000 validation pictures (seed 0).
+SNAPSHOT_COUNT, SNAPSHOT_EPOCHS, SNAPSHOT_PICTURES = 5, 300, 250
+# Set by hand: better than RATE for the ensemble and for the single network, on a tenth of the pictures (seed 0).
 SNAPSHOT_RATE = 0.6
 SHAPE_EPOCHS, SHAPE_PICTURES = 6, 2000
 SQUEEZE_RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
@@ -33,7 +33,7 @@ FREEZE_EPOCHS, FREEZE_PICTURES, FREEZE_BATCH = 10, 500, 64
 FREEZE_TUNED = "squeezenet1_1 from ImageNet"
 FREEZE_TUNED_STEPS, FREEZE_TUNED_PICTURES = 1000, 500
 NO_FREEZING = "no freezing"
-# Two that save as much: the second leaves later layers more time, and the first one less.
+# The article's choice, and one that saves a little more, of the first layers.
 FREEZE_WAYS: Mapping[str, Mapping[str, Any]] = {
     NO_FREEZING: {},
     "cubic, first at 0.8": {"freezeout": "cubic", "freeze_first": 0.8},
@@ -41,9 +41,9 @@ FREEZE_WAYS: Mapping[str, Mapping[str, Any]] = {
 }
 # What the article says (arXiv 1706.04983, abstract), of larger networks of these families.
 FREEZE_CLAIMS: Mapping[str, str] = {
-    "densenet22": "20% for 3 points",
-    "resnet20": "20% for none",
-    "vgg_cifar": "nothing to gain",
+    "densenet22": "up to 20% for 3%",
+    "resnet20": "20% for nothing",
+    "vgg_cifar": "no gain",
 }
 TRANSFER_PICTURES = (10, 50, 500)
 TRANSFER_SIZE = 96
@@ -117,15 +117,15 @@ def _snapshots(base: TrainingConfig, folder: Path) -> Iterator[Trial]:
         epochs=SNAPSHOT_EPOCHS,
         learning_rate=SNAPSHOT_RATE,
         # Epochs of few pictures are short beside the validation.
-        validate_every=SNAPSHOT_EPOCHS // SNAPSHOTS,
+        validate_every=SNAPSHOT_EPOCHS // SNAPSHOT_COUNT,
     )
     for seed in SEEDS:
         yield Trial(f"single-{seed}", replace(base, seed=seed))
         cycles = f"cycles-{seed}"
-        cyclic = replace(base, seed=seed, snapshots=SNAPSHOTS, warmup_epochs=0)
+        cyclic = replace(base, seed=seed, snapshots=SNAPSHOT_COUNT, warmup_epochs=0)
         yield Trial(cycles, cyclic)
         yield Trial(f"average-{seed}", cyclic, (cycles,), averages=True)
-        teachers = tuple(str(snapshot_file(folder / cycles, number)) for number in range(1, SNAPSHOTS + 1))
+        teachers = tuple(str(snapshot_file(folder / cycles, number)) for number in range(1, SNAPSHOT_COUNT + 1))
         yield Trial(f"student-{seed}", replace(base, seed=seed, teachers=teachers), (cycles,))
 
 

@@ -9,9 +9,20 @@ from typing import Any
 
 import click
 import numpy as np
-from common import CIFAR, FOLDER, data_option, out_option, surroundings, table, test_pictures, write_page
+from common import (
+    CIFAR,
+    FOLDER,
+    accuracy,
+    data_option,
+    out_option,
+    surroundings,
+    table,
+    test_logits,
+    test_pictures,
+    write_page,
+)
 from firebox.export import ExportConfig
-from firebox.model_zoo import Network, export_network, load_network, load_pictures, predict
+from firebox.model_zoo import export_network, load_network
 from firebox.model_zoo.checkpoint import FILE_NAME, Checkpoint, pack_compact, read_checkpoint
 from firebox.model_zoo.run_folder import CONFIG, CURVES, LOG, read_log
 from firebox.runtime import LabelledImages, Session, open_images, split_images
@@ -33,6 +44,8 @@ class Origin:
     role: str
     command: str
     parameters: int
+    epochs: int
+    seconds: float
     trained: float
 
 
@@ -69,6 +82,9 @@ def main(runs: tuple[Path, ...], data_folder: Path, out: Path, package: Path) ->
       python benchmarks/weights.py runs/squeezenet_cifar runs/squeezenet_cifar_small
     """
     sources = [Source.of(run, package) for run in runs]
+    others = {file.stem for file in package.glob("*.safetensors")} - {each.checkpoint.model for each in sources}
+    if others:
+        raise click.ClickException(f"name the runs of {', '.join(sorted(others))}, too: the page describes all files")
     total = sum(len(each.data) for each in sources)
     if total > _LIMIT:
         raise click.ClickException(f"the files take {total:,} bytes together, more than {_LIMIT:,}")
@@ -77,7 +93,7 @@ def main(runs: tuple[Path, ...], data_folder: Path, out: Path, package: Path) ->
         write_files(package, {each.file.name: each.data, f"{each.checkpoint.model}.{LOG}": log})
         write_file(out.with_name(f"weights-{each.checkpoint.model}.png"), (each.run / CURVES).read_bytes())
     images, test = open_images(data_folder / CIFAR), test_pictures(data_folder)
-    write_page(out, page([card(source, images, test) for source in sources], runs))
+    write_page(out, page([card(source, images, test) for source in sources], runs, test))
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,7 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
     """Measure a network as it was trained, as it is stored, and as an int8 file."""
     run, checkpoint = source.run, source.checkpoint
     stored = load_network(source.file)
-    answers = [_logits(network, test) for network in (load_network(run), stored)]
+    answers = [test_logits(network, test) for network in (load_network(run), stored)]
     trained, _ = split_images(images, checkpoint.training["val_fraction"], checkpoint.training["seed"])
     folder = run / "exported"
     export_network(stored, folder, trained, ExportConfig(precisions=("int8",)))
@@ -112,7 +128,6 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
         for name in test.names:
             int8.append(session.predict(test.read(name)))
             advance()
-    rows = read_log(run, checkpoint.epoch)
     right = answers[1].argmax(1) == test.labels
     return Card(
         model=checkpoint.model,
@@ -124,10 +139,10 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
         origins=list(_origins(run, test)),
         processes=_summary(run)["processes"],
         epochs=checkpoint.epoch,
-        seconds=sum(row.seconds for row in rows),
-        trained=_accuracy(answers[0], test),
-        stored=_accuracy(answers[1], test),
-        int8=_accuracy(np.array(int8), test),
+        seconds=_seconds(run, checkpoint),
+        trained=accuracy(answers[0], test.labels),
+        stored=accuracy(answers[1], test.labels),
+        int8=accuracy(np.array(int8), test.labels),
         per_class={name: float(right[test.labels == label].mean()) for label, name in enumerate(test.classes)},
     )
 
@@ -137,12 +152,20 @@ def _origins(run: Path, test: LabelledImages) -> Iterator[Origin]:
     starts = [training["start"]] if training["start"] else []
     for role, paths in (("start", starts), ("teacher", training["teachers"])):
         for path in map(Path, paths):
-            network = load_network(path)
-            accuracy = _accuracy(_logits(network, test), test)
-            yield Origin(role, _command(path), network.config.parameters, accuracy)
+            # Public weights have no run, and stand among the options.
+            if origin := _run_of(path):
+                network, checkpoint = load_network(path), read_checkpoint(path if path.is_file() else path / FILE_NAME)
+                found = accuracy(test_logits(network, test), test.labels)
+                seconds = _seconds(origin, checkpoint)
+                yield Origin(role, _command(origin), network.config.parameters, checkpoint.epoch, seconds, found)
 
 
-def page(cards: Sequence[Card], runs: Sequence[Path]) -> Iterator[str]:
+def _seconds(run: Path, checkpoint: Checkpoint) -> float:
+    """How long the training took, to the checkpoint."""
+    return sum(row.seconds for row in read_log(run, checkpoint.epoch))
+
+
+def page(cards: Sequence[Card], runs: Sequence[Path], test: LabelledImages) -> Iterator[str]:
     """The model cards."""
     yield "# Weights that come with firebox"
     yield "This page and the files in `model_zoo/weights/` are written by"
@@ -152,8 +175,8 @@ def page(cards: Sequence[Card], runs: Sequence[Path]) -> Iterator[str]:
         '`create_model("squeezenet_cifar", weights="default")`, `load_network("squeezenet_cifar")` and every command '
         "that takes a model by name use them. Kernels are stored in int8 with a scale for each output channel, which "
         "is what *stored* measures; *int8* is the TFLite file that `firebox export` makes of them, in LiteRT. "
-        f"Accuracies are on the 5,000 test pictures of `{FOLDER}/{CIFAR}` ([where from](data.md)), which nothing "
-        "was trained or chosen on."
+        f"Accuracies are on the {len(test):,} test pictures of `{FOLDER}/{CIFAR}` ([where from](data.md)), which "
+        "nothing was trained or chosen on."
     )
     yield table(
         ("network", "parameters", "MACs", "file", "trained", "stored", "int8", "aim"),
@@ -189,7 +212,10 @@ def _describe(card: Card) -> Iterator[str]:
     yield f"Trained in {card.epochs} epochs, {card.seconds / 3600:.1f} hours of {processes} on the CPU, by"
     yield f"```sh\n{card.command}\n```"
     for origin in card.origins:
-        yield f"Its {origin.role}, with {origin.parameters:,} parameters and an accuracy of {origin.trained:.2%}, by"
+        yield (
+            f"Its {origin.role}, with {origin.parameters:,} parameters and an accuracy of {origin.trained:.2%}, in "
+            f"{origin.epochs} epochs, {origin.seconds / 3600:.1f} hours, by"
+        )
         yield f"```sh\n{origin.command}\n```"
     yield "All options:"
     yield "```json\n" + json.dumps(card.training, indent=1) + "\n```"
@@ -222,17 +248,16 @@ def _without_folders(training: dict[str, Any]) -> dict[str, Any]:
     return {**training, "data": Path(training["data"]).name, "teachers": teachers, "start": start}
 
 
-def _in_runs(run: str | Path) -> str:
-    return f"runs/{Path(run).name}"
+def _in_runs(path: str | Path) -> str:
+    """A run, or a file of one, below ``runs``; other files by their names."""
+    path = Path(path)
+    run = _run_of(path)
+    return f"runs/{path.relative_to(run.parent)}" if run else path.name
 
 
-def _logits(network: Network, test: LabelledImages) -> np.ndarray:
-    pictures = load_pictures(test, network.preprocessing, quiet=True)
-    return predict(network.module, pictures, network.preprocessing).numpy()
-
-
-def _accuracy(logits: np.ndarray, test: LabelledImages) -> float:
-    return float((logits.argmax(1) == test.labels).mean())
+def _run_of(path: Path) -> Path | None:
+    """The run that a file is of, or that the path is."""
+    return next((folder for folder in (path, *path.parents) if (folder / CONFIG).is_file()), None)
 
 
 if __name__ == "__main__":

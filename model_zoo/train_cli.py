@@ -67,7 +67,7 @@ _OPTIONS = (
     _option("--muon-rate", float, "With --optimizer muon: highest rate of those kernels; --lr is that of all others."),
     _option("--momentum", float, "Momentum of SGD, and of Muon."),
     _option("--nesterov/--no-nesterov", None, "Nesterov's momentum."),
-    _option("--weight-decay", float, "L2 decay of the kernels."),
+    _option("--weight-decay", float, "L2 decay of the kernels that are not Muon's."),
     _option("--schedule", click.Choice(get_args(Schedule)), "How the rate falls to 0."),
     _option("--power", float, "Exponent of the polynomial schedule."),
     _option("--warmup", int, "Epochs in which the rate rises first.  [default: 1 where --schedule sets five or more]"),
@@ -250,6 +250,8 @@ def _check_partners(config: TrainingConfig, options: Mapping[str, Any]) -> None:
     for name, (partner, there) in _WITH.items():
         if options[name] is not None and not there(config):
             raise UsageError(f"--{name.replace('_', '-')} says nothing without {partner}; give that, or leave it out")
+    if options["nesterov"] is False and config.optimizer == "muon":
+        raise UsageError("--no-nesterov says nothing to muon, whose momentum is always Nesterov's; leave it out")
     if options["epochs"] is not None and options["iterations"] is not None:
         raise UsageError("--epochs and --iterations both say how long to train; choose one")
 

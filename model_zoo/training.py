@@ -242,7 +242,7 @@ def _check_shares(config: TrainingConfig, checkpoint: Checkpoint, group: Workers
 
 def _identity(checkpoint: Checkpoint) -> str:
     """The digest of a checkpoint, but for where files lie on this machine."""
-    elsewhere = {**checkpoint.training, "data": "", "teachers": ()}
+    elsewhere = {**checkpoint.training, "data": "", "start": "", "teachers": ()}
     return sha256(pack_checkpoint(replace(checkpoint, training=elsewhere)))
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import FILE_NAME
-from .freezeout import FreezeOut, macs_of, measured_saving, predicted_saving
-from .freezing import layers_of
+from .freezeout import FreezeOut, measured_saving
 from .learner import Learner
 from .log_row import LogRow
 from .run_folder import snapshot_file
@@ -52,8 +51,7 @@ def training_result(folder: Path, learner: Learner, rows: Sequence[LogRow]) -> T
     freezeout = next((each for each in learner.callbacks if isinstance(each, FreezeOut)), None)
     if freezeout:
         size = (checkpoint.config.in_channels, *checkpoint.config.input_size)
-        times = [freezeout.times.get(layer.name, 0.0) for layer in layers_of(learner.module)]
-        predicted = predicted_saving(macs_of(learner.module, size), times)
+        predicted = freezeout.predicted(learner.module, size)
         measured = measured_saving(rows, min(freezeout.times.values()) * learner.loop.total_steps)
     return TrainingResult(
         out=folder,

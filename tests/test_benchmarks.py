@@ -33,6 +33,7 @@ def test_the_page_of_trainings_shows_what_is_known(benchmarks, tmp_path):
             np.save(bench.folder / name / training_page.logits_file(checkpoint), logits)
         found[name] = {
             "key": training.key(trial),
+            "model": trial.config.model,
             "parameters": 1000,
             "macs": 10**6,
             "test": dict.fromkeys(names, 0.5),

@@ -30,7 +30,10 @@ class Said:
 
 
 def work(rank: int, port: int, folder: Path, mishap: str, arguments: list[str]) -> None:
-    """One of two processes of the command, with what torchrun tells it; its words go to files."""
+    """One of two processes of the command, with what torchrun tells it; its words go to files.
+
+    ``RANK`` in an argument is the number of the process.
+    """
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -51,7 +54,7 @@ def work(rank: int, port: int, folder: Path, mishap: str, arguments: list[str]) 
             return learn(learner, *arguments, **more)
 
         Learner._learn = fail
-    sys.argv = ["firebox", *arguments]
+    sys.argv = ["firebox", *(argument.replace("RANK", str(rank)) for argument in arguments)]
     main()
 
 
@@ -137,6 +140,16 @@ def test_processes_with_other_pictures_are_told(pictures, tmp_path):
         assert (each.code, each.err.count("\n")) == (2, 1)
         assert "the processes do not train the same: pictures, options and weights must be" in each.err
     assert not out.exists()
+
+
+def test_files_may_lie_elsewhere_for_each_process(trained, pictures, tmp_path):
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+        shutil.copy(trained.checkpoint, tmp_path / rank / "start.safetensors")
+        shutil.copytree(pictures, tmp_path / rank / "pictures")
+    files = ("--data", tmp_path / "RANK" / "pictures", "--start", tmp_path / "RANK" / "start.safetensors")
+    options = ("train", *files, "--epochs", 1, "--batch-size", 4, "--out", tmp_path / "run")
+    assert [said.code for said in together(tmp_path / "said", *options)] == [0, 0]
 
 
 def test_torchrun_starts_the_command(pictures, tmp_path):

@@ -63,6 +63,7 @@ from firebox.runtime.errors import TrainingError
         (("--epochs", 3, "--iterations", 9), 2, "--epochs and --iterations both say how long to train"),
         (("--snapshots", 1, "--schedule", "polynomial"), 2, "snapshots sets the rates; leave out the polynomial"),
         (("--power", 2), 2, "--power says nothing without --schedule polynomial"),
+        (("--optimizer", "muon", "--no-nesterov"), 2, "--no-nesterov says nothing to muon"),
         (("--muon-rate", 0.1), 2, "--muon-rate says nothing without --optimizer muon"),
         (("--freeze-unscaled",), 2, "--freeze-scaled says nothing without --freezeout"),
         (("--teacher-share", 0.5), 2, "--teacher-share says nothing without --teacher"),
