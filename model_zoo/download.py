@@ -25,10 +25,16 @@ _PARTIAL, _NOT_SATISFIABLE = 206, 416
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$FIREBOX_CACHE``, or ``firebox`` in the user's folder of caches."""
+    """Where downloads are kept: ``$FIREBOX_CACHE``, or ``firebox`` in the user's folder of caches.
+
+    Raises ``DownloadError`` for a user without a home.
+    """
     if given := os.environ.get("FIREBOX_CACHE"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firebox"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firebox"
+    except RuntimeError as error:
+        raise DownloadError("this user has no home folder to keep downloads in; set FIREBOX_CACHE to one") from error
 
 
 def fetch(
@@ -118,7 +124,7 @@ def _download(url: str, part: Path, limit_bytes: int, quiet: bool) -> None:
 def _request(url: str, part: Path) -> HTTPResponse:
     """The answer of the server to a request for what ``part`` lacks."""
     _check_url(url)
-    size = part.stat().st_size if part.exists() else 0
+    size = _size(part)
     headers = {"User-Agent": "firebox"} | ({"Range": f"bytes={size}-"} if size else {})
     try:
         return build_opener(_Redirects).open(Request(url, headers=headers), timeout=_TIMEOUT_S)
@@ -143,11 +149,15 @@ def _start(url: str, response: HTTPResponse, part: Path) -> int:
     """The position at which the answer begins: the end of the part, or 0 from a server that cannot go on."""
     if response.status != _PARTIAL:
         return 0
-    size = part.stat().st_size
+    size = _size(part)
     found = response.headers.get("Content-Range", "")
     if not found.startswith(f"bytes {size}-"):
         raise DownloadError(f"{url} was asked for from byte {size} and answers {found!r}; remove {part} and try again")
     return size
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _chunks(url: str, response: HTTPResponse) -> Iterator[bytes]:

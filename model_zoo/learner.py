@@ -75,16 +75,13 @@ class Learner:
         self.loop = Loop(self.module, optimizer, total_steps(config, steps), start.step)
         self.callbacks = [*self._callbacks(steps, save), *callbacks]
         self.average = next((each for each in self.callbacks if isinstance(each, AverageWeights)), None)
+        # The highest of the last step, with those of layers that were frozen after it.
+        self.rate = 0.0
         call(self.callbacks, "begin", self.loop)
         _check_names(self.callbacks)
         if start.epoch or start.step:
             self._go_on(start, steps)
         self._wrap()
-
-    @property
-    def rate(self) -> float:
-        """The highest learning rate of the last step."""
-        return max(group["lr"] for group in self.loop.optimizer.param_groups)
 
     def step(self, pixels: Tensor, labels: Tensor) -> tuple[float, int]:
         """This process's part of a batch; returns the whole batch's loss, and the right answers to the part.
@@ -108,6 +105,7 @@ class Learner:
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}")
         loop.optimizer.step()
+        self.rate = max(group["lr"] for group in loop.optimizer.param_groups)
         loop.loss = loss
         loop.step += 1
         call(self.callbacks, "after_step", loop)
@@ -238,9 +236,11 @@ class Learner:
             self._wrapped = torch.compile(self._shared)
 
     def _diverged(self, what: str) -> TrainingError:
+        after = f", after a learning rate of {self.rate:.3g}" if self.rate else ""
+        lower = ", or --freeze-unscaled," if self.config.freezeout and self.config.freeze_scaled else ""
         return TrainingError(
-            f"{what} at step {self.loop.step}, after a learning rate of {self.rate:.3g}; the last whole checkpoint "
-            "stays, start again with a lower --lr in another --out"
+            f"{what} at step {self.loop.step}{after}; the last whole checkpoint stays, start again with a lower --lr"
+            f"{lower} in another --out"
         )
 
 

@@ -29,7 +29,8 @@ def recipe_text(name: str | Path) -> str:
             raise UsageError(f"no recipe {str(name)!r}; did you mean {' or '.join(near)}? a file's name ends in .toml")
         path = _FOLDER / f"{name}{_SUFFIX}"
     try:
-        return read_file(path).decode()
+        # Some editors begin a file with the mark of its byte order.
+        return read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FormatError(f"{path} is not a text file: {error}") from error
 

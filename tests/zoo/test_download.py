@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ class Server:
     tells_length: bool = True
     says_length: int | None = None
     wrong_range: bool = False
+    always_partial: bool = False
     status: int = 200
     redirect: str = ""
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -62,7 +64,7 @@ def server(monkeypatch) -> Iterator[Server]:
                 self.send_error(416)
                 return
             body = told.content[start:][: told.cut_after]
-            self.send_response(206 if start else 200)
+            self.send_response(206 if start or told.always_partial else 200)
             if start:
                 first = 7 if told.wrong_range else start
                 self.send_header("Content-Range", f"bytes {first}-{len(told.content) - 1}/{len(told.content)}")
@@ -175,6 +177,11 @@ def test_a_server_that_sends_another_range_is_not_believed(server, folder):
     assert (folder / "weights.bin.part").read_bytes() == CONTENT[:1000]
 
 
+def test_a_part_that_was_not_asked_for_is_not_believed(server, folder):
+    server.always_partial = True
+    assert "was asked for from byte 0" in refusal(server, folder)
+
+
 def test_a_whole_part_needs_no_server(server, folder):
     folder.mkdir(parents=True)
     (folder / "weights.bin.part").write_bytes(CONTENT)
@@ -280,3 +287,11 @@ def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "x" / "firebox"
     monkeypatch.setenv("FIREBOX_CACHE", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"
+
+
+def test_a_user_without_a_home_is_told(monkeypatch):
+    for name in ("FIREBOX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError))
+    with pytest.raises(DownloadError, match="set FIREBOX_CACHE"):
+        cache_folder()

@@ -73,6 +73,11 @@ def test_a_broken_recipe_is_one_line(firebox, tmp_path, content, code, said):
     assert not out.exists()
 
 
+def test_a_recipe_may_begin_with_the_mark_of_its_byte_order(tmp_path):
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbfepochs = 3\n")
+    assert load_recipe(tmp_path / "marked.toml") == {"epochs": 3}
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [("squeezenet-imagnet", "did you mean squeezenet-imagenet"), ("nowhere.toml", "no such file: nowhere.toml")],

@@ -175,6 +175,12 @@ def test_a_rate_that_is_too_high_is_told_and_the_checkpoint_stays_good(pictures,
     load_network(tmp_path / "run")
 
 
+def test_the_rate_of_a_layer_that_was_frozen_is_told(pictures, tmp_path):
+    config = TrainingConfig(data=str(pictures), batch_size=4, freezeout="cubic", freeze_first=1e-9)
+    with pytest.raises(TrainingError, match=r"after a learning rate of 1e\+26.*--lr, or --freeze-unscaled, in another"):
+        train(config, tmp_path / "run", quiet=True)
+
+
 def test_odd_pictures_are_learned_from(tmp_path, paint):
     folder = paint(tmp_path / "pictures")
     deep = np.arange(100, dtype=np.uint16).reshape(10, 10) * 600
