@@ -221,6 +221,11 @@ def _shapes(results: Results, docs: Path) -> Iterator[str]:
         ),
     )
     yield "![Accuracy over size for both](training-shapes.png)"
+    # Sections 5.2 and 5.3: where the paper's curves are flat.
+    for curve_of, name, first in ((ratios, "squeeze ratio", 0.75), (shares, "share of 3x3 filters", 0.5)):
+        gains = found(curve_of[max(curve_of)]) - found(curve_of[first])
+        claim = f"No gain beyond a {name} of {first}, as in the paper; here {points(gains)} points"
+        yield _agreed(claim, gains <= 0)
     yield "Bypass (section 6), at the squeeze ratio of 0.25:"
     yield table(columns, [each for each in rows2 if each])
     none, simple, complex_ = (found(trial) for trial in others.values())

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 
 def plot_lines(
@@ -22,6 +23,7 @@ def plot_lines(
         axes.errorbar(places, means, yerr=bars, marker=marker, capsize=3, label=name)
     if logarithmic:
         axes.set_xscale("log")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.grid(alpha=0.3)
