@@ -77,6 +77,7 @@ class Run:
         if not wanted:
             yield lambda row: None
             return
+        _wait_for_a_later_name(self.folder / _TENSORBOARD)
         with SummaryWriter(str(self.folder / _TENSORBOARD), purge_step=epoch + 1) as writer:
 
             def tell(row: LogRow) -> None:
@@ -101,6 +102,12 @@ class Run:
             "val_pictures": checkpoint.pictures[1],
             "classes": checkpoint.classes,
         }
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """TensorBoard reads files by name: by the second in which they were begun, and then by the process's number."""
+    while any(folder.glob(f"*.tfevents.{int(time.time())}.*")):
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -35,6 +35,12 @@ CASES = {
 }  # fmt: skip
 
 
+def epochs_on_tensorboard(run: Path) -> list[int]:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars("val_accuracy")]
+
+
 def files_of(result: TrainingResult) -> list[bytes]:
     return [path.read_bytes() for path in (result.checkpoint, *result.snapshots)]
 
@@ -171,6 +177,17 @@ def test_other_processes_than_before_are_told(begun, capsys):
     assert "was begun with a number of processes of 2 and goes on with 1" in capsys.readouterr().err
 
 
+def test_tensorboard_follows_a_run_that_is_resumed_within_a_second(pictures, tmp_path):
+    out = tmp_path / "run"
+    with stopping_after_an_epoch():
+        train(TrainingConfig(data=str(pictures), epochs=3, batch_size=4), out, quiet=True)
+    (events,) = (out / "tensorboard").iterdir()
+    # As if of a process with a higher number.
+    events.rename(events.with_name(f"events.out.tfevents.{int(time.time())}.vm.~.0"))
+    resume(out, quiet=True)
+    assert epochs_on_tensorboard(out) == [1, 2, 3]
+
+
 def test_killed_at_random_moments(pictures, tmp_path):
     out, moments = tmp_path / "killed", random.Random(0)
     # So many epochs that no kill comes after the last.
@@ -195,9 +212,7 @@ def test_killed_at_random_moments(pictures, tmp_path):
     assert files_of(resumed) == files_of(unbroken)
     assert not list(out.rglob(".*"))
     # TensorBoard sees each epoch once, though some were begun twice.
-    events = EventAccumulator(str(out / "tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("val_accuracy")] == list(range(1, config.epochs + 1))
+    assert epochs_on_tensorboard(out) == list(range(1, config.epochs + 1))
 
 
 def wait_for_an_epoch(log: Path, process: BaseProcess) -> None:
