@@ -79,7 +79,7 @@ def main(runs: tuple[Path, ...], data_folder: Path, out: Path, package: Path) ->
 
     \b
     Example:
-      python benchmarks/weights.py runs/squeezenet_cifar runs/squeezenet_cifar_small
+      python benchmarks/weights.py runs/squeezenet_cifar_again runs/squeezenet_cifar_small
     """
     sources = [Source.of(run, package) for run in runs]
     others = {file.stem for file in package.glob("*.safetensors")} - {each.checkpoint.model for each in sources}
@@ -152,6 +152,10 @@ def _origins(run: Path, test: LabelledImages) -> Iterator[Origin]:
     starts = [training["start"]] if training["start"] else []
     for role, paths in (("start", starts), ("teacher", training["teachers"])):
         for path in map(Path, paths):
+            if path.is_absolute() and not path.exists():
+                raise click.ClickException(
+                    f"the {role} {path} is gone; put it back, for the card tells where it came from"
+                )
             # Public weights have no run, and stand among the options.
             if origin := _run_of(path):
                 network, checkpoint = load_network(path), read_checkpoint(path if path.is_file() else path / FILE_NAME)
@@ -257,7 +261,9 @@ def _in_runs(path: str | Path) -> str:
 
 def _run_of(path: Path) -> Path | None:
     """The run that a file is of, or that the path is."""
-    return next((folder for folder in (path, *path.parents) if (folder / CONFIG).is_file()), None)
+    return next(
+        (folder for folder in (path, *path.parents) if (folder / CONFIG).is_file() and (folder / LOG).is_file()), None
+    )
 
 
 if __name__ == "__main__":
