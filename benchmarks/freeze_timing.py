@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from firebox.model_zoo import FreezeOut
 from firebox.model_zoo.callbacks import call
 from firebox.model_zoo.checkpoint import Checkpoint
 from firebox.model_zoo.distributed import Workers
@@ -23,13 +22,13 @@ def measure_saving(checkpoint: Checkpoint) -> dict[str, float]:
     each to the round's own step without freezing counts with the length of its phase, and rounds by their median.
     """
     first = _learner(checkpoint, 0.0)
-    freezeout = _freezeout(first)
+    freezeout = first.freezeout
+    assert freezeout is not None
     begins = [0.0, *[*freezeout.times.values()][:-1]]
     lengths = np.diff([*begins, 1.0])
     ratios = _in_turns([first, *(_learner(checkpoint, begin) for begin in begins[1:])], _ROUNDS)
-    size = (checkpoint.config.in_channels, *checkpoint.config.input_size)
     return {
-        "predicted": freezeout.predicted(first.module, size),
+        "predicted": freezeout.predicted(first.module, (checkpoint.config.in_channels, *checkpoint.config.input_size)),
         "measured": float(((1 - ratios) * lengths).sum()),
     }
 
@@ -38,12 +37,9 @@ def measure_step(checkpoint: Checkpoint, compiled: bool) -> float:
     """The share of a step's time that is saved when the first half of the layers is frozen."""
     checkpoint = replace(checkpoint, training={**checkpoint.training, "compile": compiled})
     first = _learner(checkpoint, 0.0)
-    ends = [*_freezeout(first).times.values()]
+    assert first.freezeout is not None
+    ends = [*first.freezeout.times.values()]
     return float(1 - _in_turns([first, _learner(checkpoint, ends[len(ends) // 2 - 1])], 4 * _ROUNDS)[1])
-
-
-def _freezeout(learner: Learner) -> FreezeOut:
-    return next(each for each in learner.callbacks if isinstance(each, FreezeOut))
 
 
 def _in_turns(learners: Sequence[Learner], rounds: int) -> np.ndarray:

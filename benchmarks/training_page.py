@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import training_trials as plan
 from common import CIFAR, FOLDER, accuracy, surroundings, table
+from firebox.model_zoo.freezeout import freezing_times
 from firebox.runtime import Ensemble
 from firebox.runtime.files import write_file
 from training_plots import plot_lines
@@ -71,10 +72,9 @@ def _snapshots(results: Results, docs: Path) -> Iterator[str]:
         f"`{plan.SNAPSHOT_NETWORK}` on {plan.SNAPSHOT_PICTURES:,} pictures of each class, {epochs} epochs each, all at "
         f"the highest rate of {plan.SNAPSHOT_RATE}, set by hand on validation pictures. *Snapshots* are {count} cosine "
         f"cycles (arXiv 1704.00109) of {epochs // count} epochs; *single* is one cosine behind an epoch of warm-up, "
-        "which cycles do without. The "
-        f"*student* learns for as many epochs from the mean of the {count} snapshots, with the same pictures; the "
-        "*average* is that of their weights, with statistics of batch norm taken anew. *Gain* is over the single "
-        "network of the same seed."
+        f"which cycles do without. The *student* learns for as many epochs from the mean of the {count} snapshots, "
+        "with the same pictures; the *average* is that of their weights, with statistics of batch norm taken anew. "
+        "*Gain* is over the single network of the same seed."
     )
 
     def alone(kind: str, checkpoint: str = "checkpoint") -> np.ndarray:
@@ -127,9 +127,11 @@ def _freezeout(results: Results, docs: Path) -> Iterator[str]:
             rows.append((network, way, spread(found), points(found - base), predicted, spread(measured, 0), claim))
             squeezenet = results.trials[plan.freeze_name(network, way, plan.SEEDS[0])]["model"].startswith("squeezenet")
             if squeezenet:
-                good = measured.mean() >= 0.2 and (found - base).mean() >= -0.005
-                enough.setdefault(network, []).extend([way] if good else [])
-    first = plan.FREEZE_WAYS[plan.FREEZE_PAPER]["freeze_first"] ** 3
+                ways = enough.setdefault(network, [])
+                if measured.mean() >= 0.2 and (found - base).mean() >= -0.005:
+                    ways.append(way)
+    paper = plan.FREEZE_WAYS[plan.FREEZE_PAPER]
+    first, *_ = freezing_times(2, paper["freezeout"], paper["freeze_first"])
     yield "## FreezeOut"
     yield (
         f"{plan.FREEZE_EPOCHS} epochs on {plan.FREEZE_PICTURES:,} pictures of each class, without warm-up; "
@@ -279,12 +281,12 @@ def points(differences: np.ndarray) -> str:
 
 def _agreed(claim: str, seeds: np.ndarray) -> str:
     """Whether a claim holds, where all seeds say the same."""
-    told = f"with {seeds.sum()} of {len(seeds)} seeds"
-    return (
-        f"{claim}: **not to be told** ({told})." if 0 < seeds.sum() < len(seeds) else _verdict(claim, told, seeds.all())
-    )
+    holds = seeds.all() if seeds.all() == seeds.any() else None
+    return _verdict(claim, f"with {seeds.sum()} of {len(seeds)} seeds", holds)
 
 
-def _verdict(claim: str, figure: str, holds: bool) -> str:
+def _verdict(claim: str, figure: str, holds: bool | None) -> str:
+    """``None`` where it cannot be told."""
+    answer = "not to be told" if holds is None else "yes" if holds else "no"
     found = f" ({figure})" if figure else ""
-    return f"{claim}: **{'yes' if holds else 'no'}**{found}."
+    return f"{claim}: **{answer}**{found}."

@@ -33,7 +33,7 @@ FREEZE_EPOCHS, FREEZE_PICTURES, FREEZE_BATCH = 10, 500, 64
 FREEZE_TUNED = "squeezenet1_1 from ImageNet"
 FREEZE_TUNED_STEPS, FREEZE_TUNED_PICTURES = 1000, 500
 NO_FREEZING = "no freezing"
-# The article's choice, and one that saves a little more, of the first layers.
+# The article's choice, and one that stops the first layers sooner and saves a little more.
 FREEZE_PAPER = "cubic, first at 0.8"
 FREEZE_WAYS: Mapping[str, Mapping[str, Any]] = {
     NO_FREEZING: {},
@@ -179,7 +179,7 @@ def _of_equal_macs(network: Mapping[str, Any], macs: int) -> dict[str, Any]:
 
 def _transfer(base: TrainingConfig, weights: Path) -> Iterator[Trial]:
     for name in TRANSFER_WAYS:
-        config = _tuned(base, weights, name)
+        config = _transfer_config(base, weights, name)
         for count in TRANSFER_PICTURES:
             for seed in SEEDS:
                 yield Trial(transfer_name(name, count, seed), replace(config, images_per_class=count, seed=seed))
@@ -189,7 +189,7 @@ def _transfer(base: TrainingConfig, weights: Path) -> Iterator[Trial]:
                 yield Trial(rate_name(name, rate), tried)
 
 
-def _tuned(base: TrainingConfig, weights: Path, name: str) -> TrainingConfig:
+def _transfer_config(base: TrainingConfig, weights: Path, name: str) -> TrainingConfig:
     """One of the ways of transfer."""
     way = TRANSFER_WAYS[name]
     small = replace(
@@ -230,7 +230,7 @@ def _freezeout(base: TrainingConfig, weights: Path) -> Iterator[Trial]:
         warmup_epochs=0,
     )
     configs = {network: replace(small, model=network) for network in FREEZE_NETWORKS}
-    tuned = _tuned(base, weights, "everything")
+    tuned = _transfer_config(base, weights, "everything")
     configs[FREEZE_TUNED] = replace(tuned, iterations=FREEZE_TUNED_STEPS, images_per_class=FREEZE_TUNED_PICTURES)
     for network, config in configs.items():
         for name, way in FREEZE_WAYS.items():

@@ -75,6 +75,7 @@ class Learner:
         self.loop = Loop(self.module, optimizer, total_steps(config, steps), start.step)
         self.callbacks = [*self._callbacks(steps, save), *callbacks]
         self.average = next((each for each in self.callbacks if isinstance(each, AverageWeights)), None)
+        self.freezeout = next((each for each in self.callbacks if isinstance(each, FreezeOut)), None)
         # The highest of the last step, with those of layers that were frozen after it.
         self.rate = 0.0
         call(self.callbacks, "begin", self.loop)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import FILE_NAME
-from .freezeout import FreezeOut, measured_saving
+from .freezeout import measured_saving
 from .learner import Learner
 from .log_row import LogRow
 from .run_folder import snapshot_file
@@ -48,10 +48,8 @@ def training_result(folder: Path, learner: Learner, rows: Sequence[LogRow]) -> T
     """Of a training that has ended in ``folder``, from its log."""
     checkpoint = learner.start
     last, predicted, measured = rows[-1], None, None
-    freezeout = next((each for each in learner.callbacks if isinstance(each, FreezeOut)), None)
-    if freezeout:
-        size = (checkpoint.config.in_channels, *checkpoint.config.input_size)
-        predicted = freezeout.predicted(learner.module, size)
+    if freezeout := learner.freezeout:
+        predicted = freezeout.predicted(learner.module, (checkpoint.config.in_channels, *checkpoint.config.input_size))
         measured = measured_saving(rows, min(freezeout.times.values()) * learner.loop.total_steps)
     return TrainingResult(
         out=folder,
