@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from firebox.runtime.backends import BACKENDS
 from firebox.runtime.console import progress
+from firebox.runtime.onnx_session import open_onnx, session_options
 
 # Shorter runs are repeated until a sample takes this long, in seconds.
 _SAMPLE = 0.002
@@ -88,16 +89,13 @@ def bind(run: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> Run:
     return lambda: run(x)
 
 
-def bare(path: Path, backend: str = "onnxruntime") -> Callable[[np.ndarray], np.ndarray]:
-    """One inference with nothing but the runtime's own calls, on one thread as in a session."""
-    runtime = importlib.import_module(BACKENDS[backend].module)
+def bare(path: Path, backend: str = "onnxruntime", exact: bool = True) -> Callable[[np.ndarray], np.ndarray]:
+    """One inference with nothing but the runtime's own calls, on one thread as in a session; ``exact`` as there."""
     if backend == "onnxruntime":
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = open_onnx(path.read_bytes(), session_options(1), exact).session
         name = session.get_inputs()[0].name
         return lambda x: session.run(None, {name: x})[0]
+    runtime = importlib.import_module(BACKENDS[backend].module)
     interpreter = runtime.Interpreter(str(path), num_threads=1)
     interpreter.allocate_tensors()
     source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.errors import MissingExtraError, QuantizationError, UsageError
+from ..runtime.errors import QuantizationError, UsageError
 from ..runtime.graph import Graph
+from ..runtime.onnx_session import open_onnx, session_options
 from .onnx_writer import onnx_side, write_onnx
 
 
@@ -19,16 +20,9 @@ def run_activations(
     They come from onnxruntime, in ONNX's NCHW layout; integer ones as real numbers. ``samples`` are what the input
     takes, NHWC, batch included. Raises ``UsageError`` for one of another shape.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "onnx") from error
     wanted = [tensor.name for tensor in graph.activations] if names is None else names
     names = [name for name in wanted if name not in graph.inputs]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    data = write_onnx(graph, expose=names)
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session = open_onnx(write_onnx(graph, expose=names), session_options()).session
     source = graph.tensors[graph.inputs[0]]
     for sample in samples:
         if np.shape(sample) != source.shape:

@@ -18,6 +18,7 @@ from .backends import first_line
 from .errors import FireboxError, UnsupportedError
 from .graph import Graph
 from .heap import Heap, captured
+from .onnx_session import kernels_saturate, open_onnx, session_options
 from .placement import ALIGNMENT
 from .targets import mixed_weight
 from .tflite_reader import read_tflite, unpacked_weights
@@ -132,16 +133,14 @@ def _span(interpreter: Any, data: bytes) -> int:
 
 
 def _onnxruntime(data: bytes, exact: bool) -> dict[str, Any]:
-    import onnxruntime
-
+    # The memory of the package, and of asking its kernels, is not the file's.
+    options = session_options(1)
+    kernels_saturate()
     heap = Heap()
     before = heap.used_bytes()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     # Its arena grows in powers of two and keeps what it has: the need itself is what is asked for without one.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    session = open_onnx(data, options).session
     inputs = {}
     for source in session.get_inputs():
         kind = source.type.removeprefix("tensor(").removesuffix(")")

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import numpy as np
 from .contract import KEY, TensorSpec
 from .errors import FireboxError, FormatError, MissingExtraError, UsageError
 from .graph import Tensor
+from .onnx_session import AS_IN_THE_FILE, OpenedSession, open_onnx, session_options
 from .reader import Format
 from .tflite_reader import read_tflite_metadata
 
@@ -25,6 +27,8 @@ class Backend(Protocol):
 
     input_shape: tuple[int, ...]
     input_dtype: str
+    # The form in which the runtime has the weights, in words.
+    weights: str
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """One inference, in the file's own layout and type."""
@@ -46,9 +50,10 @@ class Backend(Protocol):
 class OnnxRuntime:
     """onnxruntime on the CPU; its sessions may be run from many threads at once."""
 
-    def __init__(self, data: bytes, threads: int):
-        self._data, self._threads = data, threads
-        self._session = self._open(data, self._options())
+    def __init__(self, data: bytes, threads: int, exact: bool = True):
+        self._data, self._threads, self._exact = data, threads, exact
+        opened = self._open(session_options(threads))
+        self._session, self.weights = opened.session, opened.weights
         source, _ = _one_of_each(self._session.get_inputs(), self._session.get_outputs())
         if not all(isinstance(size, int) for size in source.shape):
             raise FormatError(
@@ -80,10 +85,10 @@ class OnnxRuntime:
     def op_times_ms(self, x: np.ndarray, runs: int) -> dict[str, float] | None:
         """From the runtime's own profiler, in a session of its own."""
         with tempfile.TemporaryDirectory() as folder:
-            options = self._options()
+            options = session_options(self._threads)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            session = self._open(self._data, options)
+            session = self._open(options).session
             for _ in range(runs):
                 session.run(None, {self._name: x})
             events = json.loads(Path(session.end_profiling()).read_text())
@@ -94,21 +99,9 @@ class OnnxRuntime:
                 times[name] = times.get(name, 0.0) + event["dur"] / 1000 / runs
         return times
 
-    def _options(self) -> Any:
-        runtime = _import(BACKENDS["onnxruntime"])
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        return options
-
-    @staticmethod
-    def _open(data: bytes, options: Any) -> Any:
+    def _open(self, options: Any) -> OpenedSession:
         with _foreign("onnxruntime"):
-            # With its fallback onnxruntime prints a failure on stdout and tries the same again.
-            return _import(BACKENDS["onnxruntime"]).InferenceSession(
-                data, options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
+            return open_onnx(self._data, options, self._exact)
 
 
 class TFLite:
@@ -126,6 +119,7 @@ class TFLite:
         self._source, self._target = source["index"], target["index"]
         self.input_shape = tuple(int(size) for size in source["shape"])
         self.input_dtype = np.dtype(source["dtype"]).name
+        self.weights = AS_IN_THE_FILE
         self._lock = threading.Lock()
 
     def run(self, x: np.ndarray) -> np.ndarray:
@@ -176,11 +170,11 @@ def installed_backends(format_: Format) -> list[str]:
     ]
 
 
-def load_backend(name: str, data: bytes, format_: Format, threads: int) -> tuple[str, Backend]:
+def load_backend(name: str, data: bytes, format_: Format, threads: int, exact: bool = True) -> tuple[str, Backend]:
     """Load a file into a backend by its name, which is returned with it, or into the first installed one for ``auto``.
 
-    Raises ``UsageError`` for a backend that does not read the format, ``MissingExtraError`` for one that is not
-    installed and ``FormatError`` for a file that it refuses.
+    ``exact`` is that of ``open_onnx``. Raises ``UsageError`` for a backend that does not read the format,
+    ``MissingExtraError`` for one that is not installed and ``FormatError`` for a file that it refuses.
     """
     if name == "auto":
         name = (installed_backends(format_) or _reading(format_))[0]
@@ -191,8 +185,13 @@ def load_backend(name: str, data: bytes, format_: Format, threads: int) -> tuple
     if _needs_other_numpy(name):
         raise MissingExtraError(f"numpy below 2, without which {name} cannot run,", BACKENDS[name].extra)
     if format_ == "onnx":
-        return name, OnnxRuntime(data, threads)
+        return name, OnnxRuntime(data, threads, exact)
     return name, TFLite(data, threads, BACKENDS[name])
+
+
+def backend_version(name: str) -> str:
+    """The installed version of a backend's package."""
+    return version(BACKENDS[name].package)
 
 
 def _reading(format_: Format) -> list[str]:

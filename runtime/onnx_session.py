@@ -1,0 +1,96 @@
+"""The one place that opens onnxruntime sessions, so that what they compute is right on every processor.
+
+On processors whose kernels saturate (``saturation.py``) a file is loaded with the same weights as uint8 in the layers
+that need it, whose kernels are exact.
+"""
+
+import importlib
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from .errors import FormatError, MissingExtraError
+from .onnx_wire import matmul_model
+from .processor import this_processor
+from .saturation import exact_form
+
+AS_IN_THE_FILE = "as in the file"
+_VNNI = ("avx_vnni", "avx512_vnni")
+
+
+@dataclass(frozen=True)
+class OpenedSession:
+    """An onnxruntime session and the number of layers whose weights it has as uint8 instead of int8."""
+
+    session: Any
+    rewritten_layers: int
+
+    @property
+    def weights(self) -> str:
+        """The form of the weights, in words."""
+        if not self.rewritten_layers:
+            return AS_IN_THE_FILE
+        return f"uint8 in {self.rewritten_layers} layer{'s'[: self.rewritten_layers != 1]}"
+
+
+def import_onnxruntime() -> Any:
+    """The package. Raises ``MissingExtraError``."""
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "onnx") from error
+
+
+def session_options(threads: int | None = None) -> Any:
+    """Options for ``open_onnx``: errors only in its log, and this number of threads instead of one a core."""
+    options = import_onnxruntime().SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    return options
+
+
+def open_onnx(data: bytes, options: Any, exact: bool = True) -> OpenedSession:
+    """A session on the CPU. Without ``exact`` the file is loaded as it is, and kernels may saturate.
+
+    Raises whatever onnxruntime raises for a file that it refuses.
+    """
+    rewritten = 0
+    if exact and kernels_saturate():
+        try:
+            data, rewritten = exact_form(data)
+        except FormatError:
+            # onnxruntime says itself what is wrong with the file.
+            rewritten = 0
+    # With its fallback onnxruntime prints a failure on stdout and tries the same again.
+    session = import_onnxruntime().InferenceSession(
+        data, options, providers=["CPUExecutionProvider"], enable_fallback=0
+    )
+    return OpenedSession(session, rewritten)
+
+
+@cache
+def kernels_saturate() -> bool:
+    """Whether onnxruntime's kernels for uint8 activations and int8 weights saturate on this processor.
+
+    Only x86 has such kernels, and none with VNNI. numpy knows of AVX-512 VNNI, but not of AVX-VNNI, so that in doubt
+    the kernels themselves are asked: a millisecond.
+    """
+    processor = this_processor()
+    if not processor.is_x86:
+        return False
+    if processor.overridden:
+        return "avx2" in processor.features and not any(name in processor.features for name in _VNNI)
+    return "avx512_vnni" not in processor.features and _largest_products_saturate()
+
+
+def _largest_products_saturate() -> bool:
+    """What onnxruntime makes of sums that do not fit into 16 bits."""
+    inner, outer, rows = 64, 16, 8
+    data = matmul_model(np.full((inner, outer), 127, np.int8), rows)
+    session = import_onnxruntime().InferenceSession(data, session_options(1), providers=["CPUExecutionProvider"])
+    sums = session.run(None, {"x": np.full((rows, inner), 255, np.uint8)})[0]
+    return bool((sums != 127 * 255 * inner).any())

@@ -1,0 +1,205 @@
+"""Which integer layers of an ONNX file kernels of 16-bit sums may compute wrongly, and the form that they cannot.
+
+On x86 with AVX2 or AVX-512 but without VNNI, onnxruntime multiplies uint8 activations with int8 weights by
+``vpmaddubsw``, which adds the products of two neighbours in 16 bits and saturates: 255 * (w1 + w2) fits while
+``|w1 + w2| <= 128``. Kernels for uint8 weights, for int8 activations and for depthwise layers do not do that.
+
+A convolution's neighbours are those in the order kernel row, kernel column, input channel, in which kernels walk over
+NHWC data; a kernel that treats each position on its own pairs the channels of each. Both are looked at.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .onnx_wire import Constant, Node, OnnxMessage
+
+# The largest sum of two weights whose products with 255 fit into 16 bits.
+LIMIT = 128
+
+_MICROSOFT = "com.microsoft"
+_STANDARD = ("", "ai.onnx")
+# Operators on integers: where their activations' zero point, the weight and its zero point stand.
+_INTEGER_OPS = {
+    "QLinearConv": (2, 3, 5),
+    "ConvInteger": (2, 1, 3),
+    "QLinearMatMul": (2, 3, 5),
+    "MatMulInteger": (2, 1, 3),
+    "MatMulIntegerToFloat": (4, 1, 5),
+    "DynamicQuantizeMatMul": (None, 1, 3),
+    "QGemm": (2, 3, 5),
+    "QAttention": (6, 1, 7),
+}
+# Operators on reals that onnxruntime makes integer ones of, between DequantizeLinear and QuantizeLinear.
+_FLOAT_OPS = ("Conv", "Gemm", "MatMul")
+# What lies between a DequantizeLinear and its use without changing values.
+_PASSING = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_SIGN = np.uint8(0x80)
+
+
+def neighbours(positions: int, channels: int) -> np.ndarray:
+    """Pairs of columns, shape (pairs, 2), that kernels may add: of ``positions`` of a window, ``channels`` each."""
+    flat = np.arange(positions * channels // 2 * 2).reshape(-1, 2)
+    if channels % 2 == 0 or positions == 1:
+        return flat
+    within = np.arange(positions)[:, None, None] * channels + np.arange(channels // 2 * 2).reshape(1, -1, 2)
+    return np.unique(np.concatenate([flat, within.reshape(-1, 2)]), axis=0)
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """A layer of uint8 activations and int8 weights.
+
+    ``owner`` is the position of the operator that takes the integers of the weight (the layer itself or a
+    ``DequantizeLinear``), ``weight_at`` and ``zero_at`` where; ``weight`` is ``None`` where it is computed.
+    """
+
+    name: str
+    kind: str
+    owner: int
+    weight_at: int
+    zero_at: int
+    weight: Constant | None
+    layer: Node
+    moved: bool
+
+    @cached_property
+    def weights(self) -> int:
+        """How many weights there are."""
+        return 0 if self.weight is None else int(np.prod(self.weight.shape, dtype=np.int64))
+
+    @cached_property
+    def saturating(self) -> int | None:
+        """How many pairs of neighbours can saturate; ``None`` where that is not known."""
+        if self.weight is None:
+            return None
+        sums = self.sums
+        return int(np.count_nonzero((sums > LIMIT) | (sums < -LIMIT)))
+
+    @cached_property
+    def largest(self) -> int:
+        """The largest sum of two neighbours, or 0 without any."""
+        return int(np.abs(self.sums).max(initial=0))
+
+    @cached_property
+    def sums(self) -> np.ndarray:
+        """The sum of every pair of neighbours, int16."""
+        assert self.weight is not None
+        data = self.weight.data
+        if self.moved or (data.ndim < 2):
+            return _any_order(data)
+        if "Conv" in self.kind:
+            return self._of_windows(data)
+        transposed = self.kind in ("Gemm", "QGemm") and self.layer.attributes.get("transB", 0)
+        rows = data if transposed else np.swapaxes(data, -1, -2)
+        return _adjacent(rows)
+
+    def _of_windows(self, data: np.ndarray) -> np.ndarray:
+        outputs, channels = data.shape[:2]
+        if data.ndim == 4 and channels == 1 and outputs == self.layer.attributes.get("group", 1):
+            return np.zeros(0, np.int16)
+        if self.kind == "ConvInteger":
+            # It walks over NCHW data.
+            return np.concatenate([_adjacent(data.reshape(outputs, -1)), self._walked(data)])
+        return self._walked(data)
+
+    def _walked(self, data: np.ndarray) -> np.ndarray:
+        outputs, channels = data.shape[:2]
+        walk = np.moveaxis(data, 1, -1)
+        sums = _adjacent(walk.reshape(outputs, -1))
+        if channels % 2 and channels > 1 and walk.size > outputs * channels:
+            sums = np.concatenate([sums, _adjacent(walk)])
+        return sums
+
+
+def integer_layers(message: OnnxMessage) -> Iterator[IntegerLayer]:
+    """The layers of a file that multiply uint8 activations (or integers of unknown type) with int8 weights."""
+    made = {name: (position, node) for position, node in enumerate(message.nodes) for name in node.outputs if name}
+
+    def behind(name: str) -> tuple[int, Node | None, bool]:
+        """What makes a tensor, past what only moves values, and whether there was such."""
+        moved = False
+        while name in made and made[name][1].kind in _PASSING and made[name][1].inputs:
+            name, moved = made[name][1].inputs[0], True
+        position, node = made.get(name, (-1, None))
+        return position, node, moved
+
+    def dtype(zero_point: str, integers: str) -> "np.dtype | None":
+        for name in (zero_point, integers):
+            if name in message.constants:
+                return message.constants[name].dtype or np.dtype(object)
+            if name in message.inputs:
+                return {2: np.dtype(np.uint8), 3: np.dtype(np.int8)}.get(message.inputs[name], np.dtype(object))
+        return None
+
+    for position, node in enumerate(message.nodes):
+        if node.kind in _INTEGER_OPS and node.domain in (*_STANDARD, _MICROSOFT):
+            x_zero, weight_at, zero_at = _INTEGER_OPS[node.kind]
+            x = None if x_zero is None else dtype(node.input(x_zero), node.input(0))
+            name = node.input(weight_at)
+            y = dtype(node.input(zero_at), name)
+            if x in (None, np.uint8) and y in (None, np.int8):
+                yield IntegerLayer(
+                    node.name, node.kind, position, weight_at, zero_at, message.constants.get(name), node, False
+                )
+        elif node.kind in _FLOAT_OPS and node.domain in _STANDARD:
+            sides = [behind(name) for name in node.inputs[:2]]
+            if len(sides) < 2 or any(one is None or one.kind != "DequantizeLinear" for _, one, _ in sides):
+                continue
+            for (owner, weight, moved), (_, other, _) in (sides, sides[::-1]):
+                assert weight is not None and other is not None
+                constant = message.constants.get(weight.input(0))
+                first = weight is sides[0][1]
+                x, y = (dtype(one.input(2), one.input(0)) for one in (other, weight))
+                if constant is None and (first or message.constants.get(other.input(0)) is not None):
+                    continue
+                if x in (None, np.uint8) and y in (None, np.int8):
+                    yield IntegerLayer(node.name, node.kind, owner, 0, 2, constant, node, moved or first)
+                    break
+
+
+def exact_form(data: bytes) -> tuple[bytes, int]:
+    """The same network with uint8 weights (zero point 128) in each layer that can saturate, and how many those are.
+
+    Raises ``FormatError`` for bytes that are no ONNX file.
+    """
+    message = OnnxMessage(data)
+    nodes: dict[int, Node] = {}
+    constants: dict[str, np.ndarray] = {}
+    count = 0
+    for layer in integer_layers(message):
+        if layer.weight is None or not layer.saturating:
+            continue
+        count += 1
+        owner = nodes.get(layer.owner, message.nodes[layer.owner])
+        if owner is not message.nodes[layer.owner]:
+            # Two layers read one DequantizeLinear.
+            continue
+        zero = message.constants.get(owner.input(layer.zero_at))
+        zeros = zero.data if zero is not None else np.zeros((), np.int8)
+        names = []
+        for name, values in ((layer.weight.name, layer.weight.data), (zero.name if zero else "", zeros)):
+            new = f"{name}/uint8"
+            while new in message.constants:
+                new += "'"
+            constants[new] = values.view(np.uint8) ^ _SIGN
+            names.append(new)
+        inputs = [*owner.inputs, *[""] * (layer.zero_at + 1 - len(owner.inputs))]
+        inputs[layer.weight_at], inputs[layer.zero_at] = names
+        nodes[layer.owner] = owner.with_inputs(inputs)
+    return (message.with_changes(nodes, constants.items()) if nodes else data), count
+
+
+def _adjacent(rows: np.ndarray) -> np.ndarray:
+    """Sums of the 1st and 2nd, 3rd and 4th, ... value of each row, flat."""
+    even = rows[..., : rows.shape[-1] // 2 * 2]
+    return np.add(even[..., 0::2], even[..., 1::2], dtype=np.int16).ravel()
+
+
+def _any_order(data: np.ndarray) -> np.ndarray:
+    """The largest and the smallest sum of any two values, for layers whose order is not known."""
+    flat = np.sort(data.ravel())
+    ends = [flat[-2:], flat[:2]] if flat.size > 1 else []
+    return np.array([int(pair.sum(dtype=np.int16)) for pair in ends], np.int16)
