@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from ..runtime.console import note, progress
 from ..runtime.errors import DownloadError, WriteError
-from ..runtime.files import reason
+from ..runtime.files import cache_folder, reason
 
 _LIMIT_BYTES = 1024**3
 _CHUNK_BYTES = 64 * 1024
@@ -24,30 +24,25 @@ _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _PARTIAL, _NOT_SATISFIABLE = 206, 416
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: ``$FIREBOX_CACHE``, or ``firebox`` in the user's folder of caches.
-
-    Raises ``DownloadError`` for a user without a home.
-    """
-    if given := os.environ.get("FIREBOX_CACHE"):
-        return Path(given)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firebox"
-    except RuntimeError as error:
-        raise DownloadError("this user has no home folder to keep downloads in; set FIREBOX_CACHE to one") from error
+def downloads_folder() -> Path:
+    """The folder of downloads, ``cache_folder()``. Raises ``DownloadError`` for a user without a home."""
+    folder = cache_folder()
+    if folder is None:
+        raise DownloadError("this user has no home folder to keep downloads in; set FIREBOX_CACHE to one")
+    return folder
 
 
 def fetch(
     url: str, sha256: str, folder: Path | None = None, *, limit_bytes: int = _LIMIT_BYTES, quiet: bool = False
 ) -> Path:
-    """The file at a URL, from ``folder`` (``cache_folder()``) if it is there, else downloaded, with progress on stderr.
+    """The file at a URL, from ``folder`` (``downloads_folder()``) if it is there, else downloaded with progress.
 
     ``sha256`` are the first hexadecimal digits of its SHA-256; nothing else is ever returned. What has come before a
     connection broke stays beside it as ``NAME.part``, and the next call goes on from there. One process at a time
     downloads a file, holding ``NAME.lock``; others wait for it. Raises ``DownloadError`` (no connection, no such file,
     cut, another hash, more than ``limit_bytes``, neither https nor this machine) and ``WriteError``.
     """
-    path = (folder or cache_folder()) / PurePosixPath(urlsplit(url).path).name
+    path = (folder or downloads_folder()) / PurePosixPath(urlsplit(url).path).name
     try:
         if not _has_hash(path, sha256):
             path.parent.mkdir(parents=True, exist_ok=True)

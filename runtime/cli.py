@@ -159,6 +159,14 @@ def profile_command(
         table(
             f"{model} on {found.backend}, threads: {found.threads}, runs: {found.runs}", ("latency", "measured"), rows
         )
+        facts = found.facts
+        runs_on = (
+            ("backend", f"{facts.backend} {facts.version}"),
+            ("processor", facts.processor),
+            ("weights", facts.weights),
+            ("golden pair", facts.golden),
+        )
+        table("Run on", ("", ""), runs_on)
         if not found.settled:
             note(f"the median had not settled after {seconds:g} s; other work on this machine disturbs it")
         if found.op_ms:

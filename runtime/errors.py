@@ -64,6 +64,14 @@ class ParityError(FireboxError):
     """The exported files do not agree with the network they were made from; nothing was written."""
 
 
+class WrongAnswerError(FireboxError):
+    """A runtime does not compute what a file says on this processor."""
+
+
+class WrongAnswerWarning(UserWarning):
+    """The same where a session goes on all the same."""
+
+
 class WriteError(FireboxError):
     """A file could not be written; nothing of it was left behind."""
 

@@ -113,6 +113,19 @@ def read_file(path: str | Path, limit: int = 2**31 - 1) -> bytes:
         raise FormatError(f"cannot read {path}: {reason(error)}") from error
 
 
+def cache_folder() -> Path | None:
+    """Where downloads and remembered checks are kept: ``$FIREBOX_CACHE``, or ``firebox`` in the user's cache folder.
+
+    ``None`` for a user without a home folder.
+    """
+    if given := os.environ.get("FIREBOX_CACHE"):
+        return Path(given)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firebox"
+    except RuntimeError:
+        return None
+
+
 def sha256(content: bytes) -> str:
     """Hexadecimal SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()

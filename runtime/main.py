@@ -2,16 +2,18 @@
 
 import os
 import sys
+import warnings
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import click
 
-from .errors import FireboxError
+from .errors import FireboxError, WrongAnswerWarning
 from .files import reason
 
 # 128 + SIGINT, as shells report it.
 _INTERRUPTED = 130
+_python_shows = warnings.showwarning
 
 
 class _Commands(click.Group):
@@ -47,6 +49,7 @@ def main() -> None:
         if getattr(sys, name) is None:
             # It was closed before the start (``>&-``): nobody listens, but the verdict is still to be given.
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+    warnings.showwarning = _show_warning
     try:
         code = firebox(standalone_mode=False)
     except click.ClickException as error:
@@ -65,6 +68,17 @@ def main() -> None:
 
 
 def _complain(text: str) -> None:
+    click.echo(click.style("error: ", fg="red", bold=True) + _line(text), err=True)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+    """firebox's own warnings as one line; others as Python shows them."""
+    if issubclass(category, WrongAnswerWarning):
+        click.echo(click.style("warning: ", fg="yellow", bold=True) + _line(str(message)), err=True)
+    else:
+        _python_shows(message, category, *where)  # pyright: ignore[reportArgumentType]
+
+
+def _line(text: str) -> str:
     # Names of files and tensors may hold line ends and control characters.
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    click.echo(click.style("error: ", fg="red", bold=True) + line, err=True)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

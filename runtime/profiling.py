@@ -11,7 +11,7 @@ import numpy as np
 from .errors import UsageError
 from .files import read_file
 from .planning import MemoryLine, MemoryPlan, Verdict, memory_json, plan
-from .session import Session
+from .session import Facts, Session
 from .targets import Target
 
 _WARM_UP = 3
@@ -43,6 +43,7 @@ class Profile:
     memory: tuple[MemoryLine, ...]
     op_ms: dict[str, float] | None
     verdict: Verdict | None
+    facts: Facts
     target: Target = "tflm"
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +92,7 @@ def profile(
         target=planned.target,
         memory=_account(planned, Path(model), before, after),
         op_ms=op_ms,
+        facts=session.facts,
         verdict=planned.verdict(sram) if sram is not None else None,
     )
 

@@ -1,16 +1,18 @@
 """One small class over the runtimes: pictures in, answers out."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .backends import first_line, load_backend
+from .backends import backend_version, first_line, load_backend
 from .contract import Contract, Layout
 from .errors import FireboxError, FormatError, UsageError
 from .files import read_file
+from .golden import Check, CheckMode, GoldenResult, check_mode, check_once, compare_golden
+from .processor import this_processor
 from .reader import format_of
 
 if TYPE_CHECKING:
@@ -31,16 +33,19 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Check:
-    """How far a file's answer to its golden picture is from the one it carries."""
+class Facts:
+    """What a session runs on: ``backend`` with its ``version``, the ``processor``, the form in which the runtime has
+    the ``weights``, and how the check of the ``golden`` pair ended."""
 
-    max_abs: float
-    tolerance: float
+    backend: str
+    version: str
+    processor: str
+    weights: str
+    golden: GoldenResult
 
-    @property
-    def passed(self) -> bool:
-        """Within the tolerance."""
-        return self.max_abs <= self.tolerance
+    def to_json(self) -> dict[str, str]:
+        """For programs."""
+        return asdict(self)
 
 
 def check_threads(threads: int) -> None:
@@ -56,27 +61,42 @@ class Session:
     ...     session.classify("cat.jpg", top=3)
 
     ``model`` is a path or the bytes of a file; ``backend`` is ``auto``, ``onnxruntime``, ``litert`` or
-    ``tflite-runtime``. A file that firebox did not write says nothing of its pictures and classes: ``like`` is a model
-    that it is a version of, whose preprocessing and classes it takes. A session may be used from several threads.
+    ``tflite-runtime``. A file that firebox did not write has no preprocessing and no classes: ``like`` is a model that
+    it is a version of, whose it takes. A session may be used from several threads.
+
+    Where onnxruntime's fast kernels would saturate, weights are loaded in a form whose kernels are exact;
+    ``exact=False`` takes the speed and the errors. The golden pair of a file is checked the first time that the file
+    meets this version of the runtime on this kind of processor: ``check`` is ``warn``, ``strict`` (an error) or
+    ``off``; the default is the environment variable ``FIREBOX_CHECK``, or ``warn``. ``facts`` says what was done.
+
     Raises ``UsageError`` for a file or backend that is not there, ``MissingExtraError`` for one that is not installed,
-    ``FormatError`` for a file that cannot be read.
+    ``FormatError`` for a file that cannot be read, ``WrongAnswerError`` where a strict check fails.
     """
 
     def __init__(
-        self, model: str | Path | bytes, backend: str = "auto", threads: int = 1, like: "Classifier | None" = None
+        self,
+        model: str | Path | bytes,
+        backend: str = "auto",
+        threads: int = 1,
+        like: "Classifier | None" = None,
+        *,
+        exact: bool = True,
+        check: CheckMode | None = None,
     ):
         check_threads(threads)
+        mode = check_mode(check)
         self.name = "model" if isinstance(model, bytes) else str(model)
         format_ = format_of(model)
         data = model if isinstance(model, bytes) else read_file(model)
         try:
-            self.backend, self._backend = load_backend(backend, data, format_, threads)
+            self.backend, self._backend = load_backend(backend, data, format_, threads, exact)
             found = self._backend.contract()
             self._contract = Contract.from_bytes(found) if found is not None else None
         except FormatError as error:
             raise FormatError(f"{self.name}: {error}") from error
         if self._contract is None and like is not None:
             self._contract = self._borrowed(like)
+        self.facts = self._checked(data, mode)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -168,8 +188,7 @@ class Session:
         golden = self.contract.golden
         if golden is None:
             raise UsageError(f"{self.name} carries no golden pair")
-        difference = self.predict_pixels(golden.pixels) - np.asarray(golden.output, np.float32)
-        return Check(float(np.abs(difference).max()), golden.tolerance)
+        return compare_golden(golden, self.predict_pixels)
 
     def op_times_ms(self, x: np.ndarray, runs: int) -> dict[str, float] | None:
         """Mean time of each operation in milliseconds, or ``None`` where the backend does not tell."""
@@ -186,6 +205,14 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _checked(self, data: bytes, mode: CheckMode) -> Facts:
+        """The session's facts, once its golden pair has been checked. Raises ``WrongAnswerError``."""
+        version, processor, weights = backend_version(self.backend), str(this_processor()), self._running().weights
+        golden = self._contract.golden if self._contract else None
+        circumstances = (f"{self.backend} {version}", processor, f"weights {weights}")
+        result = check_once(golden, mode, data, circumstances, self.predict_pixels, self.name)
+        return Facts(self.backend, version, processor, weights, result)
 
     def _borrowed(self, like: "Classifier") -> Contract:
         """The contract of a file that has none: its own input and output, all else from another model."""

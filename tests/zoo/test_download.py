@@ -15,7 +15,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from firebox.model_zoo.download import cache_folder, fetch
+from firebox.model_zoo.download import downloads_folder, fetch
 from firebox.runtime.errors import DownloadError, WriteError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -282,11 +282,11 @@ def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("FIREBOX_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache_folder() == tmp_path / ".cache" / "firebox"
+    assert downloads_folder() == tmp_path / ".cache" / "firebox"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert cache_folder() == tmp_path / "x" / "firebox"
+    assert downloads_folder() == tmp_path / "x" / "firebox"
     monkeypatch.setenv("FIREBOX_CACHE", str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
+    assert downloads_folder() == tmp_path / "mine"
 
 
 def test_a_user_without_a_home_is_told(monkeypatch):
@@ -294,4 +294,4 @@ def test_a_user_without_a_home_is_told(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError))
     with pytest.raises(DownloadError, match="set FIREBOX_CACHE"):
-        cache_folder()
+        downloads_folder()
