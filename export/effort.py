@@ -17,6 +17,7 @@ from .equalization import channel_peaks, equalize
 from .learning import EPOCHS, learn
 from .quantization import check_float, quantize
 from .rounding import input_moments
+from .weight_grid import DEFAULT_RANGE, WeightRange
 
 Effort = Literal["fast", "good", "best"]
 
@@ -78,6 +79,7 @@ def quantize_network(
     calibrator: Calibrator | None = None,
     seed: int = 0,
     *,
+    weight_range: WeightRange = DEFAULT_RANGE,
     quiet: bool = False,
 ) -> Quantized:
     """A float graph in int8, calibrated on ``samples`` (network inputs, NHWC with the batch).
@@ -85,7 +87,8 @@ def quantize_network(
     ``fast`` takes ranges of the least squared error and rounds weights for the least error of each layer's output, mean
     error into the bias. ``good`` compares the calibrators, with and without cross-layer equalization, by the network's
     answers. ``best`` goes on from there and learns the weights (needs torch). ``calibrator`` leaves no choice of the
-    calibrator. Deterministic for a ``seed``. Raises ``UsageError`` and ``QuantizationError``.
+    calibrator; ``weight_range`` says which integers weights may be. Deterministic for a ``seed``. Raises ``UsageError``
+    and ``QuantizationError``.
     """
     check_effort(effort, calibrator)
     if seed < 0:
@@ -100,14 +103,16 @@ def quantize_network(
         divergence: dict[str, float] = {}
     else:
         chosen, ranges, divergence = _compare(
-            graph, samples, (calibrator,) if calibrator else tuple(CALIBRATORS), quiet
+            graph, samples, (calibrator,) if calibrator else tuple(CALIBRATORS), weight_range, quiet
         )
     if effort == "best":
         with progress("learning weights", (EPOCHS + 1) * len(samples), quiet=quiet) as advance:
-            result = quantize(learn(chosen.graph, ranges, samples, seed, advance), ranges)
+            learned = learn(chosen.graph, ranges, samples, seed, advance, weight_range)
+            result = quantize(learned, ranges, None, weight_range)
     else:
         with progress("rounding weights", len(samples), quiet=quiet) as advance:
-            result = quantize(chosen.graph, ranges, input_moments(chosen.graph, samples, seed, advance))
+            moments = input_moments(chosen.graph, samples, seed, advance)
+            result = quantize(chosen.graph, ranges, moments, weight_range)
     return Quantized(result, chosen.graph, effort, chosen.calibrator, chosen.equalized, divergence)
 
 
@@ -125,7 +130,11 @@ class _Choice:
 
 
 def _compare(
-    graph: Graph, samples: Sequence[np.ndarray], calibrators: Sequence[Calibrator], quiet: bool
+    graph: Graph,
+    samples: Sequence[np.ndarray],
+    calibrators: Sequence[Calibrator],
+    weight_range: WeightRange,
+    quiet: bool,
 ) -> tuple[_Choice, dict[str, Range], dict[str, float]]:
     """The choice whose answers, with weights rounded to the nearest, diverge least from the float network's."""
     looks = 4 + 2 * len(calibrators)
@@ -138,7 +147,7 @@ def _compare(
         for equalized, network in networks.items():
             for calibrator in calibrators:
                 ranges = choose_ranges(network, observed[equalized], calibrator)
-                found = answers(quantize(network, ranges), samples, advance)
+                found = answers(quantize(network, ranges, None, weight_range), samples, advance)
                 tried[_Choice(network, calibrator, equalized)] = _divergence(graph, expected, found), ranges
     _remark(observed[False], quiet)
     best = min(tried, key=lambda choice: tried[choice][0])

@@ -40,6 +40,7 @@ from ..runtime.graph import (
 from .calibrators import Range
 from .quantization import quantize_layer
 from .scales import activation_scales, scale_groups
+from .weight_grid import DEFAULT_RANGE, WeightRange, grid_of
 
 _LEVELS = 255
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -57,7 +58,14 @@ class FakeQuantized(nn.Module):
     that it does not know.
     """
 
-    def __init__(self, graph: Graph, ranges: Mapping[str, Range], weights: Mapping[str, nn.Parameter] | None = None):
+    def __init__(
+        self,
+        graph: Graph,
+        ranges: Mapping[str, Range],
+        weights: Mapping[str, nn.Parameter] | None = None,
+        *,
+        weight_range: WeightRange = DEFAULT_RANGE,
+    ):
         super().__init__()
         self._graph = graph
         for op in graph.ops:
@@ -70,6 +78,7 @@ class FakeQuantized(nn.Module):
             )
         self._last_use = {name: op for op in graph.ops for name in op.inputs}
         layers = [op for op in graph.ops if isinstance(op, Conv | FullyConnected)]
+        self._grids = {op.name: grid_of(graph, op, weight_range) for op in layers}
         names = dict.fromkeys(name for op in layers for name in op.inputs[1:])
         self._constants = {name: index for index, name in enumerate(names)}
         self.weights = nn.ParameterList((weights or {}).get(name, _parameter(graph, name)) for name in names)
@@ -164,9 +173,15 @@ class _Run:
         arrays = [tensor.detach().cpu().numpy() for tensor in (weight, bias)]
         # A network that diverges overflows before it is told by its loss.
         with np.errstate(over="ignore", invalid="ignore"):
-            found = quantize_layer(op.name, arrays[0], arrays[1], self.quantization(op.inputs[0]))
+            # The columns of a grid are in the graph's order.
+            data = arrays[0].transpose(_OIHW_TO_OHWI) if arrays[0].ndim == 4 else arrays[0]
+            grid = self.module._grids[op.name]
+            found = quantize_layer(op.name, data, arrays[1], self.quantization(op.inputs[0]), grid=grid)
         assert found[0].quantization is not None
-        integers = [torch.from_numpy(np.asarray(tensor.data, np.float32)).to(weight.device) for tensor in found]
+        values = [np.asarray(tensor.data, np.float32) for tensor in found]
+        if weight.ndim == 4:
+            values[0] = np.ascontiguousarray(values[0].transpose(_OHWI_TO_OIHW))
+        integers = [torch.from_numpy(array).to(weight.device) for array in values]
         scale = torch.tensor(found[0].quantization.scale, device=weight.device)
         product = self.scale(op.inputs[0]) * scale
         multiplier = product / self.scale(op.output)

@@ -18,6 +18,7 @@ from .calibrators import Range
 from .quantization import compensated
 from .rounding import input_moments
 from .scales import activation_scales
+from .weight_grid import DEFAULT_RANGE, WeightRange
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,7 @@ def learn(
     samples: Sequence[np.ndarray],
     seed: int = 0,
     tick: Callable[[], None] = lambda: None,
+    weight_range: WeightRange = DEFAULT_RANGE,
 ) -> Graph:
     """The float graph with weights that answer better once they are rounded to the nearest integer.
 
@@ -57,8 +59,8 @@ def learn(
 
     rng = np.random.default_rng(seed)
     with one_thread():
-        start = compensated(graph, ranges, input_moments(graph, samples, seed, tick))
-        module = FakeQuantized(start, ranges)
+        start = compensated(graph, ranges, input_moments(graph, samples, seed, tick), weight_range)
+        module = FakeQuantized(start, ranges, weight_range=weight_range)
         optimizer = torch.optim.Adam(_paced(start, ranges, module), betas=(0.9, 0.99))
         slowing = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, EPOCHS * -(-len(samples) // _BATCH))
         for _ in range(EPOCHS):

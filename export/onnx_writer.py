@@ -201,15 +201,15 @@ def _arranged(tensor: Tensor, op: Op, graph: Graph) -> np.ndarray:
         if np.abs(tensor.data).max() > np.iinfo(np.int32).max:
             raise UnsupportedError(f"{tensor.name!r} needs more than 32 bits, which ONNX has no quantized bias for")
         return tensor.data.astype(np.int32)
-    picture = _flattened(graph, op.inputs[0]) if isinstance(op, FullyConnected) and tensor.data.ndim == 2 else None
+    picture = flattened_image(graph, op.inputs[0]) if isinstance(op, FullyConnected) and tensor.data.ndim == 2 else None
     if picture is None:
         return tensor.data
     _, h, w, c = picture
     return tensor.data.reshape(-1, h, w, c).transpose(0, 3, 1, 2).reshape(tensor.shape)
 
 
-def _flattened(graph: Graph, name: str) -> Shape | None:
-    """The shape of the picture that a tensor was flattened from, if it has more than one pixel."""
+def flattened_image(graph: Graph, name: str) -> Shape | None:
+    """The shape of the image that a tensor was flattened from, if it has more than one pixel."""
     op = graph.producers.get(name)
     while isinstance(op, _ELEMENTWISE):
         op = graph.producers.get(op.inputs[0])

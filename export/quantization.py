@@ -20,16 +20,23 @@ from ..runtime.graph import (
     Tensor,
 )  # fmt: skip
 from .calibrators import Range
-from .rounding import Moments, compensate, mean_error, round_weight
+from .rounding import Moments, compensate, importance, mean_error, round_weight
 from .scales import activation_scales
+from .weight_grid import DEFAULT_RANGE, FULL, WeightGrid, WeightRange, fitted_scales, grid_of
 
 _MAX_BIAS = 2**30
 
 
-def quantize(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Moments] | None = None) -> Graph:
+def quantize(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    moments: Mapping[str, Moments] | None = None,
+    weight_range: WeightRange = DEFAULT_RANGE,
+) -> Graph:
     """The int8 graph: every activation gets its range's scale, the inputs of a Concat and its output one together.
 
-    Layers in ``moments`` have their weights rounded for the least error of the output, the others to the nearest.
+    Layers in ``moments`` have their weights rounded for the least error of the output, the others to the nearest;
+    ``weight_range`` says which integers they may be.
 
     Raises ``QuantizationError`` when the graph holds integers, a range is missing or a weight is not finite.
     """
@@ -42,7 +49,14 @@ def quantize(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Mo
     for op in graph.ops:
         if isinstance(op, Conv | FullyConnected):
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
-            constants = quantize_layer(op.name, weight, bias, scales[op.inputs[0]], (moments or {}).get(op.name))
+            constants = quantize_layer(
+                op.name,
+                weight,
+                bias,
+                scales[op.inputs[0]],
+                (moments or {}).get(op.name),
+                grid_of(graph, op, weight_range),
+            )
             tensors.update((tensor.name, tensor) for tensor in constants)
             op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
         ops.append(op)
@@ -58,16 +72,21 @@ def check_float(graph: Graph) -> None:
         )
 
 
-def compensated(graph: Graph, ranges: Mapping[str, Range], moments: Mapping[str, Moments]) -> Graph:
+def compensated(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    moments: Mapping[str, Moments],
+    weight_range: WeightRange = DEFAULT_RANGE,
+) -> Graph:
     """The float graph with the weights and biases that ``quantize`` rounds to the nearest when it has ``moments``."""
     scales, tensors, ops = activation_scales(graph, ranges), dict(graph.tensors), list[Op]()
     for op in graph.ops:
         if isinstance(op, Conv | FullyConnected) and op.name in moments:
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
-            x, own = scales[op.inputs[0]], moments[op.name]
-            per_channel = _weight_scales(op.name, weight, bias, x)
-            real = compensate(weight, per_channel, own)
-            error = mean_error(weight, per_channel.dequantize(round_weight(real, per_channel, None)), own)
+            x, own, grid = scales[op.inputs[0]], moments[op.name], grid_of(graph, op, weight_range)
+            per_channel = _weight_scales(op.name, weight, bias, x, own, grid)
+            real = compensate(weight, per_channel, own, grid)
+            error = mean_error(weight, per_channel.dequantize(round_weight(real, per_channel, None, grid)), own)
             constants = [
                 Tensor(f"{op.name}/weight", weight.shape, data=real.astype(np.float32)),
                 Tensor(f"{op.name}/bias", bias.shape, data=_integer_bias(op.name, bias - error, x, per_channel).real()),
@@ -97,14 +116,19 @@ def with_input_type(graph: Graph, dtype: str) -> Graph:
 
 
 def quantize_layer(
-    name: str, weight: np.ndarray, bias: np.ndarray, x: Quantization, moments: Moments | None = None
+    name: str,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    x: Quantization,
+    moments: Moments | None = None,
+    grid: WeightGrid = FULL,
 ) -> tuple[Tensor, Tensor]:
-    """A layer's weight (out, ...) as int8 and its bias (out,) as int32, for inputs quantized like ``x``.
+    """A layer's weight (out, ...) as int8 on a grid and its bias (out,) as int32, for inputs quantized like ``x``.
 
     Raises ``QuantizationError`` naming the layer when a value is not finite.
     """
-    per_channel = _weight_scales(name, weight, bias, x)
-    integers = round_weight(weight, per_channel, moments)
+    per_channel = _weight_scales(name, weight, bias, x, moments, grid)
+    integers = round_weight(weight, per_channel, moments, grid)
     error = mean_error(weight, per_channel.dequantize(integers), moments)
     # Both belong to one input: a layer used twice gets them for each use.
     return (
@@ -113,15 +137,21 @@ def quantize_layer(
     )
 
 
-def _weight_scales(name: str, weight: np.ndarray, bias: np.ndarray, x: Quantization) -> Quantization:
+def _weight_scales(
+    name: str, weight: np.ndarray, bias: np.ndarray, x: Quantization, moments: Moments | None, grid: WeightGrid
+) -> Quantization:
     """The scale of each output channel of a weight."""
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         raise QuantizationError(f"weights of {name!r} are not finite; the checkpoint is damaged")
     largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
     # A channel of (nearly) no weight still has to hold its bias in 32 bits.
     floor = np.abs(bias) / (x.scale[0] * _MAX_BIAS)
-    scale = np.maximum(largest / 127, np.maximum(floor, np.finfo(np.float32).tiny / x.scale[0])).astype(np.float32)
+    scale = np.maximum(largest / grid.largest, np.maximum(floor, np.finfo(np.float32).tiny / x.scale[0])).astype(
+        np.float32
+    )
     scale[largest == 0] = np.maximum(floor, 1.0)[largest == 0]
+    rows = weight.reshape(len(weight), -1)
+    scale = fitted_scales(rows, scale, grid, importance(moments, rows.shape[1]))
     return Quantization(tuple(map(float, scale)), 0, 0)
 
 

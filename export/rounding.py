@@ -13,6 +13,7 @@ import numpy as np
 
 from ..runtime.graph import Conv, FullyConnected, Graph, Op, Quantization
 from .activations import run_activations
+from .weight_grid import FULL, WeightGrid, bounds, on_grid
 
 # Input windows looked at for each layer, over all samples.
 _WINDOWS = 40_000
@@ -57,28 +58,49 @@ def input_moments(
     return found
 
 
-def round_weight(weight: np.ndarray, quantization: Quantization, moments: Moments | None) -> np.ndarray:
-    """int8 integers in -127..127 for a weight (out, ...) with one scale per output; to the nearest without moments."""
-    real = weight if moments is None else compensate(weight, quantization, moments)
-    return np.clip(quantization.quantize(real, "int8"), -127, 127)
+def round_weight(
+    weight: np.ndarray, quantization: Quantization, moments: Moments | None, grid: WeightGrid = FULL
+) -> np.ndarray:
+    """int8 integers on a grid for a weight (out, ...) with one scale per output; to the nearest without moments."""
+    real = weight if moments is None else compensate(weight, quantization, moments, grid)
+    rows = real.reshape(len(real), -1) / np.asarray(quantization.scale, np.float32)[:, None]
+    return on_grid(rows, grid, importance(moments, rows.shape[1])).astype(np.int8).reshape(weight.shape)
 
 
-def compensate(weight: np.ndarray, quantization: Quantization, moments: Moments) -> np.ndarray:
+def compensate(weight: np.ndarray, quantization: Quantization, moments: Moments, grid: WeightGrid = FULL) -> np.ndarray:
     """The real weight, of the same shape, whose nearest integers keep the layer's output: float64, within the grid."""
     scale = np.asarray(quantization.scale, np.float64)
-    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    rows = weight.reshape(len(weight), -1).astype(np.float64) / scale[:, None]
     variance = np.diag(moments.covariance)
     # The columns that vary most go first, while there are most others left to make up for their error.
     order = np.argsort(-variance)
     damped = moments.covariance[np.ix_(order, order)] + np.eye(len(order)) * (_DAMPING * variance.mean() + 1e-12)
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     rows = rows[:, order]
-    for column in range(len(order)):
-        rounded = np.clip(np.rint(rows[:, column] / scale), -127, 127) * scale
-        error = (rows[:, column] - rounded) / factor[column, column]
+    position = np.argsort(order)
+    partners = grid.partners(len(order))
+    shares = importance(moments, len(order))
+    for column, original in enumerate(order):
+        low = high = np.float64(grid.largest)
+        low = -low
+        for partner in partners[original]:
+            at = position[partner]
+            others = np.rint(rows[:, at]) if at < column else rows[:, at]
+            least, most = bounds(rows[:, column], others, bool(at < column), shares[original], shares[partner])
+            low, high = np.maximum(low, least), np.minimum(high, most)
+        within = np.clip(rows[:, column], low, high)
+        error = (rows[:, column] - np.rint(within)) / factor[column, column]
+        rows[:, column] = within
         rows[:, column + 1 :] -= np.outer(error, factor[column, column + 1 :])
-    limit = 127 * scale[:, None]
-    return np.clip(rows, -limit, limit)[:, np.argsort(order)].reshape(weight.shape)
+    return (rows[:, position] * scale[:, None]).reshape(weight.shape)
+
+
+def importance(moments: Moments | None, columns: int) -> np.ndarray:
+    """By how much the squared error of each column counts in the output."""
+    if moments is None:
+        return np.ones(columns)
+    variance = np.diag(moments.covariance)
+    return variance + _DAMPING * variance.mean() + 1e-12
 
 
 def mean_error(weight: np.ndarray, rounded: np.ndarray, moments: Moments | None) -> np.ndarray:
