@@ -38,6 +38,7 @@ from ..runtime.graph import (
     Transpose,
 )  # fmt: skip
 from .calibrators import Range
+from .exact_scales import exact_scales
 from .quantization import quantize_layer
 from .scales import activation_scales, scale_groups
 from .weight_grid import DEFAULT_RANGE, WeightRange, grid_of
@@ -85,9 +86,10 @@ class FakeQuantized(nn.Module):
         scales, groups = activation_scales(graph, ranges), scale_groups(graph)
         roots = list(dict.fromkeys(groups.values()))
         self._group = {name: roots.index(root) for name, root in groups.items()}
+        self._fixed = {self._group[op.output] for op in graph.ops if isinstance(op, Softmax)}
         self._zero_points = [scales[root].zero_point for root in roots]
         self.scales = nn.Parameter(torch.tensor([scales[root].scale[0] for root in roots]))
-        self.register_buffer("_pace", torch.tensor(_paces(graph, self._group)), persistent=False)
+        self.register_buffer("_pace", torch.tensor(_paces(graph, self._group, self._fixed)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the graph's output for N pictures; pictures come out as NCHW."""
@@ -102,6 +104,14 @@ class FakeQuantized(nn.Module):
                 if self._last_use[name] is op:
                     values.pop(name, None)
         return values[result].float() * run.scale(result)
+
+    def exact(self, scales: list[float]) -> list[float]:
+        """The scales, one a group, in the ratios that ``quantize`` brings them to."""
+        names = [str(index) for index in range(len(scales))]
+        groups = {name: str(group) for name, group in self._group.items()}
+        free = {name: scale for name, scale in zip(names, scales, strict=True) if int(name) not in self._fixed}
+        found = exact_scales(self._graph, groups, free)
+        return [found.get(name, scale) for name, scale in zip(names, scales, strict=True)]
 
     def parameter_of(self, name: str) -> nn.Parameter:
         """The parameter that is used for a constant of the graph."""
@@ -128,13 +138,16 @@ class _Run:
 
     def __init__(self, module: FakeQuantized):
         self.module, self.graph = module, module._graph
-        self._scales = module.scales * 1
-        self.numbers: list[float] = self._scales.tolist()
+        learned: list[float] = module.scales.tolist()
         for name, group in module._group.items():
-            if not _SMALLEST <= self.numbers[group] < math.inf:
+            if not _SMALLEST <= learned[group] < math.inf:
                 raise QuantizationError(
-                    f"the scale of activation {name!r} is {self.numbers[group]:g}, no positive number; learn it slower"
+                    f"the scale of activation {name!r} is {learned[group]:g}, no positive number; learn it slower"
                 )
+        # In the ratios that the file will have; gradients pass by.
+        moved = module.exact(learned)
+        self.numbers = moved
+        self._scales = module.scales + (torch.tensor(moved, device=module.scales.device) - module.scales).detach()
         if self._scales.requires_grad:
             pace = module._pace
             self._scales.register_hook(lambda gradient: gradient * pace)
@@ -226,13 +239,12 @@ def _parameter(graph: Graph, name: str) -> nn.Parameter:
     return nn.Parameter(torch.tensor(data.transpose(_OHWI_TO_OIHW) if data.ndim == 4 else data))
 
 
-def _paces(graph: Graph, group: Mapping[str, int]) -> list[float]:
+def _paces(graph: Graph, group: Mapping[str, int], fixed: set[int]) -> list[float]:
     """By what the gradient of each scale is multiplied, so that it learns as fast as weights do (LSQ, section 2.2)."""
     values = [0] * (max(group.values()) + 1)
     for tensor in graph.activations:
         values[group[tensor.name]] += math.prod(tensor.shape)
     # The scale of a softmax is TFLite's and stays.
-    fixed = {group[op.output] for op in graph.ops if isinstance(op, Softmax)}
     return [0.0 if index in fixed else (count * _LEVELS) ** -0.5 for index, count in enumerate(values)]
 
 

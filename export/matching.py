@@ -13,6 +13,7 @@ import numpy as np
 
 from ..runtime.errors import QuantizationError, UsageError
 from ..runtime.graph import (
+    AveragePool,
     Concat,
     Conv,
     Dequantize,
@@ -27,6 +28,7 @@ from ..runtime.graph import (
     Softmax,
     Tensor,
 )  # fmt: skip
+from ..runtime.rewrite import averages_as_convolutions
 
 # Factors this near to 1 are taken for rounding errors of the weights.
 _SAME = 0.1
@@ -60,6 +62,8 @@ def match(reference: Graph, quantized: Graph) -> Match:
     naming a layer whose weights are not finite.
     """
     _check_kinds(reference, quantized)
+    if not any(isinstance(op, AveragePool) for op in quantized.ops):
+        reference = averages_as_convolutions(reference)
     names = _pairs(reference, quantized)
     found = Match(reference, quantized, names)
     for op in quantized.ops:

@@ -19,6 +19,7 @@ from ..runtime.graph import (
     Quantize,
     Tensor,
 )  # fmt: skip
+from ..runtime.rewrite import averages_as_convolutions
 from .calibrators import Range
 from .rounding import Moments, compensate, importance, mean_error, round_weight
 from .scales import activation_scales
@@ -36,12 +37,14 @@ def quantize(
     """The int8 graph: every activation gets its range's scale, the inputs of a Concat and its output one together.
 
     Layers in ``moments`` have their weights rounded for the least error of the output, the others to the nearest;
-    ``weight_range`` says which integers they may be.
+    ``weight_range`` says which integers they may be. Scales are moved, and average pools written as convolutions, so
+    that runtimes round alike (``exact_scales``, ``averages_as_convolutions``).
 
     Raises ``QuantizationError`` when the graph holds integers, a range is missing or a weight is not finite.
     """
     check_float(graph)
     scales = activation_scales(graph, ranges)
+    graph = averages_as_convolutions(graph)
     tensors: dict[str, Tensor] = {}
     for tensor in graph.activations:
         tensors[tensor.name] = replace(tensor, dtype="int8", quantization=scales[tensor.name])

@@ -23,6 +23,7 @@ from ..runtime.graph import (
     Transpose,
 )  # fmt: skip
 from .calibrators import Range
+from .exact_scales import exact_scales
 
 # TFLite fixes softmax's output: 256 steps between 0 and 1.
 _SOFTMAX = Quantization((1 / 256,), -128)
@@ -37,9 +38,15 @@ def activation_scales(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Qu
             raise QuantizationError(f"activation {tensor.name!r} was not calibrated")
         group = groups[tensor.name]
         covered[group] = ranges[tensor.name].union(covered.get(group, Range(0.0, 0.0)))
-    fixed = {groups[op.output] for op in graph.ops if isinstance(op, Softmax)}
-    chosen = {group: _SOFTMAX if group in fixed else _affine(found) for group, found in covered.items()}
-    return {tensor.name: chosen[groups[tensor.name]] for tensor in graph.activations}
+    free = {group: found for group, found in covered.items() if group not in fixed_groups(graph, groups)}
+    scales = exact_scales(graph, groups, {group: _scale(found) for group, found in free.items()})
+    chosen = {group: _affine(found, scales[group]) for group, found in free.items()}
+    return {tensor.name: chosen.get(groups[tensor.name], _SOFTMAX) for tensor in graph.activations}
+
+
+def fixed_groups(graph: Graph, groups: Mapping[str, str]) -> set[str]:
+    """The groups whose scale TFLite fixes."""
+    return {groups[op.output] for op in graph.ops if isinstance(op, Softmax)}
 
 
 def scale_groups(graph: Graph) -> dict[str, str]:
@@ -63,8 +70,11 @@ def passes_on(op: Op | None) -> bool:
     return isinstance(op, AveragePool | Concat | MaxPool | Pad | Relu | Reshape | Slice | Transpose)
 
 
-def _affine(found: Range) -> Quantization:
+def _scale(found: Range) -> float:
+    """The float32 scale of 256 integers over a range."""
     scale = np.float32((found.high - found.low) / 255)
-    if scale < np.finfo(np.float32).tiny:
-        scale = np.float32(1)
-    return Quantization((float(scale),), int(np.clip(round(-128 - found.low / float(scale)), -128, 127)))
+    return float(scale) if scale >= np.finfo(np.float32).tiny else 1.0
+
+
+def _affine(found: Range, scale: float) -> Quantization:
+    return Quantization((scale,), int(np.clip(round(-128 - found.low / scale), -128, 127)))

@@ -1,5 +1,6 @@
 """Exact rewrites: batch norm into convolutions, rectifiers into what they follow, padding out of what it precedes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -120,6 +121,26 @@ def integer_ends(graph: Graph) -> Graph:
     gone = set(inputs) - set(graph.inputs)
     ops = [op for op in graph.ops if op.output not in gone]
     return Graph.of(graph.name, graph.tensors.values(), ops, inputs, outputs)
+
+
+def averages_as_convolutions(graph: Graph) -> Graph:
+    """A float graph whose average pools of an even number of values are depthwise convolutions of equal weights.
+
+    Half of their integer means lie in the middle between two integers, and kernels for pools round that in different
+    ways; those for convolutions share theirs. Pools whose padding does not count stay: their divisor varies.
+    """
+    tensors, ops = dict(graph.tensors), list[Op]()
+    for op in graph.ops:
+        if isinstance(op, AveragePool) and op.padding == NO_PADS and math.prod(op.window) % 2 == 0:
+            channels = tensors[op.output].shape[3]
+            values = {
+                f"{op.name}/weight": np.full((channels, *op.window, 1), 1 / math.prod(op.window), np.float32),
+                f"{op.name}/bias": np.zeros(channels, np.float32),
+            }
+            tensors |= {name: Tensor(name, data.shape, data=data) for name, data in values.items()}
+            op = Conv((*op.inputs, *values), op.output, stride=op.stride, groups=channels)
+        ops.append(op)
+    return graph if ops == list(graph.ops) else Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
 
 
 def explicit_padding(graph: Graph) -> Graph:
