@@ -57,7 +57,7 @@ class _Family:
         return list(dict.fromkeys(name for one in self.sums for name in (*one.inputs, one.output)))
 
     def twos(self) -> dict[str, int] | None:
-        """Of how many factors of two each group's multiple needs at least; ``None`` where a circle asks for ever more."""
+        """How many factors of two each group needs at least; ``None`` where a circle of means asks for ever more."""
         found = dict.fromkeys(self.groups, 0)
         for _ in range(len(found) + 1):
             before = dict(found)
@@ -69,9 +69,7 @@ class _Family:
         return None
 
 
-def exact_scales(
-    graph: Graph, groups: Mapping[str, str], scales: Mapping[str, float]
-) -> dict[str, float]:
+def exact_scales(graph: Graph, groups: Mapping[str, str], scales: Mapping[str, float]) -> dict[str, float]:
     """The scales (by group, float32) moved to exact ratios wherever operations add or average.
 
     ``groups`` names each activation's group; groups without a scale are fixed, and what is exact already stays.

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..runtime.errors import MissingExtraError, UnsupportedError
 from ..runtime.graph import (
+    ELEMENTWISE,
     Add,
     AveragePool,
     Concat,
@@ -33,6 +34,7 @@ from ..runtime.graph import (
     Softmax,
     Tensor,
     Transpose,
+    flattened_image,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -44,8 +46,6 @@ _IR_VERSION = 9
 _INT16_OPSET, _INT16_IR_VERSION = 21, 10
 _OHWI_TO_OIHW = (0, 3, 1, 2)
 _OIHW_TO_OHWI = (0, 2, 3, 1)
-# Values per pixel and their order stay what they are through these.
-_ELEMENTWISE = (Relu, Quantize, Dequantize)
 
 
 def write_onnx(graph: Graph, metadata: Mapping[str, bytes] | None = None, expose: Iterable[str] = ()) -> bytes:
@@ -208,17 +208,6 @@ def _arranged(tensor: Tensor, op: Op, graph: Graph) -> np.ndarray:
     return tensor.data.reshape(-1, h, w, c).transpose(0, 3, 1, 2).reshape(tensor.shape)
 
 
-def flattened_image(graph: Graph, name: str) -> Shape | None:
-    """The shape of the image that a tensor was flattened from, if it has more than one pixel."""
-    op = graph.producers.get(name)
-    while isinstance(op, _ELEMENTWISE):
-        op = graph.producers.get(op.inputs[0])
-    if not isinstance(op, Reshape):
-        return None
-    shape = graph.tensors[op.inputs[0]].shape
-    return shape if len(shape) == 4 and shape[1:3] != (1, 1) else None
-
-
 def _pads(padding: Pads) -> list[int]:
     top, bottom, left, right = padding
     return [top, left, bottom, right]
@@ -263,7 +252,7 @@ def _reshape(file: _File, op: Reshape, inputs: list[str], output: str) -> str:
         raise UnsupportedError(f"reshape {op.name!r} from {source} to {op.shape} cannot be written as ONNX")
     users = file.graph.consumers[op.output]
     spatial = len(source) == 4 and source[1:3] != (1, 1)
-    if spatial and not all(isinstance(user, (FullyConnected, *_ELEMENTWISE)) for user in users):
+    if spatial and not all(isinstance(user, (FullyConnected, *ELEMENTWISE)) for user in users):
         raise UnsupportedError(f"{op.name!r} flattens a picture for something else than a fully connected layer")
     shape = file.constant(f"{op.name}/shape", np.array(onnx_shape(op.shape), np.int64))
     return file.node("Reshape", [*inputs, shape], output)

@@ -10,9 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..runtime.graph import Conv, FullyConnected, Graph, Op
-from ..runtime.saturation import LIMIT, neighbours
-from .onnx_writer import flattened_image
+from ..runtime.graph import Conv, FullyConnected, Graph
+from ..runtime.saturation import LIMIT, weight_pairs
 
 WeightRange = Literal["saturation-free", "full", "7-bit"]
 DEFAULT_RANGE: WeightRange = "saturation-free"
@@ -42,24 +41,11 @@ class WeightGrid:
 FULL = WeightGrid()
 
 
-def grid_of(graph: Graph, op: Op, weight_range: WeightRange) -> WeightGrid:
+def grid_of(graph: Graph, op: Conv | FullyConnected, weight_range: WeightRange) -> WeightGrid:
     """The grid of a layer's weights, its columns in the order of the graph's weight (rows, columns, channels)."""
     if weight_range != "saturation-free":
         return FULL if weight_range == "full" else WeightGrid(LIMIT // 2)
-    shape = graph.tensors[op.inputs[1]].shape
-    if isinstance(op, Conv):
-        outputs, rows, columns, channels = shape
-        # Kernels for depthwise layers add nothing in 16 bits.
-        depthwise = channels == 1 and outputs == op.groups
-        return FULL if depthwise else WeightGrid(pairs=neighbours(rows * columns, channels))
-    assert isinstance(op, FullyConnected)
-    pairs = neighbours(1, shape[1])
-    image = flattened_image(graph, op.inputs[0])
-    if image is not None:
-        # ONNX has the columns of a flattened image in the order of NCHW.
-        _, rows, columns, channels = image
-        pairs = np.arange(shape[1]).reshape(rows, columns, channels).transpose(2, 0, 1).ravel()[pairs]
-    return WeightGrid(pairs=pairs)
+    return WeightGrid(pairs=weight_pairs(graph, op))
 
 
 def fitted_scales(weight: np.ndarray, scales: np.ndarray, grid: WeightGrid, importance: np.ndarray) -> np.ndarray:
@@ -67,7 +53,7 @@ def fitted_scales(weight: np.ndarray, scales: np.ndarray, grid: WeightGrid, impo
 
     ``scales`` are those at which nothing is clipped; ``importance`` weighs the squared error of each column.
     """
-    if grid.pairs is None:
+    if grid.pairs is None or not len(grid.pairs):
         return scales
     chosen = scales.copy()
     offending = np.flatnonzero(_excess(weight / scales[:, None], grid.pairs).any(axis=1))

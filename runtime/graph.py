@@ -338,6 +338,14 @@ class Graph:
         used = {tensor.name: tensor for tensor in tensors if tensor.name in needed or tensor.name in inputs}
         return cls(name, used, tuple(reversed(kept)), inputs, outputs)
 
+    def input_values(self, reals: np.ndarray) -> np.ndarray:
+        """What the single input takes for real numbers of its shape (NHWC): these as float32, or its integers."""
+        (name,) = self.inputs
+        tensor = self.tensors[name]
+        if tensor.quantization is None:
+            return reals.astype(np.float32)
+        return tensor.quantization.quantize(reals, tensor.dtype)
+
     def shapes(self, op: Op) -> list[Shape]:
         """Shapes of an operation's inputs."""
         return [self.tensors[name].shape for name in op.inputs]
@@ -387,6 +395,21 @@ class Graph:
         if tensor.data is None:
             raise UnsupportedError(f"{name!r} must be constant, but is computed")
         return tensor
+
+
+# Values per pixel and their order stay what they are through these.
+ELEMENTWISE = (Relu, Quantize, Dequantize)
+
+
+def flattened_image(graph: Graph, name: str) -> Shape | None:
+    """The shape of the image that a tensor was flattened from, if it has more than one pixel."""
+    op = graph.producers.get(name)
+    while isinstance(op, ELEMENTWISE):
+        op = graph.producers.get(op.inputs[0])
+    if not isinstance(op, Reshape):
+        return None
+    shape = graph.tensors[op.inputs[0]].shape
+    return shape if len(shape) == 4 and shape[1:3] != (1, 1) else None
 
 
 def same_pads(size: int, window: int, stride: int) -> tuple[int, int]:

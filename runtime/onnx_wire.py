@@ -22,7 +22,7 @@ _INT32 = 6
 _EXTERNAL = 1
 
 # Numbers of the fields that are read here.
-_MODEL_VERSION, _MODEL_GRAPH, _MODEL_OPSET = 1, 7, 8
+_MODEL_VERSION, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_FUNCTION = 1, 7, 8, 25
 _GRAPH_NODE, _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 2, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR = 1, 3, 5
@@ -135,6 +135,11 @@ class OnnxMessage:
     def has_subgraphs(self) -> bool:
         """Whether an operator holds a network of its own."""
         return any(node.kind in ("If", "Loop", "Scan", "SequenceMap") for node in self.nodes)
+
+    @property
+    def has_functions(self) -> bool:
+        """Whether the file defines operators of its own."""
+        return any(number == _MODEL_FUNCTION for number, *_ in self._model)
 
     def with_changes(self, nodes: Mapping[int, Node], constants: Iterable[tuple[str, np.ndarray]]) -> bytes:
         """The file with some of its operators replaced, by their position, and constants (8 bits) added.

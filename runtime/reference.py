@@ -56,16 +56,20 @@ def run_reference(graph: Graph, x: np.ndarray, layer_sums: LayerSums = exact_sum
         raise UsageError(f"the reference takes {source.dtype} {source.shape}, got {x.dtype} {x.shape}")
     values = {name: x}
     for op in graph.ops:
-        inputs = [graph.tensors[name] for name in op.inputs]
-        output = graph.tensors[op.output]
-        _check(op, inputs, output)
-        arrays = [values[tensor.name] if tensor.data is None else tensor.data for tensor in inputs]
-        if isinstance(op, Conv | FullyConnected):
-            values[op.output] = _layer(op, inputs, output, arrays, layer_sums)
-        else:
-            values[op.output] = _RUNNERS[type(op)](op, inputs, output, arrays)
-        assert values[op.output].shape == output.shape
+        values[op.output] = run_operation(graph, op, values, layer_sums)
     return values
+
+
+def run_operation(
+    graph: Graph, op: Op, values: Mapping[str, np.ndarray], layer_sums: LayerSums = exact_sums
+) -> np.ndarray:
+    """The output of one operation; ``values`` hold its inputs. Raises as ``run_reference``."""
+    inputs, output = [graph.tensors[name] for name in op.inputs], graph.tensors[op.output]
+    _check(op, inputs, output)
+    arrays = [values[tensor.name] if tensor.data is None else tensor.data for tensor in inputs]
+    if isinstance(op, Conv | FullyConnected):
+        return _layer(op, inputs, output, arrays, layer_sums)
+    return _RUNNERS[type(op)](op, inputs, output, arrays)
 
 
 def _check(op: Op, inputs: list[Tensor], output: Tensor) -> None:

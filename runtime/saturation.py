@@ -14,15 +14,16 @@ from functools import cached_property
 
 import numpy as np
 
+from .graph import Conv, FullyConnected, Graph, flattened_image
 from .onnx_wire import Constant, Node, OnnxMessage
 
 # The largest sum of two weights whose products with 255 fit into 16 bits.
 LIMIT = 128
 
-_MICROSOFT = "com.microsoft"
-_STANDARD = ("", "ai.onnx")
+MICROSOFT_DOMAIN = "com.microsoft"
+STANDARD_DOMAINS = ("", "ai.onnx")
 # Operators on integers: where their activations' zero point, the weight and its zero point stand.
-_INTEGER_OPS = {
+INTEGER_OPS = {
     "QLinearConv": (2, 3, 5),
     "ConvInteger": (2, 1, 3),
     "QLinearMatMul": (2, 3, 5),
@@ -48,6 +49,25 @@ def neighbours(positions: int, channels: int) -> np.ndarray:
     return np.unique(np.concatenate([flat, within.reshape(-1, 2)]), axis=0)
 
 
+def weight_pairs(graph: Graph, op: Conv | FullyConnected, every_walk: bool = True) -> np.ndarray:
+    """Pairs of columns of a layer's weight (in the graph's order) that kernels add, none for a depthwise layer.
+
+    Without ``every_walk`` only those of onnxruntime, which walks over all columns at once.
+    """
+    shape = graph.tensors[op.inputs[1]].shape
+    positions, channels = int(np.prod(shape[1:-1], dtype=np.int64)), shape[-1]
+    if isinstance(op, Conv):
+        depthwise = channels == 1 and shape[0] == op.groups
+        pairs = neighbours(positions, channels) if every_walk else neighbours(1, positions * channels)
+        return pairs[:0] if depthwise else pairs
+    image = flattened_image(graph, op.inputs[0])
+    if image is None:
+        return neighbours(1, channels)
+    # ONNX has the columns of a flattened image in the order of NCHW.
+    _, rows, columns, depth = image
+    return np.arange(channels).reshape(rows, columns, depth).transpose(2, 0, 1).ravel()[neighbours(1, channels)]
+
+
 @dataclass(frozen=True)
 class IntegerLayer:
     """A layer of uint8 activations and int8 weights.
@@ -71,12 +91,17 @@ class IntegerLayer:
         return 0 if self.weight is None else int(np.prod(self.weight.shape, dtype=np.int64))
 
     @cached_property
-    def saturating(self) -> int | None:
-        """How many pairs of neighbours can saturate; ``None`` where that is not known."""
-        if self.weight is None:
-            return None
+    def over(self) -> int:
+        """How many pairs of neighbours are over the limit; where the order is not known, whether any two can be."""
         sums = self.sums
         return int(np.count_nonzero((sums > LIMIT) | (sums < -LIMIT)))
+
+    @property
+    def saturating(self) -> int | None:
+        """How many pairs of neighbours can saturate; ``None`` where that is not known."""
+        if self.weight is None or self.weight.external or (self.moved and self.over):
+            return None
+        return self.over
 
     @cached_property
     def largest(self) -> int:
@@ -135,8 +160,8 @@ def integer_layers(message: OnnxMessage) -> Iterator[IntegerLayer]:
         return None
 
     for position, node in enumerate(message.nodes):
-        if node.kind in _INTEGER_OPS and node.domain in (*_STANDARD, _MICROSOFT):
-            x_zero, weight_at, zero_at = _INTEGER_OPS[node.kind]
+        if node.kind in INTEGER_OPS and node.domain in (*STANDARD_DOMAINS, MICROSOFT_DOMAIN):
+            x_zero, weight_at, zero_at = INTEGER_OPS[node.kind]
             x = None if x_zero is None else dtype(node.input(x_zero), node.input(0))
             name = node.input(weight_at)
             y = dtype(node.input(zero_at), name)
@@ -144,7 +169,7 @@ def integer_layers(message: OnnxMessage) -> Iterator[IntegerLayer]:
                 yield IntegerLayer(
                     node.name, node.kind, position, weight_at, zero_at, message.constants.get(name), node, False
                 )
-        elif node.kind in _FLOAT_OPS and node.domain in _STANDARD:
+        elif node.kind in _FLOAT_OPS and node.domain in STANDARD_DOMAINS:
             sides = [behind(name) for name in node.inputs[:2]]
             if len(sides) < 2 or any(one is None or one.kind != "DequantizeLinear" for _, one, _ in sides):
                 continue
@@ -170,7 +195,7 @@ def exact_form(data: bytes) -> tuple[bytes, int]:
     constants: dict[str, np.ndarray] = {}
     count = 0
     for layer in integer_layers(message):
-        if layer.weight is None or not layer.saturating:
+        if layer.weight is None or layer.weight.external or not layer.over:
             continue
         count += 1
         owner = nodes.get(layer.owner, message.nodes[layer.owner])
