@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -39,6 +39,7 @@ from .parity import (
 from .precisions import find_layers, with_float16_weights, with_int8_weights, with_int16_layers
 from .quantization import quantize, with_input_type
 from .rounding import input_moments
+from .runtime_check import EXACT_BACKENDS, exactness, reference_outputs, wrong_runtime
 from .tflite_writer import write_tflite
 from .tracing import trace
 from .weight_grid import DEFAULT_RANGE, WeightRange
@@ -118,6 +119,7 @@ def export(
     """Trace, quantize, write ``model.PRECISION.{onnx,tflite}`` and compare all of them with the module.
 
     ``images`` are used without their labels: some to calibrate, others (where there are enough) for the gate.
+    Int8 files are also compared with the reference in numpy, so that a runtime's fault is not taken for the network's.
     ``ranges`` that training has learned take the place of calibration; weights are then rounded to the nearest, as
     they were in training. Raises ``UnsupportedError`` for a network that cannot be traced, ``QuantizationError`` for
     one that cannot be quantized, ``DoesNotFitError`` for one that does not fit its budget and ``ParityError`` past the
@@ -171,9 +173,10 @@ def export(
         files[f"model.{precision}.tflite"] = precision, tflite_file
     pixels = _crops(gate, preprocessing)
     reference = quantized.reference if quantized else graph
-    parity = _through_gate(module, files, graphs, reference, pixels, preprocessing, config.tolerance, quiet)
+    parity, identical = _through_gate(module, files, graphs, reference, pixels, preprocessing, config.tolerance, quiet)
     contents: dict[str, bytes | str] = {file: data for file, (_, data) in files.items()}
     report = _report(contract, {file: data for file, (_, data) in files.items()}, parity, calibration, gate, config)
+    report["parity"]["identical_outputs"] = identical
     report["calibration"] |= quantized.to_json() if quantized else {}
     if fitted:
         after = {"tflite": files["model.int8.tflite"][1], "onnx": files["model.int8.onnx"][1]}
@@ -240,19 +243,29 @@ def _through_gate(
     preprocessing: Preprocessing,
     tolerance: Tolerance,
     quiet: bool,
-) -> list[Parity]:
-    """Compare every file with the module; ``reference`` is the float network that int8 began with. Raises
-    ``ParityError``."""
+) -> tuple[list[Parity], float | None]:
+    """Compare every file with the module, int8 files also with each other and with what their integers say.
+
+    ``reference`` is the float network that int8 began with. Gives what was found, and the share of outputs that both
+    int8 files have in common. Raises ``ParityError``.
+    """
     inputs = np.stack([preprocessing.normalize(picture).transpose(2, 0, 1) for picture in pixels])
     inputs = np.ascontiguousarray(inputs)
     with progress("comparing", 1 + len(files), quiet=quiet) as advance:
         expected = module_answers(module, inputs)
         advance()
+        exact = reference_outputs(graphs["int8"], pixels, preprocessing) if "int8" in graphs else None
         outputs, results = [], []
         for file, (precision, data) in files.items():
             with Session(data, check="off") as session:
                 outputs.append(session_answers(session, pixels))
-                results.append(compare(file, precision, session.backend, expected, outputs[-1]))
+                result = compare(file, precision, session.backend, expected, outputs[-1])
+                if exact is not None and precision == "int8":
+                    beside = exactness(graphs["int8"], exact, outputs[-1])
+                    if session.backend in EXACT_BACKENDS and not beside.is_sound:
+                        raise wrong_runtime(file, session.facts, beside)
+                    result = replace(result, identical=beside.identical)
+                results.append(result)
             advance()
     complaint = judge(results, outputs, tolerance)
     if complaint:
@@ -260,7 +273,13 @@ def _through_gate(
         # An equalized network has other activations than the module.
         floats, truth = (reference, None) if integer else (graphs["float32"], module)
         raise refuse(complaint, first_to_leave(graph, floats, inputs, tolerance, truth))
-    return results
+    return results, _identical(results, outputs)
+
+
+def _identical(results: Sequence[Parity], outputs: Sequence[np.ndarray]) -> float | None:
+    """The share of the outputs that are the same in both int8 files."""
+    int8 = [output for result, output in zip(results, outputs, strict=True) if result.precision == "int8"]
+    return float((int8[0] == int8[1]).mean()) if len(int8) > 1 else None
 
 
 def _report(

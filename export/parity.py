@@ -47,7 +47,8 @@ class Tolerance:
 @dataclass(frozen=True)
 class Parity:
     """One file against the network: largest difference (also as a share of the largest output), signal to noise in dB
-    (``None``: no difference at all), share of pictures with the same best class."""
+    (``None``: no difference at all), share of images with the same best class; ``identical`` is the share of its
+    outputs that are the reference's (``None`` where that computes nothing: floats, layers of 16 bits)."""
 
     file: str
     precision: Precision
@@ -56,6 +57,7 @@ class Parity:
     relative: float
     sqnr_db: float | None
     agreement: float
+    identical: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Figures for programs."""

@@ -115,6 +115,14 @@ def _percent(value: float | None) -> str:
     help="What chooses the ranges of activations.  [default: mse if fast, else what answers best]",
 )
 @click.option(
+    "--weight-range",
+    type=click.Choice(["saturation-free", "full", "7-bit"]),
+    default="saturation-free",
+    show_default=True,
+    help="Integers that int8 weights may be: saturation-free keeps pairs of weights small enough for the kernels of "
+    "every processor, in applications without firebox too; full uses all of 8 bits.",
+)
+@click.option(
     "--input-type",
     type=click.Choice(["int8", "uint8"]),
     default="int8",
@@ -161,6 +169,7 @@ def export_command(
     images: int,
     effort: Any,
     calibrator: Any,
+    weight_range: Any,
     input_type: Any,
     precisions: tuple[Any, ...],
     int16_layers: tuple[str, ...],
@@ -199,6 +208,7 @@ def export_command(
         calibrator,
         seed,
         input_type,
+        weight_range,
         precisions=tuple(dict.fromkeys(precisions)),
         int16_layers=int16_layers,
         sram_bytes=sram_bytes,
@@ -229,10 +239,15 @@ def export_command(
         facts = found.report["files"][path.name]
         sqnr = f"{parity.sqnr_db:.1f} dB" if parity.sqnr_db is not None else "exact"
         sizes = (format_size(facts["bytes"]), format_size(facts["arena_bytes"]))
-        rows.append((path.name, *sizes, f"{parity.max_abs:.2g}", sqnr, f"{parity.agreement:.1%}"))
-    columns = ("file", "size", "arena", "largest difference", "SQNR", "same class")
+        identical = "-" if parity.identical is None else f"{parity.identical:.2%}"
+        rows.append((path.name, *sizes, f"{parity.max_abs:.2g}", sqnr, f"{parity.agreement:.1%}", identical))
+    columns = ("file", "size", "arena", "largest difference", "SQNR", "same class", "as the reference")
     gate = found.report["parity"]["pictures"]
     table(f"{network.name}: files in {found.out} against the network on {gate} pictures", columns, rows)
+    if found.report["parity"]["identical_outputs"] is not None:
+        note(f"{found.report['parity']['identical_outputs']:.2%} of the outputs are identical in both int8 files")
+        if config.weight_range != "full":
+            note("no kernel can saturate on the int8 weights, whatever the processor (firebox check shows it)")
     tried = found.report["calibration"].get("divergence_nats")
     if tried:
         nearest = found.report["calibration"]
