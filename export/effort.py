@@ -103,7 +103,7 @@ def quantize_network(
         divergence: dict[str, float] = {}
     else:
         chosen, ranges, divergence = _compare(
-            graph, samples, (calibrator,) if calibrator else tuple(CALIBRATORS), weight_range, quiet
+            graph, samples, (calibrator,) if calibrator else tuple(CALIBRATORS), quiet
         )
     if effort == "best":
         with progress("learning weights", (EPOCHS + 1) * len(samples), quiet=quiet) as advance:
@@ -133,7 +133,6 @@ def _compare(
     graph: Graph,
     samples: Sequence[np.ndarray],
     calibrators: Sequence[Calibrator],
-    weight_range: WeightRange,
     quiet: bool,
 ) -> tuple[_Choice, dict[str, Range], dict[str, float]]:
     """The choice whose answers, with weights rounded to the nearest, diverge least from the float network's."""
@@ -147,7 +146,8 @@ def _compare(
         for equalized, network in networks.items():
             for calibrator in calibrators:
                 ranges = choose_ranges(network, observed[equalized], calibrator)
-                found = answers(quantize(network, ranges, None, weight_range), samples, advance)
+                # The ranges of activations are chosen; what the weights lose is the same for all.
+                found = answers(quantize(network, ranges, None, "full"), samples, advance)
                 tried[_Choice(network, calibrator, equalized)] = _divergence(graph, expected, found), ranges
     _remark(observed[False], quiet)
     best = min(tried, key=lambda choice: tried[choice][0])

@@ -37,6 +37,7 @@ from ..runtime.graph import (
     Softmax,
     Transpose,
 )  # fmt: skip
+from ..runtime.graph import Tensor as GraphTensor
 from .calibrators import Range
 from .exact_scales import exact_scales
 from .quantization import quantize_layer
@@ -77,13 +78,16 @@ class FakeQuantized(nn.Module):
                 f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; only networks with one "
                 "of each can be learned through"
             )
+        # What the last pass computed for the scales and for each layer: weights change by training only.
+        self._exact: tuple[list[float], list[float]] = ([], [])
+        self._integers: dict[str, tuple[Any, tuple[Any, Any]]] = {}
         self._last_use = {name: op for op in graph.ops for name in op.inputs}
         layers = [op for op in graph.ops if isinstance(op, Conv | FullyConnected)]
         self._grids = {op.name: grid_of(graph, op, weight_range) for op in layers}
         names = dict.fromkeys(name for op in layers for name in op.inputs[1:])
         self._constants = {name: index for index, name in enumerate(names)}
         self.weights = nn.ParameterList((weights or {}).get(name, _parameter(graph, name)) for name in names)
-        scales, groups = activation_scales(graph, ranges), scale_groups(graph)
+        scales, groups = activation_scales(graph, ranges, exact=False), scale_groups(graph)
         roots = list(dict.fromkeys(groups.values()))
         self._group = {name: roots.index(root) for name, root in groups.items()}
         self._fixed = {self._group[op.output] for op in graph.ops if isinstance(op, Softmax)}
@@ -107,11 +111,14 @@ class FakeQuantized(nn.Module):
 
     def exact(self, scales: list[float]) -> list[float]:
         """The scales, one a group, in the ratios that ``quantize`` brings them to."""
+        if self._exact[0] == scales:
+            return self._exact[1]
         names = [str(index) for index in range(len(scales))]
         groups = {name: str(group) for name, group in self._group.items()}
         free = {name: scale for name, scale in zip(names, scales, strict=True) if int(name) not in self._fixed}
         found = exact_scales(self._graph, groups, free)
-        return [found.get(name, scale) for name, scale in zip(names, scales, strict=True)]
+        self._exact = scales, [found.get(name, scale) for name, scale in zip(names, scales, strict=True)]
+        return self._exact[1]
 
     def parameter_of(self, name: str) -> nn.Parameter:
         """The parameter that is used for a constant of the graph."""
@@ -119,8 +126,8 @@ class FakeQuantized(nn.Module):
 
     def ranges(self) -> dict[str, Range]:
         """The ranges of activations for which ``quantize`` has the scales and zero points in use."""
-        run = _Run(self)
-        low_high = {name: (run.numbers[group], self._zero_points[group]) for name, group in self._group.items()}
+        learned = _Run(self).learned
+        low_high = {name: (learned[group], self._zero_points[group]) for name, group in self._group.items()}
         return {name: Range((-128 - zero) * scale, (127 - zero) * scale) for name, (scale, zero) in low_high.items()}
 
     def graph(self) -> Graph:
@@ -138,7 +145,7 @@ class _Run:
 
     def __init__(self, module: FakeQuantized):
         self.module, self.graph = module, module._graph
-        learned: list[float] = module.scales.tolist()
+        self.learned = learned = list(map(float, module.scales.tolist()))
         for name, group in module._group.items():
             if not _SMALLEST <= learned[group] < math.inf:
                 raise QuantizationError(
@@ -183,13 +190,7 @@ class _Run:
     def layer(self, op: Conv | FullyConnected) -> tuple[Tensor, Tensor, Tensor]:
         """Weight and bias of a layer as integers, and what makes its sums integers of its output, per channel."""
         weight, bias = (self.module.weights[self.module._constants[name]] for name in op.inputs[1:])
-        arrays = [tensor.detach().cpu().numpy() for tensor in (weight, bias)]
-        # A network that diverges overflows before it is told by its loss.
-        with np.errstate(over="ignore", invalid="ignore"):
-            # The columns of a grid are in the graph's order.
-            data = arrays[0].transpose(_OIHW_TO_OHWI) if arrays[0].ndim == 4 else arrays[0]
-            grid = self.module._grids[op.name]
-            found = quantize_layer(op.name, data, arrays[1], self.quantization(op.inputs[0]), grid=grid)
+        found = self._constants(op, weight, bias)
         assert found[0].quantization is not None
         values = [np.asarray(tensor.data, np.float32) for tensor in found]
         if weight.ndim == 4:
@@ -206,6 +207,20 @@ class _Run:
             _straight_through(bias / product, integers[1]) * one,
             multiplier.detach(),
         )
+
+    def _constants(self, op: Conv | FullyConnected, weight: Tensor, bias: Tensor) -> tuple[GraphTensor, GraphTensor]:
+        """A layer's weight (in the graph's order) and bias as ``quantize`` has them."""
+        x = self.quantization(op.inputs[0])
+        key = (id(weight), weight._version, id(bias), bias._version, x)
+        kept = self.module._integers.get(op.name)
+        if kept is None or kept[0] != key:
+            data = weight.detach().cpu().numpy()
+            data = data.transpose(_OIHW_TO_OHWI) if data.ndim == 4 else data
+            # A network that diverges overflows before it is told by its loss.
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = quantize_layer(op.name, data, bias.detach().cpu().numpy(), x, grid=self.module._grids[op.name])
+            kept = self.module._integers[op.name] = key, found
+        return kept[1]
 
 
 class _Requantize(torch.autograd.Function):

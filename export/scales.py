@@ -29,8 +29,11 @@ from .exact_scales import exact_scales
 _SOFTMAX = Quantization((1 / 256,), -128)
 
 
-def activation_scales(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Quantization]:
-    """Scale and zero point (of int8) of every activation. Raises ``QuantizationError`` when a range is missing."""
+def activation_scales(graph: Graph, ranges: Mapping[str, Range], exact: bool = True) -> dict[str, Quantization]:
+    """Scale and zero point (of int8) of every activation; without ``exact`` scales are just those of the ranges.
+
+    Raises ``QuantizationError`` when a range is missing.
+    """
     groups = scale_groups(graph)
     covered: dict[str, Range] = {}
     for tensor in graph.activations:
@@ -39,8 +42,11 @@ def activation_scales(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Qu
         group = groups[tensor.name]
         covered[group] = ranges[tensor.name].union(covered.get(group, Range(0.0, 0.0)))
     free = {group: found for group, found in covered.items() if group not in fixed_groups(graph, groups)}
-    scales = exact_scales(graph, groups, {group: _scale(found) for group, found in free.items()})
-    chosen = {group: _affine(found, scales[group]) for group, found in free.items()}
+    own = {group: _scale(found) for group, found in free.items()}
+    scales = exact_scales(graph, groups, own) if exact else own
+    # Zero points are those of the ranges: a scale that moves a little moves both ends a little.
+    zeros = {group: int(np.clip(round(-128 - found.low / own[group]), -128, 127)) for group, found in free.items()}
+    chosen = {group: Quantization((scales[group],), zeros[group]) for group in free}
     return {tensor.name: chosen.get(groups[tensor.name], _SOFTMAX) for tensor in graph.activations}
 
 
@@ -74,7 +80,3 @@ def _scale(found: Range) -> float:
     """The float32 scale of 256 integers over a range."""
     scale = np.float32((found.high - found.low) / 255)
     return float(scale) if scale >= np.finfo(np.float32).tiny else 1.0
-
-
-def _affine(found: Range, scale: float) -> Quantization:
-    return Quantization((scale,), int(np.clip(round(-128 - found.low / scale), -128, 127)))

@@ -23,16 +23,16 @@ _LARGEST = 127
 
 @dataclass(frozen=True)
 class WeightGrid:
-    """Integers from ``-largest`` to ``largest``; the columns in ``pairs``, shape (pairs, 2), together within
-    ``LIMIT``."""
+    """Integers from ``-largest`` to ``largest``; in each walk of kernels the columns of ``pairs``, (pairs, 2), together
+    within ``LIMIT``. No column is twice in one walk."""
 
     largest: int = _LARGEST
-    pairs: np.ndarray | None = None
+    pairs: tuple[np.ndarray, ...] = ()
 
     def partners(self, columns: int) -> list[list[int]]:
         """For each column those that it is paired with."""
         found: list[list[int]] = [[] for _ in range(columns)]
-        for first, second in () if self.pairs is None else self.pairs.tolist():
+        for first, second in (pair for walk in self.pairs for pair in walk.tolist()):
             found[first].append(second)
             found[second].append(first)
         return found
@@ -45,7 +45,7 @@ def grid_of(graph: Graph, op: Conv | FullyConnected, weight_range: WeightRange) 
     """The grid of a layer's weights, its columns in the order of the graph's weight (rows, columns, channels)."""
     if weight_range != "saturation-free":
         return FULL if weight_range == "full" else WeightGrid(LIMIT // 2)
-    return WeightGrid(pairs=weight_pairs(graph, op))
+    return WeightGrid(pairs=tuple(weight_pairs(graph, op)))
 
 
 def fitted_scales(weight: np.ndarray, scales: np.ndarray, grid: WeightGrid, importance: np.ndarray) -> np.ndarray:
@@ -53,42 +53,36 @@ def fitted_scales(weight: np.ndarray, scales: np.ndarray, grid: WeightGrid, impo
 
     ``scales`` are those at which nothing is clipped; ``importance`` weighs the squared error of each column.
     """
-    if grid.pairs is None or not len(grid.pairs):
-        return scales
     chosen = scales.copy()
-    offending = np.flatnonzero(_excess(weight / scales[:, None], grid.pairs).any(axis=1))
+    integers = np.rint(weight / scales[:, None])
+    over = [np.abs(integers[:, walk].sum(axis=2)).max(axis=1, initial=0) > LIMIT for walk in grid.pairs]
+    offending = np.flatnonzero(np.any(over, axis=0)) if over else []
     if not len(offending):
         return chosen
     rows, own = weight[offending], scales[offending]
     best = np.full(len(rows), np.inf)
     for widening in _WIDENINGS:
         tried = (own * np.float32(widening)).astype(np.float32)[:, None]
-        found = on_grid(rows / tried, grid, importance)
-        error = ((found * tried - rows) ** 2 * importance).sum(axis=1)
+        error = ((on_grid(rows / tried, grid, importance) * tried - rows) ** 2 * importance).sum(axis=1)
         better = error < best
         chosen[offending[better]] = tried[better, 0]
         best[better] = error[better]
     return chosen
 
 
-def on_grid(steps: np.ndarray, grid: WeightGrid, importance: np.ndarray | None = None) -> np.ndarray:
+def on_grid(steps: np.ndarray, grid: WeightGrid, importance: np.ndarray) -> np.ndarray:
     """The nearest integers (rows, columns), pairs cut where they are too large: the less important weight more."""
     found = np.clip(np.rint(steps), -grid.largest, grid.largest)
-    if grid.pairs is None:
-        return found
-    share = np.ones(found.shape[1]) if importance is None else importance + 1e-12
-    # A column in two pairs is cut twice at most: cutting never makes another pair larger.
-    for pairs in _disjoint(grid.pairs):
-        first, second = pairs.T
-        excess = np.abs(found[:, first] + found[:, second]) - LIMIT
-        rows, which = np.nonzero(excess > 0)
-        if not len(rows):
-            continue
-        left, right, over = first[which], second[which], excess[rows, which]
-        cut = np.clip(np.rint(over * share[right] / (share[left] + share[right])), 0, over)
-        sign = np.sign(found[rows, left])
-        found[rows, left] -= sign * cut
-        found[rows, right] -= sign * (over - cut)
+    # Cutting a pair makes none of another walk larger.
+    for left, right in (walk.T for walk in grid.pairs):
+        excess = np.abs(found[:, left] + found[:, right]) - LIMIT
+        rows, pairs = np.nonzero(excess > 0)
+        if len(rows):
+            first, second, over = left[pairs], right[pairs], excess[rows, pairs]
+            cut = np.clip(np.rint(over * importance[second] / (importance[first] + importance[second])), 0, over)
+            sign = np.sign(found[rows, first])
+            found[rows, first] -= sign * cut
+            found[rows, second] -= sign * (over - cut)
     return found
 
 
@@ -105,24 +99,3 @@ def bounds(
     high = np.floor(LIMIT - np.maximum(others, 0))
     low = np.ceil(-LIMIT - np.minimum(others, 0))
     return np.maximum(low, -_LARGEST), np.minimum(high, _LARGEST)
-
-
-def _excess(steps: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    found = np.rint(steps)
-    return np.abs(found[:, pairs[:, 0]] + found[:, pairs[:, 1]]) > LIMIT
-
-
-def _disjoint(pairs: np.ndarray) -> list[np.ndarray]:
-    """The pairs in groups in which no column is twice."""
-    groups: list[list[list[int]]] = []
-    taken: list[set[int]] = []
-    for pair in pairs.tolist():
-        for group, columns in zip(groups, taken, strict=True):
-            if not columns & set(pair):
-                group.append(pair)
-                columns.update(pair)
-                break
-        else:
-            groups.append([pair])
-            taken.append(set(pair))
-    return [np.array(group) for group in groups]

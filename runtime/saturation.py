@@ -40,32 +40,28 @@ _PASSING = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze
 _SIGN = np.uint8(0x80)
 
 
-def neighbours(positions: int, channels: int) -> np.ndarray:
-    """Pairs of columns, shape (pairs, 2), that kernels may add: of ``positions`` of a window, ``channels`` each."""
+def neighbours(positions: int, channels: int) -> list[np.ndarray]:
+    """Pairs of columns, (pairs, 2), that kernels may add, walk by walk: of ``positions`` in a window, each of
+    ``channels``. The first walk, which is onnxruntime's, takes all columns at once."""
     flat = np.arange(positions * channels // 2 * 2).reshape(-1, 2)
     if channels % 2 == 0 or positions == 1:
-        return flat
+        return [flat]
     within = np.arange(positions)[:, None, None] * channels + np.arange(channels // 2 * 2).reshape(1, -1, 2)
-    return np.unique(np.concatenate([flat, within.reshape(-1, 2)]), axis=0)
+    return [flat, within.reshape(-1, 2)]
 
 
-def weight_pairs(graph: Graph, op: Conv | FullyConnected, every_walk: bool = True) -> np.ndarray:
-    """Pairs of columns of a layer's weight (in the graph's order) that kernels add, none for a depthwise layer.
-
-    Without ``every_walk`` only those of onnxruntime, which walks over all columns at once.
-    """
+def weight_pairs(graph: Graph, op: Conv | FullyConnected) -> list[np.ndarray]:
+    """The same for a layer of a graph, in the order of its weight there; none for a depthwise layer."""
     shape = graph.tensors[op.inputs[1]].shape
-    positions, channels = int(np.prod(shape[1:-1], dtype=np.int64)), shape[-1]
     if isinstance(op, Conv):
-        depthwise = channels == 1 and shape[0] == op.groups
-        pairs = neighbours(positions, channels) if every_walk else neighbours(1, positions * channels)
-        return pairs[:0] if depthwise else pairs
-    image = flattened_image(graph, op.inputs[0])
+        depthwise = shape[-1] == 1 and shape[0] == op.groups
+        return [] if depthwise else neighbours(shape[1] * shape[2], shape[3])
+    (pairs,), image = neighbours(1, shape[1]), flattened_image(graph, op.inputs[0])
     if image is None:
-        return neighbours(1, channels)
+        return [pairs]
     # ONNX has the columns of a flattened image in the order of NCHW.
     _, rows, columns, depth = image
-    return np.arange(channels).reshape(rows, columns, depth).transpose(2, 0, 1).ravel()[neighbours(1, channels)]
+    return [np.arange(shape[1]).reshape(rows, columns, depth).transpose(2, 0, 1).ravel()[pairs]]
 
 
 @dataclass(frozen=True)
@@ -178,6 +174,9 @@ def integer_layers(message: OnnxMessage) -> Iterator[IntegerLayer]:
                 constant = message.constants.get(weight.input(0))
                 first = weight is sides[0][1]
                 x, y = (dtype(one.input(2), one.input(0)) for one in (other, weight))
+                if x == np.int8 and behind(other.input(0))[1] is not None:
+                    # onnxruntime makes uint8 of what a QuantizeLinear within the network gives.
+                    x = None
                 if constant is None and (first or message.constants.get(other.input(0)) is not None):
                     continue
                 if x in (None, np.uint8) and y in (None, np.int8):

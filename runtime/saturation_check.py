@@ -159,7 +159,7 @@ def saturating_sums(graph: Graph) -> LayerSums:
         found = exact_sums(op, windows, weight, zero_point)
         # Activations are unsigned in the file.
         x = windows + (zero_point - int(np.iinfo(graph.tensors[op.inputs[0]].dtype).min))
-        for left, right in weight_pairs(graph, op, every_walk=False).tolist():
+        for left, right in next(iter(weight_pairs(graph, op)), np.empty((0, 2), int)).tolist():
             rows = np.flatnonzero(np.abs(weight[:, left] + weight[:, right]) > LIMIT)
             products = x[:, left, None] * weight[rows, left] + x[:, right, None] * weight[rows, right]
             found[:, rows] += np.clip(products, _LOWEST, _HIGHEST) - products

@@ -1,0 +1,109 @@
+"""Files run on processors that are not at hand, by QEMU's user mode, and compared with what they should give."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+_WORKER = Path(__file__).with_name("processors_worker.py")
+_EMULATOR = ("qemu-x86_64-static", "qemu-x86_64")
+NATIVE = "this machine"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file in a runtime, with inputs as the file takes them, (images, ...), and the outputs that it should give,
+    (images, values). ``step`` is the least by which two outputs can differ."""
+
+    network: str
+    runtime: str
+    file: Path
+    inputs: np.ndarray
+    outputs: np.ndarray
+    step: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job gave on a processor: how many of its outputs are identical, how often the class is, how many steps
+    off the worst output is, and the form in which the runtime had the weights."""
+
+    job: Job
+    processor: str
+    weights: str
+    inputs: int
+    outputs: int
+    identical: int
+    same_class: int
+    largest_steps: int
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether all outputs are what they should be."""
+        return self.identical == self.outputs
+
+
+def emulator() -> str | None:
+    """QEMU's user mode for x86-64, where this machine can use it: it runs the same files as Python itself."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    return next((found for name in _EMULATOR if (found := shutil.which(name))), None)
+
+
+def run_jobs(jobs: Sequence[Job], processor: str) -> Iterator[Outcome]:
+    """Every job on an emulated processor (a name of ``qemu-x86_64 -cpu help``), or on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        jobs_file = Path(folder, "jobs.json")
+        jobs_file.write_text(json.dumps([_saved(job, Path(folder, f"{index}.npz")) for index, job in enumerate(jobs)]))
+        with subprocess.Popen(
+            [*_python(processor), str(jobs_file)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(folder),
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None
+            done = 0
+            for line in process.stdout:
+                yield Outcome(jobs[done], processor, **json.loads(line))
+                done += 1
+            errors = process.stderr.read()
+    if process.returncode or done < len(jobs):
+        last = " | ".join(errors.strip().splitlines()[-3:])
+        raise click.ClickException(f"{jobs[done].network} on {processor} ended with code {process.returncode}: {last}")
+
+
+def _saved(job: Job, path: Path) -> dict[str, Any]:
+    np.savez(path, inputs=job.inputs, outputs=job.outputs)
+    return {"runtime": job.runtime, "file": str(job.file), "arrays": str(path), "step": job.step}
+
+
+def _python(processor: str) -> list[str]:
+    """The command that runs the worker. QEMU needs the interpreter itself, which knows nothing of the environment."""
+    if processor == NATIVE:
+        return [sys.executable, str(_WORKER)]
+    found = emulator()
+    if found is None:
+        raise click.ClickException("QEMU's user mode is missing: apt-get install qemu-user-static")
+    code = (
+        f"import runpy, site, sys; site.addsitedir({sysconfig.get_path('purelib')!r}); "
+        f"sys.argv = ['worker', *sys.argv[1:]]; runpy.run_path({str(_WORKER)!r}, run_name='__main__')"
+    )
+    return [found, "-cpu", processor, os.path.realpath(sys.executable), "-c", code]
+
+
+def _environment(folder: str) -> dict[str, str]:
+    # Kernels that were chosen for this machine's processor may not run on another.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENBLAS_", "FIREBOX_CPU"))}
+    return {**kept, "FIREBOX_CACHE": folder, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
