@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from firebox.export import Range, calibrate, quantize, write_onnx, write_tflite
-from firebox.export.onnx_writer import onnx_shape
+from firebox.export.contracts import for_file
 from firebox.runtime import Contract, Preprocessing, Session, read_graph
 from firebox.runtime.contract import KEY, TensorSpec
 from firebox.runtime.errors import UsageError
@@ -28,20 +28,6 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("FIREBOX_CACHE", str(tmp_path / "cache"))
 
 
-def contract_of(graph: Graph) -> bytes:
-    """That of an ONNX file of a graph for digits."""
-    specs = []
-    for name in (*graph.inputs, *graph.outputs):
-        tensor = graph.tensors[name]
-        shape = onnx_shape(tensor.shape)
-        if tensor.quantization is None:
-            specs.append(TensorSpec("float32", shape))
-        else:
-            specs.append(TensorSpec("uint8", shape, tensor.quantization.scale[0], tensor.quantization.zero_point + 128))
-    preprocessing = Preprocessing(size=(8, 8))
-    return Contract("digits", preprocessing, tuple("0123456789"), (), "NCHW", "logits", *specs).to_bytes()
-
-
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> Path:
     """A folder of a small Fire network for digits: in float, and in int8 with weights of all 8 bits."""
@@ -52,8 +38,10 @@ def digits(tmp_path_factory) -> Path:
     graph = build.graph(build.linear(joined, 10))
     samples = [np.random.default_rng(seed).standard_normal((1, 8, 8, 3), np.float32) for seed in range(4)]
     network = quantize(graph, calibrate(graph, samples), None, "full")
+    ends = TensorSpec("float32", (1, 8, 8, 3)), TensorSpec("float32", (1, 10))
+    contract = Contract("digits", Preprocessing((8, 8)), tuple("0123456789"), (), "NHWC", "logits", *ends)
     for name, one in (("model.float32.onnx", graph), ("model.int8.onnx", network)):
-        (folder / name).write_bytes(write_onnx(one, {KEY: contract_of(one)}))
+        (folder / name).write_bytes(write_onnx(one, {KEY: for_file(contract, one, "NCHW").to_bytes()}))
     return folder
 
 
@@ -262,13 +250,13 @@ def test_images_show_what_saturation_does(command, digits):
         assert 0 < layer["changed"] <= 1
         assert layer["largest_steps"] >= 1
         assert any(layer["layer"] in name for name in layers)
-    same = command("check", path, "--images", "digits", "--count", 3)
+    same = command("check", path, "--images", "digits", "--count", 3, "--seed", 0)
     assert same.code == CAN
     assert "With saturation, on 3 images" in same.out
     assert f"same class on {damage['same_class']:.1%} of the images" in same.out
 
 
-def test_a_file_of_another_maker_is_measured_like_one_of_ours(command, digits, tmp_path):
+def test_a_file_of_another_maker_is_measured_like_one_of_ours(command, digits, noise, tmp_path):
     path = digits / "model.int8.onnx"
     foreign = tmp_path / "foreign.onnx"
     proto = onnx.load(path)
@@ -276,7 +264,7 @@ def test_a_file_of_another_maker_is_measured_like_one_of_ours(command, digits, t
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
     foreign.write_bytes(proto.SerializeToString())
-    arguments = ("--images", "digits", "--count", 2, "--json")
+    arguments = ("--images", noise, "--count", 2, "--json")
     alone = command("check", foreign, *arguments)
     assert alone.code == 2
     assert "carries no contract" in alone.err
@@ -285,13 +273,13 @@ def test_a_file_of_another_maker_is_measured_like_one_of_ours(command, digits, t
     assert json.loads(theirs.out) == json.loads(ours.out)
 
 
-def test_a_network_that_is_not_measured_says_why(command, digits):
+def test_a_network_that_is_not_measured_says_why(command, digits, noise):
     path = digits / "model.float32.onnx"
-    ran = command("check", path, "--images", "digits", "--count", 1)
+    ran = command("check", path, "--images", noise, "--count", 1)
     assert ran.code == CANNOT
     (line,) = [line for line in ran.err.splitlines() if line.startswith("not measured on images")]
     assert "is not between 8-bit integers" in line
-    told = json.loads(command("check", path, "--images", "digits", "--count", 1, "--json").out)
+    told = json.loads(command("check", path, "--images", noise, "--count", 1, "--json").out)
     assert told["images"] is None
     assert "is not between 8-bit integers" in told["not_measured"]
     assert command("check", digits / "model.int8.onnx", "--images", "nowhere").code == 2
