@@ -7,11 +7,12 @@ READY := $(VENV)/.ready
 STOCK := build/stock_litert
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check format tables training clean
+.PHONY: help demo test test-random lint types check format tables training clean
 
 help:
 	@echo "make demo    train, export, check, plan and profile a network on real scans of digits"
 	@echo "make test    run the tests"
+	@echo "make test-random  run tests of properties on new random examples (SEED=n repeats a run)"
 	@echo "make check   what CI runs: lint, types, test"
 	@echo "make format  put the code into its standard form"
 	@echo "make tables  measure again what docs/ shows (needs FIREBOX_DATA; about an hour and a half)"
@@ -36,6 +37,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-random: $(READY)
+	$(BIN)/python tests/random_run.py $(if $(SEED),--seed $(SEED))
 
 lint: $(READY)
 	$(BIN)/ruff check .

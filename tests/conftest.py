@@ -1,4 +1,5 @@
 import os
+import random
 import re
 import subprocess
 import sys
@@ -9,9 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 _NO_DATA = "FIREBOX_DATA is not set"
+
+# Everyone tries the same examples, however long they take; `make test-random` tries others.
+settings.register_profile(
+    "fixed",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("random", settings.get_profile("fixed"), derandomize=False)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +42,24 @@ def one_thread() -> None:
     """Here and in the processes that tests start: the networks are small, threads would only wait for each other."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+def _seed() -> None:
+    """The generators that libraries share begin anew: no test draws what depends on which ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """Fixtures of a module or of the session draw the same, whichever test asks for them first."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    _seed()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

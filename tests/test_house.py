@@ -1,4 +1,4 @@
-"""How the house is built: what may import what, and what a board without torch has to load."""
+"""How the house is built: what may import what, what a board without torch has to load, and what tests may draw."""
 
 import ast
 import subprocess
@@ -75,3 +75,51 @@ def test_planning_a_tflite_file_takes_numpy_only(exported):
 def test_help_takes_no_torch():
     code = "import sys; sys.argv = ['firebox', '--help']; from firebox.runtime.main import main\ntry: main()\nexcept SystemExit: pass"  # noqa: E501
     assert not loaded_by(code) & (HEAVY - {"rich"})
+
+
+# Generators that the system seeds unless they are given a seed, and what has none.
+SEEDED_BY_AN_ARGUMENT = {"default_rng", "Random", "RandomState", "SeedSequence", "PCG64", "MT19937", "Philox", "SFC64"}
+WITHOUT_A_SEED = {"SystemRandom", "urandom", "getrandom", "token_bytes", "token_hex", "randbelow", "uuid1", "uuid4"}
+
+
+def unseeded(source: str) -> list[int]:
+    """Lines of a test that draw something else in every run; conftest.py seeds what the libraries share."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            bare = not node.args and not node.keywords
+            # `torch.seed()` and `generator.seed()` take a seed of the system's; `random.seed(None)` does, too.
+            nothing = bare or any(isinstance(value, ast.Constant) and value.value is None for value in node.args)
+            if name in WITHOUT_A_SEED or (name in SEEDED_BY_AN_ARGUMENT | {"seed", "manual_seed"} and nothing):
+                found.append(node.lineno)
+    return found
+
+
+# random_run.py draws a seed, and prints it.
+DRAWING = sorted(path for path in ROOT.glob("tests/**/*.py") if path.name != "random_run.py")
+
+
+@pytest.mark.parametrize("path", DRAWING, ids=lambda path: path.name)
+def test_tests_draw_nothing_without_a_seed(path):
+    lines = unseeded(path.read_text())
+    assert not lines, f"{path}: lines {lines} draw without a seed; give one"
+
+
+def test_the_check_sees_what_has_no_seed():
+    for line in ("np.random.default_rng()", "random.Random()", "torch.seed()", "random.seed(None)", "uuid4()"):
+        assert unseeded(line) == [1]
+    assert unseeded("np.random.default_rng(0), random.Random(seed), torch.manual_seed(3), torch.rand(3)") == []
+
+
+def test_generators_that_are_shared_begin_anew_in_each_test():
+    import random
+
+    import numpy as np
+    import torch
+
+    shared = (random.random, np.random.random, lambda: torch.rand(1).item())
+    drawn = [draw() for draw in shared]
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    assert drawn == [draw() for draw in shared]

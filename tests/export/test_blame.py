@@ -290,7 +290,7 @@ def test_a_range_far_wider_than_its_values_is_told():
     assert "times that of nearly all values" in advice.reason
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(graphs(), st.integers(0, 100))
 def test_any_network_is_matched_whatever_the_format(graph, seed):
     random = np.random.default_rng(seed)

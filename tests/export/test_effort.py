@@ -65,7 +65,7 @@ def noise(graph: Graph, found: Graph, samples: list[np.ndarray]) -> float:
 
 
 @given(graphs())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_an_equalized_network_is_the_same_function(graph):
     shape = graph.tensors[graph.inputs[0]].shape
     samples = list(np.random.default_rng(0).standard_normal((3, *shape), np.float32))

@@ -41,7 +41,7 @@ def in_torch(module: FakeQuantized, pictures: np.ndarray) -> torch.Tensor:
     return module(torch.from_numpy(pictures[:, 0].transpose(0, 3, 1, 2)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(graphs(), st.integers(0, 1000))
 def test_runtimes_answer_as_training_computed(graph, seed):
     same_as_runtimes(graph, seed)
@@ -75,7 +75,7 @@ def same_as_runtimes(graph: Graph, seed: int) -> Graph:
     return network
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(graphs(), st.integers(0, 1000))
 def test_ranges_and_weights_come_back_as_they_went_in(graph, seed):
     ranges = drawn_ranges(graph, seed)

@@ -16,7 +16,7 @@ from runners import run_litert, run_micro, run_onnx, run_reference, some_input
 from strategies import GraphBuilder, fire_networks, in_any_8_bits
 
 # The same networks every time, as in test_formats.py.
-runs = settings(max_examples=16, deadline=None, derandomize=True)
+runs = settings(max_examples=16)
 # So large that activations outweigh what operations themselves take in tflite-micro.
 networks = fire_networks((28, 40), 8, 2)
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from strategies import GraphBuilder, graphs
 
 # The same networks every time: 8 bits of a random network can be made to differ by who searches long enough.
-runs = settings(max_examples=60, deadline=None, derandomize=True)
+runs = settings(max_examples=60)
 
 
 def pictures(graph: Graph, count: int = 2) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from firebox.runtime.graph import Add, Concat, Conv, FullyConnected, Graph, MaxP
 from hypothesis import Phase, given, settings
 from strategies import GraphBuilder, graphs, in_any_8_bits
 
-runs = settings(max_examples=30, deadline=None, derandomize=True)
+runs = settings(max_examples=30)
 
 
 def pictures(graph: Graph, count: int = 2) -> list[np.ndarray]:
@@ -167,7 +167,7 @@ def test_tflite_runtime_cannot_turn_8_into_16_bits_and_says_so():
 def test_random_networks_of_16_bits_are_planned_to_the_byte(tmp_path):
     path = tmp_path / "model.tflite"
 
-    @settings(max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate])
+    @settings(max_examples=4, phases=[Phase.generate])
     @given(graphs())
     def check(graph):
         path.write_bytes(write_tflite(with_int16_layers(in_any_8_bits(graph), ["*"])))

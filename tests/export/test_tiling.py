@@ -19,7 +19,7 @@ from runners import answers, assert_same_answers, some_input
 from strategies import GraphBuilder, fire_networks, in_any_8_bits, tilings
 
 # The same networks every time, as in test_formats.py.
-runs = settings(max_examples=24, deadline=None, derandomize=True)
+runs = settings(max_examples=24)
 
 
 def between(graph: Graph, here: tuple[int, str], there: tuple[int, str]) -> Graph:

@@ -99,7 +99,7 @@ def assert_traced(module: nn.Module, shape: tuple[int, int, int, int]) -> Graph:
     return graph
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8)
 @given(modules())
 def test_torch_and_three_runtimes_give_one_answer(drawn):
     module, shape = drawn

@@ -207,7 +207,7 @@ def test_damage_inside_an_archive_is_found_when_it_is_read(noise, tmp_path):
     images.read("class1/1.png")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_changed_archive_is_pictures_or_an_error_of_ours(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")

@@ -126,7 +126,7 @@ def test_files_that_are_no_text_too_large_or_not_there(tmp_path):
         read_devices(tmp_path / "none.toml")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.floats(0, 1), st.integers(0, 20), st.binary(max_size=8))
 def test_any_change_of_a_file_is_read_or_refused(tmp_path_factory, where, cut, instead):
     data = PRESETS.read_bytes()

@@ -94,7 +94,7 @@ def test_stripes_read_their_own_rows_and_their_weights_again():
     assert traffic(tiled(), needed - 1, "int8", "resident").spilled
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 # A network that cuts its input reads less than all of it.
 @given(graphs(leave_out=("slice",)), st.sampled_from(["float32", "int8"]))
 def test_without_limit_the_traffic_is_compulsory(graph, precision):
@@ -108,7 +108,7 @@ def test_without_limit_the_traffic_is_compulsory(graph, precision):
         assert weight_bytes(graph, precision) == graph.weight_bytes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graphs(), sizes, sizes)
 def test_less_sram_never_moves_less(graph, one, other):
     less, more = sorted((one, other))
@@ -120,7 +120,7 @@ def test_less_sram_never_moves_less(graph, one, other):
     assert energy(tight, graph.macs, "int8").low_mj >= energy(roomy, graph.macs, "int8").low_mj
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graphs(), sizes)
 def test_int8_moves_a_quarter_of_float32(graph, sram):
     narrow = traffic(graph, sram, "int8", "resident")
@@ -133,13 +133,13 @@ def test_int8_moves_a_quarter_of_float32(graph, sram):
         assert traffic(quantized, sram, "int8", "resident") == narrow
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graphs())
 def test_what_fits_by_plan_spills_nothing(graph):
     assert traffic(graph, plan(graph).arena_bytes, "float32", "resident").spilled == ()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graphs(), sizes)
 def test_the_bracket_is_one(graph, sram):
     for scenario in scenarios(graph, sram):

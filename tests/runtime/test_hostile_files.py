@@ -60,7 +60,7 @@ def test_no_cut_file_is_a_network(kind):
         read_graph(data[: len(data) // 2])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.sampled_from(sorted(FILES)), st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=4))
 def test_no_changed_byte_ends_in_someone_elses_error(kind, changes):
     data = bytearray(FILES[kind])
@@ -71,7 +71,7 @@ def test_no_changed_byte_ends_in_someone_elses_error(kind, changes):
     read(bytes(data))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 @example(b"\x08\x00\x00\x00TFL3")
 @example(b"\xff\xff\xff\xffTFL3" + bytes(16))

@@ -87,7 +87,7 @@ def test_places_far_away_are_planned_as_they_are(offset):
     assert time.perf_counter() - start < 1
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.data(), graphs(leave_out=("groups",)))
 def test_places_are_read_back_as_they_were_written(data, graph):
     graph = in_any_8_bits(graph)
@@ -102,7 +102,7 @@ def test_places_are_read_back_as_they_were_written(data, graph):
 
 
 def test_some_places_given_and_the_rest_chosen_is_what_tflite_micro_takes(arena_head):
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=60)
     @given(st.data(), graphs(leave_out=("groups",)))
     def check(data, graph):
         graph = in_any_8_bits(graph)
@@ -115,7 +115,7 @@ def test_some_places_given_and_the_rest_chosen_is_what_tflite_micro_takes(arena_
 
 
 def test_any_places_are_what_tflite_micro_takes(arena_head):
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=60)
     @given(st.data(), graphs(leave_out=("groups",)))
     def check(data, graph):
         graph = in_any_8_bits(graph)

@@ -55,7 +55,7 @@ def most_alive(wanted: Sequence[Life]) -> int:
     return max(sum(b.end - b.offset for b in blocks if b.first <= step <= b.last) for step in steps)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(lives())
 def test_nothing_that_lives_at_the_same_time_shares_a_byte(wanted):
     found = place(wanted)
@@ -64,7 +64,7 @@ def test_nothing_that_lives_at_the_same_time_shares_a_byte(wanted):
     assert place(wanted) == found
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(st.data(), lives())
 def test_what_is_fixed_stays_and_is_kept_clear_of(data, wanted):
     fixed = []
@@ -86,7 +86,7 @@ def clash(buffer: Buffer, others: Sequence[Buffer]) -> bool:
     return False
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(lives(most=6), st.integers(85, 150))
 def test_packed_is_never_above_the_limit(wanted, percent):
     limit = most_alive(wanted) * percent // 100
@@ -156,7 +156,7 @@ def test_rows_die_one_by_one_where_only_slices_read_them():
     assert [block.last for block in life.blocks] == [2]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(graphs(leave_out=("groups",)))
 def test_rows_are_never_freed_before_they_are_read(graph):
     whole = {life.tensor: life for life in lifetimes(graph)}
@@ -179,7 +179,7 @@ def test_rows_are_never_freed_before_they_are_read(graph):
 
 @pytest.mark.parametrize("kinds", [("groups",), ("groups", "average", "slice")])
 def test_places_are_those_of_tflite_micro(arena_head, kinds):
-    @settings(max_examples=25, deadline=None, derandomize=True)
+    @settings(max_examples=25)
     @given(graphs(leave_out=kinds), st.integers(0, 100))
     def check(graph, seed):
         data = write_tflite(in_any_8_bits(graph, seed))

@@ -50,7 +50,7 @@ def test_the_plan_of_every_network_is_what_it_takes(name, tmp_path):
 
 
 def test_random_networks_are_planned_as_tflite_micro_allocates_them(arena_head):
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=60)
     @given(graphs())
     def check(graph):
         for drawn in (graph, in_8_bits(graph)):
@@ -65,7 +65,7 @@ def test_random_networks_run_in_what_is_planned_for_them_and_in_little_less(tmp_
     path = tmp_path / "model.tflite"
 
     # Each measurement is a process: what fails is shown as it was drawn.
-    @settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate])
+    @settings(max_examples=20, phases=[Phase.generate])
     @given(graphs(), st.booleans())
     def check(graph, floats):
         path.write_bytes(write_tflite(graph if floats else in_8_bits(graph)))
@@ -79,7 +79,7 @@ def test_random_networks_run_in_what_is_planned_for_them_and_in_little_less(tmp_
 
 
 def test_what_an_operation_adds_to_the_tail():
-    @settings(max_examples=100, deadline=None, derandomize=True)
+    @settings(max_examples=100)
     @given(graphs())
     def check(graph):
         graph = explicit_padding(in_8_bits(graph))
@@ -112,7 +112,7 @@ def lifetimes(draw) -> Graph:
     return Graph("drawn", {tensor.name: tensor for tensor in tensors}, tuple(ops), ("input",), tuple(outputs))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lifetimes())
 def test_a_plan_holds_what_it_promises(graph):
     planned = plan(graph)

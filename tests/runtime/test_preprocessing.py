@@ -46,7 +46,7 @@ def test_resize_and_crop_are_those_of_training(width, height):
     np.testing.assert_array_equal(IMAGENET.crop(pixels), resize_and_crop(pixels, 256, 224))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(0, 30))
 def test_every_picture_becomes_the_size_of_the_input(width, height, size, more):
     preprocessing = Preprocessing(size=(size, size), resize=size + more)
@@ -127,7 +127,7 @@ def test_a_damaged_picture_is_named():
 
 # Pillow warns of tags it cannot read and of pictures that are only nearly too large.
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]), st.data())
 def test_changed_bytes_are_a_picture_or_an_error_of_ours(kind, data):
     picture = bytearray(encoded(Image.fromarray(drawn(12, 9)), kind))

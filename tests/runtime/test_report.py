@@ -85,7 +85,7 @@ class Seen(HTMLParser):
             self.text += data
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(graphs(), graphs())
 def test_a_page_about_any_network_is_whole_and_asks_for_nothing(graph, earlier):
     after, before = plan(graph), plan(earlier)

@@ -38,7 +38,7 @@ def test_a_static_compiler_looks_at_rows_and_shapes_where_they_are():
     assert dict(planned.layout.views) == {"slice1": "conv0", "reshape4": "conv3"}
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(graphs())
 def test_every_activation_has_a_place_on_every_target(graph):
     for target in TARGETS:

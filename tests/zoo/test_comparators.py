@@ -136,7 +136,7 @@ def configs(draw) -> NetworkConfig:
         reject()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(configs())
 def test_any_config_that_is_accepted_is_the_network_it_describes(config):
     assert counted(config) == (config.parameters, config.macs, (1, config.num_classes))

@@ -39,7 +39,7 @@ def configs(draw) -> SqueezeNetConfig:
         reject()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(configs())
 def test_any_config_that_is_accepted_is_the_network_it_describes(config):
     network = SqueezeNet(config)

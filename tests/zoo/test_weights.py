@@ -91,7 +91,7 @@ def test_damaged_compressed_network_is_refused(tmp_path, data, said):
     assert str(path) in str(error.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), suffix=st.sampled_from([".safetensors", ".pth", ".net"]))
 def test_no_cut_or_garbled_file_gets_through(tmp_path_factory, data, suffix, micro, micro_safetensors):
     stream = io.BytesIO()
