@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from waiting import CEILING
+
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _FLAGS = (
     "--headless=new",
@@ -32,7 +34,6 @@ os.dup2(int(sys.argv[1]), 3)
 os.dup2(int(sys.argv[2]), 4)
 os.execvp(sys.argv[3], sys.argv[3:])
 """
-_TIMEOUT = 60
 _DRAWN = """
 new Promise(done => {
   const look = () => Bokeh.documents.length && Bokeh.documents.every(document => document.is_idle)
@@ -67,7 +68,7 @@ def chromium(command: str, folder: Path) -> Iterator["Page"]:
         page = Page(here_in, here_out)
         yield page
         page.send("Browser.close")
-        process.wait(_TIMEOUT)
+        process.wait(CEILING)
     finally:
         process.kill()
         process.wait()
@@ -138,7 +139,12 @@ class Page:
         """Move the mouse there."""
         for shift in (2, 0):
             self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x + shift, y=y)
-        self.evaluate("new Promise(done => setTimeout(done, 200))")
+
+    def until(self, expression: str) -> None:
+        """Wait until some JavaScript is true of the page."""
+        self.evaluate(
+            f"new Promise(done => {{ const look = () => ({expression}) ? done() : setTimeout(look, 50); look() }})"
+        )
 
     def screenshot(self) -> bytes:
         """The whole page as PNG."""
@@ -162,7 +168,7 @@ class Page:
         ]
 
     def _receive(self) -> dict[str, Any]:
-        end = time.monotonic() + _TIMEOUT
+        end = time.monotonic() + CEILING
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._source], [], [], max(end - time.monotonic(), 0))
             part = os.read(self._source, 1 << 20) if ready else b""

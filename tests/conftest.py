@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
+from waiting import CEILING
 
 _NO_DATA = "FIREBOX_DATA is not set"
 
@@ -92,7 +93,7 @@ def run_command(*arguments: object, cwd: Path | None = None, environment: dict[s
         command,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=CEILING,
         check=False,
         cwd=cwd,
         env={**os.environ, **(environment or {})},

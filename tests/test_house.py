@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import CEILING
 
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {"runtime": {"export", "model_zoo"}, "export": {"model_zoo"}, "model_zoo": set()}
@@ -41,7 +42,7 @@ def test_the_check_sees_imports():
 def loaded_by(code: str) -> set[str]:
     """Top-level packages that a fresh interpreter loads for some code."""
     command = [sys.executable, "-X", "importtime", "-c", code]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=CEILING)
     lines = [line for line in ran.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
 

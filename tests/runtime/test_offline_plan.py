@@ -1,7 +1,5 @@
 """The places that a TFLite file gives its activations for tflite-micro: written, read back, and planned as they are."""
 
-import time
-
 import numpy as np
 import pytest
 from firebox.export import write_tflite
@@ -13,6 +11,7 @@ from firebox.runtime.tflite_reader import read_offsets, read_tflite_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import GraphBuilder, graphs, in_any_8_bits
+from waiting import processor_time
 
 offsets_or_none = st.lists(st.none() | st.integers(0, 2**31 - 1), max_size=20)
 
@@ -76,15 +75,14 @@ def test_an_entry_that_is_not_of_the_file_is_refused_in_a_line(hostile):
 
 @pytest.mark.parametrize("offset", [16, 2**20, 2**31 - 16, 2**31 - 1])
 def test_places_far_away_are_planned_as_they_are(offset):
-    start = time.perf_counter()
-    data = write_tflite(network(), {OFFLINE_PLAN: entry(values=(offset,) * 7)})
-    planned = plan(data)
-    assert planned.arena_bytes >= offset + 4 * 64
-    assert planned.total_bytes is not None
-    assert planned.total_bytes > planned.arena_bytes
-    assert not planned.verdict(offset).fits
-    assert {buffer.offset for buffer in planned.buffers} == {offset}
-    assert time.perf_counter() - start < 1
+    with processor_time(1):
+        data = write_tflite(network(), {OFFLINE_PLAN: entry(values=(offset,) * 7)})
+        planned = plan(data)
+        assert planned.arena_bytes >= offset + 4 * 64
+        assert planned.total_bytes is not None
+        assert planned.total_bytes > planned.arena_bytes
+        assert not planned.verdict(offset).fits
+        assert {buffer.offset for buffer in planned.buffers} == {offset}
 
 
 @settings(max_examples=60)

@@ -327,6 +327,7 @@ def test_hovering_names_the_tensor(page, drawn, index):
     tips = (
         "[...document.querySelectorAll('.bk-Tooltip')].map(tip => tip.shadowRoot.querySelector('.bk-tooltip-content'))"
     )
+    page.until(f"{tips}.some(tip => tip?.textContent.includes('alive'))")
     said = page.evaluate(f"{tips}.map(tip => tip.textContent).join()")
     assert page.evaluate(f"{tips}.every(tip => tip.querySelector('img, script') == null)")
     assert ("onerror=alert(1)" in said) == (index == 1)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from firebox.model_zoo import load_network
 from firebox.model_zoo.checkpoint import read_checkpoint
 from firebox.runtime.main import main
+from waiting import CEILING
 
 # Without batch norm, whose statistics are each process's own, and without what processes draw for themselves.
 EQUAL = ("--set", "batch_norm=false", "--augment", "none", "--precision", "float32")
@@ -58,12 +60,22 @@ def work(rank: int, port: int, folder: Path, mishap: str, arguments: list[str]) 
     main()
 
 
+def free_port() -> int:
+    """One that nobody listens at, and that neither the system nor a test in another process gives to someone else.
+
+    Below those that systems give to whoever asks for any; where tests begin to look is their process's own.
+    """
+    for port in (20_000 + (os.getpid() * 10 + further) % 10_000 for further in range(1000)):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
 def together(folder: Path, *arguments: object, mishap: str = "") -> list[Said]:
     """What the two processes of a command said."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # Processes that have loaded torch, and computed nothing yet.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["firebox.model_zoo.training", "torch._dynamo", "matplotlib.font_manager"])
@@ -73,7 +85,7 @@ def together(folder: Path, *arguments: object, mishap: str = "") -> list[Said]:
         process.start()
     try:
         for process in processes:
-            process.join(120)
+            process.join(CEILING)
             assert process.exitcode is not None, "a process did not end"
     finally:
         for process in processes:
@@ -161,7 +173,7 @@ def test_torchrun_starts_the_command(pictures, tmp_path):
         [*torchrun, sys.executable, "-c", program, "train", *options],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=CEILING,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

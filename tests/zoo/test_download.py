@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from firebox.model_zoo.download import downloads_folder, fetch
 from firebox.runtime.errors import DownloadError, WriteError
+from waiting import CEILING, wait_until
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()[:8]
@@ -72,7 +72,7 @@ def server(monkeypatch) -> Iterator[Server]:
                 self.send_header("Content-Length", str(told.says_length or len(told.content) - start))
             self.end_headers()
             self.wfile.write(body[:HALF])
-            told.go_on.wait(30)
+            told.go_on.wait(CEILING)
             # The client may have been killed.
             with suppress(ConnectionError):
                 self.wfile.write(body[HALF:])
@@ -140,20 +140,23 @@ def test_a_cut_download_goes_on_where_it_was_cut(server, folder, cuts):
 @pytest.mark.parametrize("killed", [False, True])
 def test_two_processes_do_not_spoil_each_others_download(server, folder, killed):
     server.go_on.clear()
-    program = "import sys; from firebox.model_zoo.download import fetch; from pathlib import Path; "
-    program += "print(fetch(sys.argv[1], sys.argv[2], Path(sys.argv[3])))"
+    # The server is silent until the second process has begun.
+    program = (
+        "import sys; from firebox.model_zoo import download; from pathlib import Path; "
+        f"download._TIMEOUT_S = {CEILING}; print(download.fetch(sys.argv[1], sys.argv[2], Path(sys.argv[3])))"
+    )
     command, part = [sys.executable, "-c", program, server.url, SHA256, str(folder)], folder / "weights.bin.part"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as first:
-        while not part.exists() or part.stat().st_size < HALF:
-            assert first.poll() is None
-            time.sleep(0.01)
+        wait_until(
+            lambda: part.exists() and part.stat().st_size >= HALF, f"half of {part}", lambda: first.poll() is None
+        )
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as second:
             assert second.stderr is not None
             assert second.stderr.readline() == "another process is downloading weights.bin; waiting for it\n"
             if killed:
                 first.kill()
             server.go_on.set()
-            out, err = second.communicate(timeout=60)
+            out, err = second.communicate(timeout=CEILING)
     assert (second.returncode, out, err) == (0, f"{folder / 'weights.bin'}\n", "")
     assert killed or first.returncode == 0
     assert (folder / "weights.bin").read_bytes() == CONTENT

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from firebox.model_zoo import TrainingConfig, load_network, resume, train
+from waiting import CEILING, wait_until
 
 # A test run in the background inherits that SIGINT is ignored; a person at a terminal does not.
 PROGRAM = """
@@ -20,26 +21,34 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 main()
 """
 COMMAND = [sys.executable, "-c", PROGRAM, "train"]
+# While a busy machine lets a test wait for its turn, the training does not come to its end.
+HELD = f"""
+import sys
+sys.path.append({str(Path(__file__).parent.parent)!r})
+from waiting import hold_after
+hold_after(19)
+{PROGRAM}"""
+HELD_COMMAND = [sys.executable, "-c", HELD, "train"]
 
 
 def options(pictures: Path, out: Path) -> list[str]:
     return ["--data", str(pictures), "--out", str(out), "--epochs", "20", "--batch-size", "4"]
 
 
-def wait_for_epochs(log: Path, epochs: int) -> None:
-    for _ in range(3000):
-        if log.exists() and len(log.read_text().splitlines()) > epochs:
-            return
-        time.sleep(0.02)
-    pytest.fail("the training did not get going")
+def wait_for_epochs(log: Path, epochs: int, process: subprocess.Popen[str]) -> None:
+    wait_until(
+        lambda: log.exists() and len(log.read_text().splitlines()) > epochs,
+        f"{epochs} epochs in {log}",
+        lambda: process.poll() is None,
+    )
 
 
 def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(pictures, tmp_path):
     out = tmp_path / "broken"
-    with subprocess.Popen([*COMMAND, *options(pictures, out)], stderr=subprocess.PIPE, text=True) as process:
-        wait_for_epochs(out / "log.csv", 2)
+    with subprocess.Popen([*HELD_COMMAND, *options(pictures, out)], stderr=subprocess.PIPE, text=True) as process:
+        wait_for_epochs(out / "log.csv", 2, process)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=CEILING)
     assert process.returncode == 130
     assert f"go on with: firebox train --resume {out}" in said
     assert said.endswith("error: stopped\n")
@@ -68,12 +77,13 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(pictures, tmp_pat
 @pytest.mark.parametrize("attempt", range(3))
 def test_ctrl_c_ends_the_processes_that_decode_pictures(pictures, tmp_path, attempt):
     out = tmp_path / "run"
-    command = [*COMMAND, *options(pictures, out), "--memory", "1", "--workers", "2"]
+    command = [*HELD_COMMAND, *options(pictures, out), "--memory", "1", "--workers", "2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        wait_for_epochs(out / "log.csv", 1)
+        wait_for_epochs(out / "log.csv", 1, process)
+        # Another moment in each attempt; it passes in any.
         time.sleep(0.05 * attempt)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=CEILING)
     assert process.returncode == 130, said
     assert said.count("error: stopped") == 1
     assert f"go on with: firebox train --resume {out}" in said
@@ -87,7 +97,7 @@ def test_a_full_disk_leaves_whole_files_or_none(pictures, tmp_path, limit):
         [*COMMAND, *options(pictures, out)],
         stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=CEILING,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )

@@ -20,6 +20,7 @@ from firebox.model_zoo.checkpoint import pack_checkpoint, read_checkpoint, read_
 from firebox.model_zoo.run_folder import Run, claim
 from firebox.runtime.errors import CheckpointError, UsageError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from waiting import held_after, wait_until
 
 CASES = {
     "average, mixed pictures, parts, teachers": {
@@ -190,14 +191,14 @@ def test_tensorboard_follows_a_run_that_is_resumed_within_a_second(pictures, tmp
 
 def test_killed_at_random_moments(pictures, tmp_path):
     out, moments = tmp_path / "killed", random.Random(0)
-    # So many epochs that no kill comes after the last.
     config = TrainingConfig(data=str(pictures), epochs=27, batch_size=4, snapshots=3, ema=0.9, cutmix=1.0)
     # Processes that have loaded torch, and computed nothing yet.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["firebox.model_zoo.training", "torch._dynamo", "matplotlib.font_manager"])
     for kill in range(3):
-        work, arguments = (resume, (out,)) if kill else (train, (config, out))
-        process = processes.Process(target=work, args=arguments, kwargs={"quiet": True})
+        work = (resume, out) if kill else (train, config, out)
+        # No kill comes after the last epoch, and each has epochs of its own to come in.
+        process = processes.Process(target=held_after, args=(9 * kill + 8, *work))
         process.start()
         wait_for_an_epoch(out / "log.csv", process)
         time.sleep(moments.random() / 4)
@@ -218,9 +219,8 @@ def test_killed_at_random_moments(pictures, tmp_path):
 def wait_for_an_epoch(log: Path, process: BaseProcess) -> None:
     """Until the log has another row than at first."""
     before = log.read_bytes() if log.exists() else b""
-    for _ in range(6000):
-        assert process.is_alive(), "the training ended by itself"
-        if log.exists() and log.read_bytes() != before and log.read_bytes().count(b"\n") > 1:
-            return
-        time.sleep(0.01)
-    pytest.fail("the training did not get going")
+    wait_until(
+        lambda: log.exists() and log.read_bytes() != before and log.read_bytes().count(b"\n") > 1,
+        f"another epoch in {log}",
+        process.is_alive,
+    )
