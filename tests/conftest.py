@@ -1,18 +1,20 @@
+import math
 import os
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+# Before they are loaded, here and in the processes that tests start.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 import numpy as np
 import pytest
 import torch
+from commands import Ran, run_here
+from firebox.runtime import console
 from hypothesis import HealthCheck, settings
 from PIL import Image
-from waiting import CEILING
 
 _NO_DATA = "FIREBOX_DATA is not set"
 
@@ -40,9 +42,14 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Here and in the processes that tests start: the networks are small, threads would only wait for each other."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    """The networks are small, and tests run beside each other: threads would only wait for their turn."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet() -> None:
+    """Where a machine is slow, no lines about progress stand among those that tests read."""
+    console._LOG_INTERVAL = math.inf
 
 
 def _seed() -> None:
@@ -77,34 +84,10 @@ def pytest_terminal_summary(terminalreporter) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a process of the command line left: exit code, standard output and standard error."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run_command(*arguments: object, cwd: Path | None = None, environment: dict[str, str] | None = None) -> Ran:
-    """``firebox ...`` in a process of its own; whatever it is given, it never ends in a traceback."""
-    command = [sys.executable, "-c", "from firebox.runtime.main import main; main()", *map(str, arguments)]
-    ran = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=CEILING,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-    )
-    assert "Traceback" not in ran.stderr, ran.stderr
-    return Ran(ran.returncode, ran.stdout, ran.stderr)
-
-
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Ran]:
-    return run_command
+    """The command line: ``command("plan", model, "--json")``."""
+    return run_here
 
 
 @pytest.fixture(scope="session")

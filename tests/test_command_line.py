@@ -1,4 +1,4 @@
-"""The commands in processes of their own: what they print where, and their exit codes."""
+"""The commands: what they print where, and their exit codes."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import PROGRAM, run_apart
 from firebox.export import Tolerance
 from firebox.runtime.reader import read_graph
 from PIL import Image
@@ -48,20 +49,20 @@ def test_help_of_export_gives_the_tolerance(command):
     assert f"of int8, in dB. [default: {tolerance.sqnr_db:g}]" in told
 
 
-def test_the_command_itself(command):
-    ran = command("--help")
+def test_the_command_itself():
+    ran = run_apart("--help")
     assert ran.code == 0
     assert all(name in ran.out for name in COMMANDS)
     assert "Exit codes" in ran.out
-    assert command("-h").out == ran.out
-    assert command("--version").out.startswith("firebox, version ")
-    unknown = command("plann")
+    assert run_apart("-h").out == ran.out
+    assert run_apart("--version").out.startswith("firebox, version ")
+    unknown = run_apart("plann")
     assert unknown.code == 2
     assert "plann" in unknown.err
     script = Path(sys.executable).parent / "firebox"
     if script.exists():
         version = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
-        assert version.stdout == command("--version").out
+        assert version.stdout == run_apart("--version").out
 
 
 def one_object(text: str) -> dict:
@@ -86,7 +87,7 @@ def test_tables_keep_names_whole_on_a_terminal_of_80_columns(model):
     names = [op.name for op in read_graph(model).ops]
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    firebox = [sys.executable, "-c", "from firebox.runtime.main import main; main()"]
+    firebox = [sys.executable, "-c", PROGRAM]
     with subprocess.Popen([*firebox, "plan", str(model)], stdout=theirs, env=os.environ | {"TERM": "dumb"}) as running:
         os.close(theirs)
         shown = b""
@@ -100,13 +101,13 @@ def test_tables_keep_names_whole_on_a_terminal_of_80_columns(model):
     assert set(names) <= {word for line in table for word in line.split()}
 
 
-def test_the_verdict_is_the_exit_code(command, model, exported):
-    total = one_object(command("plan", model, "--json").out)["total_bytes"]
+def test_the_verdict_is_the_exit_code(model, exported):
+    total = one_object(run_apart("plan", model, "--json").out)["total_bytes"]
     for budget, code in ((total, 0), (total - 1, 3)):
-        ran = command("plan", model, "--sram", budget, "--json")
+        ran = run_apart("plan", model, "--sram", budget, "--json")
         verdict = one_object(ran.out)["verdict"]
         assert (ran.code, verdict["fits"], verdict["margin_bytes"]) == (code, code == 0, budget - total)
-    late = command("plan", exported / "model.int8.onnx", "--sram", "1KiB")
+    late = run_apart("plan", exported / "model.int8.onnx", "--sram", "1KiB")
     assert late.code == 3
     assert "does not fit 1.0 KiB" in late.out
 
@@ -257,7 +258,7 @@ def test_a_reader_that_goes_away_leaves_the_verdict(model):
 
 
 def test_output_that_cannot_be_written_is_told(model):
-    command = [sys.executable, "-c", "from firebox.runtime.main import main; main()", "plan", str(model), "--json"]
+    command = [sys.executable, "-c", PROGRAM, "plan", str(model), "--json"]
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert ran.returncode == 1
@@ -337,9 +338,8 @@ def test_a_name_with_a_line_end_stays_in_one_line(command):
 
 
 def test_a_closed_standard_output_keeps_the_verdict(model):
-    code = "from firebox.runtime.main import main; main()"
     for name, expected in ((str(model), 3), ("none.tflite", 2)):
-        shell = [sys.executable, "-c", code, "plan", name, "--sram", "1B"]
+        shell = [sys.executable, "-c", PROGRAM, "plan", name, "--sram", "1B"]
         ran = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *shell], stderr=subprocess.PIPE, text=True, check=False)
         assert ran.returncode == expected, ran.stderr
         assert "Traceback" not in ran.stderr

@@ -1,34 +1,17 @@
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Ran
 from firebox.model_zoo import TrainingConfig, TrainingResult, train
-from firebox.runtime.main import main
 from PIL import Image
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def firebox(monkeypatch, capsys) -> Callable[..., Outcome]:
+@pytest.fixture(scope="session")
+def firebox(command) -> Callable[..., Ran]:
     """The command line: ``firebox("models", "--json")``."""
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["firebox", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        captured = capsys.readouterr()
-        return Outcome(int(exit.value.code or 0), captured.out, captured.err)
-
-    return call
+    return command
 
 
 def paint_pictures(folder: Path, classes: int = 2, pictures: int = 8, size: int = 12) -> Path:

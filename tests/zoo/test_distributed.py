@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import PROGRAM
 from firebox.model_zoo import load_network
 from firebox.model_zoo.checkpoint import read_checkpoint
+from firebox.runtime import console
 from firebox.runtime.main import main
 from waiting import CEILING
 
@@ -39,6 +41,7 @@ def work(rank: int, port: int, folder: Path, mishap: str, arguments: list[str]) 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    console._LOG_INTERVAL = math.inf
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT), stream)
     if mishap == "elsewhere":
@@ -166,11 +169,10 @@ def test_files_may_lie_elsewhere_for_each_process(trained, pictures, tmp_path):
 
 def test_torchrun_starts_the_command(pictures, tmp_path):
     out = tmp_path / "run"
-    program = "from firebox.runtime.main import main; main()"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     options = ["--data", str(pictures), "--epochs", "2", "--batch-size", "4", "--out", str(out), "--json"]
     ran = subprocess.run(
-        [*torchrun, sys.executable, "-c", program, "train", *options],
+        [*torchrun, sys.executable, "-c", PROGRAM, "train", *options],
         capture_output=True,
         text=True,
         timeout=CEILING,

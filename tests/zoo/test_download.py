@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from firebox.model_zoo.download import downloads_folder, fetch
 from firebox.runtime.errors import DownloadError, WriteError
-from waiting import CEILING, wait_until
+from waiting import CEILING, QUIET, wait_until
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()[:8]
@@ -142,7 +142,7 @@ def test_two_processes_do_not_spoil_each_others_download(server, folder, killed)
     server.go_on.clear()
     # The server is silent until the second process has begun.
     program = (
-        "import sys; from firebox.model_zoo import download; from pathlib import Path; "
+        f"{QUIET}; import sys; from firebox.model_zoo import download; from pathlib import Path; "
         f"download._TIMEOUT_S = {CEILING}; print(download.fetch(sys.argv[1], sys.argv[2], Path(sys.argv[3])))"
     )
     command, part = [sys.executable, "-c", program, server.url, SHA256, str(folder)], folder / "weights.bin.part"
