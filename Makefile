@@ -3,6 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Processes that tests run in, and the test that says in seconds whether they are worth a try.
+WORKERS ?= 2
+SMOKE := tests/test_smoke.py
 # The stock PyTorch-to-LiteRT converter, which docs/quantization.md compares with, has an environment of its own (2 GB).
 STOCK := build/stock_litert
 
@@ -35,8 +38,10 @@ $(STOCK)/.ready: benchmarks/stock_litert/requirements.txt
 demo: $(READY)
 	$(BIN)/firebox demo --out build/demo
 
+# The smoke test first: where nothing works, it ends here.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q --no-header $(SMOKE)
+	$(BIN)/python -m pytest -n $(WORKERS) --ignore $(SMOKE)
 
 test-random: $(READY)
 	$(BIN)/python tests/random_run.py $(if $(SEED),--seed $(SEED))

@@ -2,6 +2,7 @@ import math
 import os
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,13 @@ import numpy as np
 import pytest
 import torch
 from commands import Ran, run_here
+from filelock import FileLock
 from firebox.runtime import console
 from hypothesis import HealthCheck, settings
 from PIL import Image
+
+# Files whose tests take longest, longest first: what begins last on one worker should not keep the other waiting.
+_LONGEST = ()
 
 _NO_DATA = "FIREBOX_DATA is not set"
 
@@ -71,8 +76,27 @@ def pytest_runtest_call() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The smoke test first: it says in seconds whether anything works at all."""
-    items.sort(key=lambda item: item.path.name != "test_smoke.py")
+    """The smoke test first: it says in seconds whether anything works at all. Then the files that take longest."""
+    places = {f"test_{name}.py": place for place, name in enumerate(("smoke", *_LONGEST))}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """Where nothing works, nothing else is tried."""
+    report = yield
+    if report.failed and item.path.name == "test_smoke.py":
+        item.session.shouldfail = "the smoke test failed: nothing else is worth a try"
+    return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Workers take whole files, in the order of above: what a file builds for its tests is built once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
@@ -105,27 +129,50 @@ def noise(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory, noise) -> Path:
-    """squeezenet_micro with random weights as its four files, and as the same with uint8 input in ``uint8/``."""
-    from firebox.export import ExportConfig, Tolerance, export
-    from firebox.model_zoo import load_network
-    from firebox.runtime import open_images
+def once(tmp_path_factory, request) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``once(name, fill)``: a folder that the first worker to need it fills, and that is there for the others."""
+    shared = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        # Each worker has its own within that of the run.
+        shared = shared.parent
 
-    folder = tmp_path_factory.mktemp("exported")
-    network = load_network("squeezenet_micro", random_init=True, num_classes=3, input_size=(24, 24))
-    anything = Tolerance(float_error=1e-3, sqnr_db=-100, agreement=0, formats_agreement=0)
-    for out, input_type in ((folder, "int8"), (folder / "uint8", "uint8")):
-        export(
-            network.module,
-            out,
-            preprocessing=network.preprocessing,
-            images=open_images(noise),
-            classes=("class0", "class1", "class2"),
-            name="micro",
-            config=ExportConfig(calibration_images=4, input_type=input_type, tolerance=anything),
-            quiet=True,
-        )
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        place, filled = shared / name, shared / f"{name}.filled"
+        with FileLock(shared / f"{name}.lock"):
+            if not filled.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+                fill(place)
+                filled.touch()
+        return place
+
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(once, noise) -> Path:
+    """squeezenet_micro with random weights as its four files, and as the same with uint8 input in ``uint8/``."""
+
+    def fill(folder: Path) -> None:
+        from firebox.export import ExportConfig, Tolerance, export
+        from firebox.model_zoo import load_network
+        from firebox.runtime import open_images
+
+        network = load_network("squeezenet_micro", random_init=True, num_classes=3, input_size=(24, 24))
+        anything = Tolerance(float_error=1e-3, sqnr_db=-100, agreement=0, formats_agreement=0)
+        for out, input_type in ((folder, "int8"), (folder / "uint8", "uint8")):
+            export(
+                network.module,
+                out,
+                preprocessing=network.preprocessing,
+                images=open_images(noise),
+                classes=("class0", "class1", "class2"),
+                name="micro",
+                config=ExportConfig(calibration_images=4, input_type=input_type, tolerance=anything),
+                quiet=True,
+            )
+
+    return once("exported", fill)
 
 
 @pytest.fixture

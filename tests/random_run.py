@@ -25,7 +25,7 @@ def main() -> int:
     for seed in range(first, first + given.rounds):
         again = shlex.join([sys.executable, __file__, "--seed", str(seed), "--rounds", "1", *given.files])
         print(f"seed {seed}; the same again: {again}", flush=True)
-        options = ["--hypothesis-profile=random", f"--hypothesis-seed={seed}"]
+        options = ["--hypothesis-profile=random", f"--hypothesis-seed={seed}", "-n", "2"]
         ran = subprocess.run([sys.executable, "-m", "pytest", *options, *files], cwd=_TESTS.parent, check=False)
         if ran.returncode:
             print(f"seed {seed} failed; the same again: {again}", flush=True)

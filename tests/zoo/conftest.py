@@ -1,4 +1,6 @@
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +40,15 @@ def pictures(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> TrainingResult:
+def trained(once) -> TrainingResult:
     """A run of squeezenet_micro on three classes of small colour pictures."""
-    folder = tmp_path_factory.mktemp("trained")
-    data = paint_pictures(folder / "pictures", classes=3, pictures=10)
-    config = TrainingConfig(data=str(data), epochs=3, batch_size=8)
-    return train(config, folder / "run", quiet=True)
+
+    def fill(folder: Path) -> None:
+        data = paint_pictures(folder / "pictures", classes=3, pictures=10)
+        config = TrainingConfig(data=str(data), epochs=3, batch_size=8)
+        found = asdict(train(config, folder / "run", quiet=True))
+        (folder / "result.json").write_text(json.dumps(found, default=str))
+
+    found = json.loads((once("trained", fill) / "result.json").read_text())
+    paths = {name: Path(found[name]) for name in ("out", "checkpoint")}
+    return TrainingResult(**{**found, **paths, "snapshots": tuple(map(Path, found["snapshots"]))})
