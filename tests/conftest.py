@@ -19,7 +19,28 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 # Files whose tests take longest, longest first: what begins last on one worker should not keep the other waiting.
-_LONGEST = ()
+_LONGEST = (
+    "fit_command",
+    "real_pictures",
+    "fitting",
+    "precisions",
+    "blame",
+    "export",
+    "effort",
+    "formats",
+    "tracing",
+    "comparators",
+    "command_line",
+    "qat",
+    "interruption",
+    "distributed",
+    "resuming",
+    "report",
+    "tiling",
+    "hostile_files",
+    "fake_quantization",
+    "training",
+)
 
 _NO_DATA = "FIREBOX_DATA is not set"
 
