@@ -67,6 +67,12 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory) -> None:
+    """Tests leave nothing in the user's cache, and find nothing there."""
+    os.environ["FIREBOX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """The networks are small, and tests run beside each other: threads would only wait for their turn."""
     torch.set_num_threads(1)
