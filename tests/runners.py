@@ -1,11 +1,12 @@
 """One inference of a file in each runtime, as int8 integers in NHWC."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from firebox.export import write_onnx, write_tflite
 from firebox.runtime import Session
-from firebox.runtime.graph import Graph
+from firebox.runtime.graph import Graph, Op
 
 ARENA = 8 * 1024**2
 
@@ -64,6 +65,17 @@ def answers(graph: Graph, x: np.ndarray, leave_out: tuple[str, ...] = ()) -> dic
     data = write_tflite(graph)
     found = {name: run(data, x) for name, run in _ON_TFLITE.items() if name not in leave_out}
     return found if "onnxruntime" in leave_out else {**found, "onnxruntime": run_onnx(write_onnx(graph), x)}
+
+
+def alone(graph: Graph, op: Op) -> Graph:
+    """One operation of an int8 graph as a network of its own, its first input that of the network.
+
+    Of two inputs the second is the first again, since files here have one input.
+    """
+    first = op.inputs[0]
+    names = [first if graph.tensors[name].data is None else name for name in op.inputs]
+    tensors = [graph.tensors[name] for name in (*names, op.output)]
+    return Graph.of("alone", tensors, [replace(op, inputs=tuple(names))], [first], [op.output])
 
 
 def assert_same_answers(graph: Graph, expected: Mapping[str, np.ndarray], x: np.ndarray) -> None:

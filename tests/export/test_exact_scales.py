@@ -17,13 +17,6 @@ from runners import answers, some_input
 from strategies import GraphBuilder, graphs
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FIREBOX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def some_ranges(graph: Graph, seed: int) -> dict[str, Range]:
     """Of very different widths, as those of a sum and its terms never are."""
     random = np.random.default_rng(seed)
@@ -116,7 +109,7 @@ def test_sums_and_means_are_identical_everywhere(name):
         assert_identical(network, seed)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(graphs(leave_out=("average",)), st.integers(0, 1000))
 def test_scales_of_random_networks_move_little_and_once(graph, seed):
     assert_small_and_settled(graph, seed)
@@ -232,7 +225,7 @@ def test_other_average_pools_stay(window, padding, kind):
         assert averages_as_convolutions(graph) is graph
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(graphs(), st.integers(0, 1000))
 def test_quantized_networks_are_identical_in_runtimes(graph, seed):
     network = quantize(graph, some_ranges(graph, seed))

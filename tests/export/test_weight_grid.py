@@ -93,7 +93,7 @@ def test_no_pair_saturates_and_little_is_lost(name):
     assert largest_sum(full) > LIMIT
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(graphs(), st.integers(0, 1000))
 def test_no_network_saturates_unless_asked_to(graph, seed):
     assert_cannot_saturate(quantize(graph, some_ranges(graph, seed)))
@@ -214,7 +214,7 @@ def test_rounding_keeps_the_shape_and_the_grid():
 
 
 @pytest.mark.parametrize("kind", RANGES)
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10)
 @given(graph=graphs(leave_out=("average",)), seed=st.integers(0, 1000))
 def test_training_computes_with_the_integers_of_the_file(kind, graph, seed):
     module = FakeQuantized(graph, some_ranges(graph, seed), weight_range=kind)

@@ -37,13 +37,6 @@ from runners import answers, some_input
 from strategies import GraphBuilder, fire_networks, graphs, in_any_8_bits
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FIREBOX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def assert_as_promised(graph: Graph, seed: int) -> bool:
     """Integer for integer where that is promised of all operations; whether it is."""
     x = some_input(graph, seed)
@@ -58,13 +51,13 @@ def assert_as_promised(graph: Graph, seed: int) -> bool:
     return True
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(graphs(), st.integers(0, 1000))
 def test_runtimes_compute_what_the_reference_does(graph, seed):
     assert_as_promised(in_any_8_bits(graph, seed), seed)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(fire_networks(), st.integers(0, 1000))
 def test_runtimes_compute_fire_networks_as_the_reference_does(graph, seed):
     assert_as_promised(graph, seed)

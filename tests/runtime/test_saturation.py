@@ -25,11 +25,6 @@ from runners import some_input
 from strategies import GraphBuilder
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("FIREBOX_CACHE", str(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("positions", "channels", "walks"),
     [

@@ -74,9 +74,11 @@ def test_runtimes_reproduce_what_training_computed(firebox, digits, quantized, t
             step = session.contract.output.scale
             assert step
             steps = np.abs(np.array([session.predict_pixels(picture) for picture in pixels]) - expected) / step
+        if backend != "tflite-runtime":
+            assert (steps < 0.5).all(), backend
+        # It rescales in fixed point, so that a layer may be a step off, and those behind it more.
         assert (steps < 1.5).mean() >= 0.99, backend
-        # tflite-runtime rescales in fixed point.
-        assert (steps < 0.5).mean() >= (0.5 if backend == "tflite-runtime" else 0.999), backend
+        assert (steps < 0.5).mean() >= 0.5, backend
 
 
 def test_evaluate_says_that_a_run_answers_in_int8(firebox, quantized):
