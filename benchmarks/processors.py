@@ -1,228 +1,390 @@
 """Int8 files on processors with and without kernels that saturate, beside the reference; writes docs/processors.md.
 
-``--test`` is what ``make test-processors`` runs: the table of networks and processors alone, and exit code 1 when an
-output differs from the reference's.
+``--test`` is what ``make test-processors`` runs: networks by processors alone, with exit code 1 where an output differs
+from the reference's.
 """
 
+import statistics
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import click
 import numpy as np
-import torch
-from emulation import NATIVE, Job, Outcome, emulator, run_jobs
-from firebox.export import ExportConfig, Tolerance, export, write_onnx
-from firebox.model_zoo import SqueezeNet, export_network, load_network, model_config
-from firebox.runtime import LabelledImages, Preprocessing, open_images, read_graph, sample
+from common import CIFAR, PICTURES, REFERENCES, load_reference, out_option, surroundings, table, write_page
+from emulated_networks import Network, Sums, jobs, jobs_of
+from emulation import NATIVE, PLAIN, Job, Outcome, emulator, run_jobs
+from firebox.export import ExportConfig, Tolerance
+from firebox.export.activations import answers
+from firebox.export.effort import quantize_network
+from firebox.export.tflite_writer import write_tflite
+from firebox.export.tracing import trace
+from firebox.model_zoo import Network as ZooNetwork
+from firebox.model_zoo import export_network, load_network
+from firebox.runtime import Session, open_images, sample
 from firebox.runtime.console import note, progress
-from firebox.runtime.graph import Conv, Graph, Quantization, Tensor
-from firebox.runtime.reference import run_reference
-from torch import nn
+from firebox.runtime.files import read_file
+from firebox.runtime.graph import Graph
+from firebox.runtime.onnx_session import kernels_saturate, open_onnx, session_options
+from firebox.runtime.processor import this_processor
+from pairs import RATIO_COLUMNS, Comparison
+from pairs import measure as time_pairs
+from weight_ranges import FOLDS, Result, kept
 
 EMULATED = ("Nehalem", "Haswell", "max")
+# The kind that saturates, with real images: emulated, so that the table is the same wherever it is made.
+_SATURATING = "Haswell"
+_REAL_IMAGES = 100
 _NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
-_IMAGES = 3
-PLAIN = "plain onnxruntime"
-
-
-class Sums(nn.Module):
-    """Residual sums, average pools of even, odd and padded windows, and a global average."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.left, self.right = nn.Conv2d(3, 12, 3, 2), nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
-        self.even, self.odd, self.padded = nn.AvgPool2d(2), nn.AvgPool2d(3, 1), nn.AvgPool2d(3, 1, 1)
-        self.head = nn.Conv2d(12, 10, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 3, 32, 32) to (N, 10)."""
-        x = torch.relu(self.stem(x))
-        x = torch.relu(x + self.left(x))
-        x = self.even(x)
-        x = self.padded(x + self.right(x))
-        return self.head(self.odd(x)).mean((2, 3))
-
-
-@dataclass(frozen=True)
-class Network:
-    """The int8 files of one network, with images for their inputs."""
-
-    name: str
-    files: tuple[Path, ...]
-    images: LabelledImages
-    preprocessing: Preprocessing
-
-
-def main_jobs(folder: Path, data_folder: Path | None) -> Iterator[Job]:
-    """All networks of the table in all runtimes, ``_IMAGES`` images each."""
-    for network in networks(folder, data_folder):
-        for file in network.files:
-            yield from jobs_of(network, file)
-    yield from all_127(folder)
-
-
-def networks(folder: Path, data_folder: Path | None) -> Iterator[Network]:
-    """Exported with few images: what they compute matters here, not how well."""
-    digits, quick = open_images("digits"), ExportConfig(20, "fast", precisions=("int8",), tolerance=_NO_GATE)
-    torch.manual_seed(0)
-    micro = load_network("squeezenet_micro", random_init=True)
-    real = data_folder is not None
-    large = load_network("squeezenet1_1", data_folder / "squeezenet1_1.pth" if real else None, random_init=not real)
-    scenes = open_images(data_folder / "imagenet-samples.tar") if real else digits
-    for name, network, images, config in (
-        ("squeezenet_micro", micro, digits, quick),
-        ("squeezenet_micro, fitted to 48 KiB", micro, digits, replace(quick, sram_bytes=48 * 1024)),
-        (
-            "squeezenet_micro, full range, fitted",
-            micro,
-            digits,
-            replace(quick, sram_bytes=48 * 1024, weight_range="full"),
-        ),
-        ("squeezenet1_1", large, scenes, quick),
-        ("squeezenet1_1, full range", large, scenes, replace(quick, weight_range="full")),
-    ):
-        place = folder / name.replace(", ", "-").replace(" ", "-")
-        export_network(network, place, images, config, quiet=True)
-        yield Network(
-            name, tuple(place / f"model.int8.{end}" for end in ("onnx", "tflite")), images, network.preprocessing
-        )
-    bypass = SqueezeNet(model_config("squeezenet_micro", bypass="complex", bypass_before_relu=True))
-    for name, module in (("squeezenet_micro, complex bypass", bypass), ("residual sums and average pools", Sums())):
-        place = folder / name.replace(", ", "-").replace(" ", "-")
-        export(
-            module,
-            place,
-            preprocessing=micro.preprocessing,
-            images=digits,
-            classes=micro.classes,
-            config=replace(quick, weight_range="full" if module is bypass else "saturation-free"),
-            quiet=True,
-        )
-        yield Network(
-            name, tuple(place / f"model.int8.{end}" for end in ("onnx", "tflite")), digits, micro.preprocessing
-        )
-    place = folder / "quantizer"
-    export_network(micro, place, digits, replace(quick, precisions=("float32",)), quiet=True)
-    for form, activations in (("QDQ", "QUInt8"), ("QOperator", "QUInt8"), ("QDQ", "QInt8"), ("QOperator", "QInt8")):
-        file = quantized(place / "model.float32.onnx", place / f"{form}-{activations}.onnx", form, activations, digits)
-        yield Network(f"onnxruntime's {form}, {activations}", (file,), digits, micro.preprocessing)
-
-
-def quantized(source: Path, target: Path, form: str, activations: str, images: LabelledImages) -> Path:
-    """squeezenet_micro by onnxruntime's own quantizer, weights int8 per channel."""
-    from comparators import Feeds
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
-    graph = read_graph(source)
-    preprocessing = load_network("squeezenet_micro", random_init=True).preprocessing
-    drawn = sample(images, 20, 0)
-    feeds = [
-        {graph.inputs[0]: preprocessing.normalize(preprocessing.crop(drawn.picture(i)))[None].transpose(0, 3, 1, 2)}
-        for i in range(len(drawn))
-    ]
-    quantize_static(
-        source,
-        target,
-        Feeds({name: np.ascontiguousarray(x, np.float32) for name, x in feed.items()} for feed in feeds),
-        quant_format=QuantFormat[form],
-        per_channel=True,
-        activation_type=QuantType[activations],
-        weight_type=QuantType.QInt8,
-    )
-    return target
-
-
-def jobs_of(network: Network, file: Path, images: int = _IMAGES) -> Iterator[Job]:
-    """The file in each runtime that reads it."""
-    graph = read_graph(file)
-    inputs, outputs = [], []
-    drawn = sample(network.images, images, 1)
-    for index in range(len(drawn)):
-        pixels = network.preprocessing.crop(drawn.picture(index))
-        x = graph.input_values(network.preprocessing.normalize(pixels)[None].astype(np.float32))
-        result = run_reference(graph, x)[graph.outputs[0]]
-        inputs.append(x)
-        outputs.append(result.ravel())
-    arrays, answers = np.stack(inputs), np.stack(outputs)
-    runtimes: Sequence[str] = ("litert",)
-    if file.suffix == ".onnx":
-        runtimes = ("onnxruntime", PLAIN)
-        arrays, answers = np.ascontiguousarray(unsigned(arrays).transpose(0, 1, 4, 2, 3)), unsigned(answers)
-    for runtime in runtimes:
-        yield Job(network.name, runtime, file, arrays, answers, _step(graph))
-
-
-def all_127(folder: Path) -> Iterator[Job]:
-    """A convolution of nothing but the largest weights and inputs: no sum of products is larger."""
-    channels, size = 16, 6
-    weight, one = np.full((8, 3, 3, channels), 127, np.int8), Quantization((1.0,), -128)
-    steps = Quantization((1.0,) * 8, 0, 0)
-    tensors = [
-        Tensor("input", (1, size, size, channels), "int8", one),
-        Tensor("weight", weight.shape, "int8", steps, weight),
-        Tensor("bias", (8,), "int32", steps, np.zeros(8, np.int32)),
-        Tensor("output", (1, size - 2, size - 2, 8), "int8", Quantization((127 * 9.0 * channels,), -128)),
-    ]
-    graph = Graph.of("all_127", tensors, [Conv(("input", "weight", "bias"), "output")], ["input"], ["output"])
-    file = folder / "all_127.onnx"
-    file.write_bytes(write_onnx(graph))
-    x = np.full((1, size, size, channels), 127, np.int8)
-    expected = unsigned(run_reference(graph, x)["output"].transpose(0, 3, 1, 2).reshape(1, -1))
-    inputs = np.ascontiguousarray(unsigned(x).transpose(0, 3, 1, 2))[None]
-    for runtime in ("onnxruntime", PLAIN):
-        yield Job("all weights 127", runtime, file, inputs, expected)
-
-
-def unsigned(values: np.ndarray) -> np.ndarray:
-    """Integers of a graph as an ONNX file of ours has them; floats as they are."""
-    return values.view(np.uint8) ^ np.uint8(0x80) if values.dtype == np.int8 else values
-
-
-def _step(graph: Graph) -> float:
-    """The least by which two outputs can differ."""
-    op = graph.producers[graph.outputs[0]]
-    source = graph.tensors[op.inputs[0]].quantization if graph.tensors[op.output].quantization is None else None
-    return source.scale[0] if source else 1.0
+_RANGES = {"full": "all 8 bits", "saturation-free": "saturation-free (default)", "7-bit": "7 bits"}
+_LOADS = 15
+# What an operation promises, with the measure that is taken for it.
+_PROMISES = (
+    ("Conv, FullyConnected", "identical", "integer sums; one float32 multiplier, rounded half to even, in all of them"),
+    ("MaxPool, Pad, Slice, Reshape, Transpose", "identical", "integers are passed on"),
+    ("Concat, ReLU", "identical", "inputs and output share one scale"),
+    ("Add", "identical", "scales in ratios of whole numbers with an odd denominator: no sum lies in the middle"),
+    ("global average", "identical", "the same; a mean of very many pixels, whose scale would have to move by over 3 %, "
+     "keeps its scale and is within one step"),
+    ("AveragePool, odd number of values", "identical", "no mean lies in the middle"),
+    ("AveragePool, even number of values", "identical", "written as a depthwise convolution"),
+    ("AveragePool whose padding does not count, even number of values at a border", "one step",
+     "onnxruntime rounds half to even, LiteRT away from zero"),
+    ("Softmax", "one step", "exponentials are each runtime's own"),
+    ("Quantize from float, or between scales", "one step", "onnxruntime divides, XNNPACK multiplies by the reciprocal"),
+)  # fmt: skip
 
 
 @click.command()
 @click.option(
-    "--data-folder", type=click.Path(path_type=Path, file_okay=False), envvar="FIREBOX_DATA", show_envvar=True
+    "--data-folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    envvar="FIREBOX_DATA",
+    show_envvar=True,
+    help="Folder of the weights and images; --test does without.",
 )
-@click.option("--test", is_flag=True, help="The table of networks and processors only; exit code 1 for a difference.")
-def main(data_folder: Path | None, test: bool) -> None:
-    """Run int8 files on emulated processors and compare every output with the reference."""
-    processors = (*(EMULATED if emulator() else ()), NATIVE)
+@out_option("processors.md")
+@click.option(
+    "--test", is_flag=True, help="Networks by processors only, on the terminal; exit code 1 for a difference."
+)
+@click.option("--rounds", default=8, show_default=True, help="How often every comparison of times has its turn.")
+def main(data_folder: Path | None, out: Path, test: bool, rounds: int) -> None:
+    """Run int8 files on emulated processors and compare every output with the reference.
+
+    \b
+    Example:
+      python benchmarks/processors.py --test
+      python benchmarks/processors.py --data-folder ~/firebox-data
+    """
+    processors = [*(EMULATED if emulator() else ()), NATIVE]
     if not emulator():
         note("QEMU's user mode is missing (apt-get install qemu-user-static): only this machine's processor is tried")
-    with tempfile.TemporaryDirectory() as folder:
-        with progress("exporting") as advance:
-            jobs = []
-            for job in main_jobs(Path(folder), data_folder):
-                jobs.append(job)
-                advance(text=job.network)
-        found: list[Outcome] = []
-        with progress("running", len(jobs) * len(processors)) as advance:
-            for processor in processors:
-                for outcome in run_jobs(jobs, processor):
-                    found.append(outcome)
-                    advance(text=f"{outcome.job.network} on {processor}")
-    for cells in rows(found, processors):
-        print(cells)
-
-
-def rows(found: Sequence[Outcome], processors: Sequence[str]) -> list[tuple[str, ...]]:
-    """Networks and runtimes by processors: the share of identical outputs."""
-    keys = list(dict.fromkeys((one.job.network, one.job.runtime) for one in found))
-    cells = {(one.job.network, one.job.runtime, one.processor): one for one in found}
-    return [
-        (
-            *key,
-            *(f"{(o := cells[*key, p]).identical / o.outputs:.2%} {o.largest_steps} {o.weights}" for p in processors),
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        outcomes = on_processors(list(prepared(folder / "networks", data_folder, test)), processors)
+        wrong = [one for one in outcomes if one.is_wrong]
+        if test:
+            report(outcomes, processors, wrong)
+            sys.exit(1 if wrong else 0)
+        if data_folder is None:
+            raise click.UsageError("the page needs --data-folder (FIREBOX_DATA), as docs/data.md describes it")
+        files = {name: reference_files(folder / name, name, data_folder) for name in REFERENCES}
+        images = on_processors(
+            [job for name, networks in files.items() for network in networks for job in real_jobs(network)],
+            [_SATURATING if emulator() else NATIVE],
         )
-        for key in keys
+        parts = [
+            *introduction(outcomes, processors),
+            *real_images(images),
+            *weight_ranges(kept()),
+            *roundings(data_folder),
+            *times(files["squeezenet1_1"], rounds),
+            *loads(files["squeezenet1_1"]),
+        ]
+    write_page(out, parts)
+
+
+def prepared(folder: Path, data_folder: Path | None, test: bool) -> Iterator[Job]:
+    """The jobs of the table; a test leaves out plain sessions that may be wrong."""
+    with progress("exporting") as advance:
+        for job in jobs(folder, data_folder):
+            advance(text=job.network)
+            if job.exact or not test:
+                yield job
+
+
+def on_processors(wanted: Sequence[Job], processors: Sequence[str]) -> list[Outcome]:
+    """All jobs on all processors, two processes at a time."""
+    parts = [(processor, wanted[half::2]) for processor in processors for half in (0, 1)]
+    found: list[Outcome] = []
+    with progress("running", len(wanted) * len(processors)) as advance, ThreadPoolExecutor(2) as pool:
+
+        def run(part: tuple[str, Sequence[Job]]) -> None:
+            for outcome in run_jobs(part[1], part[0]):
+                found.append(outcome)
+                advance(text=f"{outcome.job.network} on {outcome.processor}")
+
+        list(pool.map(run, parts))
+    places = {id(job): place for place, job in enumerate(wanted)}
+    return sorted(found, key=lambda one: places[id(one.job)])
+
+
+def report(outcomes: Sequence[Outcome], processors: Sequence[str], wrong: Sequence[Outcome]) -> None:
+    """The table on the terminal, and a closing line that counts."""
+    print(table(("network", "runtime", *processors), rows(outcomes, processors), names=2))
+    for one in wrong:
+        note(f"{one.job.network}, {one.job.runtime}, {one.processor}: outputs up to {one.largest_steps} steps off")
+    print(f"{len(outcomes) - len(wrong)} passed, {len(wrong)} failed")
+
+
+def rows(outcomes: Sequence[Outcome], processors: Sequence[str]) -> list[tuple[str, ...]]:
+    """Networks and runtimes by processors: the share of identical outputs."""
+    keys = list(dict.fromkeys((one.job.network, one.job.runtime) for one in outcomes))
+    cells = {(one.job.network, one.job.runtime, one.processor): one for one in outcomes}
+    return [(*key, *(_share(cells[*key, processor]) for processor in processors)) for key in keys]
+
+
+def _share(one: Outcome) -> str:
+    return (
+        f"{one.identical / one.outputs:.0%}" if one.identical == one.outputs else f"{one.identical / one.outputs:.1%}"
+    )
+
+
+def introduction(outcomes: Sequence[Outcome], processors: Sequence[str]) -> list[str]:
+    """What is promised, and the table of networks by processors."""
+    return [
+        "# The same integers on every processor",
+        "This page is written by\n\n```sh\npython benchmarks/weight_ranges.py\npython benchmarks/processors.py\n```\n\n"
+        "and its first table is tested by `make test-processors`.",
+        surroundings(),
+        "On x86 with AVX2 or AVX-512 and without VNNI (AMD Zen 1 to 3, Intel before Ice Lake, many cloud servers) "
+        "onnxruntime's kernels for uint8 activations and int8 weights add two products in 16 bits, and the sum "
+        "saturates. firebox answers that twice. Its sessions load such layers with the same weights as uint8, whose "
+        "kernels are exact. And its exported weights are quantized so that no pair of them can saturate, for "
+        "applications that load the files without firebox; `firebox check FILE` says that of any ONNX file.",
+        "## What is promised of each operation",
+        "In onnxruntime, in LiteRT (XNNPACK) and in the reference (`runtime/reference.py`), for files that firebox "
+        "exports. *One step*: the integers of this operation are apart by one at most, which layers behind it may "
+        "multiply. tflite-runtime and tflite-micro rescale in fixed point: each operation alone is within one step.",
+        table(("operation", "promise", "why"), _PROMISES, names=3),
+        "## Networks on processors",
+        "The share of outputs that are identical with the reference's, on 2 images. Nehalem (SSE4), Haswell (AVX2) and "
+        "max (all that QEMU has; no VNNI) are emulated by `qemu-x86_64`. *onnxruntime* and *litert* are firebox's "
+        "sessions, *plain onnxruntime* has its default options. *Full range* files use all 8 bits of the weights, as "
+        "other quantizers do; the last ones are made by onnxruntime's own quantizer (weights int8 per channel). This "
+        f"machine is {this_processor()}.",
+        table(("network", "runtime", *processors), rows(outcomes, processors), names=2),
+    ]
+
+
+def reference_files(folder: Path, name: str, data_folder: Path) -> list[Network]:
+    """A network with published weights, with all 8 bits of its weights and saturation-free."""
+    network, images = load_reference(name, data_folder), open_images(data_folder / PICTURES)
+    found = []
+    for weight_range in ("full", "saturation-free"):
+        place = folder / weight_range
+        config = ExportConfig(effort="fast", weight_range=weight_range, precisions=("int8",), tolerance=_NO_GATE)
+        export_network(network, place, images, config)
+        found.append(Network(f"{name}, {weight_range}", (place / "model.int8.onnx",), images, network.preprocessing))
+    return found
+
+
+def real_jobs(network: Network) -> Iterator[Job]:
+    """The ONNX file in a session and plain, on real images."""
+    yield from jobs_of(network, network.files[0], _REAL_IMAGES)
+
+
+def real_images(outcomes: Sequence[Outcome]) -> list[str]:
+    """Networks with published weights on real images."""
+    stages = {
+        ("full", PLAIN): "before: all 8 bits, plain onnxruntime",
+        ("full", "onnxruntime"): "after: all 8 bits, `Session`",
+        ("saturation-free", PLAIN): "saturation-free, plain onnxruntime",
+        ("saturation-free", "onnxruntime"): "saturation-free, `Session`",
+    }
+    cells = []
+    for name in REFERENCES:
+        for (weight_range, runtime), stage in stages.items():
+            one = next(o for o in outcomes if (o.job.network, o.job.runtime) == (f"{name}, {weight_range}", runtime))
+            share = f"{one.identical / one.outputs:.2%}"
+            cells.append(
+                (name, stage, f"{one.same_class / one.inputs:.0%}", share, str(one.largest_steps), one.weights)
+            )
+    columns = ("network", "file and runtime", "same class", "identical logits", "largest, steps", "weights as loaded")
+    return [
+        f"## {_REAL_IMAGES} real images on an emulated {outcomes[0].processor}",
+        f"Beside the reference, on {_REAL_IMAGES} images of `$FIREBOX_DATA/{PICTURES}` drawn by seed 1; the files are "
+        "exported with `--effort fast`, 100 images drawn by seed 0 calibrate. Before firebox had this page, its "
+        "sessions were plain.",
+        table(columns, cells, names=2),
+    ]
+
+
+def weight_ranges(results: Sequence[Result]) -> list[str]:
+    """What it costs that no pair can saturate."""
+    cells = []
+    for name in REFERENCES:
+        for weight_range, title in _RANGES.items():
+            found = [one for one in results if (one.network, one.weight_range) == (name, weight_range)]
+            if len(found) < FOLDS:
+                raise click.ClickException(f"{name}, {weight_range}: run benchmarks/weight_ranges.py first")
+            agreement, top1 = [100 * one.agreement for one in found], [100 * (o.top1 - o.float_top1) for o in found]
+            cells.append(
+                (
+                    name,
+                    title,
+                    f"{np.mean(agreement):.2f} ({min(agreement):.2f} to {max(agreement):.2f})",
+                    f"{np.mean(top1):+.2f} ({min(top1):+.2f} to {max(top1):+.2f})",
+                    f"{np.mean([one.sqnr_db for one in found]):.2f}",
+                    f"{found[0].saturating:,} of {found[0].pairs:,}",
+                )
+            )
+    columns = ("network", "weights", "same class, %", "top-1, points", "SQNR, dB", "pairs that can saturate")
+    return [
+        "## What saturation-free weights cost",
+        f"Effort `good`, {FOLDS} folds of the 500 images drawn by seed 0: 100 calibrate, the 400 others are measured, "
+        "beside the float network on the same images; means, with the lowest and the highest fold in brackets. One "
+        "image of a fold is 0.25 %. Pairs are those of the first fold. *7 bits* is what `reduce_range` does elsewhere.",
+        table(columns, cells, names=2),
+    ]
+
+
+def roundings(data_folder: Path) -> list[str]:
+    """What exact scales and average pools as convolutions give and cost."""
+    cells = []
+    cifar = load_network("squeezenet_cifar")
+    images = open_images(data_folder / CIFAR)
+    train, test = images.split("train"), images.split("test")
+    assert train is not None and test is not None
+    for seed in range(3):
+        calibration, judged = sample(train, 100, seed), sample(test, 1000, seed)
+        cells += _rounding_rows("squeezenet_cifar", str(seed), cifar, calibration, judged)
+    micro = load_network("squeezenet_micro", random_init=True)
+    digits = open_images("digits")
+    drawn = sample(digits, 60, 0), sample(digits, 200, 1)
+    cells += _rounding_rows("residual sums and average pools", "0", replace(micro, module=Sums()), *drawn)
+    columns = ("network", "seed", "scales and pools", "identical in both formats", "same class", "SQNR, dB")
+    return [
+        "## What exact sums and means cost",
+        "Files whose scales are those of calibration and whose average pools are pools, beside those that are written: "
+        "scales moved to exact ratios, even average pools as convolutions. squeezenet_cifar has residual sums; 100 "
+        f"training images calibrate, and 1,000 test images of `$FIREBOX_DATA/{CIFAR}` are measured, both drawn by the "
+        "seed. *Identical*: outputs of the ONNX file in onnxruntime and of the TFLite file in LiteRT. *Same class* and "
+        "*SQNR* are those of the ONNX file beside the float network. The second network has random weights.",
+        table(columns, cells, names=3),
+    ]
+
+
+def _rounding_rows(name: str, seed: str, network: ZooNetwork, calibration, judged) -> Iterator[tuple[str, ...]]:
+    preprocessing = network.preprocessing
+    graph = trace(network.module, (1, preprocessing.depth, *preprocessing.size), "network")
+
+    def inputs(images) -> list[np.ndarray]:
+        crops = (preprocessing.crop(images.read(one), images.where(one)) for one in images.names)
+        return [preprocessing.normalize(pixels)[None] for pixels in crops]
+
+    samples, views = inputs(calibration), inputs(judged)
+    expected = answers(graph, views)
+    for title, ways in (("as calibrated", _as_calibrated()), ("as written", nullcontext())):
+        with ways:
+            found = quantize_network(graph, samples, "fast", quiet=True).graph
+        onnx, tflite = answers(found, views), _in_litert(found, views)
+        noise = ((onnx - expected) ** 2).sum()
+        yield (
+            name,
+            seed,
+            title,
+            f"{(np.abs(onnx - tflite) < 1e-6).mean():.2%}",
+            f"{(onnx.argmax(1) == expected.argmax(1)).mean():.2%}",
+            f"{10 * np.log10((expected**2).sum() / noise):.2f}",
+        )
+
+
+@contextmanager
+def _as_calibrated() -> Iterator[None]:
+    """Quantization that leaves scales and pools as they are."""
+    with (
+        mock.patch("firebox.export.scales.exact_scales", lambda graph, groups, scales: dict(scales)),
+        mock.patch("firebox.export.quantization.averages_as_convolutions", lambda graph: graph),
+    ):
+        yield
+
+
+def _in_litert(graph: Graph, views: Sequence[np.ndarray]) -> np.ndarray:
+    """Real outputs (images, values) of the TFLite file."""
+    quantization = graph.tensors[graph.outputs[0]].quantization
+    assert quantization is not None
+    with Session(write_tflite(graph), "litert") as session:
+        return np.stack([quantization.dequantize(session.run(graph.input_values(x))).ravel() for x in views])
+
+
+def times(networks: Sequence[Network], rounds: int) -> list[str]:
+    """The four ways to run a network on a processor that saturates, in turns."""
+    title = "## Time on a processor that saturates"
+    if not kernels_saturate():
+        return [title, f"Not measured: kernels do not saturate on this machine, {this_processor()}."]
+    full, safe = (network.files[0] for network in networks)
+    option = session_options(1)
+    option.add_session_config_entry("session.x64quantprecision", "1")
+    opened = {
+        "plain, again": open_onnx(read_file(full), session_options(1), exact=False),
+        "onnxruntime's option `session.x64quantprecision`": open_onnx(read_file(full), option, exact=False),
+        "weights rewritten as uint8 (`Session`)": open_onnx(read_file(full), session_options(1)),
+        "saturation-free file, plain": open_onnx(read_file(safe), session_options(1), exact=False),
+        "saturation-free file, `Session`": open_onnx(read_file(safe), session_options(1)),
+    }
+    plain = open_onnx(read_file(full), session_options(1), exact=False).session
+    (x,) = next(real_jobs(networks[0])).inputs[:1]
+    comparisons = [
+        Comparison("form", (form,), _runner(one.session, x), _runner(plain, x)) for form, one in opened.items()
+    ]
+    found = time_pairs(comparisons, rounds, 2.0, 0)
+    return [
+        title,
+        "Time of one inference of squeezenet1_1 in onnxruntime, on one thread, to that of the full-range file in a "
+        f"plain session, whose answers are wrong; pairs in turns, as in [speed](speed.md), on {this_processor()}.",
+        table(("form", *RATIO_COLUMNS), [ratios.cells() for ratios in found]),
+    ]
+
+
+def _runner(session, x: np.ndarray):
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: x})
+
+
+def loads(networks: Sequence[Network]) -> list[str]:
+    """What exact loading and the golden check add to opening a session."""
+    cells = []
+    for network in networks:
+        data = read_file(network.files[0])
+        ways = {
+            "plain, no check": lambda data=data: Session(data, exact=False, check="off"),
+            "exact, no check": lambda data=data: Session(data, check="off"),
+            "exact, golden pair remembered": lambda data=data: Session(data),
+        }
+        spent: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(_LOADS):
+            for way, load in ways.items():
+                start = time.thread_time()
+                load()
+                spent[way].append(1000 * (time.thread_time() - start))
+        base = statistics.median(spent["plain, no check"])
+        cells += [
+            (network.name, way, f"{statistics.median(ms):.1f}", f"{statistics.median(ms) - base:+.1f}")
+            for way, ms in spent.items()
+        ]
+    return [
+        "## What loading costs",
+        f"Thread time of opening a session of squeezenet1_1's ONNX file, in turns, medians of {_LOADS}; the first load "
+        f"of a file also runs one inference for its golden pair. Measured on {this_processor()}, where kernels "
+        f"{'saturate' if kernels_saturate() else 'do not saturate, so that nothing is looked at'}.",
+        table(("file", "session", "ms", "more, ms"), cells, names=2),
     ]
 
 

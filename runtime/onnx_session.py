@@ -5,6 +5,7 @@ that need it, whose kernels are exact.
 """
 
 import importlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from .errors import FormatError, MissingExtraError
 from .onnx_wire import matmul_model
 from .processor import this_processor
-from .saturation import exact_form
+from .saturation import ExactForm, exact_form
 
 AS_IN_THE_FILE = "as in the file"
 _VNNI = ("avx_vnni", "avx512_vnni")
@@ -22,17 +23,18 @@ _VNNI = ("avx_vnni", "avx512_vnni")
 
 @dataclass(frozen=True)
 class OpenedSession:
-    """An onnxruntime session and the number of layers whose weights it has as uint8 instead of int8."""
+    """An onnxruntime session, the number of layers whose weights it has as uint8 instead of int8, and of those that may
+    saturate all the same because their weights are computed."""
 
     session: Any
-    rewritten_layers: int
+    rewritten_layers: int = 0
+    saturating_layers: int = 0
 
     @property
     def weights(self) -> str:
         """The form of the weights, in words."""
-        if not self.rewritten_layers:
-            return AS_IN_THE_FILE
-        return f"uint8 in {self.rewritten_layers} layer{'s'[: self.rewritten_layers != 1]}"
+        form = f"uint8 in {_layers(self.rewritten_layers)}" if self.rewritten_layers else AS_IN_THE_FILE
+        return f"{form}; {_layers(self.saturating_layers)} may saturate" if self.saturating_layers else form
 
 
 def import_onnxruntime() -> Any:
@@ -58,18 +60,20 @@ def open_onnx(data: bytes, options: Any, exact: bool = True) -> OpenedSession:
 
     Raises whatever onnxruntime raises for a file that it refuses.
     """
-    rewritten = 0
+    form = ExactForm(data, 0, 0)
     if exact and kernels_saturate():
-        try:
-            data, rewritten = exact_form(data)
-        except FormatError:
-            # onnxruntime says itself what is wrong with the file.
-            rewritten = 0
+        # Of a file that cannot be read onnxruntime says itself what is wrong.
+        with suppress(FormatError):
+            form = exact_form(data)
     # With its fallback onnxruntime prints a failure on stdout and tries the same again.
     session = import_onnxruntime().InferenceSession(
-        data, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        form.data, options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
-    return OpenedSession(session, rewritten)
+    return OpenedSession(session, form.rewritten, form.left)
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer" if count == 1 else f"{count} layers"
 
 
 @cache

@@ -116,10 +116,10 @@ class OnnxMessage:
 
     def __init__(self, data: bytes):
         self._model = _fields(memoryview(data))
-        graph = next(_messages(self._model, _MODEL_GRAPH), None)
-        if graph is None:
-            raise FormatError("not an ONNX file: it holds no network")
-        self._graph = _fields(graph)
+        graphs = list(_messages(self._model, _MODEL_GRAPH))
+        if len(graphs) != 1:
+            raise FormatError(f"not an ONNX file: it holds {len(graphs) or 'no'} network{'s' if graphs else ''}")
+        self._graph = _fields(graphs[0])
         self.nodes = [_node(value) for value in _messages(self._graph, _GRAPH_NODE)]
         initializers = [_constant(value) for value in _messages(self._graph, _GRAPH_INITIALIZER)]
         self._initializers = [constant.name for constant in initializers]
@@ -153,10 +153,11 @@ class OnnxMessage:
         positions, names = iter(range(len(changed))), iter(self._initializers)
         graph: list[_Field] = []
         for number, wire, value in self._graph:
-            if number == _GRAPH_NODE:
+            whole = isinstance(value, memoryview)
+            if number == _GRAPH_NODE and whole:
                 position = next(positions)
                 value = memoryview(_encoded(nodes[position].fields)) if position in nodes else value
-            elif number == _GRAPH_INITIALIZER and next(names) not in used and not keep_all:
+            elif number == _GRAPH_INITIALIZER and whole and next(names) not in used and not keep_all:
                 continue
             graph.append((number, wire, value))
         graph += [(_GRAPH_INITIALIZER, _BYTES, memoryview(_tensor(name, data))) for name, data in constants]

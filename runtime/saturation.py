@@ -22,16 +22,16 @@ LIMIT = 128
 
 MICROSOFT_DOMAIN = "com.microsoft"
 STANDARD_DOMAINS = ("", "ai.onnx")
-# Operators on integers: where their activations' zero point, the weight and its zero point stand.
+# Operators on integers: where their activations' zero point, the weight, its scale and its zero point stand.
 INTEGER_OPS = {
-    "QLinearConv": (2, 3, 5),
-    "ConvInteger": (2, 1, 3),
-    "QLinearMatMul": (2, 3, 5),
-    "MatMulInteger": (2, 1, 3),
-    "MatMulIntegerToFloat": (4, 1, 5),
-    "DynamicQuantizeMatMul": (None, 1, 3),
-    "QGemm": (2, 3, 5),
-    "QAttention": (6, 1, 7),
+    "QLinearConv": (2, 3, 4, 5),
+    "ConvInteger": (2, 1, None, 3),
+    "QLinearMatMul": (2, 3, 4, 5),
+    "MatMulInteger": (2, 1, None, 3),
+    "MatMulIntegerToFloat": (4, 1, 3, 5),
+    "DynamicQuantizeMatMul": (None, 1, 2, 3),
+    "QGemm": (2, 3, 4, 5),
+    "QAttention": (6, 1, 4, 7),
 }
 # Operators on reals that onnxruntime makes integer ones of, between DequantizeLinear and QuantizeLinear.
 _FLOAT_OPS = ("Conv", "Gemm", "MatMul")
@@ -69,13 +69,15 @@ class IntegerLayer:
     """A layer of uint8 activations and int8 weights.
 
     ``owner`` is the position of the operator that takes the integers of the weight (the layer itself or a
-    ``DequantizeLinear``), ``weight_at`` and ``zero_at`` where; ``weight`` is ``None`` where it is computed.
+    ``DequantizeLinear``), ``weight_at``, ``scale_at`` and ``zero_at`` where that stand among its inputs; ``weight`` is
+    ``None`` where it is computed; ``moved`` says that something moves the weight before the layer takes it.
     """
 
     name: str
     kind: str
     owner: int
     weight_at: int
+    scale_at: int | None
     zero_at: int
     weight: Constant | None
     layer: Node
@@ -157,13 +159,21 @@ def integer_layers(message: OnnxMessage) -> Iterator[IntegerLayer]:
 
     for position, node in enumerate(message.nodes):
         if node.kind in INTEGER_OPS and node.domain in (*STANDARD_DOMAINS, MICROSOFT_DOMAIN):
-            x_zero, weight_at, zero_at = INTEGER_OPS[node.kind]
+            x_zero, weight_at, scale_at, zero_at = INTEGER_OPS[node.kind]
             x = None if x_zero is None else dtype(node.input(x_zero), node.input(0))
             name = node.input(weight_at)
             y = dtype(node.input(zero_at), name)
             if x in (None, np.uint8) and y in (None, np.int8):
                 yield IntegerLayer(
-                    node.name, node.kind, position, weight_at, zero_at, message.constants.get(name), node, False
+                    node.name,
+                    node.kind,
+                    position,
+                    weight_at,
+                    scale_at,
+                    zero_at,
+                    message.constants.get(name),
+                    node,
+                    False,
                 )
         elif node.kind in _FLOAT_OPS and node.domain in STANDARD_DOMAINS:
             sides = [behind(name) for name in node.inputs[:2]]
@@ -180,40 +190,63 @@ def integer_layers(message: OnnxMessage) -> Iterator[IntegerLayer]:
                 if constant is None and (first or message.constants.get(other.input(0)) is not None):
                     continue
                 if x in (None, np.uint8) and y in (None, np.int8):
-                    yield IntegerLayer(node.name, node.kind, owner, 0, 2, constant, node, moved or first)
+                    yield IntegerLayer(node.name, node.kind, owner, 0, 1, 2, constant, node, moved or first)
                     break
 
 
-def exact_form(data: bytes) -> tuple[bytes, int]:
-    """The same network with uint8 weights (zero point 128) in each layer that can saturate, and how many those are.
+@dataclass(frozen=True)
+class ExactForm:
+    """A file whose layers cannot saturate: ``rewritten`` of them have uint8 weights now, ``left`` could not be."""
 
-    Raises ``FormatError`` for bytes that are no ONNX file.
+    data: bytes
+    rewritten: int
+    left: int
+
+
+def exact_form(data: bytes) -> ExactForm:
+    """The same network with uint8 weights, zero points moved by 128, in each layer that can saturate.
+
+    Layers whose weight or its zero point is computed are left. Raises ``FormatError`` for bytes that are no ONNX file.
     """
     message = OnnxMessage(data)
+    taken = {*message.constants, *message.inputs, *(name for node in message.nodes for name in node.outputs)}
     nodes: dict[int, Node] = {}
     constants: dict[str, np.ndarray] = {}
-    count = 0
+
+    def added(name: str, values: np.ndarray) -> str:
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        constants[name] = values.view(np.uint8) ^ _SIGN
+        return name
+
+    rewritten = left = 0
     for layer in integer_layers(message):
-        if layer.weight is None or layer.weight.external or not layer.over:
+        if layer.weight is not None and not layer.weight.external and not layer.over:
             continue
-        count += 1
-        owner = nodes.get(layer.owner, message.nodes[layer.owner])
-        if owner is not message.nodes[layer.owner]:
-            # Two layers read one DequantizeLinear.
+        owner = message.nodes[layer.owner]
+        zeros = _zero_points(message, layer, owner)
+        if layer.weight is None or layer.weight.external or zeros is None:
+            left += 1
             continue
-        zero = message.constants.get(owner.input(layer.zero_at))
-        zeros = zero.data if zero is not None else np.zeros((), np.int8)
-        names = []
-        for name, values in ((layer.weight.name, layer.weight.data), (zero.name if zero else "", zeros)):
-            new = f"{name}/uint8"
-            while new in message.constants:
-                new += "'"
-            constants[new] = values.view(np.uint8) ^ _SIGN
-            names.append(new)
-        inputs = [*owner.inputs, *[""] * (layer.zero_at + 1 - len(owner.inputs))]
-        inputs[layer.weight_at], inputs[layer.zero_at] = names
-        nodes[layer.owner] = owner.with_inputs(inputs)
-    return (message.with_changes(nodes, constants.items()) if nodes else data), count
+        rewritten += 1
+        # Two layers may read one DequantizeLinear.
+        if layer.owner not in nodes:
+            inputs = [*owner.inputs, *[""] * (layer.zero_at + 1 - len(owner.inputs))]
+            inputs[layer.weight_at] = added(f"{layer.weight.name}/uint8", layer.weight.data)
+            inputs[layer.zero_at] = added(f"{inputs[layer.weight_at]}/zero_point", zeros)
+            nodes[layer.owner] = owner.with_inputs(inputs)
+    return ExactForm(message.with_changes(nodes, constants.items()) if nodes else data, rewritten, left)
+
+
+def _zero_points(message: OnnxMessage, layer: IntegerLayer, owner: Node) -> np.ndarray | None:
+    """A weight's int8 zero points, zeros where none are given; ``None`` where they are computed."""
+    name = owner.input(layer.zero_at)
+    if name:
+        constant = message.constants.get(name)
+        return constant.data if constant is not None and constant.dtype == np.int8 else None
+    scale = None if layer.scale_at is None else message.constants.get(owner.input(layer.scale_at))
+    return np.zeros(scale.shape if scale is not None else (), np.int8)
 
 
 def _adjacent(rows: np.ndarray) -> np.ndarray:

@@ -110,12 +110,12 @@ def check_saturation(model: str | Path | bytes) -> SaturationCheck:
     """
     kind = format_of(model)
     data = model if isinstance(model, bytes) else read_file(model)
-    if kind == "tflite":
-        from .tflite_reader import read_tflite
-
-        read_tflite(data)
-        return SaturationCheck((), ())
     try:
+        if kind == "tflite":
+            from .tflite_reader import read_tflite
+
+            read_tflite(data)
+            return SaturationCheck((), ())
         message = OnnxMessage(data)
         if not message.nodes:
             raise FormatError("not an ONNX file: it holds no network")

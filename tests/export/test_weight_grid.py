@@ -11,7 +11,7 @@ from firebox.export.rounding import Moments, round_weight
 from firebox.export.weight_grid import FULL, WeightGrid, WeightRange, fitted_scales, grid_of, on_grid
 from firebox.runtime.graph import Conv, FullyConnected, Graph, Quantization, Tensor
 from firebox.runtime.onnx_wire import OnnxMessage
-from firebox.runtime.saturation import LIMIT, exact_form, integer_layers, weight_pairs
+from firebox.runtime.saturation import LIMIT, ExactForm, exact_form, integer_layers, weight_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runners import some_input
@@ -60,7 +60,7 @@ def assert_cannot_saturate(graph: Graph) -> None:
     assert largest_sum(graph) <= LIMIT
     data = write_onnx(graph)
     assert [layer.saturating for layer in integer_layers(OnnxMessage(data))] == [0] * len(layers(graph))
-    assert exact_form(data) == (data, 0)
+    assert exact_form(data) == ExactForm(data, 0, 0)
 
 
 def graph_of(name: str, seed: int) -> Graph:
