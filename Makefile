@@ -10,15 +10,16 @@ SMOKE := tests/test_smoke.py
 STOCK := build/stock_litert
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-random lint types check format tables training clean
+.PHONY: help demo test test-random test-processors lint types check format tables training clean
 
 help:
 	@echo "make demo    train, export, check, plan and profile a network on real scans of digits"
 	@echo "make test    run the tests"
 	@echo "make test-random  run tests of properties on new random examples (SEED=n repeats a run)"
+	@echo "make test-processors  run int8 files on emulated processors (QEMU), beside the reference"
 	@echo "make check   what CI runs: lint, types, test"
 	@echo "make format  put the code into its standard form"
-	@echo "make tables  measure again what docs/ shows (needs FIREBOX_DATA; about an hour and a half)"
+	@echo "make tables  measure again what docs/ shows (needs FIREBOX_DATA; about two and a half hours)"
 	@echo "make training train again what docs/training.md compares (half a day)"
 	@echo "make clean   remove .venv and what was built"
 
@@ -46,6 +47,15 @@ test: $(READY)
 test-random: $(READY)
 	$(BIN)/python tests/random_run.py $(if $(SEED),--seed $(SEED))
 
+# QEMU's user mode is installed where that needs no question; without it only this machine's processor is tried.
+test-processors: $(READY)
+	@if ! command -v qemu-x86_64-static >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  { apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-user-static; } >/dev/null \
+	    || echo "qemu-user-static could not be installed" >&2; \
+	fi
+	$(BIN)/python benchmarks/processors.py --test
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,7 +63,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/basedpyright
 
-check: lint types test
+check: lint types test-processors test
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -68,6 +78,8 @@ tables: $(READY) $(STOCK)/.ready
 	$(BIN)/python benchmarks/qat.py
 	$(BIN)/python benchmarks/precisions.py
 	$(BIN)/python benchmarks/zoo.py
+	$(BIN)/python benchmarks/weight_ranges.py
+	$(BIN)/python benchmarks/processors.py
 	$(BIN)/python benchmarks/resume.py
 
 training: $(READY)

@@ -4,6 +4,7 @@
 from the reference's.
 """
 
+import os
 import statistics
 import sys
 import tempfile
@@ -84,6 +85,8 @@ def main(data_folder: Path | None, out: Path, test: bool, rounds: int) -> None:
     """
     processors = [*(EMULATED if emulator() else ()), NATIVE]
     if not emulator():
+        if os.environ.get("CI") and this_processor().is_x86:
+            raise click.ClickException("QEMU's user mode is missing: apt-get install qemu-user-static")
         note("QEMU's user mode is missing (apt-get install qemu-user-static): only this machine's processor is tried")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -16,13 +16,14 @@ from .planning import MemoryPlan, Verdict, plan
 from .preprocessing import Preprocessing
 from .profiling import Profile, profile
 from .reader import read_graph
-from .session import Prediction, Session
+from .session import Facts, Prediction, Session
 from .units import format_size, parse_size
 
 __all__ = [
     "Contract",
     "Ensemble",
     "Evaluation",
+    "Facts",
     "FireboxError",
     "Graph",
     "LabelledImages",

@@ -38,7 +38,7 @@ def firebox() -> None:
       firebox plan model.int8.tflite --sram 256KiB   does it fit?
 
     \b
-    Exit codes: 0 fine or fits, 1 failed, 2 bad usage, 3 does not fit.
+    Exit codes: 0 fine or fits, 1 failed, 2 bad usage, 3 does not fit, 4 undecided.
     Tab completion: eval "$(_FIREBOX_COMPLETE=bash_source firebox)"   (or zsh_source, fish_source)
     """
 
