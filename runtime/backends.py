@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -189,6 +190,7 @@ def load_backend(name: str, data: bytes, format_: Format, threads: int, exact: b
     return name, TFLite(data, threads, BACKENDS[name])
 
 
+@cache
 def backend_version(name: str) -> str:
     """The installed version of a backend's package."""
     return version(BACKENDS[name].package)
