@@ -17,7 +17,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-random  run tests of properties on new random examples (SEED=n repeats a run)"
 	@echo "make test-processors  run int8 files on emulated processors (QEMU), beside the reference"
-	@echo "make check   what CI runs: lint, types, test"
+	@echo "make check   what CI runs: lint, types, test-processors, test"
 	@echo "make format  put the code into its standard form"
 	@echo "make tables  measure again what docs/ shows (needs FIREBOX_DATA; about two and a half hours)"
 	@echo "make training train again what docs/training.md compares (half a day)"

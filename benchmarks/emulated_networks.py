@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 from common import PICTURES
@@ -42,12 +43,13 @@ class Sums(nn.Module):
 
 @dataclass(frozen=True)
 class Network:
-    """The int8 files of one network, with images for their inputs."""
+    """The int8 files of one network, with images for their inputs; whether no kernel can saturate on them."""
 
     name: str
     files: tuple[Path, ...]
     images: LabelledImages
     preprocessing: Preprocessing
+    is_safe: bool
 
 
 def jobs(folder: Path, data_folder: Path | None) -> Iterator[Job]:
@@ -81,12 +83,13 @@ def _networks(folder: Path, data_folder: Path | None) -> Iterator[Network]:
     ):
         place = folder / title.replace(", ", "-").replace(" ", "-")
         export_network(network, place, images, config, quiet=True)
-        yield Network(title, tuple(place / f"model.int8.{end}" for end in endings), images, network.preprocessing)
+        files, is_safe = tuple(place / f"model.int8.{end}" for end in endings), config.weight_range != "full"
+        yield Network(title, files, images, network.preprocessing, is_safe)
     place = folder / "quantizer"
     export_network(micro, place, digits, replace(quick, precisions=("float32",)), quiet=True)
     for form, activations in (("QDQ", "QUInt8"), ("QOperator", "QUInt8"), ("QDQ", "QInt8"), ("QOperator", "QInt8")):
         file = _quantized(place / "model.float32.onnx", place / f"{form}-{activations}.onnx", form, activations, digits)
-        yield Network(f"onnxruntime's {form}, {activations}", (file,), digits, micro.preprocessing)
+        yield Network(f"onnxruntime's {form}, {activations}", (file,), digits, micro.preprocessing, False)
 
 
 def _quantized(source: Path, target: Path, form: str, activations: str, images: LabelledImages) -> Path:
@@ -120,9 +123,11 @@ def jobs_of(network: Network, file: Path, count: int) -> Iterator[Job]:
         yield Job(network.name, "litert", file, np.stack(inputs), outputs, _step(graph))
         return
     arrays = np.ascontiguousarray(_unsigned(np.stack(inputs)).transpose(0, 1, 4, 2, 3))
-    safe = check_saturation(file).verdict == "cannot saturate"
+    verdict = check_saturation(file).verdict
+    if network.is_safe and verdict != "cannot saturate":
+        raise click.ClickException(f"{network.name}: {file.name} was exported saturation-free, but {verdict}")
     yield Job(network.name, "onnxruntime", file, arrays, _unsigned(outputs), _step(graph))
-    yield Job(network.name, PLAIN, file, arrays, _unsigned(outputs), _step(graph), exact=safe)
+    yield Job(network.name, PLAIN, file, arrays, _unsigned(outputs), _step(graph), exact=network.is_safe)
 
 
 def _all_127(folder: Path) -> Iterator[Job]:

@@ -70,22 +70,25 @@ def run_jobs(jobs: Sequence[Job], processor: str) -> Iterator[Outcome]:
     with tempfile.TemporaryDirectory() as folder:
         jobs_file = Path(folder, "jobs.json")
         jobs_file.write_text(json.dumps([_saved(job, Path(folder, f"{index}.npz")) for index, job in enumerate(jobs)]))
-        with subprocess.Popen(
-            [*_python(processor), str(jobs_file)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=_environment(folder),
-        ) as process:
-            assert process.stdout is not None and process.stderr is not None
-            done = 0
+        done, log = 0, Path(folder, "errors.txt")
+        with (
+            log.open("w") as errors,
+            subprocess.Popen(
+                [*_python(processor), str(jobs_file)],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=_environment(folder),
+            ) as process,
+        ):
+            assert process.stdout is not None
             for line in process.stdout:
                 yield Outcome(jobs[done], processor, **json.loads(line))
                 done += 1
-            errors = process.stderr.read()
-    if process.returncode or done < len(jobs):
-        last = " | ".join(errors.strip().splitlines()[-3:])
-        raise click.ClickException(f"{jobs[done].network} on {processor} ended with code {process.returncode}: {last}")
+        if process.returncode or done < len(jobs):
+            last = " | ".join(log.read_text().strip().splitlines()[-3:])
+            name = jobs[min(done, len(jobs) - 1)].network
+            raise click.ClickException(f"{name} on {processor} ended with code {process.returncode}: {last}")
 
 
 def _saved(job: Job, path: Path) -> dict[str, Any]:

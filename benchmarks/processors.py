@@ -194,7 +194,8 @@ def reference_files(folder: Path, name: str, data_folder: Path) -> list[Network]
         place = folder / weight_range
         config = ExportConfig(effort="fast", weight_range=weight_range, precisions=("int8",), tolerance=_NO_GATE)
         export_network(network, place, images, config)
-        found.append(Network(f"{name}, {weight_range}", (place / "model.int8.onnx",), images, network.preprocessing))
+        file, is_safe = place / "model.int8.onnx", weight_range != "full"
+        found.append(Network(f"{name}, {weight_range}", (file,), images, network.preprocessing, is_safe))
     return found
 
 

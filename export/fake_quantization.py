@@ -41,7 +41,7 @@ from ..runtime.graph import Tensor as GraphTensor
 from .calibrators import Range
 from .exact_scales import exact_scales
 from .quantization import quantize_layer
-from .scales import activation_scales, scale_groups
+from .scales import activation_scales, fixed_groups, scale_groups
 from .weight_grid import DEFAULT_RANGE, WeightRange, grid_of
 
 _LEVELS = 255
@@ -80,7 +80,7 @@ class FakeQuantized(nn.Module):
             )
         # What the last pass computed for the scales and for each layer: weights change by training only.
         self._exact: tuple[list[float], list[float]] = ([], [])
-        self._integers: dict[str, tuple[Any, tuple[Any, Any]]] = {}
+        self._integers: dict[str, tuple[Quantization, tuple[GraphTensor, GraphTensor], list[np.ndarray]]] = {}
         self._last_use = {name: op for op in graph.ops for name in op.inputs}
         layers = [op for op in graph.ops if isinstance(op, Conv | FullyConnected)]
         self._grids = {op.name: grid_of(graph, op, weight_range) for op in layers}
@@ -90,7 +90,7 @@ class FakeQuantized(nn.Module):
         scales, groups = activation_scales(graph, ranges, exact=False), scale_groups(graph)
         roots = list(dict.fromkeys(groups.values()))
         self._group = {name: roots.index(root) for name, root in groups.items()}
-        self._fixed = {self._group[op.output] for op in graph.ops if isinstance(op, Softmax)}
+        self._fixed = {roots.index(root) for root in fixed_groups(graph, groups)}
         self._zero_points = [scales[root].zero_point for root in roots]
         self.scales = nn.Parameter(torch.tensor([scales[root].scale[0] for root in roots]))
         self.register_buffer("_pace", torch.tensor(_paces(graph, self._group, self._fixed)), persistent=False)
@@ -152,9 +152,9 @@ class _Run:
                     f"the scale of activation {name!r} is {learned[group]:g}, no positive number; learn it slower"
                 )
         # In the ratios that the file will have; gradients pass by.
-        moved = module.exact(learned)
-        self.numbers = moved
-        self._scales = module.scales + (torch.tensor(moved, device=module.scales.device) - module.scales).detach()
+        self.numbers = module.exact(learned)
+        exact = torch.tensor(self.numbers, device=module.scales.device)
+        self._scales = module.scales + (exact - module.scales).detach()
         if self._scales.requires_grad:
             pace = module._pace
             self._scales.register_hook(lambda gradient: gradient * pace)
@@ -210,16 +210,14 @@ class _Run:
 
     def _constants(self, op: Conv | FullyConnected, weight: Tensor, bias: Tensor) -> tuple[GraphTensor, GraphTensor]:
         """A layer's weight (in the graph's order) and bias as ``quantize`` has them."""
-        x = self.quantization(op.inputs[0])
-        key = (id(weight), weight._version, id(bias), bias._version, x)
+        x, arrays = self.quantization(op.inputs[0]), [weight.detach().cpu().numpy(), bias.detach().cpu().numpy()]
         kept = self.module._integers.get(op.name)
-        if kept is None or kept[0] != key:
-            data = weight.detach().cpu().numpy()
-            data = data.transpose(_OIHW_TO_OHWI) if data.ndim == 4 else data
+        if kept is None or kept[0] != x or not all(map(np.array_equal, kept[2], arrays)):
+            data = arrays[0].transpose(_OIHW_TO_OHWI) if arrays[0].ndim == 4 else arrays[0]
             # A network that diverges overflows before it is told by its loss.
             with np.errstate(over="ignore", invalid="ignore"):
-                found = quantize_layer(op.name, data, bias.detach().cpu().numpy(), x, grid=self.module._grids[op.name])
-            kept = self.module._integers[op.name] = key, found
+                found = quantize_layer(op.name, data, arrays[1], x, grid=self.module._grids[op.name])
+            kept = self.module._integers[op.name] = x, found, [array.copy() for array in arrays]
         return kept[1]
 
 

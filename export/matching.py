@@ -62,9 +62,9 @@ def match(reference: Graph, quantized: Graph) -> Match:
     naming a layer whose weights are not finite.
     """
     _check_kinds(reference, quantized)
-    if not any(isinstance(op, AveragePool) for op in quantized.ops):
-        reference = averages_as_convolutions(reference)
     names = _pairs(reference, quantized)
+    pools = {names[op.output] for op in quantized.ops if isinstance(op, Conv)}
+    reference = averages_as_convolutions(reference, pools)
     found = Match(reference, quantized, names)
     for op in quantized.ops:
         if isinstance(op, Conv | FullyConnected):
@@ -111,7 +111,10 @@ def _pairs(reference: Graph, quantized: Graph) -> dict[str, str]:
         if met or (op is None and other is None):
             continue
         padded = _paddings(quantized, ours) > _paddings(reference, theirs)
-        if op is not None and other is not None and type(op) is type(other) and not padded:
+        if isinstance(op, Conv) and isinstance(other, AveragePool) and not padded:
+            # An average pool of an even number of values is a convolution in int8.
+            pending.append((op.inputs[0], other.inputs[0]))
+        elif op is not None and other is not None and type(op) is type(other) and not padded:
             pending += _operands(reference, quantized, op, other)
         elif isinstance(op, (*_SILENT, Relu)):
             pending.append((op.inputs[0], theirs))

@@ -81,8 +81,7 @@ def compensate(weight: np.ndarray, quantization: Quantization, moments: Moments,
     partners = grid.partners(len(order))
     shares = importance(moments, len(order))
     for column, original in enumerate(order):
-        low = high = np.float64(grid.largest)
-        low = -low
+        low, high = -np.float64(grid.largest), np.float64(grid.largest)
         for partner in partners[original]:
             at = position[partner]
             others = np.rint(rows[:, at]) if at < column else rows[:, at]

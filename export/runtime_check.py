@@ -15,8 +15,9 @@ from ..runtime.session import Facts
 REFERENCE_IMAGES = 8
 # Backends whose kernels bring sums to the output's scale as the reference does; tflite-runtime's are in fixed point.
 EXACT_BACKENDS = ("onnxruntime", "litert")
-# Steps of the output that kernels may be off by that round in other ways (fixed point, averages of an even number).
-MOST_STEPS = 6
+# Steps of the output that kernels may be off by that round in other ways, such as in fixed point; as much as a file's
+# golden pair allows.
+MAX_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Exactness:
     @property
     def is_sound(self) -> bool:
         """Whether other ways of rounding explain the difference."""
-        return self.largest_steps <= MOST_STEPS
+        return self.largest_steps <= MAX_STEPS
 
 
 def reference_outputs(graph: Graph, pixels: Sequence[np.ndarray], preprocessing: Preprocessing) -> np.ndarray | None:

@@ -41,7 +41,8 @@ def activation_scales(graph: Graph, ranges: Mapping[str, Range], exact: bool = T
             raise QuantizationError(f"activation {tensor.name!r} was not calibrated")
         group = groups[tensor.name]
         covered[group] = ranges[tensor.name].union(covered.get(group, Range(0.0, 0.0)))
-    free = {group: found for group, found in covered.items() if group not in fixed_groups(graph, groups)}
+    fixed = fixed_groups(graph, groups)
+    free = {group: found for group, found in covered.items() if group not in fixed}
     own = {group: _scale(found) for group, found in free.items()}
     scales = exact_scales(graph, groups, own) if exact else own
     # Zero points are those of the ranges: a scale that moves a little moves both ends a little.

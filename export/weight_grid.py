@@ -1,8 +1,8 @@
 """Which integers the weights of a layer may be: all of 8 bits, 7 bits, or those that no kernel can saturate on.
 
-Kernels that add two products in 16 bits (``runtime/saturation.py``) need ``|w1 + w2| <= 128`` for the weights that they
-pair. Few pairs break that; they are cut, and each channel's scale is chosen so that cutting and rounding together cost
-least.
+Kernels that accumulate pairs of products in 16 bits (``runtime/saturation.py``) need ``|w1 + w2| <= 128`` for the
+weights that they pair. Few pairs break that; they are cut, and each channel's scale is chosen so that cutting and
+rounding together cost least.
 """
 
 from dataclasses import dataclass

@@ -195,8 +195,10 @@ def export_command(
       firebox export runs/squeezenet_micro --out build/half --precision float16 --precision dynamic
     """
     from ..export import ExportConfig, Tolerance
+    from ..export.weight_grid import DEFAULT_RANGE
     from ..runtime.datasets import open_images
     from ..runtime.devices import budget
+    from ..runtime.saturation_check import check_saturation
     from . import TrainingConfig, export_network, load_network, open_training_images
 
     given = {"agreement": min_agreement, "sqnr_db": min_sqnr}
@@ -224,7 +226,8 @@ def export_command(
     else:
         raise UsageError("int8 needs pictures to calibrate with; pass --calibrate FOLDER (or a .tar, a .zip, 'digits')")
     if network.ranges and not as_json:
-        note(f"{model} was trained in int8: its own ranges and rounding are kept, pictures only compare")
+        kept = "ranges and rounding are" if weight_range == DEFAULT_RANGE else "ranges are"
+        note(f"{model} was trained in int8: its own {kept} kept, images only compare")
     try:
         found = export_network(network, out or Path("build") / Path(model).name, pictures, config, quiet=as_json)
     except DoesNotFitError as error:
@@ -246,8 +249,9 @@ def export_command(
     table(f"{network.name}: files in {found.out} against the network on {gate} pictures", columns, rows)
     if found.report["parity"]["identical_outputs"] is not None:
         note(f"{found.report['parity']['identical_outputs']:.2%} of the outputs are identical in both int8 files")
-        if config.weight_range != "full":
-            note("no kernel can saturate on the int8 weights, whatever the processor (firebox check shows it)")
+    for path in found.files:
+        if path.name == "model.int8.onnx":
+            note(f"{path.name}: {check_saturation(path).verdict}, whatever the processor")
     tried = found.report["calibration"].get("divergence_nats")
     if tried:
         nearest = found.report["calibration"]

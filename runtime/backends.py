@@ -28,8 +28,9 @@ class Backend(Protocol):
 
     input_shape: tuple[int, ...]
     input_dtype: str
-    # The form in which the runtime has the weights, in words.
+    # The form in which the runtime has the weights, in words, and why its answers may be wrong here (or nothing).
     weights: str
+    doubt: str
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """One inference, in the file's own layout and type."""
@@ -54,7 +55,7 @@ class OnnxRuntime:
     def __init__(self, data: bytes, threads: int, exact: bool = True):
         self._data, self._threads, self._exact = data, threads, exact
         opened = self._open(session_options(threads))
-        self._session, self.weights = opened.session, opened.weights
+        self._session, self.weights, self.doubt = opened.session, opened.weights, opened.doubt
         source, _ = _one_of_each(self._session.get_inputs(), self._session.get_outputs())
         if not all(isinstance(size, int) for size in source.shape):
             raise FormatError(
@@ -120,7 +121,7 @@ class TFLite:
         self._source, self._target = source["index"], target["index"]
         self.input_shape = tuple(int(size) for size in source["shape"])
         self.input_dtype = np.dtype(source["dtype"]).name
-        self.weights = AS_IN_THE_FILE
+        self.weights, self.doubt = AS_IN_THE_FILE, ""
         self._lock = threading.Lock()
 
     def run(self, x: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """``firebox check``: whether int8 files can saturate on some processors."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,14 @@ def check_command(
       firebox check theirs.onnx --images images/ --like model.float32.onnx
     """
     from .errors import UnsupportedError
+    from .reader import format_of
     from .saturation_check import check_saturation
 
     found = check_saturation(model)
     damage, why_not = None, ""
-    if source is not None:
+    if source is not None and format_of(model) == "tflite":
+        why_not = "kernels for TFLite files add in 32 bits"
+    elif source is not None:
         try:
             damage = _measured(model, source, count, seed, like, as_json)
         except UnsupportedError as error:
@@ -70,19 +74,20 @@ def _measured(model: Path, source: str, count: int, seed: int, like: Path | None
     import numpy as np
 
     from .datasets import open_images, sample
+    from .files import read_file
     from .reader import read_graph
     from .saturation_check import measure_saturation
     from .session import Session
 
-    lender = Session(like, check="off") if like is not None else None
-    with Session(model, like=lender, check="off") as session:
-        contract = session.contract
+    with ExitStack() as opened:
+        lender = opened.enter_context(Session(like, check="off")) if like is not None else None
+        contract = opened.enter_context(Session(model, like=lender, check="off")).contract
     graph, drawn, inputs = read_graph(model), sample(open_images(source), count, seed), []
     for name in drawn.names:
         pixels = contract.preprocessing.crop(drawn.read(name), drawn.where(name))
         inputs.append(graph.input_values(contract.preprocessing.normalize(pixels)[None].astype(np.float32)))
     with progress("measuring", len(inputs), quiet=quiet) as advance:
-        return measure_saturation(graph, inputs, advance)
+        return measure_saturation(read_file(model), inputs, advance)
 
 
 def _show(model: Path, found: "SaturationCheck") -> None:

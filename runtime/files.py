@@ -22,10 +22,11 @@ def write_files(folder: str | Path, files: Mapping[str, bytes | str]) -> list[Pa
     Raises ``WriteError`` (disk full, no permission) with no new file, temporary file or folder left.
     """
     folder = Path(folder)
-    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders: list[Path] = []
     parts: dict[Path, Path] = {}
     target = folder
     try:
+        new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             target = folder / name
@@ -86,7 +87,10 @@ def check_writable(folder: str | Path) -> None:
     """Find out before long work whether files can be written into ``folder``; leaves nothing. Raises ``WriteError``."""
     folder = Path(folder)
     probe = f".probe-{secrets.token_hex(4)}"
-    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    except OSError as error:
+        raise WriteError(f"cannot write into {folder}: {reason(error)}") from error
     try:
         _remove(write_files(folder, {probe: b""}), new_folders)
     except WriteError as error:

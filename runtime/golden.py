@@ -79,15 +79,17 @@ def check_once(
     if check.passed:
         _remember(key, [name, *circumstances])
         return "passed"
-    message = (
-        f"{name}: {', '.join(circumstances)} answers the golden image {check.max_abs:.3g} off (tolerance "
-        f"{check.tolerance:.3g}), so its answers cannot be trusted here; use another backend or version of it, or "
-        f"{VARIABLE}=off to use it all the same"
-    )
+    off = f"is off by {check.max_abs:.3g} (tolerance {check.tolerance:.3g})"
+    complain(f"{name}: the output for the golden image {off} in {', '.join(circumstances)}", mode)
+    return "failed"
+
+
+def complain(what: str, mode: CheckMode) -> None:
+    """Say that outputs may be wrong here: a ``WrongAnswerWarning``, or in mode ``strict`` a ``WrongAnswerError``."""
+    message = f"{what}; use another backend or version of it, or {VARIABLE}=off to use it all the same"
     if mode == "strict":
         raise WrongAnswerError(message)
-    warnings.warn(message, WrongAnswerWarning, stacklevel=4)
-    return "failed"
+    warnings.warn(message, WrongAnswerWarning, stacklevel=5)
 
 
 def _file(key: str) -> Path | None:

@@ -14,18 +14,22 @@ import numpy as np
 
 from .errors import FormatError
 
+# The names of the domain of ONNX's own operators.
+STANDARD_DOMAINS = ("", "ai.onnx")
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
 _DTYPES = {2: np.dtype(np.uint8), 3: np.dtype(np.int8)}
 _TYPES = {dtype: number for number, dtype in _DTYPES.items()}
 _INT32 = 6
 _EXTERNAL = 1
+_MAX_RANK, _MAX_SIZE = 8, 2**31 - 1
 
 # Numbers of the fields that are read here.
 _MODEL_VERSION, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_FUNCTION = 1, 7, 8, 25
 _GRAPH_NODE, _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 2, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
-_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR = 1, 3, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 1, 3, 5, 6, 11
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT32, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 1, 2, 5, 8, 9, 14
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 
@@ -62,6 +66,14 @@ class Node:
         return found
 
     @property
+    def has_subgraph(self) -> bool:
+        """Whether it holds a network of its own, as of the standard operators only these four do."""
+        if self.domain in STANDARD_DOMAINS:
+            return self.kind in ("If", "Loop", "Scan", "SequenceMap")
+        attributes = map(_fields, _messages(self.fields, _NODE_ATTRIBUTE))
+        return any(number in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS) for own in attributes for number, *_ in own)
+
+    @property
     def value(self) -> "Constant | None":
         """The tensor that a ``Constant`` holds."""
         for message in _messages(self.fields, _NODE_ATTRIBUTE):
@@ -96,6 +108,8 @@ class Constant:
         """Values of an 8-bit constant. Raises ``FormatError`` when they are not in the file."""
         if self.external or self.dtype is None:
             raise FormatError(f"the values of {self.name!r} are not 8-bit integers in this file")
+        if len(self.shape) > _MAX_RANK or any(not 1 <= size <= _MAX_SIZE for size in self.shape):
+            raise FormatError(f"constant {self.name!r} has shape {self.shape}, which nothing can have")
         raw = next(_messages(self.fields, _TENSOR_RAW), None)
         if raw is not None:
             values = np.frombuffer(raw, self.dtype)
@@ -134,7 +148,7 @@ class OnnxMessage:
     @property
     def has_subgraphs(self) -> bool:
         """Whether an operator holds a network of its own."""
-        return any(node.kind in ("If", "Loop", "Scan", "SequenceMap") for node in self.nodes)
+        return any(node.has_subgraph for node in self.nodes)
 
     @property
     def has_functions(self) -> bool:

@@ -1,7 +1,7 @@
 """Exact rewrites: batch norm into convolutions, rectifiers into what they follow, padding out of what it precedes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -123,15 +123,17 @@ def integer_ends(graph: Graph) -> Graph:
     return Graph.of(graph.name, graph.tensors.values(), ops, inputs, outputs)
 
 
-def averages_as_convolutions(graph: Graph) -> Graph:
-    """A float graph whose average pools of an even number of values are depthwise convolutions of equal weights.
+def averages_as_convolutions(graph: Graph, only: Container[str] | None = None) -> Graph:
+    """A float graph whose average pools of an even number of values (or of those, the pools in ``only``) are depthwise
+    convolutions of equal weights.
 
     Half of their integer means lie in the middle between two integers, and kernels for pools round that in different
     ways; those for convolutions share theirs. Pools whose padding does not count stay: their divisor varies.
     """
     tensors, ops = dict(graph.tensors), list[Op]()
     for op in graph.ops:
-        if isinstance(op, AveragePool) and op.padding == NO_PADS and math.prod(op.window) % 2 == 0:
+        even = isinstance(op, AveragePool) and op.padding == NO_PADS and math.prod(op.window) % 2 == 0
+        if isinstance(op, AveragePool) and even and (only is None or op.name in only):
             channels = tensors[op.output].shape[3]
             values = {
                 f"{op.name}/weight": np.full((channels, *op.window, 1), 1 / math.prod(op.window), np.float32),

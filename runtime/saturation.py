@@ -1,8 +1,9 @@
-"""Which integer layers of an ONNX file kernels of 16-bit sums may compute wrongly, and the form that they cannot.
+"""The integer layers of an ONNX file that can saturate on x86 without VNNI, and a form of the file that cannot.
 
 On x86 with AVX2 or AVX-512 but without VNNI, onnxruntime multiplies uint8 activations with int8 weights by
 ``vpmaddubsw``, which adds the products of two neighbours in 16 bits and saturates: 255 * (w1 + w2) fits while
-``|w1 + w2| <= 128``. Kernels for uint8 weights, for int8 activations and for depthwise layers do not do that.
+``|w1 + w2| <= 128``. Kernels for uint8 weights and for int8 activations multiply in 16 bits and add in 32, and so do
+those of depthwise layers.
 
 A convolution's neighbours are those in the order kernel row, kernel column, input channel, in which kernels walk over
 NHWC data; a kernel that treats each position on its own pairs the channels of each. Both are looked at.
@@ -15,13 +16,12 @@ from functools import cached_property
 import numpy as np
 
 from .graph import Conv, FullyConnected, Graph, flattened_image
-from .onnx_wire import Constant, Node, OnnxMessage
+from .onnx_wire import STANDARD_DOMAINS, Constant, Node, OnnxMessage
 
 # The largest sum of two weights whose products with 255 fit into 16 bits.
 LIMIT = 128
 
 MICROSOFT_DOMAIN = "com.microsoft"
-STANDARD_DOMAINS = ("", "ai.onnx")
 # Operators on integers: where their activations' zero point, the weight, its scale and its zero point stand.
 INTEGER_OPS = {
     "QLinearConv": (2, 3, 4, 5),
@@ -35,9 +35,11 @@ INTEGER_OPS = {
 }
 # Operators on reals that onnxruntime makes integer ones of, between DequantizeLinear and QuantizeLinear.
 _FLOAT_OPS = ("Conv", "Gemm", "MatMul")
-# What lies between a DequantizeLinear and its use without changing values.
-_PASSING = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+# Operators between a DequantizeLinear and its use that onnxruntime moves out of the way, of weights and of activations.
+_MOVING = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_PASSING = (*_MOVING, "Dropout", "MaxPool", "Pad", "Slice")
 _SIGN = np.uint8(0x80)
+_OTHER = np.dtype(object)
 
 
 def neighbours(positions: int, channels: int) -> list[np.ndarray]:
@@ -70,7 +72,8 @@ class IntegerLayer:
 
     ``owner`` is the position of the operator that takes the integers of the weight (the layer itself or a
     ``DequantizeLinear``), ``weight_at``, ``scale_at`` and ``zero_at`` where that stand among its inputs; ``weight`` is
-    ``None`` where it is computed; ``moved`` says that something moves the weight before the layer takes it.
+    ``None`` where it is computed. ``reordered``: something moves the weight before the layer takes it. Not ``certain``:
+    between the integers and the layer lie other operators, and whether onnxruntime multiplies integers is up to it.
     """
 
     name: str
@@ -81,12 +84,8 @@ class IntegerLayer:
     zero_at: int
     weight: Constant | None
     layer: Node
-    moved: bool
-
-    @cached_property
-    def weights(self) -> int:
-        """How many weights there are."""
-        return 0 if self.weight is None else int(np.prod(self.weight.shape, dtype=np.int64))
+    reordered: bool = False
+    certain: bool = True
 
     @cached_property
     def over(self) -> int:
@@ -97,7 +96,7 @@ class IntegerLayer:
     @property
     def saturating(self) -> int | None:
         """How many pairs of neighbours can saturate; ``None`` where that is not known."""
-        if self.weight is None or self.weight.external or (self.moved and self.over):
+        if self.weight is None or self.weight.external or ((self.reordered or not self.certain) and self.over):
             return None
         return self.over
 
@@ -111,7 +110,7 @@ class IntegerLayer:
         """The sum of every pair of neighbours, int16."""
         assert self.weight is not None
         data = self.weight.data
-        if self.moved or (data.ndim < 2):
+        if self.reordered or data.ndim < 2:
             return _any_order(data)
         if "Conv" in self.kind:
             return self._of_windows(data)
@@ -139,64 +138,107 @@ class IntegerLayer:
 
 def integer_layers(message: OnnxMessage) -> Iterator[IntegerLayer]:
     """The layers of a file that multiply uint8 activations (or integers of unknown type) with int8 weights."""
-    made = {name: (position, node) for position, node in enumerate(message.nodes) for name in node.outputs if name}
-
-    def behind(name: str) -> tuple[int, Node | None, bool]:
-        """What makes a tensor, past what only moves values, and whether there was such."""
-        moved = False
-        while name in made and made[name][1].kind in _PASSING and made[name][1].inputs:
-            name, moved = made[name][1].inputs[0], True
-        position, node = made.get(name, (-1, None))
-        return position, node, moved
-
-    def dtype(zero_point: str, integers: str) -> "np.dtype | None":
-        for name in (zero_point, integers):
-            if name in message.constants:
-                return message.constants[name].dtype or np.dtype(object)
-            if name in message.inputs:
-                return {2: np.dtype(np.uint8), 3: np.dtype(np.int8)}.get(message.inputs[name], np.dtype(object))
-        return None
-
+    sources = _Sources(message)
     for position, node in enumerate(message.nodes):
         if node.kind in INTEGER_OPS and node.domain in (*STANDARD_DOMAINS, MICROSOFT_DOMAIN):
             x_zero, weight_at, scale_at, zero_at = INTEGER_OPS[node.kind]
-            x = None if x_zero is None else dtype(node.input(x_zero), node.input(0))
+            x = None if x_zero is None else sources.dtype(node.input(x_zero), node.input(0))
             name = node.input(weight_at)
-            y = dtype(node.input(zero_at), name)
-            if x in (None, np.uint8) and y in (None, np.int8):
-                yield IntegerLayer(
-                    node.name,
-                    node.kind,
-                    position,
-                    weight_at,
-                    scale_at,
-                    zero_at,
-                    message.constants.get(name),
-                    node,
-                    False,
-                )
-        elif node.kind in _FLOAT_OPS and node.domain in STANDARD_DOMAINS:
-            sides = [behind(name) for name in node.inputs[:2]]
-            if len(sides) < 2 or any(one is None or one.kind != "DequantizeLinear" for _, one, _ in sides):
+            if x in (None, np.uint8) and sources.dtype(node.input(zero_at), name) in (None, np.int8):
+                weight = message.constants.get(name)
+                yield IntegerLayer(node.name, node.kind, position, weight_at, scale_at, zero_at, weight, node)
+        elif node.kind in _FLOAT_OPS and node.domain in STANDARD_DOMAINS and len(node.inputs) > 1:
+            found = _quantized_layer(sources, node)
+            if found is not None:
+                yield found
+
+
+def _quantized_layer(sources: "_Sources", node: Node) -> IntegerLayer | None:
+    """A layer on reals that onnxruntime makes an integer one of: both of its operands are dequantized."""
+    sides = [sources.behind(name, _MOVING) for name in node.inputs[:2]]
+    # The weight of a product of matrices may be on either side; where both are computed it is the second.
+    order = (1, 0) if node.kind == "MatMul" and not sources.is_constant(sides[1]) else (1,)
+    for at in order:
+        weight, x = sides[at], sources.behind(node.inputs[1 - at], _PASSING)
+        if weight.node is None or weight.node.kind != "DequantizeLinear":
+            continue
+        if not sources.is_constant(weight) and at == 0:
+            continue
+        if sources.dtype(weight.node.input(2), weight.node.input(0)) not in (None, np.int8):
+            continue
+        direct = x.node is not None and x.node.kind == "DequantizeLinear"
+        if direct and x.node is not None:
+            kind = sources.dtype(x.node.input(2), x.node.input(0))
+            # onnxruntime makes uint8 of what a QuantizeLinear within the network gives.
+            if kind not in (None, np.uint8) and sources.behind(x.node.input(0), ()).node is None:
                 continue
-            for (owner, weight, moved), (_, other, _) in (sides, sides[::-1]):
-                assert weight is not None and other is not None
-                constant = message.constants.get(weight.input(0))
-                first = weight is sides[0][1]
-                x, y = (dtype(one.input(2), one.input(0)) for one in (other, weight))
-                if x == np.int8 and behind(other.input(0))[1] is not None:
-                    # onnxruntime makes uint8 of what a QuantizeLinear within the network gives.
-                    x = None
-                if constant is None and (first or message.constants.get(other.input(0)) is not None):
-                    continue
-                if x in (None, np.uint8) and y in (None, np.int8):
-                    yield IntegerLayer(node.name, node.kind, owner, 0, 1, 2, constant, node, moved or first)
-                    break
+        elif not sources.comes_from_integers(node.inputs[1 - at]):
+            continue
+        constant = sources.message.constants.get(weight.node.input(0))
+        reordered = weight.moved or at == 0
+        return IntegerLayer(node.name, node.kind, weight.position, 0, 1, 2, constant, node, reordered, certain=direct)
+    return None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The operator behind a tensor, its position, and whether something in between moves values."""
+
+    position: int
+    node: Node | None
+    moved: bool
+
+
+class _Sources:
+    """Where the tensors of a file come from."""
+
+    def __init__(self, message: OnnxMessage):
+        self.message = message
+        self.made = {name: place for place, node in enumerate(message.nodes) for name in node.outputs if name}
+
+    def behind(self, name: str, passing: tuple[str, ...]) -> _Source:
+        """What makes a tensor, past operators of these kinds."""
+        seen = set[str]()
+        while (place := self.made.get(name)) is not None and name not in seen:
+            node = self.message.nodes[place]
+            if node.kind not in passing or not node.inputs:
+                return _Source(place, node, bool(seen))
+            seen.add(name)
+            name = node.inputs[0]
+        return _Source(-1, None, bool(seen))
+
+    def is_constant(self, source: _Source) -> bool:
+        """Whether an operator dequantizes a constant."""
+        return source.node is not None and source.node.input(0) in self.message.constants
+
+    def comes_from_integers(self, name: str) -> bool:
+        """Whether a DequantizeLinear is among all that a tensor is computed from."""
+        pending, seen = [name], set[str]()
+        while pending:
+            place = self.made.get(pending.pop())
+            if place is None:
+                continue
+            node = self.message.nodes[place]
+            if node.kind == "DequantizeLinear":
+                return True
+            pending += [one for one in node.inputs if one not in seen]
+            seen.update(node.inputs)
+        return False
+
+    def dtype(self, zero_point: str, integers: str) -> "np.dtype | None":
+        """The type of integers by that of their zero point or their own; ``None`` where neither is known."""
+        for name in (zero_point, integers):
+            if name in self.message.constants:
+                return self.message.constants[name].dtype or _OTHER
+            if name in self.message.inputs:
+                return {2: np.dtype(np.uint8), 3: np.dtype(np.int8)}.get(self.message.inputs[name], _OTHER)
+        return None
 
 
 @dataclass(frozen=True)
 class ExactForm:
-    """A file whose layers cannot saturate: ``rewritten`` of them have uint8 weights now, ``left`` could not be."""
+    """A file whose layers cannot saturate: ``rewritten`` of them have uint8 weights now, ``left`` could not be, or are
+    networks within operators and functions, which are not looked at."""
 
     data: bytes
     rewritten: int
@@ -220,7 +262,7 @@ def exact_form(data: bytes) -> ExactForm:
         constants[name] = values.view(np.uint8) ^ _SIGN
         return name
 
-    rewritten = left = 0
+    rewritten, left = 0, sum(node.has_subgraph for node in message.nodes) + message.has_functions
     for layer in integer_layers(message):
         if layer.weight is not None and not layer.weight.external and not layer.over:
             continue

@@ -1,6 +1,6 @@
 """Whether the integer layers of a file can saturate on some processor, where, and by how much on given images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,14 +10,13 @@ import numpy as np
 from .errors import FormatError, UsageError
 from .files import read_file
 from .graph import Conv, FullyConnected, Graph, Op
-from .onnx_wire import Node, OnnxMessage
-from .reader import format_of
+from .onnx_wire import STANDARD_DOMAINS, Node, OnnxMessage
+from .reader import format_of, read_graph
 from .reference import LayerSums, exact_sums, run_operation, run_reference
 from .saturation import (
     INTEGER_OPS,
     LIMIT,
     MICROSOFT_DOMAIN,
-    STANDARD_DOMAINS,
     IntegerLayer,
     integer_layers,
     weight_pairs,
@@ -26,13 +25,14 @@ from .saturation import (
 Verdict = Literal["cannot saturate", "can saturate", "undecided"]
 EXIT_CODES: dict[Verdict, int] = {"cannot saturate": 0, "can saturate": 1, "undecided": 4}
 
-# Integer operators without sums of products.
+# Operators of onnxruntime's own that multiply no integers.
 _HARMLESS = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearAdd", "QLinearMul", "QLinearConcat",
     "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
-    "QLinearReduceMean", "QLinearWhere",
+    "QLinearReduceMean", "QLinearWhere", "FusedConv", "FusedGemm", "FusedMatMul", "Gelu", "FastGelu", "QuickGelu",
+    "BiasGelu", "LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization", "Attention",
+    "MultiHeadAttention", "EmbedLayerNormalization", "NhwcMaxPool",
 }  # fmt: skip
-_INTEGER_NAMES = ("QLinear", "Integer", "DynamicQuantize", "QGemm", "QAttention", "QMoE", "QOrdered")
 _LOWEST, _HIGHEST = np.iinfo(np.int16).min, np.iinfo(np.int16).max
 
 
@@ -125,18 +125,20 @@ def check_saturation(model: str | Path | bytes) -> SaturationCheck:
     return SaturationCheck(layers, tuple(_open_questions(message)))
 
 
-def measure_saturation(graph: Graph, inputs: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None) -> Damage:
-    """Compute a network on ``inputs`` (each as the graph takes it) as kernels of saturating 16-bit sums do.
+def measure_saturation(data: bytes, inputs: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None) -> Damage:
+    """Compute the network of an ONNX file on ``inputs`` (each as its graph takes it) as kernels that saturate do.
 
-    ``tick`` is called once an input. Raises ``UsageError`` without inputs and ``UnsupportedError`` for a graph that the
-    reference does not compute.
+    Only layers of int8 weights are theirs. ``tick`` is called once an input. Raises ``UsageError`` without inputs and
+    ``UnsupportedError`` for a graph that the reference does not compute.
     """
     if not len(inputs):
         raise UsageError("there are no images to measure saturation on; give at least one")
-    layers = [op for op in graph.ops if isinstance(op, Conv | FullyConnected)]
+    graph = read_graph(data)
+    weights = {layer.weight.name for layer in integer_layers(OnnxMessage(data)) if layer.weight is not None}
+    layers = [op for op in graph.ops if isinstance(op, Conv | FullyConnected) and _weight_name(op) in weights]
     (output,) = graph.outputs
     changed, largest = dict.fromkeys(graph.producers, 0.0), dict.fromkeys(graph.producers, 0)
-    same, worst, sums = 0, 0, saturating_sums(graph)
+    same, worst, sums = 0, 0, saturating_sums(graph, {op.name for op in layers})
     for x in inputs:
         exact, saturated = run_reference(graph, x), run_reference(graph, x, sums)
         for op in layers:
@@ -151,13 +153,20 @@ def measure_saturation(graph: Graph, inputs: Sequence[np.ndarray], tick: Callabl
     return Damage(tuple(damages), len(inputs), same / len(inputs), worst)
 
 
-def saturating_sums(graph: Graph) -> LayerSums:
-    """``layer_sums`` for the reference that add pairs of products in 16 bits, as onnxruntime does on AVX2."""
+def saturating_sums(graph: Graph, layers: Container[str] | None = None) -> LayerSums:
+    """``layer_sums`` for the reference that add pairs of products in 16 bits, as onnxruntime does on AVX2.
+
+    ``layers`` names those of int8 weights in the file; by default all are.
+    """
 
     def sums(op: Op, windows: np.ndarray, weight: np.ndarray, zero_point: int) -> np.ndarray:
         assert isinstance(op, Conv | FullyConnected)
         found = exact_sums(op, windows, weight, zero_point)
-        # Activations are unsigned in the file.
+        if layers is not None and op.name not in layers:
+            return found
+        # Kernels see integers with their zero points; activations are unsigned in the file.
+        quantization = graph.tensors[op.inputs[1]].quantization
+        weight = weight + (quantization.zero_point if quantization else 0)
         x = windows + (zero_point - int(np.iinfo(graph.tensors[op.inputs[0]].dtype).min))
         for left, right in next(iter(weight_pairs(graph, op)), np.empty((0, 2), int)).tolist():
             rows = np.flatnonzero(np.abs(weight[:, left] + weight[:, right]) > LIMIT)
@@ -166,6 +175,11 @@ def saturating_sums(graph: Graph) -> LayerSums:
         return found
 
     return sums
+
+
+def _weight_name(op: Op) -> str:
+    # The reader gives a constant that is used in two ways a second name.
+    return op.inputs[1].rstrip("'")
 
 
 def _steps(graph: Graph, name: str, right: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -182,7 +196,9 @@ def _checked(layer: IntegerLayer) -> LayerCheck:
     if layer.weight is None or layer.weight.external:
         why = "the int8 operand is computed" if layer.weight is None else "the weights lie in another file"
         return LayerCheck(layer.name, layer.kind, 0, None, 0, why)
-    why = "the order of the weights is not known" if layer.saturating is None else ""
+    why = ""
+    if layer.saturating is None:
+        why = "something moves the weights" if layer.reordered else "whether it computes in integers is not known"
     return LayerCheck(layer.name, layer.kind, layer.sums.size, layer.saturating, layer.largest, why)
 
 
@@ -199,5 +215,4 @@ def _open_questions(message: OnnxMessage) -> Iterator[str]:
 def _is_known(node: Node) -> bool:
     if node.domain in STANDARD_DOMAINS:
         return True
-    integer = any(name in node.kind for name in _INTEGER_NAMES)
-    return node.domain == MICROSOFT_DOMAIN and (not integer or node.kind in _HARMLESS or node.kind in INTEGER_OPS)
+    return node.domain == MICROSOFT_DOMAIN and (node.kind in _HARMLESS or node.kind in INTEGER_OPS)

@@ -11,7 +11,7 @@ from .backends import backend_version, first_line, load_backend
 from .contract import Contract, Layout
 from .errors import FireboxError, FormatError, UsageError
 from .files import read_file
-from .golden import Check, CheckMode, GoldenResult, check_mode, check_once, compare_golden
+from .golden import Check, CheckMode, GoldenResult, check_mode, check_once, compare_golden, complain
 from .processor import this_processor
 from .reader import format_of
 
@@ -208,7 +208,10 @@ class Session:
 
     def _checked(self, data: bytes, mode: CheckMode) -> Facts:
         """The session's facts, once its golden pair has been checked. Raises ``WrongAnswerError``."""
-        version, processor, weights = backend_version(self.backend), str(this_processor()), self._running().weights
+        backend, processor = self._running(), str(this_processor())
+        version, weights = backend_version(self.backend), backend.weights
+        if backend.doubt and mode != "off":
+            complain(f"{self.name}: {backend.doubt} in {self.backend} {version} on {processor}", mode)
         golden = self._contract.golden if self._contract else None
         circumstances = (f"{self.backend} {version}", processor, f"weights {weights}")
         result = check_once(golden, mode, data, circumstances, self.predict_pixels, self.name)

@@ -15,6 +15,7 @@ from firebox.runtime.contract import KEY, TensorSpec
 from firebox.runtime.errors import UsageError
 from firebox.runtime.graph import Concat, Graph
 from firebox.runtime.reference import run_reference
+from firebox.runtime.saturation import exact_form
 from firebox.runtime.saturation_check import check_saturation, measure_saturation, saturating_sums
 from onnx import TensorProto, helper, numpy_helper
 from runners import some_input
@@ -285,7 +286,7 @@ def test_damage_is_that_of_the_kernels():
     graph = integers("full")
     x = [some_input(graph, seed) for seed in range(4)]
     ticks = []
-    damage = measure_saturation(graph, x, lambda: ticks.append(1))
+    damage = measure_saturation(write_onnx(graph), x, lambda: ticks.append(1))
     assert (damage.images, len(ticks)) == (4, 4)
     (output,) = graph.outputs
     sums = saturating_sums(graph)
@@ -293,16 +294,17 @@ def test_damage_is_that_of_the_kernels():
     assert damage.largest_steps == max(int(np.abs(a.astype(int) - b.astype(int)).max()) for a, b in pairs)
     assert damage.same_class == np.mean([a.argmax() == b.argmax() for a, b in pairs])
     assert damage.largest_steps > 0
-    safe = measure_saturation(integers("saturation-free"), x)
-    assert (safe.layers, safe.same_class, safe.largest_steps) == ((), 1.0, 0)
+    for data in (write_onnx(integers("saturation-free")), exact_form(write_onnx(graph)).data):
+        safe = measure_saturation(data, x)
+        assert (safe.layers, safe.same_class, safe.largest_steps) == ((), 1.0, 0)
     with pytest.raises(UsageError, match="no images"):
-        measure_saturation(graph, [])
+        measure_saturation(write_onnx(graph), [])
 
 
 def test_the_graph_of_a_file_is_measured_as_the_file_is_checked(digits):
     path = digits / "model.int8.onnx"
     graph = read_graph(path)
-    damaged = {layer.layer for layer in measure_saturation(graph, [some_input(graph, 0)]).layers}
+    damaged = {layer.layer for layer in measure_saturation(path.read_bytes(), [some_input(graph, 0)]).layers}
     risky = [layer.layer for layer in check_saturation(path).layers if layer.saturating]
     assert damaged
     assert all(any(name in layer for layer in risky) for name in damaged)
