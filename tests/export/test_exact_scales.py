@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from firebox.export import Range, quantize
 from firebox.export.exact_scales import exact_scales
+from firebox.export.matching import match
 from firebox.export.scales import activation_scales, fixed_groups, scale_groups
 from firebox.runtime.exactness import add_margin, mean_margin, promise
 from firebox.runtime.graph import Add, AveragePool, Concat, Conv, GlobalAveragePool, Graph, Softmax
@@ -14,7 +15,7 @@ from firebox.runtime.rewrite import averages_as_convolutions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runners import answers, some_input
-from strategies import GraphBuilder, graphs
+from strategies import GraphBuilder, graphs, in_any_8_bits
 
 
 def some_ranges(graph: Graph, seed: int) -> dict[str, Range]:
@@ -231,3 +232,15 @@ def test_quantized_networks_are_identical_in_runtimes(graph, seed):
     network = quantize(graph, some_ranges(graph, seed))
     if all(promise(network, op) == "identical" for op in network.ops):
         assert_identical(network, seed)
+
+
+def test_pools_of_both_kinds_are_matched_with_the_float_network():
+    build = GraphBuilder((1, 12, 12, 3))
+    even = build.add(AveragePool, build.conv("input", 4), window=(2, 2), stride=(2, 2))
+    odd = build.add(AveragePool, build.conv(even, 4), window=(3, 3), stride=(1, 1))
+    graph = build.graph(build.linear(odd, 3))
+    network = in_any_8_bits(graph)
+    assert [op.kind for op in network.ops][:4] == ["Conv", "Conv", "Conv", "AveragePool"]
+    found = match(graph, network)
+    assert [op.kind for op in found.reference.ops] == [op.kind for op in network.ops]
+    assert found.names[odd] == odd

@@ -121,7 +121,8 @@ def test_less_sram_never_moves_less(graph, one, other):
 
 
 @settings(max_examples=60)
-@given(graphs(), sizes)
+# An average pool of an even number of values has weights in int8, which it has not in float.
+@given(graphs(("average",)), sizes)
 def test_int8_moves_a_quarter_of_float32(graph, sram):
     narrow = traffic(graph, sram, "int8", "resident")
     broad = traffic(graph, 4 * sram, "float32", "resident")

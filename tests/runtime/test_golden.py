@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from commands import run_apart
 from firebox.export import write_onnx, write_tflite
@@ -232,3 +233,26 @@ def test_the_command_line_follows_the_variable(exported, noise, tmp_path, comman
     assert (off.code, off.err) == (0, "")
     bad = command("classify", path, picture, environment={"FIREBOX_CHECK": "perhaps"})
     assert (bad.code, len(bad.err.splitlines())) == (2, 1)
+
+
+def test_layers_that_cannot_be_helped_are_told(monkeypatch):
+    monkeypatch.setattr("firebox.runtime.onnx_session.kernels_saturate", lambda: True)
+    node = onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    ends = [
+        onnx.helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in (
+            ("x", onnx.TensorProto.UINT8, (1, 4)),
+            ("w", onnx.TensorProto.INT8, (4, 2)),
+            ("y", onnx.TensorProto.INT32, (1, 2)),
+        )
+    ]
+    constant = onnx.helper.make_node("Identity", ["stored"], ["w"])
+    stored = onnx.numpy_helper.from_array(np.full((4, 2), 127, np.int8), "stored")
+    graph = onnx.helper.make_graph([constant, node], "computed", ends[:1], ends[2:], [stored])
+    opsets = [onnx.helper.make_opsetid("", 13)]
+    data = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    with pytest.warns(WrongAnswerWarning, match="1 layer may saturate in onnxruntime"):
+        Session(data).close()
+    with pytest.raises(WrongAnswerError, match="1 layer may saturate"):
+        Session(data, check="strict")
+    Session(data, check="off").close()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Page, chromium, find_chromium
-from firebox.runtime import Graph, MemoryPlan, Profile, Verdict, plan
+from firebox.runtime import Facts, Graph, MemoryPlan, Profile, Verdict, plan
 from firebox.runtime.charts import BUDGET_COLOUR, COLOURS, printable, tensor_kind
 from firebox.runtime.errors import MissingExtraError
 from firebox.runtime.graph import Concat, Relu, Tensor, rename
@@ -45,7 +45,8 @@ def fire(name: str = "") -> MemoryPlan:
 
 def profiled(planned: MemoryPlan, op_ms: dict[str, float] | None, verdict: Verdict | None = None) -> Profile:
     account = (*planned.account()[:3], MemoryLine("runtime overhead", 20_000, "measured"))
-    return Profile("m.onnx", "onnxruntime", 1, 1.0, 2.0, 0.5, 0.6, 0.7, 100, True, account, op_ms, verdict)
+    facts = Facts("onnxruntime", "1.0", "processor", "as in the file", "none")
+    return Profile("m.onnx", "onnxruntime", 1, 1.0, 2.0, 0.5, 0.6, 0.7, 100, True, account, op_ms, verdict, facts)
 
 
 class Seen(HTMLParser):
