@@ -11,6 +11,7 @@ from firebox.export import ExportConfig, Tolerance, calibrate, export, input_mom
 from firebox.export.parity import compare
 from firebox.export.weight_grid import WeightRange
 from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, plan
+from firebox.runtime.backends import OnnxRuntime
 from firebox.runtime.errors import (
     DataError,
     ParityError,
@@ -21,6 +22,7 @@ from firebox.runtime.errors import (
 )
 from firebox.runtime.files import sha256
 from firebox.runtime.graph import Conv, Graph
+from firebox.runtime.processor import this_processor
 from strategies import GraphBuilder
 from torch import nn
 
@@ -284,6 +286,33 @@ def test_rounding_by_moments_is_better_than_to_the_nearest():
                 weight = network.tensors[op.inputs[1]]
                 assert weight.data is not None
                 assert weight.data.min() >= -127
+
+
+def test_a_runtime_that_is_wrong_here_is_named_and_not_the_calibration(noise, tmp_path, monkeypatch):
+    right = OnnxRuntime.run
+
+    def faulty(self, x):
+        """A third off, as saturated sums are."""
+        answer = right(self, x)
+        return answer - answer // 3 if answer.dtype == np.uint8 else answer
+
+    monkeypatch.setattr(OnnxRuntime, "run", faulty)
+    with pytest.raises(ParityError) as error:
+        send(tiny(), tmp_path / "out", open_images(noise), config={"calibration_images": 4})
+    said = str(error.value)
+    assert said.startswith("onnxruntime ")
+    assert "does not compute what model.int8.onnx says" in said
+    assert str(this_processor()) in said
+    assert "calibrat" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_gate_reports_the_share_of_identical_outputs(exported):
+    parity = json.loads((exported / "export.json").read_text())["parity"]
+    assert parity["identical_outputs"] == 1
+    shares = {file["file"]: file["identical"] for file in parity["files"]}
+    assert shares["model.int8.onnx"] == shares["model.int8.tflite"] == 1
+    assert shares["model.float32.onnx"] is None
 
 
 @pytest.mark.parametrize("calibrator", ["percentile", "mse", "kl"])
