@@ -92,6 +92,11 @@ def complain(what: str, mode: CheckMode) -> None:
     warnings.warn(message, WrongAnswerWarning, stacklevel=5)
 
 
+def forget() -> None:
+    """Forget what this process remembers; the cache folder is the user's to clear."""
+    _passed.clear()
+
+
 def _file(key: str) -> Path | None:
     folder = cache_folder()
     return None if folder is None else folder / "golden" / key[:2] / key

@@ -33,7 +33,9 @@ _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT32, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 1, 2, 5, 8, 9, 14
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 
-_Field = tuple[int, int, "int | memoryview"]
+# A message that is written is a list of pieces, which are joined once.
+_Pieces = list["bytes | memoryview"]
+_Field = tuple[int, int, "int | memoryview | _Pieces"]
 
 
 @dataclass(frozen=True)
@@ -170,14 +172,14 @@ class OnnxMessage:
             whole = isinstance(value, memoryview)
             if number == _GRAPH_NODE and whole:
                 position = next(positions)
-                value = memoryview(_encoded(nodes[position].fields)) if position in nodes else value
+                value = _pieces(nodes[position].fields) if position in nodes else value
             elif number == _GRAPH_INITIALIZER and whole and next(names) not in used and not keep_all:
                 continue
             graph.append((number, wire, value))
-        graph += [(_GRAPH_INITIALIZER, _BYTES, memoryview(_tensor(name, data))) for name, data in constants]
-        body = memoryview(_encoded(graph))
+        graph += [(_GRAPH_INITIALIZER, _BYTES, _tensor(name, data)) for name, data in constants]
+        body = _pieces(graph)
         model = [(number, wire, body if number == _MODEL_GRAPH else value) for number, wire, value in self._model]
-        return _encoded(model)
+        return b"".join(_pieces(model))
 
 
 def matmul_model(weight: np.ndarray, rows: int) -> bytes:
@@ -187,12 +189,12 @@ def matmul_model(weight: np.ndarray, rows: int) -> bytes:
     graph = [
         _message(_GRAPH_NODE, [_string(number, text) for number, text in node]),
         _string(_GRAPH_NAME, "matmul"),
-        (_GRAPH_INITIALIZER, _BYTES, memoryview(_tensor("w", weight))),
+        (_GRAPH_INITIALIZER, _BYTES, _tensor("w", weight)),
         _message(_GRAPH_INPUT, _declaration("x", _TYPES[np.dtype(np.uint8)], (rows, inner))),
         _message(_GRAPH_OUTPUT, _declaration("y", _INT32, (rows, outer))),
     ]
     opset = _message(_MODEL_OPSET, [(2, _VARINT, 10)])
-    return _encoded([(_MODEL_VERSION, _VARINT, 8), opset, _message(_MODEL_GRAPH, graph)])
+    return b"".join(_pieces([(_MODEL_VERSION, _VARINT, 8), opset, _message(_MODEL_GRAPH, graph)]))
 
 
 def _declaration(name: str, kind: int, shape: Sequence[int]) -> list[_Field]:
@@ -225,15 +227,15 @@ def _constant(data: memoryview) -> Constant:
     return Constant(_text(fields, _TENSOR_NAME), tuple(_integers(fields, _TENSOR_DIMS)), kind, external, fields)
 
 
-def _tensor(name: str, data: np.ndarray) -> bytes:
+def _tensor(name: str, data: np.ndarray) -> _Pieces:
     dims: list[_Field] = [(_TENSOR_DIMS, _VARINT, size) for size in data.shape]
-    raw = memoryview(np.ascontiguousarray(data).tobytes())
+    raw = np.ascontiguousarray(data).reshape(-1).data.cast("B")
     kind: _Field = (_TENSOR_TYPE, _VARINT, _TYPES[data.dtype])
-    return _encoded([*dims, kind, _string(_TENSOR_NAME, name), (_TENSOR_RAW, _BYTES, raw)])
+    return _pieces([*dims, kind, _string(_TENSOR_NAME, name), (_TENSOR_RAW, _BYTES, raw)])
 
 
 def _message(number: int, fields: Iterable[_Field]) -> _Field:
-    return number, _BYTES, memoryview(_encoded(fields))
+    return number, _BYTES, _pieces(fields)
 
 
 def _string(number: int, text: str) -> _Field:
@@ -254,8 +256,9 @@ def _integers(fields: Iterable[_Field], number: int) -> Iterator[int]:
     for found, _, value in fields:
         if found != number:
             continue
-        if isinstance(value, int):
-            yield value
+        if not isinstance(value, memoryview):
+            if isinstance(value, int):
+                yield value
             continue
         position = 0
         while position < len(value):
@@ -296,17 +299,21 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
     raise FormatError("not an ONNX file, or one that is damaged or cut short")
 
 
-def _encoded(fields: Iterable[_Field]) -> bytes:
-    parts: list[bytes | memoryview] = []
+def _pieces(fields: Iterable[_Field]) -> _Pieces:
+    """A message as it is written."""
+    found: _Pieces = []
     for number, wire, value in fields:
-        parts.append(_packed(number << 3 | wire))
+        found.append(_packed(number << 3 | wire))
         if isinstance(value, int):
-            parts.append(_packed(value))
+            found.append(_packed(value))
+        elif isinstance(value, list):
+            found.append(_packed(sum(map(len, value))))
+            found += value
         elif wire == _BYTES:
-            parts += (_packed(len(value)), value)
+            found += (_packed(len(value)), value)
         else:
-            parts.append(value)
-    return b"".join(parts)
+            found.append(value)
+    return found
 
 
 def _packed(value: int) -> bytes:

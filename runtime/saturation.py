@@ -94,6 +94,11 @@ class IntegerLayer:
         return int(np.count_nonzero((sums > LIMIT) | (sums < -LIMIT)))
 
     @property
+    def may_saturate(self) -> bool:
+        """Whether any pair is over the limit; quicker than counting them."""
+        return int(self.sums.max(initial=0)) > LIMIT or int(self.sums.min(initial=0)) < -LIMIT
+
+    @property
     def saturating(self) -> int | None:
         """How many pairs of neighbours can saturate; ``None`` where that is not known."""
         if self.weight is None or self.weight.external or ((self.reordered or not self.certain) and self.over):
@@ -129,9 +134,12 @@ class IntegerLayer:
 
     def _walked(self, data: np.ndarray) -> np.ndarray:
         outputs, channels = data.shape[:2]
+        if channels % 2 == 0:
+            # Neighbours are two channels of one position, as they lie in the file.
+            return np.add(data[:, 0::2], data[:, 1::2], dtype=np.int16).ravel()
         walk = np.moveaxis(data, 1, -1)
         sums = _adjacent(walk.reshape(outputs, -1))
-        if channels % 2 and channels > 1 and walk.size > outputs * channels:
+        if channels > 1 and walk.size > outputs * channels:
             sums = np.concatenate([sums, _adjacent(walk)])
         return sums
 
@@ -264,7 +272,7 @@ def exact_form(data: bytes) -> ExactForm:
 
     rewritten, left = 0, sum(node.has_subgraph for node in message.nodes) + message.has_functions
     for layer in integer_layers(message):
-        if layer.weight is not None and not layer.weight.external and not layer.over:
+        if layer.weight is not None and not layer.weight.external and not layer.may_saturate:
             continue
         owner = message.nodes[layer.owner]
         zeros = _zero_points(message, layer, owner)
