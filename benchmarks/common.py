@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from firebox.export import Tolerance
 from firebox.model_zoo import Network, load_network, load_pictures, predict
 from firebox.runtime import LabelledImages, Session, open_images
 from firebox.runtime.console import note
@@ -18,6 +19,9 @@ from firebox.runtime.files import write_file
 REFERENCES = {"squeezenet1_1": "squeezenet1_1.pth", "squeezenet1_0": "compressed_SqueezeNet.net"}
 PICTURES = "imagenet-samples.tar"
 CIFAR = "cifar10-images.tar"
+
+# What the gate would refuse is measured, too.
+NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
 
 # The command is written into the pages, where it stands for everybody's folder.
 FOLDER = "$FIREBOX_DATA"

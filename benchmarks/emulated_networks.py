@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from common import PICTURES
+from common import NO_GATE, PICTURES
 from comparators import Feeds
 from emulation import PLAIN, Job
-from firebox.export import ExportConfig, Tolerance, write_onnx
+from firebox.export import ExportConfig, write_onnx
 from firebox.model_zoo import SqueezeNet, export_network, load_network, model_config
 from firebox.runtime import LabelledImages, Preprocessing, open_images, read_graph, sample
 from firebox.runtime.graph import Conv, Graph, Quantization, Tensor
@@ -18,9 +18,6 @@ from firebox.runtime.reference import run_reference
 from firebox.runtime.saturation_check import check_saturation
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from torch import nn
-
-# What the gate would refuse of random weights is run, too.
-_NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
 
 
 class Sums(nn.Module):
@@ -62,7 +59,7 @@ def jobs(folder: Path, data_folder: Path | None) -> Iterator[Job]:
 
 def _networks(folder: Path, data_folder: Path | None) -> Iterator[Network]:
     """Exported with few images: what they compute matters here, not how well."""
-    digits, quick = open_images("digits"), ExportConfig(20, "fast", precisions=("int8",), tolerance=_NO_GATE)
+    digits, quick = open_images("digits"), ExportConfig(20, "fast", precisions=("int8",), tolerance=NO_GATE)
     full, both = replace(quick, weight_range="full"), ("onnx", "tflite")
     torch.manual_seed(0)
     micro = load_network("squeezenet_micro", random_init=True)

@@ -16,6 +16,7 @@ import click
 import numpy as np
 from common import (
     FOLDER,
+    NO_GATE,
     PICTURES,
     REFERENCES,
     data_option,
@@ -26,7 +27,7 @@ from common import (
     table,
     write_page,
 )
-from firebox.export import ExportConfig, Tolerance
+from firebox.export import ExportConfig
 from firebox.export.fitted import read_contract, written
 from firebox.export.fitting import Fit, fit, needed
 from firebox.export.stretches import Stage
@@ -45,8 +46,6 @@ KiB = 1024
 _EXTRA_MACS = 0.02
 # Nothing fits it: the error tells the least that was reached.
 _HOPELESS = 1
-# Networks without published weights, and others than they were trained for in size, are not held to the gate.
-_NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
 _MICRO = "tflite-micro"
 _RUNTIMES = (_MICRO, "LiteRT, reference kernels", "LiteRT, XNNPACK", "onnxruntime")
 _BACKENDS = {"LiteRT, XNNPACK": "litert", "onnxruntime": "onnxruntime"}
@@ -164,7 +163,8 @@ def export_untiled(case: Case, data_folder: Path, images: LabelledImages, out: P
     else:
         network = load_network(case.model, random_init=True, input_size=size)
     note(f"{case.label}: exporting")
-    export_network(network, out, images, ExportConfig(precisions=("int8",), tolerance=_NO_GATE), quiet=True)
+    # Networks without published weights, or of another size than they were trained for, are not held to the gate.
+    export_network(network, out, images, ExportConfig(precisions=("int8",), tolerance=NO_GATE), quiet=True)
 
 
 def fit_all(case: Case, folder: Path, images: LabelledImages) -> Found:

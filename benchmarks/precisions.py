@@ -9,6 +9,7 @@ from typing import Any, get_args
 import click
 from common import (
     FOLDER,
+    NO_GATE,
     PICTURES,
     REFERENCES,
     data_option,
@@ -19,7 +20,7 @@ from common import (
     table,
     write_page,
 )
-from firebox.export import Export, ExportConfig, Tolerance
+from firebox.export import Export, ExportConfig
 from firebox.export.parity import Precision
 from firebox.model_zoo import export_network
 from firebox.runtime import LabelledImages, Session, open_images
@@ -29,7 +30,6 @@ from firebox.runtime.units import format_size
 from pairs import RATIO_COLUMNS, Comparison, Ratios, bind, measure
 
 _NETWORK = "squeezenet1_1"
-_NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
 _PRECISIONS = get_args(Precision)
 # Layers of 16 bits beside the int8 of all others, by what the rows are called.
 _INT16 = {
@@ -74,11 +74,11 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
     pictures = open_images(data_folder / PICTURES)
     network = load_reference(_NETWORK, data_folder)
     with tempfile.TemporaryDirectory() as folder:
-        config = ExportConfig(seed=seed, precisions=_PRECISIONS, tolerance=_NO_GATE)
+        config = ExportConfig(seed=seed, precisions=_PRECISIONS, tolerance=NO_GATE)
         plain = export_network(network, Path(folder, "plain"), pictures, config)
         files = [Files(precision, plain, precision) for precision in _PRECISIONS]
         for name, layers in _INT16.items():
-            config = ExportConfig(seed=seed, precisions=("int8",), int16_layers=layers, tolerance=_NO_GATE)
+            config = ExportConfig(seed=seed, precisions=("int8",), int16_layers=layers, tolerance=NO_GATE)
             files.append(Files(name, export_network(network, Path(folder, name), pictures, config), "int8"))
         comparisons, refused = compare(files, pictures)
         found = measure(comparisons, rounds, seconds, seed)

@@ -17,10 +17,20 @@ from unittest import mock
 
 import click
 import numpy as np
-from common import CIFAR, PICTURES, REFERENCES, load_reference, out_option, surroundings, table, write_page
+from common import (
+    CIFAR,
+    NO_GATE,
+    PICTURES,
+    REFERENCES,
+    load_reference,
+    out_option,
+    surroundings,
+    table,
+    write_page,
+)
 from emulated_networks import Network, Sums, jobs, jobs_of
 from emulation import NATIVE, PLAIN, Job, Outcome, emulator, run_jobs
-from firebox.export import ExportConfig, Tolerance
+from firebox.export import ExportConfig
 from firebox.export.activations import answers
 from firebox.export.effort import quantize_network
 from firebox.export.tflite_writer import write_tflite
@@ -41,7 +51,6 @@ EMULATED = ("Nehalem", "Haswell", "max")
 # The kind that saturates, with real images: emulated, so that the table is the same wherever it is made.
 _SATURATING = "Haswell"
 _REAL_IMAGES = 100
-_NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
 _RANGES = {"full": "all 8 bits", "saturation-free": "saturation-free (default)", "7-bit": "7 bits"}
 _LOADS = 15
 # The parts of the page that say something of this machine alone, by their headings.
@@ -216,7 +225,7 @@ def reference_files(folder: Path, name: str, data_folder: Path) -> list[Network]
     found = []
     for weight_range in ("full", "saturation-free"):
         place = folder / weight_range
-        config = ExportConfig(effort="fast", weight_range=weight_range, precisions=("int8",), tolerance=_NO_GATE)
+        config = ExportConfig(effort="fast", weight_range=weight_range, precisions=("int8",), tolerance=NO_GATE)
         export_network(network, place, images, config)
         file, is_safe = place / "model.int8.onnx", weight_range != "full"
         found.append(Network(f"{name}, {weight_range}", (file,), images, network.preprocessing, is_safe))

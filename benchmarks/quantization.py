@@ -20,6 +20,7 @@ import firebox.export
 import firebox.runtime
 import numpy as np
 from common import (
+    NO_GATE,
     PICTURES,
     REFERENCES,
     data_option,
@@ -36,7 +37,7 @@ from comparators import (
     open_stock,
     quantize_with_onnxruntime,
 )
-from firebox.export import ExportConfig, Tolerance, write_onnx
+from firebox.export import ExportConfig, write_onnx
 from firebox.export.contracts import for_file
 from firebox.export.effort import Effort, calibration_samples, quantize_network
 from firebox.export.parity import compare
@@ -54,8 +55,6 @@ from quantization_page import FOLDS, LITERT, ONNX, Figures, File, Result, page
 
 _CACHE = Path(__file__).resolve().parent.parent / "build" / "quantization"
 _SEED = 0
-# What the gate would refuse is measured, too.
-_NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
 
 # Layers whose activations get 16 bits, to see what 8 cost: patterns, by what they are.
 _WIDE = {"first two Fires": ("features.3.*", "features.4.*"), "all": ("*",)}
@@ -190,7 +189,7 @@ def key(method: Method, weights: Path) -> str:
 
 
 def _export(effort: Effort, network: Network, pictures: LabelledImages, folder: Path) -> Made:
-    config = ExportConfig(len(pictures), effort=effort, precisions=("int8",), tolerance=_NO_GATE)
+    config = ExportConfig(len(pictures), effort=effort, precisions=("int8",), tolerance=NO_GATE)
     start = processor_seconds()
     export_network(network, folder, pictures, config, quiet=True)
     seconds = processor_seconds() - start

@@ -12,6 +12,7 @@ import click
 import numpy as np
 from common import (
     FOLDER,
+    NO_GATE,
     PICTURES,
     REFERENCES,
     data_option,
@@ -23,7 +24,7 @@ from common import (
     write_page,
 )
 from comparators import quantize_with_onnxruntime
-from firebox.export import ExportConfig, Tolerance
+from firebox.export import ExportConfig
 from firebox.model_zoo import export_network, load_network
 from firebox.model_zoo.classifier import TorchClassifier
 from firebox.runtime import (
@@ -40,8 +41,6 @@ from firebox.runtime.evaluation import Classifier
 from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
 
 _SMALL = "squeezenet_micro"
-# Random weights are enough to be timed, and the gate would rightly refuse them.
-_NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
             with progress(f"evaluating {name}", len(pictures)) as advance:
                 evaluations[name] = evaluate(models, pictures, advance)
         digits, place = open_images("digits"), Path(folder, _SMALL)
-        config = ExportConfig(tolerance=_NO_GATE)
+        config = ExportConfig(tolerance=NO_GATE)
         export_network(load_network(_SMALL, random_init=True), place, digits, config)
         comparisons += compare(_SMALL, place, quantize_with_onnxruntime(place, digits), digits)
         found = measure(comparisons, rounds, seconds, seed)

@@ -163,28 +163,26 @@ def integer_layers(message: OnnxMessage) -> Iterator[IntegerLayer]:
 
 def _quantized_layer(sources: "_Sources", node: Node) -> IntegerLayer | None:
     """A layer on reals that onnxruntime makes an integer one of: both of its operands are dequantized."""
-    sides = [sources.behind(name, _MOVING) for name in node.inputs[:2]]
     # The weight of a product of matrices may be on either side; where both are computed it is the second.
-    order = (1, 0) if node.kind == "MatMul" and not sources.is_constant(sides[1]) else (1,)
-    for at in order:
-        weight, x = sides[at], sources.behind(node.inputs[1 - at], _PASSING)
-        if weight.node is None or weight.node.kind != "DequantizeLinear":
-            continue
-        if not sources.is_constant(weight) and at == 0:
+    second = sources.behind(node.inputs[1], _MOVING)
+    for at in (1, 0) if node.kind == "MatMul" and not sources.is_constant(second) else (1,):
+        weight = second if at else sources.behind(node.inputs[0], _MOVING)
+        if weight.node is None or weight.node.kind != "DequantizeLinear" or not (at or sources.is_constant(weight)):
             continue
         if sources.dtype(weight.node.input(2), weight.node.input(0)) not in (None, np.int8):
             continue
-        direct = x.node is not None and x.node.kind == "DequantizeLinear"
-        if direct and x.node is not None:
-            kind = sources.dtype(x.node.input(2), x.node.input(0))
+        x = sources.behind(node.inputs[1 - at], _PASSING).node
+        direct = x is not None and x.kind == "DequantizeLinear"
+        if x is not None and x.kind == "DequantizeLinear":
             # onnxruntime makes uint8 of what a QuantizeLinear within the network gives.
-            if kind not in (None, np.uint8) and sources.behind(x.node.input(0), ()).node is None:
+            given = sources.behind(x.input(0), ()).node is None
+            if given and sources.dtype(x.input(2), x.input(0)) not in (None, np.uint8):
                 continue
         elif not sources.comes_from_integers(node.inputs[1 - at]):
             continue
         constant = sources.message.constants.get(weight.node.input(0))
-        reordered = weight.moved or at == 0
-        return IntegerLayer(node.name, node.kind, weight.position, 0, 1, 2, constant, node, reordered, certain=direct)
+        moved = weight.moved or at == 0
+        return IntegerLayer(node.name, node.kind, weight.position, 0, 1, 2, constant, node, moved, certain=direct)
     return None
 
 
