@@ -18,13 +18,14 @@ from common import (
     table,
     write_page,
 )
+
 from firebox.export import ExportConfig, Parity, Tolerance
 from firebox.model_zoo import export_network
 from firebox.model_zoo.classifier import TorchClassifier
-from firebox.model_zoo.selection import open_classifiers
+from firebox.model_zoo.commands.selection import open_classifiers
 from firebox.runtime import Evaluation, LabelledImages, Preprocessing, Session, evaluate, open_images, sample
-from firebox.runtime.console import progress
-from firebox.runtime.evaluation import Classifier
+from firebox.runtime.commands.console import progress
+from firebox.runtime.inference.evaluation import Classifier
 
 _TORCH = "torch"
 _INT8 = "model.int8.onnx"

@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+
 from firebox.export import Tolerance
 from firebox.model_zoo import Network, load_network, load_pictures, predict
 from firebox.runtime import LabelledImages, Session, open_images
-from firebox.runtime.console import note
+from firebox.runtime.commands.console import note
 from firebox.runtime.files import write_file
 
 # Networks whose published weights are used, with the file that holds them.

@@ -11,11 +11,6 @@ import click
 import numpy as np
 import torch
 from common import encode
-from firebox.export import ExportConfig
-from firebox.model_zoo import Network
-from firebox.runtime import LabelledImages, Session, read_graph, sample
-from firebox.runtime.backends import BACKENDS
-from firebox.runtime.contract import TensorSpec
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -24,6 +19,12 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from firebox.export import ExportConfig
+from firebox.model_zoo import Network
+from firebox.runtime import LabelledImages, Session, read_graph, sample
+from firebox.runtime.contract import TensorSpec
+from firebox.runtime.inference.backends import BACKENDS
 
 StockQuantizer = Literal["pt2e", "ai-edge-quantizer", "ai-edge-quantizer-minmax"]
 

@@ -17,8 +17,9 @@ from typing import get_args
 import click
 import numpy as np
 from common import FOLDER, PICTURES, REFERENCES, data_option, out_option, surroundings, table, write_page
-from firebox.export.effort import Effort
-from firebox.runtime.console import note, progress
+
+from firebox.export.quantization.ptq import Effort
+from firebox.runtime.commands.console import note, progress
 
 _NETWORK = "squeezenet1_1"
 _EFFORTS = get_args(Effort)

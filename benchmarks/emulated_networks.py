@@ -10,14 +10,15 @@ import torch
 from common import NO_GATE, PICTURES
 from comparators import Feeds
 from emulation import PLAIN, Job
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from torch import nn
+
 from firebox.export import ExportConfig, write_onnx
 from firebox.model_zoo import SqueezeNet, export_network, load_network, model_config
 from firebox.runtime import LabelledImages, Preprocessing, open_images, read_graph, sample
-from firebox.runtime.graph import Conv, Graph, Quantization, Tensor
-from firebox.runtime.reference import run_reference
-from firebox.runtime.saturation_check import check_saturation
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-from torch import nn
+from firebox.runtime.exactness.check import check_saturation
+from firebox.runtime.graph.graph import Conv, Graph, Quantization, Tensor
+from firebox.runtime.graph.reference import run_reference
 
 
 class Sums(nn.Module):

@@ -27,19 +27,20 @@ from common import (
     table,
     write_page,
 )
-from firebox.export import ExportConfig
-from firebox.export.fitted import read_contract, written
-from firebox.export.fitting import Fit, fit, needed
-from firebox.export.stretches import Stage
-from firebox.model_zoo import export_network, load_network
-from firebox.runtime import Graph, LabelledImages, Session, format_size, measure_arena, open_images, read_graph, sample
-from firebox.runtime.arena import run_in_arena
-from firebox.runtime.console import note
-from firebox.runtime.errors import DoesNotFitError, FormatError
-from firebox.runtime.graph import Conv
 from fit_growth import SIZES, measure_growth
 from fit_growth import page as growth_page
 from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
+
+from firebox.export import ExportConfig
+from firebox.export.fit.files import read_contract, written
+from firebox.export.fit.search import Fit, fit, needed
+from firebox.export.fit.segments import Stage
+from firebox.model_zoo import export_network, load_network
+from firebox.runtime import Graph, LabelledImages, Session, format_size, measure_arena, open_images, read_graph, sample
+from firebox.runtime.commands.console import note
+from firebox.runtime.errors import DoesNotFitError, FormatError
+from firebox.runtime.graph.graph import Conv
+from firebox.runtime.memory.measure import run_in_arena
 
 KiB = 1024
 # What is aimed at: no more extra work than this.

@@ -9,11 +9,12 @@ from typing import TypeVar
 
 import numpy as np
 from common import table
+
 from firebox.export import Range, quantize
-from firebox.export.fitting import Fit, fit, needed
+from firebox.export.fit.search import Fit, fit, needed
 from firebox.runtime import Graph, plan
-from firebox.runtime.console import progress
-from firebox.runtime.graph import Concat, Conv, GlobalAveragePool, MaxPool, Op, Reshape, Tensor
+from firebox.runtime.commands.console import progress
+from firebox.runtime.graph.graph import Concat, Conv, GlobalAveragePool, MaxPool, Op, Reshape, Tensor
 
 SIZES = (50, 100, 200, 500, 1_000, 2_000)
 # Rows of the picture of a chain of 50 operations. The area grows with the operations, so that what tflite-micro keeps

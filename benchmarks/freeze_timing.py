@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from firebox.model_zoo.callbacks import call
-from firebox.model_zoo.checkpoint import Checkpoint
-from firebox.model_zoo.distributed import Workers
-from firebox.model_zoo.learner import Learner
+
+from firebox.model_zoo.training.callbacks import call
+from firebox.model_zoo.training.distributed import Workers
+from firebox.model_zoo.training.learner import Learner
+from firebox.model_zoo.weights.checkpoint import Checkpoint
 
 _ROUNDS = 5
 _EPOCH_STEPS = 1000

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from firebox.runtime.backends import BACKENDS
-from firebox.runtime.console import progress
+
+from firebox.runtime.commands.console import progress
+from firebox.runtime.inference.backends import BACKENDS
 from firebox.runtime.onnx_session import open_onnx, session_options
 
 # Shorter runs are repeated until a sample takes this long, in seconds.

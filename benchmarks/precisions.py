@@ -20,14 +20,15 @@ from common import (
     table,
     write_page,
 )
+from pairs import RATIO_COLUMNS, Comparison, Ratios, bind, measure
+
 from firebox.export import Export, ExportConfig
 from firebox.export.parity import Precision
 from firebox.model_zoo import export_network
 from firebox.runtime import LabelledImages, Session, open_images
-from firebox.runtime.backends import BACKENDS, installed_backends
 from firebox.runtime.errors import FormatError
+from firebox.runtime.inference.backends import BACKENDS, installed_backends
 from firebox.runtime.units import format_size
-from pairs import RATIO_COLUMNS, Comparison, Ratios, bind, measure
 
 _NETWORK = "squeezenet1_1"
 _PRECISIONS = get_args(Precision)

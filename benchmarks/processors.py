@@ -30,22 +30,24 @@ from common import (
 )
 from emulated_networks import Network, Sums, jobs, jobs_of
 from emulation import NATIVE, PLAIN, Job, Outcome, emulator, run_jobs
-from firebox.export import ExportConfig
-from firebox.export.activations import answers
-from firebox.export.effort import quantize_network
-from firebox.export.tflite_writer import write_tflite
-from firebox.export.tracing import trace
-from firebox.model_zoo import Network as ZooNetwork
-from firebox.model_zoo import export_network, load_network
-from firebox.runtime import Session, golden, open_images, sample
-from firebox.runtime.console import note, progress
-from firebox.runtime.files import read_file
-from firebox.runtime.graph import Graph
-from firebox.runtime.onnx_session import kernels_saturate, open_onnx, session_options
-from firebox.runtime.processor import this_processor
 from pairs import RATIO_COLUMNS, Comparison
 from pairs import measure as time_pairs
 from weight_ranges import FOLDS, Result, kept
+
+from firebox.export import ExportConfig
+from firebox.export.activations import answers
+from firebox.export.formats.tflite_writer import write_tflite
+from firebox.export.quantization.ptq import quantize_network
+from firebox.export.trace import trace
+from firebox.model_zoo import Network as ZooNetwork
+from firebox.model_zoo import export_network, load_network
+from firebox.runtime import Session, open_images, sample
+from firebox.runtime.commands.console import note, progress
+from firebox.runtime.files import read_file
+from firebox.runtime.graph.graph import Graph
+from firebox.runtime.inference import golden
+from firebox.runtime.onnx_session import kernels_saturate, open_onnx, session_options
+from firebox.runtime.processor import this_processor
 
 EMULATED = ("Nehalem", "Haswell", "max")
 # The kind that saturates, with real images: emulated, so that the table is the same wherever it is made.
@@ -205,9 +207,9 @@ def introduction(outcomes: Sequence[Outcome], processors: Sequence[str]) -> list
         "kernels are exact. And its exported weights are quantized so that no pair of them can saturate, for "
         "applications that load the files without firebox; `firebox check FILE` says that of any ONNX file.",
         "## What is promised of each operation",
-        "In onnxruntime, in LiteRT (XNNPACK) and in the reference (`runtime/reference.py`), for files that firebox "
-        "exports. *One step*: the integers of this operation are apart by one at most, which layers behind it may "
-        "multiply. tflite-runtime and tflite-micro rescale in fixed point: each operation alone is within one step.",
+        "In onnxruntime, in LiteRT (XNNPACK) and in the reference (`runtime/graph/reference.py`), for files that "
+        "firebox exports. *One step*: the integers of this operation are apart by one at most, which layers behind it "
+        "may multiply. tflite-runtime and tflite-micro rescale in fixed point: each operation alone is within one step.",
         table(("operation", "promise", "why"), _PROMISES, names=3),
         "## Networks on processors",
         "The share of outputs that are identical with the reference's, on 2 images. Nehalem (SSE4), Haswell (AVX2) and "
@@ -347,8 +349,8 @@ def _rounding_rows(name: str, seed: str, network: ZooNetwork, calibration, judge
 def _as_calibrated() -> Iterator[None]:
     """Quantization that leaves scales and pools as they are."""
     with (
-        mock.patch("firebox.export.scales.exact_scales", lambda graph, groups, scales: dict(scales)),
-        mock.patch("firebox.export.quantization.averages_as_convolutions", lambda graph: graph),
+        mock.patch("firebox.export.quantization.scales.exact_scales", lambda graph, groups, scales: dict(scales)),
+        mock.patch("firebox.export.quantization.quantize.averages_as_convolutions", lambda graph: graph),
     ):
         yield
 

@@ -10,9 +10,10 @@ import click
 import numpy as np
 import torch
 from common import CIFAR, FOLDER, data_option, out_option, surroundings, table, test_pictures, write_page
+
 from firebox.export import ExportConfig, Range, Tolerance, quantize, write_tflite
 from firebox.export.activations import run_activations
-from firebox.export.fake_quantization import FakeQuantized
+from firebox.export.quantization.fake_quantize import FakeQuantized
 from firebox.model_zoo import (
     Network,
     TrainingConfig,
@@ -23,15 +24,15 @@ from firebox.model_zoo import (
     train,
     train_quantized,
 )
-from firebox.model_zoo.checkpoint import FILE_NAME, read_checkpoint
 from firebox.model_zoo.classifier import TorchClassifier
-from firebox.model_zoo.quantized import fake_quantized
+from firebox.model_zoo.networks.int8 import fake_quantized
+from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
 from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, sample, split_images
-from firebox.runtime.backends import installed_backends
-from firebox.runtime.console import progress
-from firebox.runtime.evaluation import Classifier
-from firebox.runtime.graph import Graph
-from firebox.runtime.reader import format_of
+from firebox.runtime.commands.console import progress
+from firebox.runtime.formats.read import format_of
+from firebox.runtime.graph.graph import Graph
+from firebox.runtime.inference.backends import installed_backends
+from firebox.runtime.inference.evaluation import Classifier
 
 _MODEL = "squeezenet_cifar_small"
 _FLOAT, _INT8 = "float", "int8"

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import get_args
 
 import click
-import firebox.export
-import firebox.runtime
 import numpy as np
 from common import (
     NO_GATE,
@@ -37,21 +35,24 @@ from comparators import (
     open_stock,
     quantize_with_onnxruntime,
 )
+from pairs import bare
+from quantization_page import FOLDS, LITERT, ONNX, Figures, File, Result, page
+
+import firebox.export
+import firebox.runtime
 from firebox.export import ExportConfig, write_onnx
-from firebox.export.contracts import for_file
-from firebox.export.effort import Effort, calibration_samples, quantize_network
+from firebox.export.formats.contract_writer import for_file
 from firebox.export.parity import compare
-from firebox.export.precisions import with_int16_layers
-from firebox.export.tracing import trace
+from firebox.export.quantization.precisions import with_int16_layers
+from firebox.export.quantization.ptq import Effort, calibration_samples, quantize_network
+from firebox.export.trace import trace
 from firebox.model_zoo import Network, export_network
 from firebox.model_zoo.classifier import TorchClassifier
 from firebox.runtime import LabelledImages, Session, open_images
-from firebox.runtime.console import note, progress
+from firebox.runtime.commands.console import note, progress
 from firebox.runtime.contract import KEY, Contract, TensorSpec
-from firebox.runtime.datasets import match_labels
 from firebox.runtime.files import sha256, write_file
-from pairs import bare
-from quantization_page import FOLDS, LITERT, ONNX, Figures, File, Result, page
+from firebox.runtime.images.datasets import match_labels
 
 _CACHE = Path(__file__).resolve().parent.parent / "build" / "quantization"
 _SEED = 0
@@ -167,7 +168,7 @@ def main(data_folder: Path, out: Path, cache: Path, fresh: bool, stock: Path | N
 
 def methods(stock: Path | None) -> Iterator[Method]:
     rooms = [Path(path) for room in (firebox.export, firebox.runtime) for path in room.__path__]
-    ours = [file for room in rooms for file in sorted(room.glob("*.py"))]
+    ours = [file for room in rooms for file in sorted(room.rglob("*.py"))]
     for effort in get_args(Effort):
         yield Method(f"firebox {effort}", partial(_export, effort), ours, "")
     for name, layers in _WIDE.items():

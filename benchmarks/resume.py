@@ -13,17 +13,18 @@ from pathlib import Path
 
 import click
 from common import out_option, surroundings, table, write_page
-from firebox.model_zoo.checkpoint import FILE_NAME, read_checkpoint
-from firebox.model_zoo.run_folder import SNAPSHOTS, read_log
-from firebox.runtime.console import progress
+
+from firebox.model_zoo.training.run import SNAPSHOTS, read_log
+from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
+from firebox.runtime.commands.console import progress
+from firebox.runtime.commands.main import main as firebox
 from firebox.runtime.files import sha256
-from firebox.runtime.main import main as firebox
 
 _MODEL, _DATA = "squeezenet_micro", "digits"
 _COMMON = ("--images-per-class", "40", "--batch-size", "64", "--threads", "1")
 # Processes begin with torch loaded, and nothing computed yet.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PRELOADED = ["firebox.model_zoo.training", "torch._dynamo", "matplotlib.font_manager", "sklearn.datasets"]
+_PRELOADED = ["firebox.model_zoo.training.trainer", "torch._dynamo", "matplotlib.font_manager", "sklearn.datasets"]
 # Folders of runs: the one that others begin with, and the one that is broken.
 _PLAIN, _BROKEN = "plain", "broken"
 

@@ -24,6 +24,8 @@ from common import (
     write_page,
 )
 from comparators import quantize_with_onnxruntime
+from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
+
 from firebox.export import ExportConfig
 from firebox.model_zoo import export_network, load_network
 from firebox.model_zoo.classifier import TorchClassifier
@@ -35,10 +37,9 @@ from firebox.runtime import (
     evaluate,
     open_images,
 )
-from firebox.runtime.backends import BACKENDS, installed_backends
-from firebox.runtime.console import progress
-from firebox.runtime.evaluation import Classifier
-from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
+from firebox.runtime.commands.console import progress
+from firebox.runtime.inference.backends import BACKENDS, installed_backends
+from firebox.runtime.inference.evaluation import Classifier
 
 _SMALL = "squeezenet_micro"
 

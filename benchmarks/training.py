@@ -17,6 +17,10 @@ from typing import Any
 import click
 import numpy as np
 from common import CIFAR, REFERENCES, accuracy, data_option, out_option, test_logits, test_pictures, write_page
+from freeze_timing import measure_saving, measure_step
+from training_page import Results, logits_file, page
+from training_trials import FREEZE_COMPILED, Experiment, Trial, experiments
+
 from firebox.model_zoo import (
     TrainingConfig,
     average_checkpoints,
@@ -25,15 +29,12 @@ from firebox.model_zoo import (
     resume,
     train,
 )
-from firebox.model_zoo.checkpoint import FILE_NAME, read_checkpoint
-from firebox.model_zoo.run_folder import SNAPSHOTS, read_log
+from firebox.model_zoo.training.run import SNAPSHOTS, read_log
+from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
 from firebox.runtime import LabelledImages
-from firebox.runtime.console import note, progress
+from firebox.runtime.commands.console import note, progress
 from firebox.runtime.errors import FireboxError, UsageError
 from firebox.runtime.files import sha256, write_files
-from freeze_timing import measure_saving, measure_step
-from training_page import Results, logits_file, page
-from training_trials import FREEZE_COMPILED, Experiment, Trial, experiments
 
 _FOLDER = Path(__file__).resolve().parent.parent / "build" / "training"
 # One thread each; with large pages, and memory that is kept, a step takes a sixth less time where glibc serves it.

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import training_trials as plan
 from common import CIFAR, FOLDER, accuracy, surroundings, table
-from firebox.model_zoo.freezeout import freezing_times
+from training_plots import plot_lines
+
+from firebox.model_zoo.training.freezeout import freezing_times
 from firebox.runtime import Ensemble
 from firebox.runtime.files import write_file
-from training_plots import plot_lines
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from firebox.model_zoo import SqueezeNetConfig, TrainingConfig, model_config
-from firebox.model_zoo.run_folder import snapshot_file
+from firebox.model_zoo.training.run import snapshot_file
 
 SEEDS = (0, 1, 2)
 # Of every training's pictures, kept to validate; rates of transfer are chosen by them, and nothing else.

@@ -13,16 +13,17 @@ from typing import get_args
 import click
 import numpy as np
 from common import PICTURES, REFERENCES, data_option, load_reference
+
 from firebox.export.activations import answers
-from firebox.export.effort import quantize_network
-from firebox.export.onnx_writer import write_onnx
-from firebox.export.tracing import trace
-from firebox.export.weight_grid import WeightRange
+from firebox.export.formats.onnx_writer import write_onnx
+from firebox.export.quantization.ptq import quantize_network
+from firebox.export.quantization.weight_grid import WeightRange
+from firebox.export.trace import trace
 from firebox.runtime import open_images
-from firebox.runtime.console import note, progress
-from firebox.runtime.datasets import match_labels
+from firebox.runtime.commands.console import note, progress
+from firebox.runtime.exactness.check import check_saturation
 from firebox.runtime.files import write_file
-from firebox.runtime.saturation_check import check_saturation
+from firebox.runtime.images.datasets import match_labels
 
 CACHE = Path(__file__).resolve().parent.parent / "build" / "weight_ranges"
 FOLDS = 5

@@ -21,16 +21,17 @@ from common import (
     test_pictures,
     write_page,
 )
+
 from firebox.export import ExportConfig
 from firebox.model_zoo import export_network, load_network
-from firebox.model_zoo.checkpoint import FILE_NAME, Checkpoint, pack_compact, read_checkpoint
-from firebox.model_zoo.run_folder import CONFIG, CURVES, LOG, read_log
+from firebox.model_zoo.training.run import CONFIG, CURVES, LOG, read_log
+from firebox.model_zoo.weights.checkpoint import FILE_NAME, Checkpoint, pack_compact, read_checkpoint
 from firebox.runtime import LabelledImages, Session, open_images, split_images
-from firebox.runtime.console import progress
+from firebox.runtime.commands.console import progress
 from firebox.runtime.files import sha256, write_file, write_files
 from firebox.runtime.units import format_size
 
-_PACKAGE = Path(__file__).resolve().parent.parent / "model_zoo" / "weights"
+_PACKAGE = Path(__file__).resolve().parent.parent / "model_zoo" / "weights" / "shipped"
 # What all files together may take.
 _LIMIT = 1_000_000
 # What the networks are to reach on the test pictures.
@@ -172,7 +173,7 @@ def _seconds(run: Path, checkpoint: Checkpoint) -> float:
 def page(cards: Sequence[Card], runs: Sequence[Path], test: LabelledImages) -> Iterator[str]:
     """The model cards."""
     yield "# Weights that come with firebox"
-    yield "This page and the files in `model_zoo/weights/` are written by"
+    yield "This page and the files in `model_zoo/weights/shipped/` are written by"
     yield f"```sh\npython benchmarks/weights.py {' '.join(map(_in_runs, runs))}\n```"
     yield surroundings()
     yield (
@@ -223,7 +224,7 @@ def _describe(card: Card) -> Iterator[str]:
         yield f"```sh\n{origin.command}\n```"
     yield "All options:"
     yield "```json\n" + json.dumps(card.training, indent=1) + "\n```"
-    yield f"Its log is `model_zoo/weights/{card.model}.log.csv`."
+    yield f"Its log is `model_zoo/weights/shipped/{card.model}.log.csv`."
     yield f"![Loss and accuracy over the epochs](weights-{card.model}.png)"
     yield f"SHA-256 of the file: `{sha256(card.file.read_bytes())}`."
     yield table(("class", "accuracy"), [(name, f"{value:.1%}") for name, value in card.per_class.items()])

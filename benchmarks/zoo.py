@@ -7,9 +7,10 @@ from typing import Literal
 
 import click
 from common import out_option, table, write_page
+
 from firebox.model_zoo import NetworkConfig, find_model, list_models, model_config
-from firebox.model_zoo.comparators import GoogLeNetConfig
-from firebox.model_zoo.layered_config import LayeredConfig
+from firebox.model_zoo.networks.baselines import GoogLeNetConfig
+from firebox.model_zoo.networks.layered_config import LayeredConfig
 
 _FLOAT32_BYTES = 4
 _MB, _MIB = 10**6, 2**20

@@ -6,18 +6,18 @@
 torch is imported when a module is traced; graphs are quantized and written without it.
 """
 
-from .blaming import Blame, blame
-from .calibration import calibrate
-from .calibrators import Range
+from .blame.sensitivity import Blame, blame
 from .exporter import Export, ExportConfig, export
-from .fitted import Fitted, fit_file
-from .fitting import Fit, fit
-from .onnx_writer import write_onnx
+from .fit.files import Fitted, fit_file
+from .fit.search import Fit, fit
+from .formats.onnx_writer import write_onnx
+from .formats.tflite_writer import write_tflite
 from .parity import Parity, Tolerance
-from .quantization import quantize
-from .rounding import input_moments
-from .tflite_writer import write_tflite
-from .tracing import trace
+from .quantization.calibration import calibrate
+from .quantization.gptq import input_moments
+from .quantization.quantize import quantize
+from .quantization.ranges import Range
+from .trace import trace
 
 __all__ = [
     "Blame",

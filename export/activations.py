@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..runtime.errors import QuantizationError, UsageError
-from ..runtime.graph import Graph
+from ..runtime.graph.graph import Graph
 from ..runtime.onnx_session import open_onnx, session_options
-from .onnx_writer import onnx_side, write_onnx
+from .formats.onnx_writer import onnx_side, write_onnx
 
 
 def run_activations(

@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ..runtime.console import progress
+from ..runtime.commands.console import progress
 from ..runtime.contract import Contract, TensorSpec
-from ..runtime.datasets import LabelledImages, sample
 from ..runtime.errors import UsageError
 from ..runtime.files import check_writable, sha256, write_files
-from ..runtime.graph import Graph, Softmax
-from ..runtime.planning import plan
-from ..runtime.preprocessing import Preprocessing
-from ..runtime.session import Session
-from ..runtime.targets import Target
-from .calibrators import Calibrator, Range
-from .contracts import complete, for_file
-from .effort import Effort, Quantized, calibration_samples, check_effort, quantize_network
-from .fitted import judged, pictures
-from .fitting import Fit, fit
-from .onnx_writer import write_onnx
+from ..runtime.graph.graph import Graph, Softmax
+from ..runtime.images.datasets import LabelledImages, sample
+from ..runtime.images.preprocessing import Preprocessing
+from ..runtime.inference.session import Session
+from ..runtime.memory.plan import plan
+from ..runtime.memory.targets import Target
+from .fit.files import judged, pictures
+from .fit.search import Fit, fit
+from .formats.contract_writer import complete, for_file
+from .formats.onnx_writer import write_onnx
+from .formats.tflite_writer import write_tflite
 from .parity import (
     Parity,
     Precision,
@@ -36,13 +35,14 @@ from .parity import (
     refuse,
     session_answers,
 )
-from .precisions import find_layers, with_float16_weights, with_int8_weights, with_int16_layers
-from .quantization import quantize, with_input_type
-from .rounding import input_moments
+from .quantization.gptq import input_moments
+from .quantization.precisions import find_layers, with_float16_weights, with_int8_weights, with_int16_layers
+from .quantization.ptq import Effort, Quantized, calibration_samples, check_effort, quantize_network
+from .quantization.quantize import quantize, with_input_type
+from .quantization.ranges import Calibrator, Range
+from .quantization.weight_grid import DEFAULT_RANGE, WeightRange
 from .runtime_check import EXACT_BACKENDS, exactness, reference_outputs, wrong_runtime
-from .tflite_writer import write_tflite
-from .tracing import trace
-from .weight_grid import DEFAULT_RANGE, WeightRange
+from .trace import trace
 
 if TYPE_CHECKING:
     from torch import nn

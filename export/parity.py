@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..runtime.errors import ParityError, UsageError
-from ..runtime.graph import Graph
-from ..runtime.session import Session
+from ..runtime.graph.graph import Graph
+from ..runtime.inference.session import Session
 from .activations import run_activations
-from .tracing import device_of, evaluating, one_thread
+from .trace import device_of, evaluating, one_thread
 
 if TYPE_CHECKING:
     from torch import nn

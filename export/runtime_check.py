@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runtime.errors import ParityError, UnsupportedError
-from ..runtime.graph import Graph
-from ..runtime.preprocessing import Preprocessing
-from ..runtime.reference import run_reference
-from ..runtime.session import Facts
+from ..runtime.graph.graph import Graph
+from ..runtime.graph.reference import run_reference
+from ..runtime.images.preprocessing import Preprocessing
+from ..runtime.inference.session import Facts
 
 # Images that the reference computes: it is exact on each, and slow.
 REFERENCE_IMAGES = 8

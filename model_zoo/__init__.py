@@ -10,30 +10,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import MissingExtraError
-from .config import DELAYED, EARLY, SqueezeNetConfig
-from .families import build, config_from_json
-from .imagenet import imagenet_classes
-from .network_config import NetworkConfig
+from .networks.config import NetworkConfig
+from .networks.families import build, config_from_json
+from .networks.registry import PublicFile, ZooEntry, create_model, find_model, list_models, model_config, register
+from .networks.squeezenet import DELAYED, EARLY, SqueezeNetConfig
 from .recipes import list_recipes, load_recipe
-from .registry import PublicFile, ZooEntry, create_model, find_model, list_models, model_config, register
 from .training_config import TrainingConfig
+from .weights.imagenet import imagenet_classes
 
 if TYPE_CHECKING:
-    from .averaging import average_checkpoints
-    from .callbacks import AverageWeights, Callback, Loop, Rates, SaveSnapshots, call, snapshot_callbacks
-    from .data import load_pictures
-    from .evaluation import predict, top_k
     from .exporting import export_network
-    from .freezeout import FreezeOut
-    from .module import NetworkModule, head_prefix
     from .network import Network, load_network
-    from .optimizer import make_optimizer
-    from .resources import Resources
-    from .squeezenet import Fire, SqueezeNet
-    from .training import quantized_config, resume, train, train_quantized
-    from .training_pictures import open_training_images
-    from .training_result import TrainingResult
-    from .weights import Weights, load_weights, load_weights_into
+    from .networks.modules import NetworkModule, head_prefix
+    from .networks.squeezenet_module import Fire, SqueezeNet
+    from .training.averaging import average_checkpoints
+    from .training.callbacks import AverageWeights, Callback, Loop, Rates, SaveSnapshots, call, snapshot_callbacks
+    from .training.data import load_pictures
+    from .training.freezeout import FreezeOut
+    from .training.optimizer import make_optimizer
+    from .training.predict import predict, top_k
+    from .training.resources import Resources
+    from .training.result import TrainingResult
+    from .training.trainer import quantized_config, resume, train, train_quantized
+    from .training.training_pictures import open_training_images
+    from .weights.files import Weights, load_weights, load_weights_into
 
 __all__ = [
     "DELAYED",
@@ -87,21 +87,29 @@ __all__ = [
 
 # Where the names are that need torch.
 _HOMES = {
-    "averaging": ("average_checkpoints",),
-    "callbacks": ("AverageWeights", "Callback", "Loop", "Rates", "SaveSnapshots", "call", "snapshot_callbacks"),
-    "data": ("load_pictures",),
-    "evaluation": ("predict", "top_k"),
+    "training.averaging": ("average_checkpoints",),
+    "training.callbacks": (
+        "AverageWeights",
+        "Callback",
+        "Loop",
+        "Rates",
+        "SaveSnapshots",
+        "call",
+        "snapshot_callbacks",
+    ),
+    "training.data": ("load_pictures",),
+    "training.predict": ("predict", "top_k"),
     "exporting": ("export_network",),
-    "freezeout": ("FreezeOut",),
-    "module": ("NetworkModule", "head_prefix"),
+    "training.freezeout": ("FreezeOut",),
+    "networks.modules": ("NetworkModule", "head_prefix"),
     "network": ("Network", "load_network"),
-    "optimizer": ("make_optimizer",),
-    "resources": ("Resources",),
-    "squeezenet": ("Fire", "SqueezeNet"),
-    "training": ("quantized_config", "resume", "train", "train_quantized"),
-    "training_pictures": ("open_training_images",),
-    "training_result": ("TrainingResult",),
-    "weights": ("Weights", "load_weights", "load_weights_into"),
+    "training.optimizer": ("make_optimizer",),
+    "training.resources": ("Resources",),
+    "networks.squeezenet_module": ("Fire", "SqueezeNet"),
+    "training.trainer": ("quantized_config", "resume", "train", "train_quantized"),
+    "training.training_pictures": ("open_training_images",),
+    "training.result": ("TrainingResult",),
+    "weights.files": ("Weights", "load_weights", "load_weights_into"),
 }
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..export.tracing import one_thread
-from ..runtime.preprocessing import Preprocessing
+from ..export.trace import one_thread
+from ..runtime.images.preprocessing import Preprocessing
 from .network import Network
-from .quantized import fake_quantized
+from .networks.int8 import fake_quantized
 
 
 @dataclass(frozen=True)

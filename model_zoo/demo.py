@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from ..export import ExportConfig
-from ..runtime.console import note, progress
-from ..runtime.datasets import open_images, split_images
-from ..runtime.evaluation import Classifier, Evaluation, evaluate
+from ..runtime.commands.console import note, progress
 from ..runtime.files import check_writable, write_file
-from ..runtime.profiling import Profile, profile
-from ..runtime.session import Session
-from .checkpoint import FILE_NAME, read_checkpoint
+from ..runtime.images.datasets import open_images, split_images
+from ..runtime.inference.evaluation import Classifier, Evaluation, evaluate
+from ..runtime.inference.session import Session
+from ..runtime.profiling.latency import Profile, profile
 from .classifier import TorchClassifier
 from .exporting import export_network
 from .network import load_network
-from .run_folder import remove_run
-from .training import TrainingResult, train
+from .training.run import remove_run
+from .training.trainer import TrainingResult, train
 from .training_config import TrainingConfig
+from .weights.checkpoint import FILE_NAME, read_checkpoint
 
 # Measuring four files is to take seconds, not minutes.
 _PROFILE_SECONDS = 3.0

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from ..export.calibrators import Range
+from ..export.quantization.ranges import Range
 from ..runtime.errors import CheckpointError, UsageError
-from ..runtime.preprocessing import Preprocessing
-from .checkpoint import FILE_NAME
-from .families import build
-from .imagenet import imagenet_classes
-from .module import NetworkModule, head_prefix
-from .named_weights import find_weights
-from .network_config import NetworkConfig
-from .registry import find_model, fit_preprocessing, list_models, model_config
-from .weights import Weights, head_classes, load_weights, load_weights_into
+from ..runtime.images.preprocessing import Preprocessing
+from .networks.config import NetworkConfig
+from .networks.families import build
+from .networks.modules import NetworkModule, head_prefix
+from .networks.registry import find_model, fit_preprocessing, list_models, model_config
+from .weights.checkpoint import FILE_NAME
+from .weights.files import Weights, head_classes, load_weights, load_weights_into
+from .weights.imagenet import imagenet_classes
+from .weights.names import find_weights
 
 # What may differ between a zoo entry and weights of that entry: the task, how conv10 is
 # surrounded, and whether batch norm has been folded.

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from ..runtime.errors import CheckpointError, UsageError
-from .kinds import check_kinds, with_tuples
-from .schedules import Schedule
+from .fields import check_kinds, with_tuples
+from .training.schedules import Schedule
 
 Augment = Literal["none", "light", "standard", "cutout"]
 Precision = Literal["bf16", "float32"]

@@ -5,18 +5,18 @@
 >>> Session("model.int8.tflite").classify("cat.jpg")
 """
 
-from .arena import MeasuredArena, measure_arena
 from .contract import Contract
-from .datasets import LabelledImages, open_images, sample, split_images
-from .ensemble import Ensemble
 from .errors import FireboxError
-from .evaluation import Evaluation, evaluate
-from .graph import Graph
-from .planning import MemoryPlan, Verdict, plan
-from .preprocessing import Preprocessing
-from .profiling import Profile, profile
-from .reader import read_graph
-from .session import Facts, Prediction, Session
+from .formats.read import read_graph
+from .graph.graph import Graph
+from .images.datasets import LabelledImages, open_images, sample, split_images
+from .images.preprocessing import Preprocessing
+from .inference.ensemble import Ensemble
+from .inference.evaluation import Evaluation, evaluate
+from .inference.session import Facts, Prediction, Session
+from .memory.measure import MeasuredArena, measure_arena
+from .memory.plan import MemoryPlan, Verdict, plan
+from .profiling.latency import Profile, profile
 from .units import format_size, parse_size
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import FormatError
-from .preprocessing import Preprocessing
+from .images.preprocessing import Preprocessing
 
 # The name of the metadata entry, in both formats.
 KEY = "firebox.contract"

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .graph import Graph
-    from .targets import Target
+    from .graph.graph import Graph
+    from .memory.targets import Target
 
 
 class FireboxError(Exception):

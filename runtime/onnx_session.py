@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from .errors import FormatError, MissingExtraError
-from .onnx_wire import matmul_model
+from .exactness.saturation import ExactForm, exact_form
+from .formats.onnx_wire import matmul_model
 from .processor import this_processor
-from .saturation import ExactForm, exact_form
 
 AS_IN_THE_FILE = "as in the file"
 _VNNI = ("avx_vnni", "avx512_vnni")

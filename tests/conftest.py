@@ -14,9 +14,10 @@ import pytest
 import torch
 from commands import Ran, run_here
 from filelock import FileLock
-from firebox.runtime import console
 from hypothesis import HealthCheck, settings
 from PIL import Image
+
+from firebox.runtime.commands import console
 
 # Files whose tests take longest, longest first: what begins last on one worker should not keep the other waiting.
 _LONGEST = (

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import PROGRAM, run_apart
-from firebox.export import Tolerance
-from firebox.runtime.reader import read_graph
 from PIL import Image
+
+from firebox.export import Tolerance
+from firebox.runtime.formats.read import read_graph
 
 COMMANDS = sorted(entry_points(group="firebox.commands").names)
 
@@ -145,6 +146,7 @@ def test_evaluate_files_and_folders(command, exported, noise):
 
 def test_export_of_weights_from_the_zoo(command, noise, tmp_path):
     import torch
+
     from firebox.model_zoo import create_model
 
     torch.save(create_model("squeezenet_micro", num_classes=3).state_dict(), tmp_path / "w.pth")
@@ -246,7 +248,7 @@ def test_damaged_files_are_exit_code_1(command, model, exported, picture, tmp_pa
 
 
 def test_a_reader_that_goes_away_leaves_the_verdict(model):
-    command = f"{sys.executable} -c 'from firebox.runtime.main import main; main()' plan {model} --sram 1KiB"
+    command = f"{sys.executable} -c 'from firebox.runtime.commands.main import main; main()' plan {model} --sram 1KiB"
     ran = subprocess.run(
         ["bash", "-c", f"{command} | head -1 >/dev/null; echo ${{PIPESTATUS[0]}}"],
         capture_output=True,

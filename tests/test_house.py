@@ -55,11 +55,11 @@ HEAVY |= {"bokeh"}
     "code",
     [
         "import firebox.runtime",
-        "import firebox.runtime.main",
-        "import firebox.runtime.cli",
-        "import firebox.runtime.report_cli, firebox.runtime.report, firebox.runtime.summary",
+        "import firebox.runtime.commands.main",
+        "import firebox.runtime.commands.options",
+        "import firebox.runtime.commands.report, firebox.runtime.report.page, firebox.runtime.report.summary",
         "import firebox.export",
-        "from firebox.runtime import plan, Session; from firebox.runtime.main import firebox",
+        "from firebox.runtime import plan, Session; from firebox.runtime.commands.main import firebox",
     ],
 )
 def test_importing_loads_nothing_heavy(code):
@@ -74,7 +74,7 @@ def test_planning_a_tflite_file_takes_numpy_only(exported):
 
 
 def test_help_takes_no_torch():
-    code = "import sys; sys.argv = ['firebox', '--help']; from firebox.runtime.main import main\ntry: main()\nexcept SystemExit: pass"  # noqa: E501
+    code = "import sys; sys.argv = ['firebox', '--help']; from firebox.runtime.commands.main import main\ntry: main()\nexcept SystemExit: pass"  # noqa: E501
     assert not loaded_by(code) & (HEAVY - {"rich"})
 
 

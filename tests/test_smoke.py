@@ -1,6 +1,7 @@
 """The whole way in seconds: if this fails, look here first."""
 
 import numpy as np
+
 from firebox.export import ExportConfig, Tolerance, export
 from firebox.model_zoo import load_network
 from firebox.runtime import Session, open_images, plan, sample

@@ -7,22 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from firebox.export import Range, blame, calibrate, fit, quantize, write_onnx, write_tflite
-from firebox.export.activations import answers
-from firebox.export.blaming import agree, sqnr
-from firebox.export.contracts import for_file
-from firebox.export.islands import keep_float, quantizers, surroundings, unquantized
-from firebox.export.matching import match
-from firebox.runtime import Session, plan
-from firebox.runtime.contract import KEY, Contract, TensorSpec
-from firebox.runtime.errors import FireboxError, QuantizationError, UsageError
-from firebox.runtime.graph import Concat, GlobalAveragePool, Graph, MaxPool
-from firebox.runtime.preprocessing import Preprocessing
-from firebox.runtime.reader import read_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from strategies import GraphBuilder, graphs
+
+from firebox.export import Range, blame, calibrate, fit, quantize, write_onnx, write_tflite
+from firebox.export.activations import answers
+from firebox.export.blame.float_layers import keep_float, quantizers, surroundings, unquantized
+from firebox.export.blame.matching import match
+from firebox.export.blame.sensitivity import agree, sqnr
+from firebox.export.formats.contract_writer import for_file
+from firebox.runtime import Session, plan
+from firebox.runtime.contract import KEY, Contract, TensorSpec
+from firebox.runtime.errors import FireboxError, QuantizationError, UsageError
+from firebox.runtime.formats.read import read_graph
+from firebox.runtime.graph.graph import Concat, GlobalAveragePool, Graph, MaxPool
+from firebox.runtime.images.preprocessing import Preprocessing
 
 SIZE = 16
 CLASSES = 10

@@ -4,21 +4,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from firebox.export import calibrate, quantize
-from firebox.export.activations import answers
-from firebox.export.calibration import observe
-from firebox.export.calibrators import CALIBRATORS, Histogram, Range
-from firebox.export.effort import calibration_samples, quantize_network
-from firebox.export.equalization import channel_peaks, equalize
-from firebox.export.learning import learn
-from firebox.export.onnx_writer import write_onnx
-from firebox.export.quantization import compensated
-from firebox.export.rounding import input_moments
-from firebox.runtime import Preprocessing
-from firebox.runtime.errors import QuantizationError, UsageError
-from firebox.runtime.graph import Add, Concat, Conv, GlobalAveragePool, Graph, MaxPool, Reshape, Tensor
 from hypothesis import given, settings
 from strategies import GraphBuilder, graphs
+
+from firebox.export import calibrate, quantize
+from firebox.export.activations import answers
+from firebox.export.formats.onnx_writer import write_onnx
+from firebox.export.quantization.calibration import observe
+from firebox.export.quantization.equalization import channel_peaks, equalize
+from firebox.export.quantization.gptq import input_moments
+from firebox.export.quantization.ptq import calibration_samples, quantize_network
+from firebox.export.quantization.quantize import compensated
+from firebox.export.quantization.ranges import CALIBRATORS, Histogram, Range
+from firebox.export.quantization.weight_tuning import learn
+from firebox.runtime import Preprocessing
+from firebox.runtime.errors import QuantizationError, UsageError
+from firebox.runtime.graph.graph import Add, Concat, Conv, GlobalAveragePool, Graph, MaxPool, Reshape, Tensor
 
 SIZE = 12
 

@@ -4,18 +4,19 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from firebox.export import Range, quantize
-from firebox.export.exact_scales import exact_scales
-from firebox.export.matching import match
-from firebox.export.scales import activation_scales, fixed_groups, scale_groups
-from firebox.runtime.exactness import add_margin, mean_margin, promise
-from firebox.runtime.graph import Add, AveragePool, Concat, Conv, GlobalAveragePool, Graph, Softmax
-from firebox.runtime.reference import run_reference
-from firebox.runtime.rewrite import averages_as_convolutions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runners import answers, some_input
 from strategies import GraphBuilder, graphs, in_any_8_bits
+
+from firebox.export import Range, quantize
+from firebox.export.blame.matching import match
+from firebox.export.quantization.exact_scales import exact_scales
+from firebox.export.quantization.scales import activation_scales, fixed_groups, scale_groups
+from firebox.runtime.exactness.rounding import add_margin, mean_margin, promise
+from firebox.runtime.graph.graph import Add, AveragePool, Concat, Conv, GlobalAveragePool, Graph, Softmax
+from firebox.runtime.graph.reference import run_reference
+from firebox.runtime.graph.rewrite import averages_as_convolutions
 
 
 def some_ranges(graph: Graph, seed: int) -> dict[str, Range]:

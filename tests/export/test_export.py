@@ -7,11 +7,13 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from strategies import GraphBuilder
+from torch import nn
+
 from firebox.export import ExportConfig, Tolerance, calibrate, export, input_moments, quantize
 from firebox.export.parity import compare
-from firebox.export.weight_grid import WeightRange
+from firebox.export.quantization.weight_grid import WeightRange
 from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, plan
-from firebox.runtime.backends import OnnxRuntime
 from firebox.runtime.errors import (
     DataError,
     ParityError,
@@ -21,10 +23,9 @@ from firebox.runtime.errors import (
     WriteError,
 )
 from firebox.runtime.files import sha256
-from firebox.runtime.graph import Conv, Graph
+from firebox.runtime.graph.graph import Conv, Graph
+from firebox.runtime.inference.backends import OnnxRuntime
 from firebox.runtime.processor import this_processor
-from strategies import GraphBuilder
-from torch import nn
 
 PREPROCESSING = Preprocessing(size=(12, 12), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 ANYTHING = Tolerance(float_error=1, sqnr_db=-100, agreement=0, formats_agreement=0)
@@ -117,7 +118,7 @@ def test_past_the_tolerance_nothing_is_written(noise, tmp_path, tolerance, said)
 
 
 def test_the_first_layer_to_leave_is_the_one_that_was_spoilt(noise, tmp_path, monkeypatch):
-    from firebox.export import effort
+    from firebox.export.quantization import ptq as effort
 
     def spoil(graph: Graph, *arguments) -> Graph:
         found = quantize(graph, *arguments)

@@ -5,12 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runners import alone, answers, some_input
+from strategies import GraphBuilder, graphs
+
 from firebox.export import Range, calibrate, quantize
-from firebox.export.fake_quantization import FakeQuantized
-from firebox.export.quantization import with_input_type
+from firebox.export.quantization.fake_quantize import FakeQuantized
+from firebox.export.quantization.quantize import with_input_type
 from firebox.runtime.errors import QuantizationError, UnsupportedError
-from firebox.runtime.exactness import promise
-from firebox.runtime.graph import (
+from firebox.runtime.exactness.rounding import promise
+from firebox.runtime.graph.graph import (
     Add,
     Concat,
     Conv,
@@ -22,12 +27,8 @@ from firebox.runtime.graph import (
     Softmax,
     Transpose,
 )  # fmt: skip
-from firebox.runtime.reference import run_reference
-from firebox.runtime.rewrite import for_tflite
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from runners import alone, answers, some_input
-from strategies import GraphBuilder, graphs
+from firebox.runtime.graph.reference import run_reference
+from firebox.runtime.graph.rewrite import for_tflite
 
 
 def drawn_ranges(graph: Graph, seed: int) -> dict[str, Range]:

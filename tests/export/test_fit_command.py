@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
+from strategies import GraphBuilder, in_any_8_bits
+
 from firebox.export import Export, ExportConfig, Tolerance, calibrate, export, quantize, write_onnx, write_tflite
 from firebox.model_zoo import load_network
 from firebox.runtime import Session, open_images, plan, read_graph
 from firebox.runtime.errors import DoesNotFitError
-from firebox.runtime.graph import Concat, Dequantize, Graph, Quantize, Tensor
-from onnx import TensorProto, helper
-from strategies import GraphBuilder, in_any_8_bits
+from firebox.runtime.graph.graph import Concat, Dequantize, Graph, Quantize, Tensor
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,30 @@
 
 import numpy as np
 import pytest
-from firebox.export import trace, write_onnx, write_tflite
-from firebox.export.fitting import Fit, fit
-from firebox.export.quantization import with_input_type
-from firebox.model_zoo import load_network
-from firebox.runtime import plan, read_graph
-from firebox.runtime.errors import DoesNotFitError, UsageError
-from firebox.runtime.graph import Concat, Conv, FullyConnected, Graph, MaxPool, Op, Quantize, Reshape, Slice, Softmax
-from firebox.runtime.rewrite import explicit_padding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runners import run_litert, run_micro, run_onnx, run_reference, some_input
 from strategies import GraphBuilder, fire_networks, in_any_8_bits
+
+from firebox.export import trace, write_onnx, write_tflite
+from firebox.export.fit.search import Fit, fit
+from firebox.export.quantization.quantize import with_input_type
+from firebox.model_zoo import load_network
+from firebox.runtime import plan, read_graph
+from firebox.runtime.errors import DoesNotFitError, UsageError
+from firebox.runtime.graph.graph import (
+    Concat,
+    Conv,
+    FullyConnected,
+    Graph,
+    MaxPool,
+    Op,
+    Quantize,
+    Reshape,
+    Slice,
+    Softmax,
+)
+from firebox.runtime.graph.rewrite import explicit_padding
 
 # The same networks every time, as in test_formats.py.
 runs = settings(max_examples=16)

@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from firebox.export import calibrate, quantize, write_onnx, write_tflite
-from firebox.export.quantization import with_input_type
-from firebox.runtime import Session, read_graph
-from firebox.runtime.errors import QuantizationError, UnsupportedError
-from firebox.runtime.graph import AveragePool, Graph, MaxPool, Pad, Quantize, Reshape, Softmax, Tensor
-from firebox.runtime.rewrite import explicit_padding
 from hypothesis import given, settings
 from strategies import GraphBuilder, graphs
+
+from firebox.export import calibrate, quantize, write_onnx, write_tflite
+from firebox.export.quantization.quantize import with_input_type
+from firebox.runtime import Session, read_graph
+from firebox.runtime.errors import QuantizationError, UnsupportedError
+from firebox.runtime.graph.graph import AveragePool, Graph, MaxPool, Pad, Quantize, Reshape, Softmax, Tensor
+from firebox.runtime.graph.rewrite import explicit_padding
 
 # The same networks every time: 8 bits of a random network can be made to differ by who searches long enough.
 runs = settings(max_examples=60)
@@ -182,7 +183,7 @@ def test_what_a_format_cannot_say_is_refused_by_name():
 
 
 def test_metadata_comes_back_and_is_the_same_bytes_every_time():
-    from firebox.runtime.tflite_reader import read_tflite_metadata
+    from firebox.runtime.formats.tflite_reader import read_tflite_metadata
 
     build = GraphBuilder((1, 4, 4, 2))
     graph = build.graph(build.conv("input", 3))
@@ -194,7 +195,7 @@ def test_metadata_comes_back_and_is_the_same_bytes_every_time():
 
 
 def test_constants_lie_at_multiples_of_16_bytes():
-    from firebox.runtime.tflite_schema import read_model
+    from firebox.runtime.formats.tflite_schema import read_model
 
     build = GraphBuilder((1, 5, 5, 3))
     x = build.conv("input", 5, (3, 3))

@@ -5,16 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from firebox.export import ExportConfig, Tolerance, calibrate, export, input_moments, quantize, write_onnx, write_tflite
-from firebox.export.precisions import with_float16_weights, with_int8_weights, with_int16_layers
-from firebox.export.quantization import with_input_type
-from firebox.model_zoo import load_network
-from firebox.runtime import Session, open_images, plan, profile, read_graph
-from firebox.runtime.arena import measure_arena
-from firebox.runtime.errors import FormatError, QuantizationError, UnsupportedError, UsageError
-from firebox.runtime.graph import Add, Concat, Conv, FullyConnected, Graph, MaxPool, Quantize, Softmax
 from hypothesis import Phase, given, settings
 from strategies import GraphBuilder, graphs, in_any_8_bits
+
+from firebox.export import ExportConfig, Tolerance, calibrate, export, input_moments, quantize, write_onnx, write_tflite
+from firebox.export.quantization.precisions import with_float16_weights, with_int8_weights, with_int16_layers
+from firebox.export.quantization.quantize import with_input_type
+from firebox.model_zoo import load_network
+from firebox.runtime import Session, open_images, plan, profile, read_graph
+from firebox.runtime.errors import FormatError, QuantizationError, UnsupportedError, UsageError
+from firebox.runtime.graph.graph import Add, Concat, Conv, FullyConnected, Graph, MaxPool, Quantize, Softmax
+from firebox.runtime.memory.measure import measure_arena
 
 runs = settings(max_examples=30)
 

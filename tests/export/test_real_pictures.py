@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from firebox.export import Export, ExportConfig, export
 from firebox.model_zoo import Network, load_network
 from firebox.model_zoo.classifier import TorchClassifier

@@ -3,20 +3,21 @@
 from itertools import pairwise
 
 import pytest
-from firebox.export.equivalents import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runners import answers, assert_same_answers, some_input
+from strategies import GraphBuilder, fire_networks, in_any_8_bits, tilings
+
+from firebox.export.fit.reorder import (
     equivalents,
     with_channels_split,
     with_padding_ahead,
     with_pools_before_concat,
 )
-from firebox.export.fitting import cut_points
-from firebox.export.quantization import with_input_type
-from firebox.export.tiling import MAX_JOINED, Region, can_tile, needs, tile, tile_of
-from firebox.runtime.graph import AveragePool, Concat, Conv, GlobalAveragePool, Graph, MaxPool, Op, Pad, Slice
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from runners import answers, assert_same_answers, some_input
-from strategies import GraphBuilder, fire_networks, in_any_8_bits, tilings
+from firebox.export.fit.search import cut_points
+from firebox.export.fit.tiling import MAX_JOINED, Region, can_tile, needs, tile, tile_of
+from firebox.export.quantization.quantize import with_input_type
+from firebox.runtime.graph.graph import AveragePool, Concat, Conv, GlobalAveragePool, Graph, MaxPool, Op, Pad, Slice
 
 # The same networks every time, as in test_formats.py.
 runs = settings(max_examples=24)

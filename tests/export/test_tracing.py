@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from firebox.export import trace, write_onnx, write_tflite
-from firebox.runtime import Graph, Session
-from firebox.runtime.errors import UnsupportedError
-from firebox.runtime.graph import AveragePool, Conv, Op, Pad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+
+from firebox.export import trace, write_onnx, write_tflite
+from firebox.runtime import Graph, Session
+from firebox.runtime.errors import UnsupportedError
+from firebox.runtime.graph.graph import AveragePool, Conv, Op, Pad
 
 
 class Fire(nn.Module):

@@ -5,17 +5,18 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from firebox.export import Range, calibrate, input_moments, quantize, write_onnx
-from firebox.export.fake_quantization import FakeQuantized
-from firebox.export.rounding import Moments, round_weight
-from firebox.export.weight_grid import FULL, WeightGrid, WeightRange, fitted_scales, grid_of, on_grid
-from firebox.runtime.graph import Conv, FullyConnected, Graph, Quantization, Tensor
-from firebox.runtime.onnx_wire import OnnxMessage
-from firebox.runtime.saturation import LIMIT, ExactForm, exact_form, integer_layers, weight_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runners import some_input
 from strategies import GraphBuilder, graphs
+
+from firebox.export import Range, calibrate, input_moments, quantize, write_onnx
+from firebox.export.quantization.fake_quantize import FakeQuantized
+from firebox.export.quantization.gptq import Moments, round_weight
+from firebox.export.quantization.weight_grid import FULL, WeightGrid, WeightRange, fitted_scales, grid_of, on_grid
+from firebox.runtime.exactness.saturation import LIMIT, ExactForm, exact_form, integer_layers, weight_pairs
+from firebox.runtime.formats.onnx_wire import OnnxMessage
+from firebox.runtime.graph.graph import Conv, FullyConnected, Graph, Quantization, Tensor
 
 RANGES = get_args(WeightRange)
 

@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from firebox.export import Range, calibrate, quantize, write_onnx, write_tflite
-from firebox.export.contracts import for_file
-from firebox.runtime import Contract, Preprocessing, Session, read_graph
-from firebox.runtime.contract import KEY, TensorSpec
-from firebox.runtime.errors import UsageError
-from firebox.runtime.graph import Concat, Graph
-from firebox.runtime.reference import run_reference
-from firebox.runtime.saturation import exact_form
-from firebox.runtime.saturation_check import check_saturation, measure_saturation, saturating_sums
 from onnx import TensorProto, helper, numpy_helper
 from runners import some_input
 from strategies import GraphBuilder
+
+from firebox.export import Range, calibrate, quantize, write_onnx, write_tflite
+from firebox.export.formats.contract_writer import for_file
+from firebox.runtime import Contract, Preprocessing, Session, read_graph
+from firebox.runtime.contract import KEY, TensorSpec
+from firebox.runtime.errors import UsageError
+from firebox.runtime.exactness.check import check_saturation, measure_saturation, saturating_sums
+from firebox.runtime.exactness.saturation import exact_form
+from firebox.runtime.graph.graph import Concat, Graph
+from firebox.runtime.graph.reference import run_reference
 
 CANNOT, CAN, UNDECIDED = 0, 1, 4
 

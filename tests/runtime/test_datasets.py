@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from firebox.runtime import LabelledImages, open_images, sample, split_images
-from firebox.runtime.datasets import match_labels
-from firebox.runtime.errors import DataError, FireboxError, UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from firebox.runtime import LabelledImages, open_images, sample, split_images
+from firebox.runtime.errors import DataError, FireboxError, UsageError
+from firebox.runtime.images.datasets import match_labels
 
 
 def pack_tar(folder: Path, path: Path, mode: str = "w") -> Path:

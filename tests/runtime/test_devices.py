@@ -4,10 +4,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from firebox.runtime.devices import KINDS, PRESETS, Device, budget, find_device, known_devices, read_devices
-from firebox.runtime.errors import FireboxError, FormatError, UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from firebox.runtime.errors import FireboxError, FormatError, UsageError
+from firebox.runtime.memory.devices import KINDS, PRESETS, Device, budget, find_device, known_devices, read_devices
 
 MINE = """
 [mine]

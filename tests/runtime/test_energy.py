@@ -3,14 +3,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from firebox.export import Range, quantize, write_onnx, write_tflite
-from firebox.runtime import plan
-from firebox.runtime.energy import energy, scenarios
-from firebox.runtime.graph import Concat, Conv, FullyConnected, Graph, MaxPool, Slice, Tensor
-from firebox.runtime.traffic import Traffic, entropy_bytes, precisions, traffic, weight_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import GraphBuilder, graphs
+
+from firebox.export import Range, quantize, write_onnx, write_tflite
+from firebox.runtime import plan
+from firebox.runtime.graph.graph import Concat, Conv, FullyConnected, Graph, MaxPool, Slice, Tensor
+from firebox.runtime.memory.energy import energy, scenarios
+from firebox.runtime.memory.traffic import Traffic, entropy_bytes, precisions, traffic, weight_bytes
 
 PLENTY = 2**62
 sizes = st.integers(0, 20_000)

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from firebox.runtime import Ensemble, Preprocessing, Session, evaluate, open_images
-from firebox.runtime.errors import DataError, FormatError, UsageError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from firebox.runtime import Ensemble, Preprocessing, Session, evaluate, open_images
+from firebox.runtime.errors import DataError, FormatError, UsageError
 
 PIXELS = np.zeros((4, 4, 3), np.uint8)
 SMALL = Preprocessing(size=(4, 4))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from firebox.runtime.errors import FormatError, UsageError, WriteError
 from firebox.runtime.files import check_writable, read_file, remove_unfinished, sha256, write_file, write_files
 

@@ -10,12 +10,15 @@ import flatbuffers
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from strategies import GraphBuilder, in_any_8_bits
+
 from firebox.export import quantize, write_onnx, write_tflite
-from firebox.export.precisions import with_float16_weights, with_int8_weights
+from firebox.export.quantization.precisions import with_float16_weights, with_int8_weights
 from firebox.runtime import Preprocessing, Session, plan, read_graph
-from firebox.runtime.arena import measure_arena
 from firebox.runtime.errors import FireboxError, FormatError, UnsupportedError, UsageError
-from firebox.runtime.graph import (
+from firebox.runtime.graph.graph import (
     Add,
     AveragePool,
     Concat,
@@ -28,10 +31,8 @@ from firebox.runtime.graph import (
     Softmax,
     Transpose,
 )  # fmt: skip
-from firebox.runtime.rewrite import integer_ends
-from onnx import helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
-from strategies import GraphBuilder, in_any_8_bits
+from firebox.runtime.graph.rewrite import integer_ends
+from firebox.runtime.memory.measure import measure_arena
 
 KINDS = ("Conv", "MaxPool", "Conv", "Conv", "Concat", "Conv", "Add", "AveragePool", "Conv")
 SHAPE = (1, 8, 8, 3)

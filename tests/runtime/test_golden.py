@@ -7,14 +7,16 @@ import numpy as np
 import onnx
 import pytest
 from commands import run_apart
+from strategies import GraphBuilder
+
 from firebox.export import write_onnx, write_tflite
-from firebox.runtime import Session, golden, read_graph
-from firebox.runtime.backends import OnnxRuntime, TFLite
+from firebox.runtime import Session, read_graph
 from firebox.runtime.contract import KEY, Golden
 from firebox.runtime.errors import FormatError, UsageError, WrongAnswerError, WrongAnswerWarning
-from firebox.runtime.golden import check_mode, compare_golden
+from firebox.runtime.inference import golden
+from firebox.runtime.inference.backends import OnnxRuntime, TFLite
+from firebox.runtime.inference.golden import check_mode, compare_golden
 from firebox.runtime.processor import this_processor
-from strategies import GraphBuilder
 
 BACKENDS = {"model.int8.onnx": OnnxRuntime, "model.int8.tflite": TFLite}
 ANSWERS_WRONGLY = r"the output for the golden image is off by .* \(tolerance .*\) in "
@@ -89,12 +91,12 @@ def test_facts_say_what_was_used(file):
 def test_another_version_or_processor_or_form_is_checked_again(file, runs, monkeypatch):
     assert (result(file), len(runs)) == ("passed", 1)
     with monkeypatch.context() as other:
-        other.setattr("firebox.runtime.session.backend_version", lambda name: "99.0")
+        other.setattr("firebox.runtime.inference.session.backend_version", lambda name: "99.0")
         assert (result(file), len(runs)) == ("passed", 2)
         assert result(file) == "remembered"
     with monkeypatch.context() as other:
         processor = replace(this_processor(), model="another")
-        other.setattr("firebox.runtime.session.this_processor", lambda: processor)
+        other.setattr("firebox.runtime.inference.session.this_processor", lambda: processor)
         assert (result(file), len(runs)) == ("passed", 3)
     with monkeypatch.context() as other:
         form = property(lambda backend: "in another form", lambda backend, weights: None)

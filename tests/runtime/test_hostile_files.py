@@ -6,16 +6,17 @@ import struct
 import numpy as np
 import onnx
 import pytest
-from firebox.export import calibrate, quantize, write_onnx, write_tflite
-from firebox.runtime import Session, plan, read_graph
-from firebox.runtime.errors import FireboxError, FormatError, UnsupportedError, UsageError
-from firebox.runtime.graph import AveragePool, Concat, Conv, Graph, MaxPool, Pad, Softmax
-from firebox.runtime.tflite_schema import read_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from strategies import GraphBuilder
 from waiting import processor_time
+
+from firebox.export import calibrate, quantize, write_onnx, write_tflite
+from firebox.runtime import Session, plan, read_graph
+from firebox.runtime.errors import FireboxError, FormatError, UnsupportedError, UsageError
+from firebox.runtime.formats.tflite_schema import read_model
+from firebox.runtime.graph.graph import AveragePool, Concat, Conv, Graph, MaxPool, Pad, Softmax
 
 
 def network() -> Graph:

@@ -2,16 +2,17 @@
 
 import numpy as np
 import pytest
-from firebox.export import write_tflite
-from firebox.runtime import plan, read_graph
-from firebox.runtime.errors import FormatError
-from firebox.runtime.graph import Concat, Graph, Slice
-from firebox.runtime.tflite_offline import OFFLINE_PLAN, pack_offline_plan, unpack_offline_plan
-from firebox.runtime.tflite_reader import read_offsets, read_tflite_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import GraphBuilder, graphs, in_any_8_bits
 from waiting import processor_time
+
+from firebox.export import write_tflite
+from firebox.runtime import plan, read_graph
+from firebox.runtime.errors import FormatError
+from firebox.runtime.formats.tflite_offline import OFFLINE_PLAN, pack_offline_plan, unpack_offline_plan
+from firebox.runtime.formats.tflite_reader import read_offsets, read_tflite_metadata
+from firebox.runtime.graph.graph import Concat, Graph, Slice
 
 offsets_or_none = st.lists(st.none() | st.integers(0, 2**31 - 1), max_size=20)
 

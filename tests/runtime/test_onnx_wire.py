@@ -6,15 +6,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from firebox.export import write_onnx
-from firebox.runtime.errors import FormatError
-from firebox.runtime.onnx_session import session_options
-from firebox.runtime.onnx_wire import OnnxMessage, matmul_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from strategies import GraphBuilder, graphs, in_any_8_bits
 from waiting import processor_time
+
+from firebox.export import write_onnx
+from firebox.runtime.errors import FormatError
+from firebox.runtime.formats.onnx_wire import OnnxMessage, matmul_model
+from firebox.runtime.onnx_session import session_options
 
 EIGHT_BITS = {TensorProto.INT8: np.int8, TensorProto.UINT8: np.uint8}
 

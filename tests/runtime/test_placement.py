@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 import pytest
-from firebox.export import write_tflite
-from firebox.runtime import plan
-from firebox.runtime.graph import Conv, Graph, Slice
-from firebox.runtime.packing import pack
-from firebox.runtime.placement import ALIGNMENT, Block, Buffer, Life, lifetimes, place, placed_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import GraphBuilder, graphs, in_any_8_bits
+
+from firebox.export import write_tflite
+from firebox.runtime import plan
+from firebox.runtime.graph.graph import Conv, Graph, Slice
+from firebox.runtime.memory.allocation import ALIGNMENT, Block, Buffer, Life, lifetimes, place, placed_at
+from firebox.runtime.memory.hill_climb import pack
 
 
 @st.composite

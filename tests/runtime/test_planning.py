@@ -2,16 +2,18 @@ import json
 
 import numpy as np
 import pytest
-from firebox.export import Range, quantize, trace, write_onnx, write_tflite
-from firebox.model_zoo import load_network
-from firebox.runtime import plan, tflm
-from firebox.runtime.arena import measure_arena
-from firebox.runtime.graph import Add, Concat, Graph, Op, Relu, Tensor
-from firebox.runtime.planning import Verdict
-from firebox.runtime.rewrite import explicit_padding
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from strategies import GraphBuilder, graphs
+
+from firebox.export import Range, quantize, trace, write_onnx, write_tflite
+from firebox.model_zoo import load_network
+from firebox.runtime import plan
+from firebox.runtime.graph.graph import Add, Concat, Graph, Op, Relu, Tensor
+from firebox.runtime.graph.rewrite import explicit_padding
+from firebox.runtime.memory import tflm
+from firebox.runtime.memory.measure import measure_arena
+from firebox.runtime.memory.plan import Verdict
 
 
 def in_8_bits(graph: Graph) -> Graph:

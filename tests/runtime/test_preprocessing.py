@@ -6,12 +6,13 @@ import zlib
 
 import numpy as np
 import pytest
-from firebox.runtime import Preprocessing
-from firebox.runtime.errors import DataError, FireboxError, FormatError, UsageError
-from firebox.runtime.preprocessing import decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from firebox.runtime import Preprocessing
+from firebox.runtime.errors import DataError, FireboxError, FormatError, UsageError
+from firebox.runtime.images.preprocessing import decode
 
 WHOLE = Preprocessing(size=(4, 6))
 IMAGENET = Preprocessing(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from firebox.runtime import processor
 from firebox.runtime.onnx_session import kernels_saturate
 from firebox.runtime.processor import FEATURES, VARIABLE, Processor, this_processor

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+
 from firebox.runtime import Session, evaluate, open_images, plan, profile
 from firebox.runtime.errors import DataError, UsageError
 
@@ -29,7 +30,7 @@ def test_a_profile_accounts_for_time_and_memory(exported, file):
 
 
 def test_a_profile_ends_in_its_time_even_when_nothing_settles(exported, monkeypatch):
-    from firebox.runtime import profiling
+    from firebox.runtime.profiling import latency as profiling
 
     monkeypatch.setattr(profiling, "_SETTLED", -1.0)
     found = profile(exported / "model.int8.tflite", max_seconds=0.05)

@@ -5,11 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runners import answers, some_input
+from strategies import GraphBuilder, fire_networks, graphs, in_any_8_bits
+
 from firebox.export import Range, quantize
-from firebox.export.quantization import with_input_type
+from firebox.export.quantization.quantize import with_input_type
 from firebox.runtime.errors import UnsupportedError, UsageError
-from firebox.runtime.exactness import add_margin, mean_margin, promise, window_counts
-from firebox.runtime.graph import (
+from firebox.runtime.exactness.rounding import add_margin, mean_margin, promise, window_counts
+from firebox.runtime.graph.graph import (
     Add,
     AveragePool,
     Concat,
@@ -30,11 +35,7 @@ from firebox.runtime.graph import (
     Tensor,
     Transpose,
 )
-from firebox.runtime.reference import run_reference
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from runners import answers, some_input
-from strategies import GraphBuilder, fire_networks, graphs, in_any_8_bits
+from firebox.runtime.graph.reference import run_reference
 
 
 def assert_as_promised(graph: Graph, seed: int) -> bool:
@@ -136,7 +137,7 @@ def test_an_addition_by_hand():
     op = Add(("a", "b"), "y")
     tensors = eight_bits("a", (1, 4), 0.5, 1), eight_bits("b", (1, 4), 0.25, -2), eight_bits("y", (1, 4), 1.0, 7)
     a = Graph.of("hand", [tensors[0], replace(tensors[1], data=None), tensors[2]], [op], ["a", "b"], ["y"])
-    from firebox.runtime.reference import run_operation
+    from firebox.runtime.graph.reference import run_operation
 
     values = {"a": np.array([[1, 5, 127, -128]], np.int8), "b": np.array([[-2, 2, 127, -128]], np.int8)}
     # 0 + 0, 2 + 1, 63 + 32.25, -64.5 - 31.5

@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Page, chromium, find_chromium
-from firebox.runtime import Facts, Graph, MemoryPlan, Profile, Verdict, plan
-from firebox.runtime.charts import BUDGET_COLOUR, COLOURS, printable, tensor_kind
-from firebox.runtime.errors import MissingExtraError
-from firebox.runtime.graph import Concat, Relu, Tensor, rename
-from firebox.runtime.planning import MemoryLine
-from firebox.runtime.report import report_html
-from firebox.runtime.summary import model_explorer_node_data, op_times, summary_csv
 from hypothesis import given, settings
 from PIL import Image
 from strategies import GraphBuilder, graphs
+
+from firebox.runtime import Facts, Graph, MemoryPlan, Profile, Verdict, plan
+from firebox.runtime.errors import MissingExtraError
+from firebox.runtime.graph.graph import Concat, Relu, Tensor, rename
+from firebox.runtime.memory.plan import MemoryLine
+from firebox.runtime.report.charts import BUDGET_COLOUR, COLOURS, printable, tensor_kind
+from firebox.runtime.report.page import report_html
+from firebox.runtime.report.summary import model_explorer_node_data, op_times, summary_csv
 
 HOSTILE = "</script></title><img src=https://a.example/x onerror=alert(1)>'\"&`${x}\\\N{RIGHT-TO-LEFT OVERRIDE}\n"
 

@@ -12,18 +12,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from firebox.export import Range, quantize, write_onnx
-from firebox.runtime import Session
-from firebox.runtime.errors import FormatError
-from firebox.runtime.graph import Add, Concat, Conv, FullyConnected, GlobalAveragePool, Graph, MaxPool
-from firebox.runtime.onnx_session import kernels_saturate, open_onnx, session_options
-from firebox.runtime.onnx_wire import OnnxMessage
-from firebox.runtime.reference import run_reference
-from firebox.runtime.saturation import ExactForm, exact_form, integer_layers, neighbours, weight_pairs
-from firebox.runtime.saturation_check import saturating_sums
 from onnx import TensorProto, helper, numpy_helper
 from runners import some_input
 from strategies import GraphBuilder
+
+from firebox.export import Range, quantize, write_onnx
+from firebox.runtime import Session
+from firebox.runtime.errors import FormatError
+from firebox.runtime.exactness.check import saturating_sums
+from firebox.runtime.exactness.saturation import ExactForm, exact_form, integer_layers, neighbours, weight_pairs
+from firebox.runtime.formats.onnx_wire import OnnxMessage
+from firebox.runtime.graph.graph import Add, Concat, Conv, FullyConnected, GlobalAveragePool, Graph, MaxPool
+from firebox.runtime.graph.reference import run_reference
+from firebox.runtime.onnx_session import kernels_saturate, open_onnx, session_options
 
 
 @pytest.mark.parametrize(

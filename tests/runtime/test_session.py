@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
+from strategies import GraphBuilder
+
 from firebox.export import write_onnx, write_tflite
 from firebox.runtime import Contract, Preprocessing, Session
 from firebox.runtime.contract import KEY, Golden, TensorSpec
 from firebox.runtime.errors import DataError, FireboxError, FormatError, MissingExtraError, UsageError
-from firebox.runtime.graph import Add, Graph, Tensor
-from PIL import Image
-from strategies import GraphBuilder
+from firebox.runtime.graph.graph import Add, Graph, Tensor
 
 FILES = (
     "model.float32.onnx",
@@ -309,7 +310,7 @@ def test_a_golden_pair_that_was_tampered_with_does_not_pass(exported):
 
 def test_probabilities_are_not_softened_again(picture):
     build = GraphBuilder((1, 4, 4, 3))
-    from firebox.runtime.graph import Softmax
+    from firebox.runtime.graph.graph import Softmax
 
     graph = build.graph(build.add(Softmax, build.linear("input", 2)))
     contract = small_contract(answer="probabilities")

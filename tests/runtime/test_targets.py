@@ -2,14 +2,16 @@ import json
 from importlib.util import find_spec
 
 import pytest
-from firebox.export import Range, quantize, write_onnx, write_tflite
-from firebox.runtime import arena, plan
-from firebox.runtime.arena import measure_arena
-from firebox.runtime.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
-from firebox.runtime.graph import Add, AveragePool, Concat, Graph, MaxPool, Relu, Reshape, Slice, Softmax
-from firebox.runtime.targets import TARGETS
 from hypothesis import given, settings
 from strategies import GraphBuilder, graphs
+
+from firebox.export import Range, quantize, write_onnx, write_tflite
+from firebox.runtime import plan
+from firebox.runtime.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
+from firebox.runtime.graph.graph import Add, AveragePool, Concat, Graph, MaxPool, Relu, Reshape, Slice, Softmax
+from firebox.runtime.memory import measure as arena
+from firebox.runtime.memory.measure import measure_arena
+from firebox.runtime.memory.targets import TARGETS
 
 
 def fire() -> Graph:

@@ -6,8 +6,10 @@ import struct
 
 import numpy as np
 import pytest
+from strategies import GraphBuilder
+
 from firebox.export import write_tflite
-from firebox.runtime.tflite_schema import (
+from firebox.runtime.formats.tflite_schema import (
     ACTIVATIONS,
     OPERATORS,
     OPTIONS,
@@ -17,7 +19,6 @@ from firebox.runtime.tflite_schema import (
     TENSOR_TYPES,
     read_model,
 )
-from strategies import GraphBuilder
 
 schema = pytest.importorskip("tflite_micro.tensorflow.lite.micro.python.schema_py_generated")
 

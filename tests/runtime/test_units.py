@@ -1,10 +1,11 @@
 import contextlib
 
 import pytest
-from firebox.runtime import format_size, parse_size
-from firebox.runtime.errors import UsageError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from firebox.runtime import format_size, parse_size
+from firebox.runtime.errors import UsageError
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Where int8 loses accuracy, and how to get it back."""

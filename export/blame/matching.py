@@ -1,0 +1,242 @@
+"""A float network and the int8 one made of it: which tensor stands for which, and on what scale each channel is.
+
+Networks are matched by their structure, from the outputs back to the inputs, so that files of any maker and of either
+format can be set side by side. An int8 network may have been equalized before it was quantized (Nagel et al., arXiv
+1906.04721, section 4.1): its channels then hold multiples of what the float network's hold. The factors are read off
+the weights, and the float network is equalized in the same way, which changes nothing of what it computes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...runtime.errors import QuantizationError, UsageError
+from ...runtime.graph.graph import (
+    AveragePool,
+    Concat,
+    Conv,
+    Dequantize,
+    FullyConnected,
+    Graph,
+    Op,
+    Pad,
+    Quantize,
+    Relu,
+    Reshape,
+    Slice,
+    Softmax,
+    Tensor,
+)  # fmt: skip
+from ...runtime.graph.rewrite import averages_as_convolutions
+
+# Factors this near to 1 are taken for rounding errors of the weights.
+_SAME = 0.1
+# Weights of one layer, on the same scale, have at least this cosine when they come from one network.
+_LEAST_COSINE = 0.5
+# What one of two networks may do in an operation of its own where the other does it in passing.
+_SILENT = (Pad, Reshape)
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two graphs of one network; ``reference`` is on the scale of ``quantized``, channel by channel.
+
+    ``names`` gives for each activation of ``quantized`` the one of ``reference`` that it stands for: with the same
+    values, or before the padding or the rectifier that one of the two has in an operation of its own.
+    """
+
+    reference: Graph
+    quantized: Graph
+    names: Mapping[str, str]
+
+    def layer(self, op: Op) -> Op:
+        """The operation of ``reference`` that does what one of ``quantized`` does."""
+        return self.reference.producers[self.names[op.output]]
+
+
+def match(reference: Graph, quantized: Graph) -> Match:
+    """Find which tensors of a float graph and of an int8 graph stand for each other.
+
+    Raises ``UsageError`` when one is not of its kind or they are not the same network, and ``QuantizationError``
+    naming a layer whose weights are not finite.
+    """
+    _check_kinds(reference, quantized)
+    names = _pairs(reference, quantized)
+    pools = {names[op.output] for op in quantized.ops if isinstance(op, Conv)}
+    reference = averages_as_convolutions(reference, pools)
+    found = Match(reference, quantized, names)
+    for op in quantized.ops:
+        if isinstance(op, Conv | FullyConnected):
+            _check_finite(reference, found.layer(op))
+            _check_finite(quantized, op)
+    gains = _gains(found)
+    cosines = _cosines(found, gains)
+    worst = min(cosines, key=lambda name: cosines[name], default=None)
+    if worst is not None and cosines[worst] < _LEAST_COSINE:
+        raise _different(quantized, reference, f"the weights of {worst!r} are others")
+    return replace(found, reference=_rescaled(found, gains))
+
+
+def _check_kinds(reference: Graph, quantized: Graph) -> None:
+    if any(tensor.quantization for tensor in reference.tensors.values()):
+        raise UsageError(f"{reference.name} holds integers, where the float network is needed; give it first")
+    if not any(tensor.quantization for tensor in quantized.tensors.values()):
+        raise UsageError(f"{quantized.name} is a float network, where the int8 one is needed; give it second")
+    if not any(tensor.quantization for tensor in quantized.activations):
+        raise UsageError(f"of {quantized.name} only the weights are integers; give a network with int8 activations")
+    for graph in (reference, quantized):
+        if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+            raise UsageError(f"{graph.name} has not one input and one output; blame knows networks with one each")
+
+
+def _pairs(reference: Graph, quantized: Graph) -> dict[str, str]:
+    """Activations of ``quantized`` with those of ``reference``, from the outputs back."""
+    found: dict[str, str] = {}
+    pending = list(zip(quantized.outputs, reference.outputs, strict=True))
+    while pending:
+        ours, theirs = pending.pop()
+        same = [ours]
+        while isinstance(op := quantized.producers.get(ours), Quantize | Dequantize):
+            ours = op.inputs[0]
+            same.append(ours)
+        while isinstance(other := reference.producers.get(theirs), _SILENT) and (
+            type(op) is not type(other) or _paddings(reference, theirs) > _paddings(quantized, ours)
+        ):
+            theirs = other.inputs[0]
+        met = ours in found
+        for name in same:
+            if found.setdefault(name, theirs) != theirs:
+                raise _different(quantized, reference, f"{name!r} is both {found[name]!r} and {theirs!r}")
+        if met or (op is None and other is None):
+            continue
+        padded = _paddings(quantized, ours) > _paddings(reference, theirs)
+        if isinstance(op, Conv) and isinstance(other, AveragePool) and not padded:
+            # An average pool of an even number of values is a convolution in int8.
+            pending.append((op.inputs[0], other.inputs[0]))
+        elif op is not None and other is not None and type(op) is type(other) and not padded:
+            pending += _operands(reference, quantized, op, other)
+        elif isinstance(op, (*_SILENT, Relu)):
+            pending.append((op.inputs[0], theirs))
+        else:
+            kinds = [f"{o.kind} {o.name!r}" if o else "the input" for o in (op, other)]
+            raise _different(quantized, reference, f"{kinds[0]} stands where {kinds[1]} is")
+    return found
+
+
+def _paddings(graph: Graph, name: str) -> int:
+    """How many operations in a row pad a tensor: of two networks, the one with more has a layer's own among them."""
+    count = 0
+    while isinstance(op := graph.producers.get(name), Pad):
+        name, count = op.inputs[0], count + 1
+    return count
+
+
+def _operands(reference: Graph, quantized: Graph, op: Op, other: Op) -> list[tuple[str, str]]:
+    """The activations that two operations of one kind take. Raises ``UsageError`` when the operations differ."""
+    pairs = list(zip(op.inputs, other.inputs, strict=False))
+    shapes = [(quantized.tensors[a], reference.tensors[b]) for a, b in [*pairs, (op.output, other.output)]]
+    differ = [(a, b) for a, b in shapes if a.data is not None and a.shape != b.shape]
+    if len(op.inputs) != len(other.inputs) or quantized.tensors[op.output].shape != shapes[-1][1].shape or differ:
+        a, b = differ[0] if differ else shapes[-1]
+        raise _different(
+            quantized, reference, f"{op.kind} {op.name!r} has {a.shape} where {other.name!r} has {b.shape}"
+        )
+    return [pair for pair, (a, _) in zip(pairs, shapes, strict=False) if a.data is None]
+
+
+def _different(quantized: Graph, reference: Graph, why: str) -> UsageError:
+    sliced = any(isinstance(op, Slice) for op in quantized.ops) and not any(
+        isinstance(op, Slice) for op in reference.ops
+    )
+    hint = "it was fitted, it seems: give the file from before the fit" if sliced else "give two files of one network"
+    return UsageError(f"{quantized.name} is not {reference.name} in int8, for {why}; {hint}")
+
+
+def _check_finite(graph: Graph, op: Op) -> None:
+    for name in op.inputs[1:]:
+        if not np.isfinite(graph.constant(name).real()).all():
+            raise QuantizationError(f"weights of {op.name!r} are not finite; the checkpoint is damaged")
+
+
+def _gains(found: Match) -> dict[str, np.ndarray]:
+    """By what factor each channel of the int8 network's activations is larger than the float network's.
+
+    Coarse weights can look like factors; those that were meant are undone by the weights of the layers behind, so they
+    are believed only where those come out better with them.
+    """
+    graph = found.quantized
+    gains: dict[str, np.ndarray] = {name: np.ones(graph.tensors[name].shape[-1]) for name in graph.inputs}
+    for op in graph.ops:
+        gains[op.output] = _gain(found, op, gains)
+    plain = {name: np.ones_like(gain) for name, gain in gains.items()}
+    left = any(np.abs(gains[name] - 1).max() > _SAME for name in graph.outputs)
+    likelier = sum(_cosines(found, gains).values()) > sum(_cosines(found, plain).values())
+    return gains if likelier and not left else plain
+
+
+def _gain(found: Match, op: Op, gains: Mapping[str, np.ndarray]) -> np.ndarray:
+    shape = found.quantized.tensors[op.output].shape
+    if isinstance(op, Conv | FullyConnected):
+        expected = _weight(found, op, gains).reshape(shape[-1], -1)
+        weight = found.quantized.constant(op.inputs[1]).real().reshape(shape[-1], -1).astype(np.float64)
+        power = (expected**2).sum(1)
+        gain = np.where(power > 0, (weight * expected).sum(1) / np.where(power > 0, power, 1), 1)
+        gain[gain <= 0] = 1
+        return gain if np.abs(gain - 1).max() > _SAME else np.ones_like(gain)
+    first = gains[op.inputs[0]]
+    if isinstance(op, Concat) and op.axis == len(shape) - 1:
+        return np.concatenate([gains[name] for name in op.inputs])
+    if isinstance(op, Slice):
+        return first[op.begin[-1] :][: shape[-1]]
+    if isinstance(op, Softmax):
+        return np.ones(shape[-1])
+    # A flattened picture has its channels innermost, again and again.
+    return np.resize(first, shape[-1])
+
+
+def _weight(found: Match, op: Conv | FullyConnected, gains: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The float network's weight of a layer for inputs of the int8 network's scale."""
+    weight = found.reference.constant(found.layer(op).inputs[1]).real().astype(np.float64)
+    gain = gains[op.inputs[0]]
+    if isinstance(op, FullyConnected):
+        return weight / gain
+    per_group = gain.reshape(op.groups, -1)[np.arange(len(weight)) // (len(weight) // op.groups)]
+    return weight / per_group[:, None, None, :]
+
+
+def _cosines(found: Match, gains: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How like each layer's int8 weight is the float network's, with its channels as much larger as is said."""
+    cosines = {}
+    for op in found.quantized.ops:
+        if isinstance(op, Conv | FullyConnected):
+            expected = _expected(found, op, gains).ravel()
+            weight = found.quantized.constant(op.inputs[1]).real().ravel().astype(np.float64)
+            lengths = float(np.sqrt((expected @ expected) * (weight @ weight)))
+            cosines[op.name] = expected @ weight / lengths if lengths else 1.0
+    return cosines
+
+
+def _expected(found: Match, op: Conv | FullyConnected, gains: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The float network's weight of a layer between channels of the int8 network's scale."""
+    weight = _weight(found, op, gains)
+    return weight * gains[op.output].reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def _rescaled(found: Match, gains: Mapping[str, np.ndarray]) -> Graph:
+    """The float graph with every channel on the scale that it has in the int8 one."""
+    if all((gain == 1).all() for gain in gains.values()):
+        return found.reference
+    graph, tensors, ops = found.reference, dict(found.reference.tensors), {op.name: op for op in found.reference.ops}
+    for op in found.quantized.ops:
+        if isinstance(op, Conv | FullyConnected):
+            layer, gain = found.layer(op), gains[op.output]
+            weight = _expected(found, op, gains)
+            bias = graph.constant(layer.inputs[2]).real() * gain
+            constants = [
+                Tensor(f"{layer.name}/{name}", data.shape, data=data.astype(np.float32))
+                for name, data in (("equalized_weight", weight), ("equalized_bias", bias))
+            ]
+            tensors.update((tensor.name, tensor) for tensor in constants)
+            ops[layer.name] = replace(layer, inputs=(layer.inputs[0], *(tensor.name for tensor in constants)))
+    return Graph.of(graph.name, tensors.values(), ops.values(), graph.inputs, graph.outputs)

@@ -1,0 +1,202 @@
+"""What every tensor of an int8 network loses against the float network, and where it loses it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ...runtime.graph.graph import Conv, FullyConnected, Graph, Quantization, Relu, Tensor
+from ..activations import run_activations
+from ..quantization.ranges import Range, counted
+from .matching import Match
+
+# Bins over the range of the float tensor in which the divergence is told; of 256 levels four fall in each.
+KL_BINS = 64
+# Bins in which the bulk of the values is looked for.
+_FINE_BINS = 64 * KL_BINS
+# Share of the values that are the bulk.
+_BULK = 0.9999
+# Part of the channels that may be much weaker than the others without being called left behind.
+_WEAK_CHANNELS = 0.25
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """An int8 tensor against the float network's, over all pictures.
+
+    Ratios in dB are of signal to noise, ``None`` where there is no noise. ``sqnr_db``, ``cosine`` and ``kl`` (in nats,
+    of histograms of ``KL_BINS`` bins) tell all that is lost up to here; ``quantizer_db`` what the tensor's own scale
+    costs, on the float network's values, of which the share ``clipped`` lies past its ends; ``weights_db`` what the
+    layer's int8 weights cost when all else is float (``None`` too without weights).
+    """
+
+    name: str
+    sqnr_db: float | None
+    cosine: float
+    kl: float
+    clipped: float
+    quantizer_db: float | None
+    weights_db: float | None
+
+
+@dataclass
+class TensorSums:
+    """The sums over pictures that a ``TensorError`` is made of; noise and signal are sums of squares."""
+
+    name: str
+    quantization: Quantization
+    dtype: str
+    seen: Range
+    signal: float = 0.0
+    power: float = 0.0
+    product: float = 0.0
+    noise: float = 0.0
+    quantizer_noise: float = 0.0
+    clip_noise: float = 0.0
+    weights_noise: float = 0.0
+    values: int = 0
+    clipped: int = 0
+    # By channel: largest magnitude, and the sum of what the rounded weights add.
+    largest: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    shift: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    expected_counts: np.ndarray = field(default_factory=lambda: np.zeros(_FINE_BINS))
+    found_counts: np.ndarray = field(default_factory=lambda: np.zeros(_FINE_BINS))
+
+    def add(self, expected: np.ndarray, found: np.ndarray | None, with_weights: np.ndarray | None) -> None:
+        """One picture: float values, the int8 network's (None: it is fed with them) and those of int8 weights alone.
+
+        All are (1, channels, ...).
+        """
+        flat = expected.reshape(expected.shape[1], -1)
+        own = self.quantization.dequantize(self.quantization.quantize(flat, self.dtype))
+        given = own if found is None else found.reshape(flat.shape)
+        self.signal += squares(flat)
+        self.power += squares(given)
+        self.product += float(np.vdot(flat, given))
+        self.noise += squares(given - flat)
+        rounding = own - flat
+        self.quantizer_noise += squares(rounding)
+        # What is past the ends is off by more than half a step.
+        past = rounding[np.abs(rounding) > 0.501 * self.quantization.scale[0]]
+        self.clip_noise += squares(past)
+        self.clipped += past.size
+        self.values += flat.size
+        self.largest = np.maximum(self.largest, np.abs(flat).max(1))
+        self.expected_counts += counted(flat, self.seen, _FINE_BINS)
+        self.found_counts += counted(given, self.seen, _FINE_BINS)
+        if with_weights is not None:
+            error = with_weights.reshape(flat.shape) - flat
+            self.weights_noise += squares(error)
+            self.shift = self.shift + error.sum(1, dtype=np.float64)
+
+    def error(self) -> TensorError:
+        """What the sums come to."""
+        lengths = (self.signal * self.power) ** 0.5
+        return TensorError(
+            self.name,
+            decibels(self.signal, self.noise),
+            self.product / lengths if lengths else float(self.signal == self.power),
+            _divergence(self.expected_counts, self.found_counts),
+            self.clipped / max(self.values, 1),
+            decibels(self.signal, self.quantizer_noise),
+            decibels(self.signal, self.weights_noise),
+        )
+
+    @property
+    def shifted(self) -> float:
+        """The share of the noise of the rounded weights that is one mean error a channel."""
+        mean = float((self.shift**2).sum()) * len(self.shift) / max(self.values, 1)
+        return mean / self.weights_noise if self.weights_noise else 0.0
+
+    @property
+    def spread(self) -> float:
+        """How many times the widest channel's range is that of a weak one."""
+        return spread(self.largest)
+
+    @property
+    def tail(self) -> float:
+        """How many times the range of all values is that of their bulk."""
+        edges = np.abs(np.linspace(self.seen.low, self.seen.high, _FINE_BINS))
+        order = np.argsort(edges)
+        share = np.cumsum(self.expected_counts[order]) / max(self.values, 1)
+        bulk = edges[order][np.searchsorted(share, _BULK)]
+        return float(edges.max() / bulk) if bulk else 1.0
+
+
+def measure(
+    found: Match, ranges: Mapping[str, Range], samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None
+) -> dict[str, TensorSums]:
+    """Every integer tensor of the int8 network against the float network; ``ranges`` are those of the float tensors.
+
+    ``tick`` is called once a sample.
+    """
+    graph = found.quantized
+    sums = {}
+    for tensor in graph.activations:
+        theirs = found.reference.tensors[found.names[tensor.name]]
+        # What one of the two pads in an operation of its own has no counterpart.
+        if tensor.quantization and math.prod(tensor.shape) == math.prod(theirs.shape):
+            sums[tensor.name] = TensorSums(tensor.name, tensor.quantization, tensor.dtype, ranges[theirs.name])
+    probed = _with_int8_weights(found)
+    for floats, integers in zip(run_activations(probed, samples), run_activations(graph, samples), strict=True):
+        for name, total in sums.items():
+            given = None if name in graph.inputs else _rectified(found, name, integers[name])
+            total.add(floats[found.names[name]], given, floats.get(_probe(name)))
+        tick()
+    return sums
+
+
+def spread(magnitudes: np.ndarray) -> float:
+    """How many times the largest of some magnitudes is that of a weak one; those that are 0 do not count."""
+    alive = magnitudes[magnitudes > 0]
+    return float(alive.max() / np.quantile(alive, _WEAK_CHANNELS)) if len(alive) else 1.0
+
+
+def decibels(signal: float, noise: float) -> float | None:
+    """Ratio of signal to noise, both as sums of squares; None without noise."""
+    return None if noise == 0 else float(10 * np.log10(max(signal, np.finfo(float).tiny) / noise))
+
+
+def _with_int8_weights(found: Match) -> Graph:
+    """The float network with each layer once more beside it, on the same input, with its int8 weights as reals."""
+    graph = found.reference
+    tensors, probes = dict(graph.tensors), []
+    for op in found.quantized.ops:
+        if not isinstance(op, Conv | FullyConnected):
+            continue
+        layer = found.layer(op)
+        constants = [
+            Tensor(f"{_probe(op.name)}/{name}", constant.shape, data=constant.real())
+            for name, constant in zip(("weight", "bias"), map(found.quantized.constant, op.inputs[1:]), strict=True)
+        ]
+        names = (layer.inputs[0], *(constant.name for constant in constants))
+        probes.append(replace(layer, inputs=names, output=_probe(op.name)))
+        output = replace(graph.tensors[layer.output], name=_probe(op.name))
+        tensors.update((tensor.name, tensor) for tensor in (*constants, output))
+    outputs = (*graph.outputs, *(probe.output for probe in probes))
+    return Graph.of(graph.name, tensors.values(), [*graph.ops, *probes], graph.inputs, outputs)
+
+
+def _rectified(found: Match, name: str, values: np.ndarray) -> np.ndarray:
+    """The values behind the rectifier that only the int8 network has in an operation of its own, if it has."""
+    for op in found.quantized.consumers[name]:
+        if isinstance(op, Relu) and found.names[op.output] == found.names[name]:
+            return np.clip(values, 0, 6 if op.activation == "relu6" else None)
+    return values
+
+
+def _probe(name: str) -> str:
+    return f"{name}/with_int8_weights"
+
+
+def squares(values: np.ndarray) -> float:
+    """The sum of the squares of all values."""
+    return float(np.vdot(values, values))
+
+
+def _divergence(expected: np.ndarray, found: np.ndarray) -> float:
+    """Kullback-Leibler divergence of coarse histograms, in nats; no bin is quite empty."""
+    coarse = [counts.reshape(KL_BINS, -1).sum(1) + 0.5 for counts in (expected, found)]
+    p, q = (counts / counts.sum() for counts in coarse)
+    return float((p * np.log(p / q)).sum())

@@ -1,0 +1,1 @@
+"""The commands of the export room, one file each."""

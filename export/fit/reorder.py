@@ -1,0 +1,186 @@
+"""Graphs that compute the same integers in another order, in which less is alive at once or tiles can share more.
+
+Padding becomes an operation of its own, max pools pass through a concatenation, and output channels are computed in
+groups where each is its own way to the next pool.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from ...runtime.graph.graph import (
+    NO_PADS,
+    AveragePool,
+    Concat,
+    Conv,
+    GlobalAveragePool,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Pads,
+    Quantization,
+    Slice,
+    Tensor,
+    rename,
+)  # fmt: skip
+from .tiling import MAX_JOINED
+
+# Into how many groups of output channels convolutions are split: no more than XNNPACK joins.
+_GROUPS = (2, 4)
+
+
+def equivalents(graph: Graph) -> list[Graph]:
+    """The graph itself, and others that compute the same."""
+    found = [graph, with_padding_ahead(graph)]
+    found += [with_pools_before_concat(other) for other in found]
+    found += [with_channels_split(other, groups) for other in found for groups in _GROUPS]
+    unique: dict[tuple[Op, ...], Graph] = {}
+    for other in found:
+        unique.setdefault(other.ops, other)
+    return list(unique.values())
+
+
+def with_padding_ahead(graph: Graph) -> Graph:
+    """Padding of convolutions as an operation of its own; whoever else uses that tensor takes it out of the padded one.
+
+    Then tiles cut the padded tensor, and only it has to stay.
+    """
+    tensors, ops = dict(graph.tensors), []
+    renamed: dict[str, str] = {}
+    for op in graph.ops:
+        x = op.inputs[0]
+        if isinstance(op, Conv) and any(op.padding) and x not in renamed:
+            pads = {o.padding for o in graph.consumers[x] if isinstance(o, Conv) and any(o.padding)}
+            if len(pads) == 1:
+                _pad_ahead(graph, x, op.padding, tensors, ops, renamed)
+        if isinstance(op, Conv) and any(op.padding) and x in renamed:
+            op = replace(op, inputs=(f"{x}/padded", *op.inputs[1:]), padding=NO_PADS)
+        else:
+            op = rename(op, {name: renamed[name] for name in op.inputs if name in renamed})
+        ops.append(op)
+    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+
+
+def _pad_ahead(
+    graph: Graph, x: str, padding: Pads, tensors: dict[str, Tensor], ops: list[Op], renamed: dict[str, str]
+) -> None:
+    tensor = graph.tensors[x]
+    pad = Pad((x,), f"{x}/padded", padding)
+    shape = pad.output_shape(tensor.shape)
+    cut = Slice((pad.output,), f"{x}/inner", (0, padding[0], padding[2], 0), tensor.shape)
+    # The padding goes before everything that uses the tensor.
+    first = next((i for i, op in enumerate(ops) if x in op.inputs), len(ops))
+    later = [rename(op, {x: cut.output}) for op in ops[first:]]
+    ops[first:] = [pad, cut, *later]
+    tensors[pad.output] = replace(tensor, name=pad.output, shape=shape)
+    tensors[cut.output] = replace(tensor, name=cut.output)
+    renamed[x] = cut.output
+
+
+def with_pools_before_concat(graph: Graph) -> Graph:
+    """Max pools of a concatenation of channels become the concatenation of the pools, each right behind its input."""
+    tensors, taken = dict(graph.tensors), {}
+    for op in graph.ops:
+        joined = graph.producers.get(op.inputs[0])
+        if (
+            isinstance(op, MaxPool)
+            and isinstance(joined, Concat)
+            and joined.axis == 3
+            and graph.only_consumer(joined.output) is op
+            and len(set(joined.inputs)) == len(joined.inputs)
+            # A concatenation of another maker may bring its operands to one scale, which a pool cannot.
+            and all(tensors[n].quantization == tensors[joined.output].quantization for n in joined.inputs)
+        ):
+            taken[joined.output] = op
+    moved: dict[str, list[Op]] = {}
+    ops: list[Op] = []
+    gone = {op.output for op in taken.values()}
+    for op in graph.ops:
+        if op.output in taken:
+            pool, parts = taken[op.output], []
+            for index, name in enumerate(op.inputs):
+                part = replace(pool, inputs=(name,), output=f"{pool.output}/{index}")
+                tensors[part.output] = replace(
+                    tensors[pool.output], name=part.output, shape=part.output_shape(tensors[name].shape)
+                )
+                moved.setdefault(name, []).append(part)
+                parts.append(part.output)
+            ops.append(Concat(tuple(parts), pool.output, 3))
+        elif op.output not in gone:
+            ops.append(op)
+    return Graph.of(graph.name, tensors.values(), _behind(ops, moved), graph.inputs, graph.outputs)
+
+
+def _behind(ops: Iterable[Op], moved: Mapping[str, list[Op]]) -> list[Op]:
+    """Operations with others placed right behind what makes their input, or ahead of all for the graph's input."""
+    ops = list(ops)
+    made = {op.output for op in ops}
+    placed = [part for name, parts in moved.items() if name not in made for part in parts]
+    for op in ops:
+        placed += [op, *moved.get(op.output, [])]
+    return placed
+
+
+def with_channels_split(graph: Graph, groups: int) -> Graph:
+    """Convolutions that only a pool follows, both in ``groups`` of output channels, one group after the other."""
+    tensors, ops = dict(graph.tensors), []
+    done: dict[str, list[str]] = {}
+    for op in graph.ops:
+        after = graph.only_consumer(op.output)
+        if isinstance(op, Conv) and op.groups == 1 and isinstance(after, MaxPool | AveragePool | GlobalAveragePool):
+            channels = graph.tensors[op.output].shape[3]
+            edges = [channels * i // groups for i in range(groups + 1)]
+            if channels >= groups:
+                done[after.output] = []
+                for start, stop in pairwise(edges):
+                    part = _channels(tensors, op, start, stop)
+                    pool = replace(after, inputs=(part.output,), output=f"{after.output}/channels{start}-{stop}")
+                    ops += [part, pool]
+                    for made in (part, pool):
+                        shape = made.output_shape(*(tensors[name].shape for name in made.inputs))
+                        like = op.output if made is part else after.output
+                        tensors[made.output] = replace(tensors[like], name=made.output, shape=shape)
+                    done[after.output].append(pool.output)
+                continue
+        if op.output in done:
+            op = Concat(tuple(done[op.output]), op.output, 3)
+        ops.append(op)
+    return _flat(Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs))
+
+
+def _flat(graph: Graph) -> Graph:
+    """Concatenations of concatenations as one."""
+    inner: dict[str, Op] = {}
+    ops: list[Op] = []
+    for op in graph.ops:
+        if isinstance(op, Concat):
+            parts = [inner[name].inputs if name in inner else (name,) for name in op.inputs]
+            if sum(map(len, parts)) <= MAX_JOINED:
+                op = replace(op, inputs=tuple(name for part in parts for name in part))
+            else:
+                ops += [inner.pop(name) for name in op.inputs if name in inner]
+            after = graph.only_consumer(op.output)
+            if isinstance(after, Concat) and after.axis == op.axis:
+                inner[op.output] = op
+                continue
+        ops.append(op)
+    return Graph.of(graph.name, graph.tensors.values(), ops, graph.inputs, graph.outputs)
+
+
+def _channels(tensors: dict[str, Tensor], op: Conv, start: int, stop: int) -> Conv:
+    """A convolution of some of the output channels, its constants added to the tensors."""
+    names = []
+    for name in op.inputs[1:]:
+        tensor = tensors[name]
+        assert tensor.data is not None
+        data = np.ascontiguousarray(tensor.data[start:stop])
+        quantization = tensor.quantization
+        if quantization and quantization.axis is not None:
+            quantization = Quantization(quantization.scale[start:stop], quantization.zero_point, quantization.axis)
+        part = Tensor(f"{name}/channels{start}-{stop}", data.shape, tensor.dtype, quantization, data)
+        tensors[part.name] = part
+        names.append(part.name)
+    return replace(op, inputs=(op.inputs[0], *names), output=f"{op.output}/channels{start}-{stop}")

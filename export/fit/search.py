@@ -1,0 +1,358 @@
+"""Rewrite a graph until it fits: the cheapest way through its cut points, found by dynamic programming.
+
+A cut point is a tensor that alone leads from what is before it to what is behind it. Between two of them a network is
+computed as it is, or tile by tile; graphs that compute the same in another order add more ways between the same cut
+points. No more may be alive at once than a limit, and what is left of the budget holds what the operations themselves
+take (the tail): the more tiles, the lower the limit.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import pairwise
+
+from ...runtime.errors import DoesNotFitError, UsageError
+from ...runtime.graph.graph import Graph, Op
+from ...runtime.graph.rewrite import explicit_padding
+from ...runtime.memory.allocation import lifetimes, most_alive
+from ...runtime.memory.hill_climb import pack
+from ...runtime.memory.plan import MemoryPlan, plan
+from ...runtime.memory.targets import Target
+from ...runtime.memory.tflm import tail_bytes
+from ...runtime.units import format_size
+from .reorder import equivalents
+from .segments import TFLM, WHOLE, Stage, Stretch, Terms
+
+# Multiply-accumulates that a byte of the tail is worth: first what saves most of it, then what costs least work.
+_SAVING = 1_000.0
+_CHEAPER = (0.0, 10.0, 100.0)
+# Cut points that a stretch of tiles may span: chains of small windows would otherwise be tried from each to each.
+_CUT_POINTS = 24
+# By how much the limit is lowered when no placement reaches it.
+_STEP = 0.985
+# Large and small steps in which the smallest budget is looked for, and how many small ones to either side.
+_FAR = 1.08
+_NEAR = 0.005
+_STEPS = 8
+# Limits that are placed for one budget when the smallest is looked for.
+_TRIES = 2
+# What placing may take beside what is alive at once, as factors that are tried one after the other.
+_ROOMS = (1.003, 1.01, 1.03, 1.06, 1.1, 1.2, 1.5, 2.0)
+_TERMS: Mapping[str, Terms] = {"tflm": TFLM, "litert-reference": WHOLE, "static": WHOLE}
+
+Tick = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A network rewritten to fit a budget: the same integers, with its plan before and after."""
+
+    graph: Graph
+    sram_bytes: int
+    before: MemoryPlan
+    after: MemoryPlan
+    stages: tuple[Stage, ...] = field(repr=False)
+
+    @property
+    def offsets(self) -> dict[str, int] | None:
+        """Where tflite-micro is to put the activations; None when it finds these places itself."""
+        return dict(self.after.offsets) if self.after.offsets else None
+
+    @property
+    def extra_macs(self) -> float:
+        """Multiply-accumulates that are computed again, as a share of the network's; below 0 when rows are left out."""
+        before = self.before.graph.macs
+        return self.graph.macs / before - 1 if before else 0.0
+
+
+def fit(
+    graph: Graph,
+    sram_bytes: int,
+    target: Target = "tflm",
+    tick: Tick = lambda *_, **__: None,
+    offsets: Mapping[str, int] | None = None,
+) -> Fit:
+    """Rewrite an int8 graph until all that ``target`` needs for an inference fits ``sram_bytes``.
+
+    The rewritten graph computes the same integers. What is added is as little as was found: multiply-accumulates
+    first, then operations. ``offsets`` are those that the file of the graph has already (``read_placed``); ``tick`` is
+    called, with 1 and what is looked for, again and again. Raises ``DoesNotFitError`` with the smallest budget that was
+    reached, and ``UsageError`` for a graph that is not int8 or a target that memory cannot be planned for.
+    """
+    if target not in _TERMS:
+        raise UsageError(f"memory on {target!r} cannot be planned in advance; fit for {', '.join(_TERMS)}")
+    _check(graph)
+    before = plan(graph, target, offsets)
+    if needed(before) <= sram_bytes:
+        return Fit(graph, sram_bytes, before, before, ())
+    search = Search(graph, target, tick)
+    found = search.within(sram_bytes)
+    if found is None:
+        found = search.smallest(needed(before))
+        if found is None or needed(found.after) > sram_bytes:
+            plans = [before, found.after] if found else [before]
+            raise _too_small(graph, sram_bytes, target, min(plans, key=needed))
+    return Fit(found.after.graph, sram_bytes, before, found.after, found.stages)
+
+
+def least_bytes(graph: Graph, target: Target = "tflm", tick: Tick = lambda *_, **__: None) -> int:
+    """About the smallest budget that a graph can be made to fit: what is alive and what operations take, not placed."""
+    return Search(graph, target, tick).least(needed(plan(graph, target)))
+
+
+def needed(planned: MemoryPlan) -> int:
+    """Bytes that a plan asks for: of everything where all is known, else of the arena."""
+    return planned.arena_bytes if planned.total_bytes is None else planned.total_bytes
+
+
+def _check(graph: Graph) -> None:
+    floats = next((tensor for tensor in graph.activations if tensor.dtype == "float32"), None)
+    if floats is not None and any(tensor.quantization for tensor in graph.activations):
+        raise UsageError(
+            f"{graph.name} has float32 activations, first {floats.name!r}; only int8 is fitted: quantize all, "
+            "its input and output too"
+        )
+    if floats is not None:
+        raise UsageError(
+            f"{graph.name} is a float32 network, from {floats.name!r}; only int8 is fitted: export it as int8 first"
+        )
+    wide = next((tensor for tensor in graph.activations if tensor.dtype not in ("int8", "uint8")), None)
+    if wide is not None:
+        raise UsageError(f"{graph.name} has {wide.dtype} activations, first {wide.name!r}; only int8 is fitted")
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise UsageError(
+            f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; fit takes one of each"
+        )
+
+
+def _too_small(graph: Graph, sram_bytes: int, target: Target, smallest: MemoryPlan) -> DoesNotFitError:
+    binding = smallest.peak_op
+    name = f"{binding.kind} {binding.name!r}" if binding else "its input"
+    return DoesNotFitError(
+        f"{graph.name} does not fit {format_size(sram_bytes)} on {target}: {needed(smallest):,} bytes is the least "
+        f"that was reached, and {name} binds",
+        graph=graph,
+        target=target,
+        sram_bytes=sram_bytes,
+        smallest_bytes=needed(smallest),
+        binding=binding.name if binding else graph.inputs[0],
+    )
+
+
+def cut_points(graph: Graph) -> list[tuple[int, str]]:
+    """The activations that are all that is alive between two operations: (operations before it, name)."""
+    last = {name: step for step, op in enumerate(graph.ops) for name in op.inputs}
+    last.update(dict.fromkeys(graph.outputs, len(graph.ops)))
+    alive, points = set(graph.inputs), [(0, name) for name in graph.inputs]
+    for step, op in enumerate(graph.ops):
+        alive.add(op.output)
+        alive -= {name for name in (*op.inputs, op.output) if last.get(name, step) <= step}
+        if len(alive) == 1:
+            points.append((step + 1, next(iter(alive))))
+    return points
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Stages that were put together, and the plan of the network that they are."""
+
+    stages: tuple[Stage, ...]
+    after: MemoryPlan
+
+
+class Search:
+    """All ways through a network, and what has been found out about them."""
+
+    def __init__(self, graph: Graph, target: Target, tick: Tick):
+        self.graph = graph
+        self.target: Target = target
+        self.tick = tick
+        self.terms = _TERMS[target]
+        self.equivalents = [(other, cut_points(other)) for other in equivalents(graph)]
+        self._by_ops: dict[tuple[Op, ...], Stretch] = {}
+        self._stretches: dict[tuple[int, int, int], Stretch] = {}
+
+    def within(self, sram_bytes: int) -> Candidate | None:
+        """The network with the least extra work that was found within a budget, or None."""
+        limit, step = sram_bytes, _STEP
+        while True:
+            stages = self.cheapest(limit, _SAVING)
+            if stages is None:
+                return None
+            room = sram_bytes - self.tail(self.assemble(stages))
+            if limit > room:
+                # The fewer bytes at once, the longer the tail: what this one leaves is the most that can be had.
+                limit = min(room, int(limit * _STEP)) if room > 0 else 0
+                continue
+            found = self.candidate(stages, limit, sram_bytes, _SAVING)
+            if found:
+                return self._cheaper(found, limit, sram_bytes)
+            # The longer no placement is found, the more room is left for one.
+            limit, step = int(limit * step), step * _STEP
+
+    def _cheaper(self, found: Candidate, limit: int, sram_bytes: int) -> Candidate:
+        """A candidate of less work that fits as well, when a longer tail leaves room for one."""
+        for byte_worth in _CHEAPER:
+            stages = self.cheapest(limit, byte_worth)
+            graph = self.assemble(stages) if stages else found.after.graph
+            if stages and graph.macs < found.after.graph.macs and limit + self.tail(graph) <= sram_bytes:
+                cheaper = self.candidate(stages, limit, sram_bytes, byte_worth)
+                if cheaper:
+                    return cheaper
+        return found
+
+    def smallest(self, upper: int) -> Candidate | None:
+        """The network that needs least that was found; ``upper`` bytes are needed without any rewrite."""
+        totals = self._totals(upper)
+        best: Candidate | None = None
+        budgets = [int(min(totals.values(), default=upper) * room) for room in _ROOMS]
+        for budget in budgets:
+            best = self._at([limit for limit in totals if totals[limit] <= budget], budget) or self.within(budget)
+            if best or budget > upper:
+                break
+        for step in (_STEP, 1 - _NEAR):
+            while best and (found := self.within(int(needed(best.after) * step))):
+                best = found
+        return best
+
+    def _at(self, limits: Sequence[int], sram_bytes: int) -> Candidate | None:
+        """A network with one of these limits that has a place in a budget, the lowest limits first."""
+        for limit in sorted(limits)[:_TRIES]:
+            stages = self.cheapest(limit, _SAVING)
+            found = self.candidate(stages, limit, sram_bytes, _SAVING) if stages else None
+            if found:
+                return found
+        return None
+
+    def least(self, upper: int) -> int:
+        """About what that network needs: what is alive at once and the tail, not placed."""
+        return min(self._totals(upper).values(), default=upper)
+
+    def _totals(self, upper: int) -> dict[int, int]:
+        """What limits and the tails that they make come to.
+
+        A lower limit makes a longer tail. Their sum is looked at in steps from the lowest limit that is possible to
+        what would be too much, then in small steps around the least.
+        """
+        totals: dict[int, int] = {}
+        low, high = 0, upper
+        while high - low > _NEAR * high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._look(middle, totals) else (middle, high)
+        limit = high
+        while limit < min(totals.values(), default=upper):
+            self._look(limit, totals)
+            limit = int(limit * _FAR) + 1
+        around = min(totals, key=lambda limit: totals[limit], default=upper)
+        for step in range(-_STEPS, _STEPS + 1):
+            self._look(int(around * (1 + step * _NEAR)), totals)
+        return totals
+
+    def _look(self, limit: int, totals: dict[int, int]) -> bool:
+        stages = self.cheapest(limit, _SAVING)
+        if stages:
+            totals[limit] = limit + self.tail(self.assemble(stages))
+        return stages is not None
+
+    def tail(self, graph: Graph) -> int:
+        """Bytes that operations themselves take."""
+        return tail_bytes(graph) if self.target == "tflm" else 0
+
+    def cheapest(self, limit: int, byte_worth: float) -> tuple[Stage, ...] | None:
+        """The stages that cost least among those below ``limit`` bytes alive at once (Dijkstra's algorithm)."""
+        ways: dict[str, list[Stage]] = {}
+        for stage in self._stages(limit, byte_worth):
+            ways.setdefault(stage.source, []).append(stage)
+        start, goal = self.graph.inputs[0], self.graph.outputs[0]
+        best: dict[str, float] = {start: 0}
+        reached: dict[str, Stage] = {}
+        heap: list[tuple[float, str]] = [(0, start)]
+        while heap:
+            spent, name = heappop(heap)
+            for stage in ways.get(name, []) if spent == best[name] else []:
+                total = spent + stage.cost.weighed(byte_worth)
+                if total < best.get(stage.target, float("inf")):
+                    best[stage.target], reached[stage.target] = total, stage
+                    heappush(heap, (total, stage.target))
+        if goal not in reached:
+            return None
+        path = [reached[goal]]
+        while path[-1].source != start:
+            path.append(reached[path[-1].source])
+        return tuple(reversed(path))
+
+    def _stages(self, limit: int, byte_worth: float) -> Iterator[Stage]:
+        """Every way between two cut points that fits, each once however many equivalents have it."""
+        plainly: set[int] = set()
+        tiled: set[int] = set()
+        for index, (_, points) in enumerate(self.equivalents):
+            plain = [self._stretch(index, here, there) for here, there in pairwise(points)]
+            too_high = [stretch.as_it_is.cost.peak > limit for stretch in plain]
+            for stretch, high in zip(plain, too_high, strict=True):
+                if not high and id(stretch) not in plainly:
+                    yield stretch.as_it_is
+                plainly.add(id(stretch))
+            for start, here in enumerate(points):
+                for stop in range(start + 1, min(start + _CUT_POINTS, len(points))):
+                    stretch = self._stretch(index, here, points[stop])
+                    if not stretch.can_tile:
+                        break
+                    if any(too_high[start:stop]) and id(stretch) not in tiled:
+                        tiled.add(id(stretch))
+                        stage = stretch.tiled(limit, byte_worth)
+                        if stage:
+                            yield stage
+            self.tick(1, f"at most {format_size(limit)} at once")
+
+    def _stretch(self, index: int, here: tuple[int, str], there: tuple[int, str]) -> Stretch:
+        key = index, here[0], there[0]
+        if key not in self._stretches:
+            graph = self.equivalents[index][0]
+            ops = graph.ops[here[0] : there[0]]
+            if ops not in self._by_ops:
+                names = {here[1], *(name for op in ops for name in (*op.inputs, op.output))}
+                tensors = {name: graph.tensors[name] for name in names}
+                part = Graph(graph.name, tensors, ops, (here[1],), (there[1],))
+                self._by_ops[ops] = Stretch(part, self.terms)
+            self._stretches[key] = self._by_ops[ops]
+        return self._stretches[key]
+
+    def assemble(self, stages: Sequence[Stage]) -> Graph:
+        """The stages as one graph."""
+        parts = [stage.rewritten() for stage in stages]
+        tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+        ops = [op for part in parts for op in part.ops]
+        return explicit_padding(Graph.of(self.graph.name, tensors.values(), ops, self.graph.inputs, self.graph.outputs))
+
+    def candidate(self, stages: Sequence[Stage], limit: int, sram_bytes: int, byte_worth: float) -> Candidate | None:
+        """The stages as a network with its plan, or None when no placement within the budget was found."""
+        stages = self._sided(stages, limit, byte_worth)
+        graph = self.assemble(stages)
+        if self.target != "tflm":
+            after = plan(graph, self.target)
+        else:
+            lives, room = lifetimes(graph, rowwise=True), sram_bytes - tail_bytes(graph)
+            least = most_alive(lives)
+            # No more than needed, where that is soon found.
+            tight = (pack(lives, limit, quick=True) for limit in (least, (least + room) // 2) if limit <= room)
+            buffers = next(filter(None, tight), None) or pack(lives, room)
+            if buffers is None:
+                return None
+            after = plan(graph, "tflm", offsets={buffer.tensor: buffer.offset for buffer in buffers})
+        return Candidate(tuple(stages), after) if needed(after) <= sram_bytes else None
+
+    def _sided(self, stages: Sequence[Stage], limit: int, byte_worth: float) -> tuple[Stage, ...]:
+        """The stages with their bands in the order in which memory is left in one piece.
+
+        What is made lies at the other end of the arena than what it is made of, unless it is joined from tiles. A
+        source at the bottom is best used up from its last row on, one at the top from its first.
+        """
+        found, bottom = [], True
+        for stage in stages:
+            if not stage.bands:
+                bottom = not bottom
+            elif not bottom:
+                stretch = self._by_ops[stage.graph.ops]
+                stage = stretch.tiled(limit, byte_worth, last_first=False) or stage
+            found.append(stage)
+        return tuple(found)

@@ -1,0 +1,301 @@
+"""A stretch of a network between two cut points: what it takes as it is, and in how many tiles it fits a limit.
+
+A cut point is an activation that alone leads from what is before it to what is behind it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+
+from ...runtime.graph.graph import Concat, Conv, Graph, Pool
+from ...runtime.graph.rewrite import explicit_padding
+from ...runtime.memory.allocation import align, lifetimes
+from ...runtime.memory.tflm import EVAL_TENSOR, constants, op_tail_bytes, scratch_bytes
+from .tiling import MAX_JOINED, Region, can_tile, needs, reach, tile, tile_of
+
+# Tiles side by side in a band that are tried, and the rows of a band from which on no more are.
+_COLUMNS = (1, 2, 3, 4)
+_HIGH = 4
+# Times the height of the band before that the last band may have.
+_FINISH = 3
+# Windows larger than a pixel that a tile may span: with each the halo grows.
+_MAX_WINDOWS = 4
+# Multiply-accumulates that an operation is worth.
+_OP_WORTH = 1_000
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What counts on a target: whether rows can die one by one, and the bytes that operations themselves keep."""
+
+    rowwise: bool
+    tail: Callable[[Graph], int]
+
+
+def _tflm_tail(graph: Graph) -> int:
+    # Constants are counted for each operation; those that operations share make the true tail a little smaller.
+    return sum(op_tail_bytes(graph, op) + EVAL_TENSOR * len(constants(op)) for op in graph.ops)
+
+
+# tflite-micro, which takes offsets from the file; and targets that place activations as a whole.
+TFLM = Terms(True, _tflm_tail)
+WHOLE = Terms(False, lambda graph: 0)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stretch takes: bytes alive at once, multiply-accumulates, bytes of the tail and operations."""
+
+    peak: int
+    macs: int
+    tail: int
+    ops: int
+
+    def weighed(self, byte_worth: float) -> float:
+        """In multiply-accumulates, when a byte of the tail is worth so many."""
+        return self.macs + byte_worth * self.tail + _OP_WORTH * self.ops
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch between two cut points: computed as ``graph`` stands, or in bands of tiles."""
+
+    graph: Graph
+    bands: tuple[tuple[Region, ...], ...]
+    cost: Cost
+
+    @property
+    def source(self) -> str:
+        """The cut point that it begins at."""
+        return self.graph.inputs[0]
+
+    @property
+    def target(self) -> str:
+        """The cut point that it ends at."""
+        return self.graph.outputs[0]
+
+    def rewritten(self) -> Graph:
+        """The stretch as it is to be computed."""
+        return tile(self.graph, self.bands) if self.bands else self.graph
+
+
+def _alive(graph: Graph, without: str = "") -> list[int]:
+    """Bytes alive during each operation, its scratch memory included and one activation left out."""
+    alive = [scratch_bytes(graph, op) for op in graph.ops]
+    for life in lifetimes(graph):
+        if life.tensor == without:
+            continue
+        for step in range(life.first, life.last + 1):
+            alive[step] += life.blocks[0].end
+    return alive
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a tensor that are still to be computed, the end excluded."""
+
+    top: int
+    bottom: int
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return self.bottom - self.top
+
+    def __bool__(self) -> bool:
+        return self.bottom > self.top
+
+    def part(self, count: int, last: bool) -> "Rows":
+        """The last or the first of them."""
+        return Rows(self.bottom - count, self.bottom) if last else Rows(self.top, self.top + count)
+
+    def without(self, count: int, last: bool) -> "Rows":
+        """What is left without that part."""
+        return Rows(self.top, self.bottom - count) if last else Rows(self.top + count, self.bottom)
+
+
+@dataclass(frozen=True)
+class _TileCost:
+    """One tile: bytes of its own while it still reads the stretch's input, and after that; its output; and more."""
+
+    before: int
+    after: int
+    output: int
+    macs: int
+    tail: int
+    ops: int
+
+
+class Stretch:
+    """A part of a network between two cut points, what it takes as it is, and how it can be tiled."""
+
+    def __init__(self, graph: Graph, terms: Terms):
+        self.graph = graph
+        self.terms = terms
+        self.source, self.target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
+        self._tiles: dict[Region, _TileCost | None] = {}
+        self._costs: dict[tuple[object, ...], _TileCost | None] = {}
+        self._ends: dict[Rows, int] = {}
+
+    @cached_property
+    def as_it_is(self) -> Stage:
+        """Untiled."""
+        graph = explicit_padding(self.graph)
+        cost = Cost(max(_alive(graph)), graph.macs, self.terms.tail(graph), len(graph.ops))
+        return Stage(self.graph, (), cost)
+
+    @cached_property
+    def _join_tail(self) -> int:
+        """Bytes of the tail that joining two tiles takes."""
+        shape = self.target.shape
+        both = replace(self.target, name="both", shape=(shape[0], 2 * shape[1], *shape[2:]))
+        op = Concat((self.target.name, self.target.name), both.name, 1)
+        tensors = {tensor.name: tensor for tensor in (self.target, both)}
+        return self.terms.tail(Graph("join", tensors, (op,), (self.target.name,), (both.name,)))
+
+    @cached_property
+    def can_tile(self) -> bool:
+        """Whether tiles are possible and promise something."""
+        windows = [op for op in self.graph.ops if isinstance(op, Conv | Pool) and _is_wide(self.graph, op)]
+        return len(windows) <= _MAX_WINDOWS and can_tile(self.graph)
+
+    def tiled(self, limit: int, byte_worth: float, *, last_first: bool = True) -> Stage | None:
+        """In bands, each as high as fits below ``limit``, the last rows or the first ones first; None when none fits.
+
+        Never from the middle: so what is left of the source is one piece that shrinks from one end.
+        """
+        if max(self.source.nbytes, 2 * self.target.nbytes) > limit:
+            return None
+        left, kept, guess = Rows(0, self.target.shape[1]), 0, 1
+        bands: list[tuple[Region, ...]] = []
+        while left:
+            band = self._best_band(left, limit - kept, guess, byte_worth, last_first)
+            if band is None:
+                return None
+            bands.append(band)
+            guess = band[0].bottom - band[0].top
+            left = left.without(guess, last_first)
+            kept += self._bytes(band)
+        if kept + align(self.target.nbytes) > limit:
+            return None
+        return Stage(self.graph, tuple(bands), self._cost(bands, limit))
+
+    def _bytes(self, band: Sequence[Region]) -> int:
+        return align((band[0].bottom - band[0].top) * (self.target.nbytes // self.target.shape[1]))
+
+    def _cost(self, bands: Sequence[Sequence[Region]], limit: int) -> Cost:
+        tiles = [self._tile(region) for band in bands for region in band]
+        joins = -(-(len(bands) - 1) // (MAX_JOINED - 1)) + sum(len(band) > 1 for band in bands)
+        macs = sum(cost.macs for cost in tiles if cost)
+        tail = sum(cost.tail for cost in tiles if cost) + joins * self._join_tail
+        return Cost(limit, macs, tail, sum(cost.ops for cost in tiles if cost) + joins)
+
+    def _best_band(
+        self, left: Rows, room: int, guess: int, byte_worth: float, last_first: bool
+    ) -> tuple[Region, ...] | None:
+        """The next band of the rows that are left: the one that costs least for each of its rows."""
+        found = []
+        for columns in _COLUMNS:
+            guess = self._highest(left, columns, room, guess, last_first)
+            if guess:
+                band = self._band(left.part(guess, last_first), columns)
+                cost = self._cost([band], 0)
+                found.append((cost.weighed(byte_worth) / guess, band))
+            if guess >= min(left.count, _HIGH):
+                break
+        return min(found, key=lambda item: item[0])[1] if found else None
+
+    def _highest(self, left: Rows, columns: int, room: int, guess: int, last_first: bool) -> int:
+        """Rows of the highest band that fits into what room there is; 0 when none does."""
+
+        def fits(height: int) -> bool:
+            band = self._band(left.part(height, last_first), columns)
+            peak = self._band_peak(band, left, left.without(height, last_first))
+            return peak is not None and peak <= room
+
+        if columns > self.target.shape[2]:
+            return 0
+        # A tile that finishes the stretch lets go of all of its source: it may be higher than the others.
+        if left.count <= _FINISH * max(guess, 1) and fits(left.count):
+            return left.count
+        # From the guess on in steps that double, then between the last two.
+        low, high, step = 0, left.count, 1
+        height = min(max(guess, 1), left.count - 1)
+        while low < height < high:
+            low, high = (height, high) if fits(height) else (low, height)
+            height = height + step if low == height else height - step
+            step *= 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    def _band(self, rows: Rows, columns: int) -> tuple[Region, ...]:
+        width = self.target.shape[2]
+        edges = [width * column // columns for column in range(columns + 1)]
+        return tuple(Region(rows.top, rows.bottom, left, right) for left, right in pairwise(edges))
+
+    def _band_peak(self, band: Sequence[Region], before: Rows, after: Rows) -> int | None:
+        """Bytes alive at most while a band is computed, beside the bands before it."""
+        kept = peak = 0
+        for region in band:
+            cost = self._tile(region)
+            if cost is None:
+                return None
+            behind = self._needed(after if region is band[-1] else before)
+            peak = max(peak, self._needed(before) + cost.before + kept, behind + cost.after + kept)
+            kept += cost.output
+        return max(peak, self._needed(after) + kept + self._bytes(band)) if len(band) > 1 else peak
+
+    def _needed(self, rows: Rows) -> int:
+        """Bytes of the source that rows of the target need, up to the end from which they are not taken."""
+        if not rows:
+            return 0
+        if not self.terms.rowwise:
+            return align(self.source.nbytes)
+        if rows not in self._ends:
+            region = Region(rows.top, rows.bottom, 0, self.target.shape[2])
+            part = needs(self.graph, region)[self.source.name]
+            self._ends[rows] = align((part.bottom - part.top) * (self.source.nbytes // self.source.shape[1]))
+        return self._ends[rows]
+
+    def _tile(self, region: Region) -> _TileCost | None:
+        if region not in self._tiles:
+            alike = self._likeness(region)
+            if alike not in self._costs:
+                graph = tile_of(self.graph, region, "tile")
+                self._costs[alike] = self._measured(explicit_padding(graph)) if graph and graph.ops else None
+            self._tiles[region] = self._costs[alike]
+        return self._tiles[region]
+
+    def _likeness(self, region: Region) -> tuple[object, ...]:
+        """What is the same for all tiles that take the same: all but where they lie."""
+        wanted, alike = needs(self.graph, region), []
+        for op in self.graph.ops:
+            made, read = wanted[op.output], wanted[op.inputs[0]]
+            inside, pads = reach(self.graph, op, made)
+            alike.append(
+                (
+                    inside.top - read.top,
+                    inside.bottom - read.top,
+                    inside.left - read.left,
+                    inside.right - read.left,
+                    made.bottom - made.top,
+                    made.right - made.left,
+                    pads,
+                )
+            )
+        return tuple(alike)
+
+    def _measured(self, graph: Graph) -> _TileCost:
+        source = graph.inputs[0]
+        reads = max((step for step, op in enumerate(graph.ops) if source in op.inputs), default=-1)
+        alive = _alive(graph, without=source)
+        output = align(graph.tensors[graph.outputs[0]].nbytes)
+        before, after = max(alive[: reads + 1], default=0), max(alive[reads + 1 :], default=0)
+        return _TileCost(before, after, output, graph.macs, self.terms.tail(graph), len(graph.ops))
+
+
+def _is_wide(graph: Graph, op: Conv | Pool) -> bool:
+    return (op.window if isinstance(op, Pool) else graph.tensors[op.inputs[1]].shape[1:3]) != (1, 1)

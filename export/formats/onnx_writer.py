@@ -1,0 +1,327 @@
+"""From a graph to an ``.onnx`` file: NHWC becomes NCHW, integer tensors become QuantizeLinear/DequantizeLinear pairs.
+
+Activations are uint8 with the zero point moved by 128 and weights int8 per channel: the pairing for which onnxruntime
+has fused kernels on every processor. A quantized tensor keeps its name; ``NAME/real`` is what it stands for.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...runtime.errors import MissingExtraError, UnsupportedError
+from ...runtime.graph.graph import (
+    ELEMENTWISE,
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Dequantize,
+    FullyConnected,
+    GlobalAveragePool,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Pads,
+    Pool,
+    Quantize,
+    Relu,
+    Reshape,
+    Shape,
+    Slice,
+    Softmax,
+    Tensor,
+    Transpose,
+    flattened_image,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto, ValueInfoProto
+
+OPSET = 18
+_IR_VERSION = 9
+# QuantizeLinear has 16-bit integers from there on.
+_INT16_OPSET, _INT16_IR_VERSION = 21, 10
+_OHWI_TO_OIHW = (0, 3, 1, 2)
+_OIHW_TO_OHWI = (0, 2, 3, 1)
+
+
+def write_onnx(graph: Graph, metadata: Mapping[str, bytes] | None = None, expose: Iterable[str] = ()) -> bytes:
+    """The bytes of an ONNX file of ``graph``, with ``metadata`` entries by name.
+
+    Activations named in ``expose`` become outputs too. Raises ``UnsupportedError`` for what ONNX cannot say.
+    """
+    try:
+        from onnx import helper
+    except ImportError as error:
+        raise MissingExtraError("onnx", "onnx") from error
+    file = _File(graph)
+    for op in graph.ops:
+        file.operator(op)
+    outputs = dict.fromkeys([*graph.outputs, *expose])
+    inputs = [_value(graph.tensors[name]) for name in graph.inputs]
+    body = helper.make_graph(
+        file.nodes,
+        graph.name,
+        inputs,
+        [_value(graph.tensors[name]) for name in outputs if name not in graph.inputs],
+        list(file.initializers.values()),
+    )
+    wide = any(tensor.dtype == "int16" for tensor in graph.tensors.values())
+    opset, ir_version = (_INT16_OPSET, _INT16_IR_VERSION) if wide else (OPSET, _IR_VERSION)
+    opsets = [helper.make_opsetid("", opset)]
+    model = helper.make_model(body, producer_name="firebox", opset_imports=opsets, ir_version=ir_version)
+    helper.set_model_props(model, {name: data.decode() for name, data in (metadata or {}).items()})
+    return model.SerializeToString(deterministic=True)
+
+
+@dataclass
+class _File:
+    """The growing lists of an ONNX graph."""
+
+    graph: Graph
+    nodes: "list[NodeProto]" = field(default_factory=list)
+    initializers: "dict[str, TensorProto]" = field(default_factory=dict)
+    # Quantized and float16 tensors whose DequantizeLinear or Cast is there already.
+    dequantized: set[str] = field(default_factory=set)
+
+    def operator(self, op: Op) -> None:
+        """Add one operation: between DequantizeLinear and QuantizeLinear where its tensors are integers."""
+        if type(op) not in _WRITERS:
+            raise UnsupportedError(f"{op.kind} {op.name!r} cannot be written as ONNX")
+        output = self.graph.tensors[op.output]
+        inputs = [self.real(name, op) for name in op.inputs]
+        result = op.output if output.quantization is None else f"{op.output}/float"
+        name = _WRITERS[type(op)](self, op, inputs, result)
+        if output.quantization is not None:
+            self.node("QuantizeLinear", [name, *self.parameters(output)], op.output)
+
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Add a node named after its output."""
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def rectified(self, activation: str, name: str, output: str) -> str:
+        """The ReLU or ReLU6 that an operation has taken in, behind it."""
+        if activation == "relu6":
+            return self.node(
+                "Clip",
+                [name, self.constant("relu6/min", np.float32(0)), self.constant("relu6/max", np.float32(6))],
+                output,
+            )
+        return self.node("Relu", [name], output)
+
+    def fused(
+        self, op: Conv | FullyConnected | Add, kind: str, inputs: list[str], output: str, **attributes: Any
+    ) -> str:
+        """A node and the rectifier it has taken in."""
+        if op.activation == "none":
+            return self.node(kind, inputs, output, **attributes)
+        return self.rectified(op.activation, self.node(kind, inputs, f"{op.output}/linear", **attributes), output)
+
+    def constant(self, name: str, data: Any) -> str:
+        """Keep a constant under a name, once."""
+        from onnx import numpy_helper
+
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.array(data, order="C"), name)
+        return name
+
+    def parameters(self, tensor: Tensor) -> list[str]:
+        """Scale and zero point, as constants."""
+        assert tensor.quantization is not None
+        quantization = onnx_side(tensor)
+        scale = np.array(tensor.quantization.scale, np.float32)
+        zero = np.full(scale.shape, quantization[1], quantization[0])
+        if tensor.quantization.axis is None:
+            scale, zero = scale.reshape(()), zero.reshape(())
+        return [self.constant(f"{tensor.name}/scale", scale), self.constant(f"{tensor.name}/zero_point", zero)]
+
+    def real(self, name: str, op: Op) -> str:
+        """The name of a tensor's real values, dequantized where needed."""
+        tensor = self.graph.tensors[name]
+        if tensor.data is not None:
+            self.constant(name, _arranged(tensor, op, self.graph))
+        if tensor.dtype == "float32":
+            return name
+        if name not in self.dequantized:
+            self.dequantized.add(name)
+            self._dequantize(tensor)
+        return f"{name}/real"
+
+    def _dequantize(self, tensor: Tensor) -> None:
+        """Add what makes float32 of a tensor."""
+        from onnx import TensorProto
+
+        output = f"{tensor.name}/real"
+        if tensor.quantization is None:
+            self.node("Cast", [tensor.name], output, to=TensorProto.FLOAT)
+            return
+        axis = {} if tensor.quantization.axis is None else {"axis": tensor.quantization.axis}
+        self.node("DequantizeLinear", [tensor.name, *self.parameters(tensor)], output, **axis)
+
+
+def onnx_side(tensor: Tensor) -> tuple[str, int]:
+    """Integer type and zero point that a quantized tensor has in the ONNX file: activations of 8 bits are uint8.
+
+    DequantizeLinear knows no int64, which biases of 16-bit layers are.
+    """
+    assert tensor.quantization is not None
+    if tensor.data is None and tensor.dtype == "int8":
+        return "uint8", tensor.quantization.zero_point + 128
+    if tensor.dtype == "int64":
+        return "int32", tensor.quantization.zero_point
+    return tensor.dtype, tensor.quantization.zero_point
+
+
+def onnx_shape(shape: Shape) -> Shape:
+    """A picture's shape in NCHW."""
+    return (shape[0], shape[3], shape[1], shape[2]) if len(shape) == 4 else shape
+
+
+def _value(tensor: Tensor) -> "ValueInfoProto":
+    from onnx import helper
+
+    dtype = "float32" if tensor.quantization is None else onnx_side(tensor)[0]
+    return helper.make_tensor_value_info(
+        tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), onnx_shape(tensor.shape)
+    )
+
+
+def _arranged(tensor: Tensor, op: Op, graph: Graph) -> np.ndarray:
+    """A constant in ONNX's layout: OIHW, and columns in the order of NCHW behind a flattened picture."""
+    assert tensor.data is not None
+    if tensor.data.ndim == 4:
+        return tensor.data.transpose(_OHWI_TO_OIHW)
+    if tensor.dtype == "int64":
+        if np.abs(tensor.data).max() > np.iinfo(np.int32).max:
+            raise UnsupportedError(f"{tensor.name!r} needs more than 32 bits, which ONNX has no quantized bias for")
+        return tensor.data.astype(np.int32)
+    picture = flattened_image(graph, op.inputs[0]) if isinstance(op, FullyConnected) and tensor.data.ndim == 2 else None
+    if picture is None:
+        return tensor.data
+    _, h, w, c = picture
+    return tensor.data.reshape(-1, h, w, c).transpose(0, 3, 1, 2).reshape(tensor.shape)
+
+
+def _pads(padding: Pads) -> list[int]:
+    top, bottom, left, right = padding
+    return [top, left, bottom, right]
+
+
+def _conv(file: _File, op: Conv, inputs: list[str], output: str) -> str:
+    return file.fused(
+        op,
+        "Conv",
+        inputs,
+        output,
+        kernel_shape=file.graph.tensors[op.inputs[1]].shape[1:3],
+        strides=op.stride,
+        pads=_pads(op.padding),
+        dilations=op.dilation,
+        group=op.groups,
+    )
+
+
+def _fully_connected(file: _File, op: FullyConnected, inputs: list[str], output: str) -> str:
+    return file.fused(op, "Gemm", inputs, output, transB=1)
+
+
+def _pool(file: _File, op: Pool, inputs: list[str], output: str) -> str:
+    kind = "MaxPool" if isinstance(op, MaxPool) else "AveragePool"
+    return file.node(kind, inputs, output, kernel_shape=op.window, strides=op.stride, pads=_pads(op.padding))
+
+
+def _add(file: _File, op: Add, inputs: list[str], output: str) -> str:
+    return file.fused(op, "Add", inputs, output)
+
+
+def _concat(file: _File, op: Concat, inputs: list[str], output: str) -> str:
+    rank = len(file.graph.tensors[op.output].shape)
+    axis = {3: 1, 1: 2, 2: 3}.get(op.axis, op.axis) if rank == 4 else op.axis
+    return file.node("Concat", inputs, output, axis=axis)
+
+
+def _reshape(file: _File, op: Reshape, inputs: list[str], output: str) -> str:
+    source = file.graph.tensors[op.inputs[0]].shape
+    if len(op.shape) not in (2, 4) or (len(op.shape) == 4 and (len(source) != 2 or op.shape[1:3] != (1, 1))):
+        raise UnsupportedError(f"reshape {op.name!r} from {source} to {op.shape} cannot be written as ONNX")
+    users = file.graph.consumers[op.output]
+    spatial = len(source) == 4 and source[1:3] != (1, 1)
+    if spatial and not all(isinstance(user, (FullyConnected, *ELEMENTWISE)) for user in users):
+        raise UnsupportedError(f"{op.name!r} flattens a picture for something else than a fully connected layer")
+    shape = file.constant(f"{op.name}/shape", np.array(onnx_shape(op.shape), np.int64))
+    return file.node("Reshape", [*inputs, shape], output)
+
+
+def _pad(file: _File, op: Pad, inputs: list[str], output: str) -> str:
+    top, bottom, left, right = op.padding
+    pads = file.constant(f"{op.name}/pads", np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
+    return file.node("Pad", [*inputs, pads, file.constant(f"{op.name}/value", np.float32(op.value))], output)
+
+
+def _relu(file: _File, op: Relu, inputs: list[str], output: str) -> str:
+    return file.rectified(op.activation, inputs[0], output)
+
+
+def _slice(file: _File, op: Slice, inputs: list[str], output: str) -> str:
+    begin = np.array(onnx_shape(op.begin), np.int64)
+    end = begin + np.array(onnx_shape(op.size), np.int64)
+    ranges = [file.constant(f"slice/{'_'.join(map(str, values))}", values) for values in (begin, end)]
+    return file.node("Slice", [*inputs, *ranges], output)
+
+
+def _softmax(file: _File, op: Softmax, inputs: list[str], output: str) -> str:
+    return file.node("Softmax", inputs, output, axis=1)
+
+
+def _transpose(file: _File, op: Transpose, inputs: list[str], output: str) -> str:
+    if len(op.order) != 4:
+        raise UnsupportedError(f"transpose {op.name!r} of {len(op.order)} axes cannot be written as ONNX")
+    # Axes are told in NCHW, before and behind.
+    return file.node("Transpose", inputs, output, perm=[_OIHW_TO_OHWI[op.order[axis]] for axis in _OHWI_TO_OIHW])
+
+
+def _global_average(file: _File, op: GlobalAveragePool, inputs: list[str], output: str) -> str:
+    return file.node("GlobalAveragePool", inputs, output)
+
+
+def _quantize(file: _File, op: Quantize, inputs: list[str], output: str) -> str:
+    """The QuantizeLinear that stands behind every integer result is all of it, but behind a layer with float weights.
+
+    Such a layer between Dequantize and Quantize onnxruntime would make an integer one, with one scale for all weights
+    (its ``WeightBiasQuantization``). A LeakyRelu of slope 1, which does nothing, keeps it from that.
+    """
+    layer = file.graph.producers.get(op.inputs[0])
+    if isinstance(layer, Conv | FullyConnected) and file.graph.tensors[layer.inputs[1]].quantization is None:
+        return file.node("LeakyRelu", inputs, output, alpha=1.0)
+    return inputs[0]
+
+
+def _dequantize(file: _File, op: Dequantize, inputs: list[str], output: str) -> str:
+    """The DequantizeLinear that stands before every use is all of it; here under the name of the result."""
+    tensor = file.graph.tensors[op.inputs[0]]
+    return file.node("DequantizeLinear", [tensor.name, *file.parameters(tensor)], output)
+
+
+_WRITERS: Mapping[type[Op], Callable[[_File, Any, list[str], str], str]] = {
+    Add: _add,
+    AveragePool: _pool,
+    Concat: _concat,
+    Conv: _conv,
+    Dequantize: _dequantize,
+    FullyConnected: _fully_connected,
+    GlobalAveragePool: _global_average,
+    MaxPool: _pool,
+    Pad: _pad,
+    Quantize: _quantize,
+    Relu: _relu,
+    Reshape: _reshape,
+    Slice: _slice,
+    Softmax: _softmax,
+    Transpose: _transpose,
+}

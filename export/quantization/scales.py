@@ -1,0 +1,83 @@
+"""Which activations share a scale, and which scale a range gives.
+
+The scheme is TensorFlow Lite's 8-bit one (Jacob et al., arXiv 1712.05877): a scale and a zero point per activation.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ...runtime.errors import QuantizationError
+from ...runtime.graph.graph import (
+    AveragePool,
+    Concat,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Quantization,
+    Relu,
+    Reshape,
+    Slice,
+    Softmax,
+    Transpose,
+)  # fmt: skip
+from .exact_scales import exact_scales
+from .ranges import Range
+
+# TFLite fixes softmax's output: 256 steps between 0 and 1.
+_SOFTMAX = Quantization((1 / 256,), -128)
+
+
+def activation_scales(graph: Graph, ranges: Mapping[str, Range], exact: bool = True) -> dict[str, Quantization]:
+    """Scale and zero point (of int8) of every activation; without ``exact`` scales are just those of the ranges.
+
+    Raises ``QuantizationError`` when a range is missing.
+    """
+    groups = scale_groups(graph)
+    covered: dict[str, Range] = {}
+    for tensor in graph.activations:
+        if tensor.name not in ranges:
+            raise QuantizationError(f"activation {tensor.name!r} was not calibrated")
+        group = groups[tensor.name]
+        covered[group] = ranges[tensor.name].union(covered.get(group, Range(0.0, 0.0)))
+    fixed = fixed_groups(graph, groups)
+    free = {group: found for group, found in covered.items() if group not in fixed}
+    own = {group: _scale(found) for group, found in free.items()}
+    scales = exact_scales(graph, groups, own) if exact else own
+    # Zero points are those of the ranges: a scale that moves a little moves both ends a little.
+    zeros = {group: int(np.clip(round(-128 - found.low / own[group]), -128, 127)) for group, found in free.items()}
+    chosen = {group: Quantization((scales[group],), zeros[group]) for group in free}
+    return {tensor.name: chosen.get(groups[tensor.name], _SOFTMAX) for tensor in graph.activations}
+
+
+def fixed_groups(graph: Graph, groups: Mapping[str, str]) -> set[str]:
+    """The groups whose scale TFLite fixes."""
+    return {groups[op.output] for op in graph.ops if isinstance(op, Softmax)}
+
+
+def scale_groups(graph: Graph) -> dict[str, str]:
+    """For every activation the first of those that must share its scale (disjoint sets)."""
+    parent = {tensor.name: tensor.name for tensor in graph.activations}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for op in graph.ops:
+        if passes_on(op):
+            for name in op.inputs:
+                parent[root(op.output)] = root(name)
+    return {name: root(name) for name in parent}
+
+
+def passes_on(op: Op | None) -> bool:
+    """Whether an operation gives the integers that it takes, so that all its tensors share one scale."""
+    return isinstance(op, AveragePool | Concat | MaxPool | Pad | Relu | Reshape | Slice | Transpose)
+
+
+def _scale(found: Range) -> float:
+    """The float32 scale of 256 integers over a range."""
+    scale = np.float32((found.high - found.low) / 255)
+    return float(scale) if scale >= np.finfo(np.float32).tiny else 1.0

@@ -1,0 +1,1 @@
+"""The networks of the zoo: their descriptions and their modules."""

@@ -1,0 +1,89 @@
+"""What the configs of all networks of the zoo share: sizes, checks, JSON; no torch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+from ...runtime.errors import FormatError, UsageError
+from ..fields import check_kinds
+
+LIMIT = 65536
+_MOST_PARAMETERS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class NetworkConfig(ABC):
+    """The shape of a network as plain numbers; its subclasses are the families of the zoo.
+
+    ``family`` tells them apart in files. ``input_size`` is (height, width). ``batch_norm`` puts one beside each
+    convolution, where the family has them. Raises ``UsageError`` with the value that makes no network.
+    """
+
+    family: ClassVar[str]
+
+    in_channels: int = 3
+    num_classes: int = 1000
+    input_size: tuple[int, int] = (224, 224)
+    batch_norm: bool = False
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        self.check_between(1, LIMIT, "in_channels", "num_classes")
+        if len(self.input_size) != 2 or not all(1 <= length <= 4096 for length in self.input_size):
+            raise UsageError(f"input_size {self.input_size} is not (height, width) between 1 and 4096")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout {self.dropout} is not in [0, 1)")
+
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """Number of trained values."""
+
+    @property
+    @abstractmethod
+    def macs(self) -> int:
+        """Multiply-accumulates of all convolutions and fully connected layers for one picture."""
+
+    @property
+    def batch_norm_folds(self) -> bool:
+        """Whether each batch norm follows a convolution and can be folded into it."""
+        return True
+
+    def check_between(self, lowest: int, highest: int, *names: str) -> None:
+        """Raises ``UsageError`` for the first of the fields that is not in the range."""
+        for name in names:
+            if not lowest <= getattr(self, name) <= highest:
+                raise UsageError(f"{name} {getattr(self, name)} is not between {lowest} and {highest}")
+
+    def check_parameters(self) -> None:
+        """Raises ``UsageError`` for more than any machine that we know of trains."""
+        if self.parameters > _MOST_PARAMETERS:
+            raise UsageError(
+                f"{self.parameters:,} parameters are more than {_MOST_PARAMETERS:,}; use a narrower network"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"family": self.family, **values}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_json``; what is absent takes its default. Raises ``FormatError``."""
+        if not isinstance(values, Mapping):
+            raise FormatError(f"a network config is a JSON object, not {values!r}")
+        plain: dict[str, Any] = {}
+        for key, value in values.items():
+            plain[key] = tuple(value) if isinstance(value, list) else value
+        family = plain.pop("family", cls.family)
+        if family != cls.family:
+            raise FormatError(f"network config is of the family {family!r}, not {cls.family!r}")
+        unknown = sorted(set(plain) - {field.name for field in fields(cls)})
+        if unknown:
+            raise FormatError(f"network config has an unknown key {unknown[0]!r}")
+        try:
+            return cls(**plain)
+        except UsageError as error:
+            raise FormatError(f"network config cannot be used: {error}") from error

@@ -1,0 +1,170 @@
+"""The shape of a SqueezeNet as plain numbers, above all the paper's metaparameters; no torch."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ...runtime.errors import UsageError
+from .config import LIMIT, NetworkConfig
+
+Bypass = Literal["none", "simple", "complex"]
+
+# Layers after which the feature map is halved; conv1 is layer 1 and the fire modules count on from
+# 2.
+DELAYED = (1, 4, 8)
+EARLY = (1, 3, 5)
+
+_POOL_KERNEL, _POOL_STRIDE = 3, 2
+
+
+@dataclass(frozen=True)
+class FireSize:
+    """Channels of one fire module: its input, the squeeze layer and both expand layers."""
+
+    in_channels: int
+    squeeze: int
+    expand1x1: int
+    expand3x3: int
+
+    @property
+    def out_channels(self) -> int:
+        """Channels after the concatenation of both expand layers."""
+        return self.expand1x1 + self.expand3x3
+
+
+@dataclass(frozen=True)
+class SqueezeNetConfig(NetworkConfig):
+    """Metaparameters of a SqueezeNet (arXiv 1602.07360, section 5.1); the defaults are v1.0.
+
+    Fire module ``i`` (from 0) has ``base_e + incr_e * (i // freq)`` expand filters, the share
+    ``pct3x3`` of them 3x3, and ``squeeze_ratio`` (the paper's SR) times as many squeeze filters.
+    ``pools`` are the layers after which a 3x3 stride-2 max pool sits: ``DELAYED`` (v1.0), ``EARLY``
+    (v1.1) or any other positions. ``bypass`` is that of section 6, added behind the expand layers'
+    ReLU, or before it with ``bypass_before_relu``, as residual networks have it (arXiv 1512.03385).
+    ``head_padding`` pads conv10, as the original Caffe network does. ``head_relu`` is the paper's
+    ReLU after conv10: a class whose answers are negative everywhere gets no gradient from there on,
+    which loses classes when training starts from new weights at high rates. Raises ``UsageError``
+    with the value that makes no network.
+    """
+
+    family: ClassVar[str] = "squeezenet"
+
+    stem_channels: int = 96
+    stem_kernel: int = 7
+    stem_stride: int = 2
+    stem_padding: int = 0
+    num_fires: int = 8
+    base_e: int = 128
+    incr_e: int = 128
+    freq: int = 2
+    pct3x3: float = 0.5
+    squeeze_ratio: float = 0.125
+    pools: tuple[int, ...] = DELAYED
+    bypass: Bypass = "none"
+    bypass_before_relu: bool = False
+    head_padding: int = 0
+    head_relu: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_ranges()
+        for number, fire in enumerate(self.fires, start=2):
+            if min(fire.squeeze, fire.expand1x1, fire.expand3x3) < 1:
+                raise UsageError(
+                    f"fire{number} would have {fire.squeeze} squeeze, {fire.expand1x1} 1x1 and "
+                    f"{fire.expand3x3} 3x3 "
+                    f"filters; raise base_e {self.base_e} or squeeze_ratio {self.squeeze_ratio}, "
+                    f"or move pct3x3 {self.pct3x3} towards 0.5"
+                )
+        if min(map(min, self.stage_sizes)) < 1:
+            raise UsageError(
+                f"input size {self.input_size} is too small for a "
+                f"{self.stem_kernel}x{self.stem_kernel} stem of "
+                f"stride {self.stem_stride} and {len(self.pools)} pools; use a larger input or "
+                "fewer pools"
+            )
+        self.check_parameters()
+
+    @property
+    def fires(self) -> tuple[FireSize, ...]:
+        """The fire modules in order, fire2 first; filters rounded to whole numbers, halves up."""
+        sizes: list[FireSize] = []
+        channels = self.stem_channels
+        for index in range(self.num_fires):
+            expand = self.base_e + self.incr_e * (index // self.freq)
+            expand3x3 = _nearest(self.pct3x3 * expand)
+            squeeze = _nearest(self.squeeze_ratio * expand)
+            sizes.append(FireSize(channels, squeeze, expand - expand3x3, expand3x3))
+            channels = expand
+        return tuple(sizes)
+
+    @property
+    def stage_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of what conv1 and each fire module put out, and of what conv10 gets.
+
+        Numbers below 1 mean that the input is too small.
+        """
+        height, width = (
+            (length + 2 * self.stem_padding - self.stem_kernel) // self.stem_stride + 1 for length in self.input_size
+        )
+        sizes = [(height, width)]
+        for layer in range(1, self.num_fires + 2):
+            if layer in self.pools:
+                height, width = _pooled(height), _pooled(width)
+            sizes.append((height, width))
+        return tuple(sizes)
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained values, in closed form."""
+        # Batch norm replaces the bias by a scale and a shift per channel; conv10 has none.
+        extra = 2 if self.batch_norm else 1
+        body = sum(outputs * (inputs + extra) for inputs, outputs, _ in self._convolutions())
+        return body + self.num_classes * (self.fires[-1].out_channels + 1)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all convolutions for one picture, in closed form."""
+        sizes = self.stage_sizes
+        body = sum(inputs * outputs * math.prod(sizes[stage]) for inputs, outputs, stage in self._convolutions())
+        head = math.prod(length + 2 * self.head_padding for length in sizes[-1])
+        return body + self.fires[-1].out_channels * self.num_classes * head
+
+    def _convolutions(self) -> Iterator[tuple[int, int, int]]:
+        """Weights per filter, filters, and index into ``stage_sizes``, of all but conv10."""
+        yield self.in_channels * self.stem_kernel**2, self.stem_channels, 0
+        for stage, fire in enumerate(self.fires, start=1):
+            yield fire.in_channels, fire.squeeze, stage
+            yield fire.squeeze, fire.expand1x1, stage
+            yield fire.squeeze * 9, fire.expand3x3, stage
+            if self.bypass == "complex" and fire.in_channels != fire.out_channels:
+                yield fire.in_channels, fire.out_channels, stage
+
+    def _check_ranges(self) -> None:
+        positive = ("stem_channels", "stem_kernel", "stem_stride", "num_fires", "base_e", "freq")
+        self.check_between(1, LIMIT, *positive)
+        self.check_between(0, LIMIT, "stem_padding", "incr_e")
+        self.check_between(0, 64, "head_padding")
+        if self.stem_padding >= self.stem_kernel:
+            raise UsageError(f"stem_padding {self.stem_padding} is not smaller than stem_kernel {self.stem_kernel}")
+        if not 0 < self.pct3x3 < 1 or not 0 < self.squeeze_ratio <= 1:
+            raise UsageError(
+                f"pct3x3 {self.pct3x3} must lie between 0 and 1, squeeze_ratio {self.squeeze_ratio} above 0 and up to 1"
+            )
+        if self.num_fires > 64:
+            raise UsageError(f"num_fires {self.num_fires} is more than 64")
+        last = self.num_fires + 1
+        if list(self.pools) != sorted(set(self.pools)) or not all(1 <= layer <= last for layer in self.pools):
+            raise UsageError(
+                f"pools {self.pools} are not layers from 1 (conv1) to {last} (the last fire), in rising order"
+            )
+
+
+def _nearest(number: float) -> int:
+    return math.floor(number + 0.5)
+
+
+def _pooled(length: int) -> int:
+    # Ceil mode: the last window may hang over the end.
+    return -(-(length - _POOL_KERNEL) // _POOL_STRIDE) + 1

@@ -1,0 +1,180 @@
+"""Labelled pictures as batches: decoded once and kept in memory, or by workers each time."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ...runtime.commands.console import progress
+from ...runtime.errors import DataError
+from ...runtime.images.datasets import LabelledImages
+from ...runtime.images.preprocessing import Preprocessing
+from ..training_config import TrainingConfig
+
+_CHUNK = 256
+
+# What a batch of indices becomes: uint8 pictures (N, C, H, W) and int64 labels (N,).
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class DecodedPictures:
+    """All pictures as one uint8 tensor (N, C, H, W), or their codes, with labels (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def batches(self, order: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each tensor of indices."""
+        for indices in order:
+            yield self.pixels[indices], self.labels[indices]
+
+
+@dataclass(frozen=True)
+class StreamedPictures:
+    """Pictures that are decoded by ``workers`` processes whenever they are asked for."""
+
+    images: LabelledImages
+    preprocessing: Preprocessing
+    labels: Tensor
+    workers: int
+
+    def batches(self, order: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each tensor of indices. Raises ``DataError`` naming a bad picture."""
+        decoder = _Decoder(self.images, self.preprocessing)
+        indices = [batch.tolist() for batch in order]
+        # Workers inherit the open data: it cannot be sent to a process that starts afresh.
+        forks = self.workers > 0 and "fork" in multiprocessing.get_all_start_methods()
+        loader = DataLoader(
+            decoder,
+            batch_sampler=indices,
+            num_workers=self.workers if forks else 0,
+            multiprocessing_context="fork" if forks else None,
+            collate_fn=_stack,
+        )
+        with _without_interrupts():
+            decoded = iter(loader)
+        for batch in order:
+            try:
+                pixels = next(decoded)
+            except RuntimeError as error:
+                raise DataError(
+                    f"a process that decodes pictures of {self.images.source} has ended, perhaps for lack of memory; "
+                    "try again, with fewer --workers"
+                ) from error
+            if isinstance(pixels, DataError):
+                raise pixels
+            yield torch.from_numpy(pixels), self.labels[batch]
+        # So that workers are ended here: Ctrl-C is lost in what Python does when it drops the iterator.
+        next(decoded, None)
+
+
+Pictures = DecodedPictures | StreamedPictures
+
+
+def load_pictures(
+    images: LabelledImages,
+    preprocessing: Preprocessing,
+    *,
+    memory_bytes: int = 2 * 1024**3,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> Pictures:
+    """Pictures resized and cropped for a network; in memory if they fit into ``memory_bytes``.
+
+    ``workers`` decode at the same time, by default one per core. Raises ``DataError`` naming a
+    damaged picture.
+    """
+    cores = os.cpu_count() or 1
+    workers = cores if workers is None else min(workers, cores)
+    labels = torch.from_numpy(images.labels)
+    shape = (len(images), preprocessing.depth, *preprocessing.size)
+    if int(np.prod(shape)) > memory_bytes:
+        return StreamedPictures(images, preprocessing, labels, workers)
+    pixels = np.empty(shape, np.uint8)
+    decoder = _Decoder(images, preprocessing)
+    with (
+        ThreadPoolExecutor(max(1, workers)) as pool,
+        progress(f"reading {images.source}", len(images), quiet=quiet) as advance,
+    ):
+        # In chunks, so that an error or Ctrl-C waits for few pictures only.
+        for start in range(0, len(images), _CHUNK):
+            indices = range(start, min(start + _CHUNK, len(images)))
+            for index, picture in zip(indices, pool.map(decoder.decode, indices), strict=True):
+                pixels[index] = picture
+                advance()
+    return DecodedPictures(torch.from_numpy(pixels), labels)
+
+
+def prepare(values: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """What a network takes, in float32: uint8 pictures are normalized, codes (``codes.py``) stay as they are."""
+    return values.float() if values.is_floating_point() else normalize(values, preprocessing)
+
+
+def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 pictures (N, C, H, W) to float32 values, exactly as ``Preprocessing.normalize``."""
+    std = torch.tensor(preprocessing.std, device=pixels.device)
+    factor = torch.tensor(preprocessing.scale, device=pixels.device) / std
+    offset = torch.tensor(preprocessing.mean, device=pixels.device) / std
+    values = pixels.to(torch.float32, memory_format=torch.channels_last)
+    return values * factor[:, None, None] - offset[:, None, None]
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until the workers are there, and does nothing to them: the parent tells them when to end."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *interrupt: came.append(interrupt))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[0])
+
+
+class _Decoder(Dataset):
+    def __init__(self, images: LabelledImages, preprocessing: Preprocessing):
+        self.images = images
+        self.preprocessing = preprocessing
+
+    def decode(self, index: int) -> np.ndarray:
+        name = self.images.where(self.images.names[index])
+        return self.preprocessing.crop(self.images.picture(index), name).transpose(2, 0, 1)
+
+    def __getitem__(self, index: int) -> "np.ndarray | DataError":
+        # An error is handed over as a value: DataLoader would wrap it in the traceback of its
+        # worker.
+        try:
+            return self.decode(index)
+        except DataError as error:
+            return error
+
+
+def _stack(pictures: "list[np.ndarray | DataError]") -> "np.ndarray | DataError":
+    # Not as tensors: those would be shared by a thread of the worker that complains when the parent goes.
+    for picture in pictures:
+        if isinstance(picture, DataError):
+            return picture
+    return np.stack([picture for picture in pictures if isinstance(picture, np.ndarray)])
+
+
+def epoch_order(config: TrainingConfig, pictures: int, epoch: int) -> list[Tensor]:
+    """The batches of an epoch as indices; pictures that fill no whole batch are left out."""
+    batch = min(config.batch_size, pictures)
+    shuffled = np.random.default_rng([config.seed, epoch]).permutation(pictures)
+    return list(torch.from_numpy(shuffled[: pictures // batch * batch]).split(batch))

@@ -1,0 +1,57 @@
+"""What a network answers, and how often it is right."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ...runtime.commands.console import progress
+from ...runtime.images.preprocessing import Preprocessing
+from .data import Pictures, prepare
+
+
+def predict(
+    module: nn.Module,
+    pictures: Pictures,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 64,
+    quiet: bool = True,
+) -> Tensor:
+    """Logits (N, classes) of all pictures, in float32 and eval mode, on the module's device."""
+    device = next(module.parameters()).device
+    order = torch.arange(len(pictures.labels)).split(batch_size)
+    logits: list[Tensor] = []
+    with (
+        in_eval_mode(module),
+        torch.inference_mode(),
+        progress("evaluating", len(pictures.labels), quiet=quiet) as advance,
+    ):
+        for pixels, labels in pictures.batches(order):
+            logits.append(module(prepare(pixels.to(device), preprocessing)).cpu())
+            advance(len(labels))
+    return torch.cat(logits)
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Within, the whole module is in eval mode; afterwards each part is in its own mode again."""
+    # Not every part of a module that trains need be in training mode.
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def top_k(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> tuple[float, ...]:
+    """The share of pictures whose label is among the ``k`` highest logits, for each ``k``.
+
+    Of equal ones, as they are common in int8, the first counts as higher.
+    """
+    ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, : max(ks)]
+    hits = ranked == labels[:, None]
+    return tuple(hits[:, :k].any(1).double().mean().item() for k in ks)

@@ -1,0 +1,71 @@
+"""What a training reached."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..weights.checkpoint import FILE_NAME
+from .freezeout import measured_saving
+from .learner import Learner
+from .log import LogRow
+from .run import snapshot_file
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training reached: accuracies as shares of 1, in int8 if ``quantized``; ``seconds`` of all its steps.
+
+    ``snapshots`` are the files of a snapshot ensemble. With FreezeOut, ``predicted_saving`` is the share of the
+    arithmetic that is saved and ``measured_saving`` that of the time, by the epochs before the first layer froze
+    (``None`` where there are none).
+    """
+
+    out: Path
+    checkpoint: Path
+    model: str
+    parameters: int
+    train_pictures: int
+    val_pictures: int
+    epochs: int
+    steps: int
+    train_loss: float
+    train_accuracy: float
+    val_accuracy: float
+    seconds: float
+    quantized: bool
+    snapshots: tuple[Path, ...] = ()
+    predicted_saving: float | None = None
+    measured_saving: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        paths = {"out": str(self.out), "checkpoint": str(self.checkpoint), "snapshots": [*map(str, self.snapshots)]}
+        return asdict(self) | paths
+
+
+def training_result(folder: Path, learner: Learner, rows: Sequence[LogRow]) -> TrainingResult:
+    """Of a training that has ended in ``folder``, from its log."""
+    checkpoint = learner.start
+    last, predicted, measured = rows[-1], None, None
+    if freezeout := learner.freezeout:
+        predicted = freezeout.predicted(learner.module, (checkpoint.config.in_channels, *checkpoint.config.input_size))
+        measured = measured_saving(rows, min(freezeout.times.values()) * learner.loop.total_steps)
+    return TrainingResult(
+        out=folder,
+        checkpoint=folder / FILE_NAME,
+        model=checkpoint.model,
+        parameters=checkpoint.config.parameters,
+        train_pictures=checkpoint.pictures[0],
+        val_pictures=checkpoint.pictures[1],
+        epochs=last.epoch,
+        steps=last.step,
+        train_loss=last.train_loss,
+        train_accuracy=last.train_accuracy,
+        val_accuracy=last.val_accuracy,
+        seconds=sum(row.seconds for row in rows),
+        quantized=bool(checkpoint.ranges),
+        snapshots=tuple(snapshot_file(folder, number + 1) for number in range(learner.config.snapshots)),
+        predicted_saving=predicted,
+        measured_saving=measured,
+    )

@@ -1,0 +1,1 @@
+"""Weight files: checkpoints, published weights and downloads."""

@@ -1,0 +1,211 @@
+"""A checkpoint: one safetensors file with all that is needed to go on, or to use the weights.
+
+Tensors are called ``model.NAME`` with the network's own names, and ``scale.NAME`` where they are int8
+(``compact.py``); what only goes on with the training is called ``learning.NAME``, ``optimizer.SLOT.NAME`` and
+``callbacks.CALLBACK.KEY``. The metadata entry ``firebox`` of the safetensors header is a JSON object; nothing is
+ever unpickled. The digest of the tensors stands there, too, for the format itself notices no changed bit.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ...export.quantization.ranges import Range
+from ...runtime.errors import CheckpointError, FireboxError
+from ...runtime.files import read_file
+from ...runtime.images.preprocessing import Preprocessing
+from ..networks.config import NetworkConfig
+from ..networks.families import config_from_json
+from .compact import compact, expand
+
+FILE_NAME = "checkpoint.safetensors"
+
+_KEY, _DIGEST = "firebox", "tensors_sha256"
+_FORMAT_VERSION = 2
+# In the first version the optimizer's only state was called momentum.
+_READ_VERSIONS = (1, 2)
+_MOMENTUM = "momentum"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training at the end of ``epoch`` (0: before the first step).
+
+    ``model`` is the name in the zoo, ``training`` the training's config as JSON values,
+    ``pictures`` how many pictures it trains and validates on, ``pictures_sha256`` the digest of their names and
+    classes, empty where an older firebox wrote it. ``weights`` are those to use; where they are an average
+    of those that learn, the latter are ``learning``. ``optimizer`` holds the optimizer's state (``SLOT.NAME``), which
+    is empty before the first step, and ``callbacks`` that of each callback. ``ranges`` are those of the activations,
+    by their names in the traced network, when it trains with fake quantization, and empty otherwise; the optimizer
+    has then a state of their scales, too. ``origin_sha256`` is that of the file with the weights it began with, empty
+    for new ones, ``teachers_sha256`` those of its teachers' files.
+    """
+
+    model: str
+    config: NetworkConfig
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    training: Mapping[str, Any]
+    pictures: tuple[int, int]
+    epoch: int
+    step: int
+    weights: Mapping[str, Tensor]
+    learning: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    callbacks: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    origin_sha256: str = ""
+    teachers_sha256: tuple[str, ...] = ()
+    pictures_sha256: str = ""
+
+
+def pack_compact(checkpoint: Checkpoint) -> bytes:
+    """The bytes of a file to ship: no state of the training, and kernels in int8 with ``scale.NAME`` beside them."""
+    small, scales = compact(checkpoint.weights)
+    kept = replace(checkpoint, weights=small, learning={}, optimizer={}, callbacks={})
+    return pack_checkpoint(kept, scales)
+
+
+def pack_checkpoint(checkpoint: Checkpoint, scales: Mapping[str, Tensor] | None = None) -> bytes:
+    """The bytes of the file; equal checkpoints give equal bytes. ``scales`` are those of weights in int8."""
+    header = {
+        "format_version": _FORMAT_VERSION,
+        "model": checkpoint.model,
+        "config": checkpoint.config.to_json(),
+        "preprocessing": checkpoint.preprocessing.to_json(),
+        "classes": checkpoint.classes,
+        "training": checkpoint.training,
+        "pictures": checkpoint.pictures,
+        "epoch": checkpoint.epoch,
+        "step": checkpoint.step,
+        "ranges": {name: astuple(found) for name, found in checkpoint.ranges.items()},
+        "origin_sha256": checkpoint.origin_sha256,
+        "teachers_sha256": checkpoint.teachers_sha256,
+        "pictures_sha256": checkpoint.pictures_sha256,
+    }
+    groups = {
+        "model": checkpoint.weights,
+        "scale": scales or {},
+        "learning": checkpoint.learning,
+        "optimizer": checkpoint.optimizer,
+        **{f"callbacks.{name}": state for name, state in checkpoint.callbacks.items()},
+    }
+    tensors = {
+        f"{group}.{name}": tensor.detach().cpu().contiguous()
+        for group, members in groups.items()
+        for name, tensor in members.items()
+    }
+    return safetensors.torch.save(tensors, {_KEY: json.dumps(header | {_DIGEST: _digest(tensors)})})
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint in a file. Raises ``UsageError`` or, if damaged, ``CheckpointError``."""
+    tensors, metadata = read_safetensors(read_file(path), str(path))
+    return unpack_checkpoint(tensors, metadata, str(path))
+
+
+def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Checkpoint:
+    """The checkpoint in what ``read_safetensors`` gives. Raises ``CheckpointError``."""
+    if not is_checkpoint(metadata):
+        raise CheckpointError(f"{source} holds weights but no training; give a checkpoint that firebox train wrote")
+    groups: dict[str, dict[str, Tensor]] = {
+        name: {} for name in ("model", "scale", "learning", "optimizer", "callbacks")
+    }
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(".")
+        if group == _MOMENTUM:
+            group, rest = "optimizer", f"momentum_buffer.{rest}"
+        if group not in groups:
+            raise CheckpointError(f"{source} has an unknown tensor {name!r}")
+        groups[group][rest] = tensor
+    callbacks: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in groups["callbacks"].items():
+        callback, _, rest = name.partition(".")
+        callbacks.setdefault(callback, {})[rest] = tensor
+    try:
+        header = json.loads(metadata[_KEY])
+        if header.get(_DIGEST) not in (None, _digest(tensors)):
+            raise CheckpointError(f"{source} is damaged: its tensors are not those that were written; copy it again")
+        if header["format_version"] not in _READ_VERSIONS:
+            raise CheckpointError(
+                f"{source} has format version {header['format_version']!r}, this firebox reads up to "
+                f"{_FORMAT_VERSION}; update it"
+            )
+        trained, validated = header["pictures"]
+        checkpoint = Checkpoint(
+            model=str(header["model"]),
+            config=config_from_json(header["config"]),
+            preprocessing=Preprocessing.from_json(header["preprocessing"]),
+            classes=tuple(str(name) for name in header["classes"]),
+            training=dict(header["training"]),
+            pictures=(int(trained), int(validated)),
+            epoch=int(header["epoch"]),
+            step=int(header["step"]),
+            weights=expand(groups["model"], groups["scale"]),
+            learning=groups["learning"],
+            optimizer=groups["optimizer"],
+            callbacks=callbacks,
+            ranges={str(name): _range(*bounds) for name, bounds in header.get("ranges", {}).items()},
+            origin_sha256=str(header.get("origin_sha256", "")),
+            teachers_sha256=tuple(str(digest) for digest in header.get("teachers_sha256", ())),
+            pictures_sha256=str(header.get("pictures_sha256", "")),
+        )
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, FireboxError) as error:
+        raise CheckpointError(f"the header of {source} cannot be read: {error}") from error
+    config, preprocessing = checkpoint.config, checkpoint.preprocessing
+    if (preprocessing.size, preprocessing.depth) != (config.input_size, config.in_channels):
+        raise CheckpointError(f"{source} contradicts itself: its preprocessing does not give the network's input")
+    if min(checkpoint.epoch, checkpoint.step) < 0:
+        raise CheckpointError(f"{source} contradicts itself: it ends before its first step")
+    if len(checkpoint.classes) != config.num_classes:
+        raise CheckpointError(f"{source} names {len(checkpoint.classes)} classes for {config.num_classes} outputs")
+    # So that a network takes no more memory than its file does.
+    values = sum(tensor.numel() for tensor in checkpoint.weights.values())
+    if config.parameters > values:
+        raise CheckpointError(
+            f"{source} contradicts itself: its network has {config.parameters:,} parameters, the file {values:,}"
+        )
+    return checkpoint
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and bytes."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _range(low: float, high: float) -> Range:
+    if not (math.isfinite(low) and math.isfinite(high) and low <= 0 <= high):
+        raise ValueError(f"a range from {low} to {high} cannot be quantized")
+    return Range(float(low), float(high))
+
+
+def is_checkpoint(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata of a safetensors file is that of a training; bare weights have none."""
+    return _KEY in metadata
+
+
+def read_safetensors(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises ``CheckpointError`` naming ``source``."""
+    try:
+        # The library checks every length and offset against the file before it takes memory.
+        tensors = safetensors.torch.load(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{source} is not a whole safetensors file: {error}; copy it again") from error
+    return tensors, metadata

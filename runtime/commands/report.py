@@ -1,0 +1,126 @@
+"""The command ``report``: a page, a table and node data about the memory of a file."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import UsageError
+from ..units import format_size
+from .console import json_option, print_json, progress, say
+from .options import backend_option, device_options, model_argument, sram_option, threads_option
+
+if TYPE_CHECKING:
+    from ..memory.plan import MemoryPlan, Verdict
+    from ..profiling.latency import Profile
+
+
+@click.command("report")
+@model_argument
+@click.option("--before", type=click.Path(path_type=Path), help="The file as it was, to be drawn beside MODEL.")
+@sram_option
+@device_options
+@click.option("--measure-time", is_flag=True, help="Run MODEL on this machine and show the times.")
+@backend_option
+@threads_option
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Longest time to measure for.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="Page to write.",
+)
+@click.option("--csv", "table", type=click.Path(path_type=Path), help="Table to write: a line a file, Vela's columns.")
+@click.option("--node-data", type=click.Path(path_type=Path), help="Folder for node data of Google's Model Explorer.")
+@json_option
+@click.pass_context
+def report_command(
+    context: click.Context,
+    model: Path,
+    before: Path | None,
+    sram: str | None,
+    device: str | None,
+    devices: Path | None,
+    measure_time: bool,
+    backend: str,
+    threads: int,
+    seconds: float,
+    out: Path,
+    table: Path | None,
+    node_data: Path | None,
+    as_json: bool,
+) -> None:
+    """Show the memory of MODEL (.onnx or .tflite) over its inference on a page that opens in any browser, offline.
+
+    Exit code 3 when its planned memory does not fit the budget.
+
+    \b
+    Example:
+      firebox report model.int8.tflite --sram 256KiB
+      firebox report fitted.tflite --before model.int8.tflite --measure-time -o report.html --csv report.csv
+    """
+    from ..memory.devices import budget
+    from ..memory.plan import plan
+    from ..profiling.latency import profile
+    from ..report.charts import load_bokeh
+
+    load_bokeh()
+    sram_bytes = budget(sram, device, devices)
+    after, earlier = plan(model), plan(before) if before is not None else None
+    measured = None
+    if measure_time:
+        with progress("measuring", quiet=as_json) as advance:
+            measured = profile(
+                model, sram=sram_bytes, backend=backend, threads=threads, max_seconds=seconds, tick=advance
+            )
+    verdict = after.verdict(sram_bytes) if sram_bytes is not None else None
+    written = _write(_contents(model, after, earlier, verdict, measured, out, table, node_data))
+    if as_json:
+        print_json({"files": list(map(str, written)), "verdict": verdict.to_json() if verdict else None})
+    else:
+        for path in written:
+            say(f"{path}  {format_size(path.stat().st_size)}")
+        if verdict:
+            say(verdict.text())
+    context.exit(verdict.exit_code if verdict else 0)
+
+
+def _contents(
+    model: Path,
+    after: "MemoryPlan",
+    before: "MemoryPlan | None",
+    verdict: "Verdict | None",
+    measured: "Profile | None",
+    out: Path,
+    table: Path | None,
+    node_data: Path | None,
+) -> dict[Path, str]:
+    from ..files import read_file
+    from ..report.page import report_html
+    from ..report.summary import model_explorer_node_data, summary_csv
+
+    contents = {out: report_html(after, before, verdict, measured, name=model.name, data=read_file(model))}
+    if table is not None and table.resolve() == out.resolve():
+        raise UsageError(f"page and table are both {out}; give --csv another name")
+    if table is not None:
+        plans = {"before": before, "after": after} if before else {"default": after}
+        contents[table] = summary_csv(plans, measured, verdict, network=model.stem)
+    if node_data is not None:
+        found = model_explorer_node_data(after, measured)
+        contents |= {node_data / f"{name}.json": text for name, text in found.items()}
+    return contents
+
+
+def _write(contents: dict[Path, str]) -> list[Path]:
+    """All files of a folder appear or none does; a folder that cannot be written to is found before any is."""
+    from ..files import check_writable, write_files
+
+    folders: dict[Path, dict[str, str]] = defaultdict(dict)
+    for path, text in contents.items():
+        folders[path.parent][path.name] = text
+    for folder in folders:
+        check_writable(folder)
+    return [path for folder, files in folders.items() for path in write_files(folder, files)]

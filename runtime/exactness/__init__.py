@@ -1,0 +1,1 @@
+"""Which integer results every runtime agrees on, and where kernels saturate."""

@@ -1,0 +1,218 @@
+"""Whether the integer layers of a file can saturate on some processor, where, and by how much on given images."""
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import FormatError, UsageError
+from ..files import read_file
+from ..formats.onnx_wire import STANDARD_DOMAINS, Node, OnnxMessage
+from ..formats.read import format_of, read_graph
+from ..graph.graph import Conv, FullyConnected, Graph, Op
+from ..graph.reference import LayerSums, exact_sums, run_operation, run_reference
+from .saturation import (
+    INTEGER_OPS,
+    LIMIT,
+    MICROSOFT_DOMAIN,
+    IntegerLayer,
+    integer_layers,
+    weight_pairs,
+)
+
+Verdict = Literal["cannot saturate", "can saturate", "undecided"]
+EXIT_CODES: dict[Verdict, int] = {"cannot saturate": 0, "can saturate": 1, "undecided": 4}
+
+# Operators of onnxruntime's own that multiply no integers.
+_HARMLESS = {
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearAdd", "QLinearMul", "QLinearConcat",
+    "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
+    "QLinearReduceMean", "QLinearWhere", "FusedConv", "FusedGemm", "FusedMatMul", "Gelu", "FastGelu", "QuickGelu",
+    "BiasGelu", "LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization", "Attention",
+    "MultiHeadAttention", "EmbedLayerNormalization", "NhwcMaxPool",
+}  # fmt: skip
+_LOWEST, _HIGHEST = np.iinfo(np.int16).min, np.iinfo(np.int16).max
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """One layer of uint8 activations and int8 weights: how many pairs of weights kernels add in 16 bits, how many of
+    them can saturate (``None``: not known, for the reason in ``why``), and the largest sum of two (128 is safe)."""
+
+    layer: str
+    kind: str
+    pairs: int
+    saturating: int | None
+    largest: int
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class SaturationCheck:
+    """The layers of a file that multiply uint8 by int8, and what else keeps the verdict open."""
+
+    layers: tuple[LayerCheck, ...]
+    open_questions: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Over all layers: one that can saturate decides."""
+        if any(layer.saturating for layer in self.layers):
+            return "can saturate"
+        undecided = self.open_questions or any(layer.saturating is None for layer in self.layers)
+        return "undecided" if undecided else "cannot saturate"
+
+    @property
+    def exit_code(self) -> int:
+        """0 cannot saturate, 1 can, 4 undecided."""
+        return EXIT_CODES[self.verdict]
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures for programs."""
+        return {
+            "verdict": self.verdict,
+            "layers": [asdict(layer) for layer in self.layers],
+            "open_questions": list(self.open_questions),
+        }
+
+
+@dataclass(frozen=True)
+class LayerDamage:
+    """What saturation does to one layer on some images: the share of its outputs that change, and by how many steps
+    of its output at most."""
+
+    layer: str
+    changed: float
+    largest_steps: int
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What saturation does to a network on some images: layer by layer, each fed as the exact network would feed it,
+    and to the outputs, with saturation in all layers."""
+
+    layers: tuple[LayerDamage, ...]
+    images: int
+    same_class: float
+    largest_steps: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures for programs."""
+        return asdict(self)
+
+
+def check_saturation(model: str | Path | bytes) -> SaturationCheck:
+    """Check a file of either format. TFLite's kernels add in 32 bits, so that its files cannot saturate.
+
+    Raises ``UsageError`` when there is no such file and ``FormatError`` when it is not what its name says.
+    """
+    kind = format_of(model)
+    data = model if isinstance(model, bytes) else read_file(model)
+    try:
+        if kind == "tflite":
+            from ..formats.tflite_reader import read_tflite
+
+            read_tflite(data)
+            return SaturationCheck((), ())
+        message = OnnxMessage(data)
+        if not message.nodes:
+            raise FormatError("not an ONNX file: it holds no network")
+        layers = tuple(_checked(layer) for layer in integer_layers(message))
+    except FormatError as error:
+        raise FormatError(f"{'the file' if isinstance(model, bytes) else model}: {error}") from error
+    return SaturationCheck(layers, tuple(_open_questions(message)))
+
+
+def measure_saturation(data: bytes, inputs: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None) -> Damage:
+    """Compute the network of an ONNX file on ``inputs`` (each as its graph takes it) as kernels that saturate do.
+
+    Only layers of int8 weights are theirs. ``tick`` is called once an input. Raises ``UsageError`` without inputs and
+    ``UnsupportedError`` for a graph that the reference does not compute.
+    """
+    if not len(inputs):
+        raise UsageError("there are no images to measure saturation on; give at least one")
+    graph = read_graph(data)
+    weights = {layer.weight.name for layer in integer_layers(OnnxMessage(data)) if layer.weight is not None}
+    layers = [op for op in graph.ops if isinstance(op, Conv | FullyConnected) and _weight_name(op) in weights]
+    (output,) = graph.outputs
+    changed, largest = dict.fromkeys(graph.producers, 0.0), dict.fromkeys(graph.producers, 0)
+    same, worst, sums = 0, 0, saturating_sums(graph, {op.name for op in layers})
+    for x in inputs:
+        exact, saturated = run_reference(graph, x), run_reference(graph, x, sums)
+        for op in layers:
+            steps = _steps(graph, op.output, exact[op.output], run_operation(graph, op, exact, sums))
+            changed[op.name] += float((steps > 0).mean()) / len(inputs)
+            largest[op.name] = max(largest[op.name], int(steps.max()))
+        end = _steps(graph, output, exact[output], saturated[output])
+        worst = max(worst, int(end.max()))
+        same += int(exact[output].argmax() == saturated[output].argmax())
+        tick()
+    damages = [LayerDamage(op.name, changed[op.name], largest[op.name]) for op in layers if largest[op.name]]
+    return Damage(tuple(damages), len(inputs), same / len(inputs), worst)
+
+
+def saturating_sums(graph: Graph, layers: Container[str] | None = None) -> LayerSums:
+    """``layer_sums`` for the reference that add pairs of products in 16 bits, as onnxruntime does on AVX2.
+
+    ``layers`` names those of int8 weights in the file; by default all are.
+    """
+
+    def sums(op: Op, windows: np.ndarray, weight: np.ndarray, zero_point: int) -> np.ndarray:
+        assert isinstance(op, Conv | FullyConnected)
+        found = exact_sums(op, windows, weight, zero_point)
+        if layers is not None and op.name not in layers:
+            return found
+        # Kernels see integers with their zero points; activations are unsigned in the file.
+        quantization = graph.tensors[op.inputs[1]].quantization
+        weight = weight + (quantization.zero_point if quantization else 0)
+        x = windows + (zero_point - int(np.iinfo(graph.tensors[op.inputs[0]].dtype).min))
+        for left, right in next(iter(weight_pairs(graph, op)), np.empty((0, 2), int)).tolist():
+            rows = np.flatnonzero(np.abs(weight[:, left] + weight[:, right]) > LIMIT)
+            products = x[:, left, None] * weight[rows, left] + x[:, right, None] * weight[rows, right]
+            found[:, rows] += np.clip(products, _LOWEST, _HIGHEST) - products
+        return found
+
+    return sums
+
+
+def _weight_name(op: Op) -> str:
+    # The reader gives a constant that is used in two ways a second name.
+    return op.inputs[1].rstrip("'")
+
+
+def _steps(graph: Graph, name: str, right: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """How far integers, or reals that are multiples of a scale, are apart, in steps."""
+    tensor, op = graph.tensors[name], graph.producers.get(name)
+    step = 1.0
+    if tensor.quantization is None and op is not None:
+        quantization = graph.tensors[op.inputs[0]].quantization
+        step = quantization.scale[0] if quantization else 1.0
+    return np.rint(np.abs(right.astype(np.float64) - found.astype(np.float64)) / step)
+
+
+def _checked(layer: IntegerLayer) -> LayerCheck:
+    if layer.weight is None or layer.weight.external:
+        why = "the int8 operand is computed" if layer.weight is None else "the weights lie in another file"
+        return LayerCheck(layer.name, layer.kind, 0, None, 0, why)
+    why = ""
+    if layer.saturating is None:
+        why = "something moves the weights" if layer.reordered else "whether it computes in integers is not known"
+    return LayerCheck(layer.name, layer.kind, layer.sums.size, layer.saturating, layer.largest, why)
+
+
+def _open_questions(message: OnnxMessage) -> Iterator[str]:
+    """What may hold integer layers that were not looked at."""
+    if message.has_subgraphs:
+        yield "networks within operators (If, Loop, Scan) are not looked at"
+    if message.has_functions:
+        yield "functions of the file's own are not looked at"
+    unknown = {f"{node.kind} of domain {node.domain}" for node in message.nodes if not _is_known(node)}
+    yield from (f"operator {name} is not known" for name in sorted(unknown))
+
+
+def _is_known(node: Node) -> bool:
+    if node.domain in STANDARD_DOMAINS:
+        return True
+    return node.domain == MICROSOFT_DOMAIN and (node.kind in _HARMLESS or node.kind in INTEGER_OPS)

@@ -1,0 +1,70 @@
+"""From a file of either format to a graph."""
+
+from pathlib import Path
+from typing import Literal
+
+from ..errors import FormatError, UsageError
+from ..files import read_file
+from ..graph.graph import Graph
+
+Format = Literal["onnx", "tflite"]
+
+
+def format_of(model: str | Path | bytes) -> Format:
+    """Which format a path's ending, or the first bytes of a file, tell. Raises ``UsageError``."""
+    if isinstance(model, bytes):
+        return "tflite" if model[4:8] == b"TFL3" else "onnx"
+    suffix = Path(model).suffix.lower()
+    if suffix == ".onnx":
+        return "onnx"
+    if suffix == ".tflite":
+        return "tflite"
+    raise UsageError(f"{model} ends neither in .onnx nor in .tflite")
+
+
+def read_graph(model: str | Path | bytes) -> Graph:
+    """Read an ``.onnx`` or ``.tflite`` file, by path or as its bytes.
+
+    Raises ``UsageError`` when there is no such file, ``FormatError`` when it is not what its name says and
+    ``UnsupportedError`` when it holds an operation firebox does not know.
+    """
+    return read_placed(model)[0]
+
+
+def read_placed(model: str | Path | bytes) -> tuple[Graph, dict[str, int]]:
+    """As ``read_graph``, with the offsets at which a TFLite file tells tflite-micro to put its activations."""
+    kind = format_of(model)
+    data = model if isinstance(model, bytes) else read_file(model)
+    try:
+        if kind == "tflite":
+            from .tflite_reader import read_offsets, read_tflite
+
+            return read_tflite(data), read_offsets(data)
+        from .onnx_reader import read_onnx
+
+        return read_onnx(data), {}
+    except FormatError as error:
+        where = "the file" if isinstance(model, bytes) else str(model)
+        raise FormatError(f"{where}: {error}") from error
+
+
+def has_far_constants(model: str | Path | bytes) -> bool:
+    """Whether constants of a TFLite file lie behind its flatbuffer, where tflite-micro does not find them."""
+    if format_of(model) != "tflite":
+        return False
+    from .tflite_schema import read_model
+
+    data = model if isinstance(model, bytes) else read_file(model)
+    return any(buffer["size"] for buffer in read_model(data)["buffers"])
+
+
+def read_metadata(data: bytes, name: str) -> bytes | None:
+    """The contents of one metadata entry of a file of either format, or None. Raises ``FormatError``."""
+    if format_of(data) == "tflite":
+        from .tflite_reader import read_tflite_metadata
+
+        return read_tflite_metadata(data, name)
+    from .onnx_reader import parse_onnx
+
+    entries = {entry.key: entry.value.encode() for entry in parse_onnx(data).metadata_props}
+    return entries.get(name)

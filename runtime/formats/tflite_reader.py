@@ -1,0 +1,340 @@
+"""From a ``.tflite`` file to a graph."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, UnknownOperationError, UnsupportedError
+from ..graph.graph import (
+    NO_PADS,
+    Activation,
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Dequantize,
+    FullyConnected,
+    GlobalAveragePool,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Pads,
+    Quantization,
+    Quantize,
+    Relu,
+    Reshape,
+    Slice,
+    Softmax,
+    Tensor,
+    Transpose,
+    same_pads,
+)  # fmt: skip
+from .tflite_offline import OFFLINE_PLAN, unpack_offline_plan
+from .tflite_schema import ACTIVATIONS, OPERATORS, PADDINGS, TENSOR_TYPES, read_model
+
+_OPERATOR_NAMES = {code: name for name, code in OPERATORS.items()}
+_DTYPES = {code: name for name, code in TENSOR_TYPES.items()}
+_ACTIVATION_NAMES: dict[int, Activation] = {code: name for name, code in ACTIVATIONS.items()}  # pyright: ignore[reportAssignmentType]
+# Rows of TFLite's paddings constant: batch, rows, columns, channels; each (before, after).
+_SPATIAL = (1, 2)
+
+
+def read_tflite(data: bytes) -> Graph:
+    """The first subgraph of a TFLite file.
+
+    Raises ``FormatError`` for a damaged file and ``UnsupportedError`` naming an operation firebox does not know.
+    """
+    model = read_model(data)
+    if not model["subgraphs"]:
+        raise FormatError("the TFLite file holds no network")
+    return _Subgraph(model, model["subgraphs"][0]).graph()
+
+
+def read_tflite_metadata(data: bytes, name: str) -> bytes | None:
+    """The contents of one metadata entry, or ``None``."""
+    model = read_model(data)
+    for entry in model["metadata"]:
+        if entry["name"] == name and entry["buffer"] < len(model["buffers"]):
+            return bytes(model["buffers"][entry["buffer"]]["data"])
+    return None
+
+
+def read_offsets(data: bytes) -> dict[str, int]:
+    """Where in its arena tflite-micro is told to put activations, by name; empty when the file leaves it to choose.
+
+    Raises ``FormatError`` for a damaged file.
+    """
+    entry = read_tflite_metadata(data, OFFLINE_PLAN)
+    if entry is None:
+        return {}
+    model = read_model(data)
+    names = _Subgraph(model, model["subgraphs"][0]).names
+    offsets = zip(names, unpack_offline_plan(entry, len(names)), strict=True)
+    return {name: offset for name, offset in offsets if offset is not None}
+
+
+def unpacked_weights(data: bytes) -> set[str]:
+    """The names of the float32 tensors that a file's DEQUANTIZE operators make of its constants."""
+    model = read_model(data)
+    subgraph = _Subgraph(model, model["subgraphs"][0])
+    subgraph.graph()
+    return set(subgraph.stored)
+
+
+class _Subgraph:
+    """One subgraph on its way to a ``Graph``: tensors by index, turned into names and operations."""
+
+    def __init__(self, model: dict[str, Any], subgraph: dict[str, Any]):
+        self.codes = [max(code["deprecated_builtin_code"], code["builtin_code"]) for code in model["operator_codes"]]
+        self.subgraph = subgraph
+        self.tensors: dict[str, Tensor] = {}
+        self.names: list[str] = []
+        self.ops: list[Op] = []
+        # Constants that are in firebox's layout already: a layer used twice has one weight.
+        self.relaid: set[str] = set()
+        # Constants of fewer bits by the name of the float32 tensor that a DEQUANTIZE makes of each.
+        self.stored: dict[str, str] = {}
+        for index, tensor in enumerate(subgraph["tensors"]):
+            name = tensor["name"] or f"tensor_{index}"
+            name = name if name not in self.tensors else f"{name}_{index}"
+            self.tensors[name] = _tensor(name, tensor, model["buffers"])
+            self.names.append(name)
+
+    def graph(self) -> Graph:
+        for index, operator in enumerate(self.subgraph["operators"]):
+            op = self.op(index, operator)
+            self.ops += [op] if op is not None else []
+        inputs = [self.name(index) for index in self.subgraph["inputs"]]
+        outputs = [self.name(index) for index in self.subgraph["outputs"]]
+        return Graph.of(self.subgraph["name"] or "main", self.tensors.values(), self.ops, inputs, outputs)
+
+    def op(self, index: int, operator: dict[str, Any]) -> Op | None:
+        """The operation that an operator is, or the last of those; ``None`` where nothing has to run."""
+        if operator["opcode_index"] >= len(self.codes):
+            raise FormatError(f"operation {index} of the TFLite file has no operator code")
+        code = self.codes[operator["opcode_index"]]
+        kind = _OPERATOR_NAMES.get(code)
+        names = [self.name(i) for i in operator["inputs"] if i >= 0]
+        inputs = [self.stored.get(name, name) for name in names]
+        outputs = [self.name(i) for i in operator["outputs"]]
+        if kind is None:
+            where = outputs[0] if outputs else f"operation {index}"
+            raise UnknownOperationError(
+                f"TFLite operation {code} at {where!r} is not supported; see ARCHITECTURE.md for those that are"
+            )
+        if not inputs or len(outputs) != 1:
+            raise FormatError(f"{kind} (operation {index}) has {len(inputs)} inputs and {len(outputs)} outputs")
+        try:
+            return _READERS[kind](self, outputs[0], inputs, operator["options"] or {})
+        except (ArithmeticError, KeyError, IndexError, ValueError, TypeError) as error:
+            raise FormatError(f"{kind} at {outputs[0]!r} is damaged: {error!r}") from error
+
+    def name(self, index: int) -> str:
+        if not 0 <= index < len(self.names):
+            raise FormatError(f"the TFLite file refers to tensor {index} of {len(self.names)}")
+        return self.names[index]
+
+    def constant(self, name: str) -> np.ndarray:
+        data = self.tensors[name].data
+        if data is None:
+            raise UnsupportedError(f"{name!r} must be constant, but is computed")
+        return data
+
+    def relay(self, name: str, data: np.ndarray, quantization: Quantization | None) -> str:
+        """Keep a constant in firebox's own layout, under the same name."""
+        tensor = self.tensors[name]
+        self.tensors[name] = Tensor(name, data.shape, tensor.dtype, quantization, data)
+        self.relaid.add(name)
+        return name
+
+    def reshaped(self, x: str, name: str, shape: tuple[int, ...]) -> str:
+        """Add a reshape that an operator of TFLite does by the way."""
+        self.tensors[name] = replace(self.tensors[x], name=name, shape=shape)
+        self.ops.append(Reshape((x,), name, shape))
+        return name
+
+    def unkept(self, kind: type[Op], inputs: tuple[str, ...], output: str, shape: tuple[int, ...], *values: Any) -> Op:
+        """An operation whose output of ``shape`` has another shape in the file."""
+        if shape == self.tensors[output].shape:
+            return kind(inputs, output, *values)
+        inner = f"{output}/{'x'.join(map(str, shape))}"
+        self.tensors[inner] = replace(self.tensors[output], name=inner, shape=shape)
+        self.ops.append(kind(inputs, inner, *values))
+        return Reshape((inner,), output, self.tensors[output].shape)
+
+    def bias(self, inputs: list[str], channels: int) -> tuple[str, ...]:
+        """x, weight and bias; zeros where the file has no bias."""
+        if len(inputs) > 2:
+            return tuple(inputs[:3])
+        dtype: Any = {"float32": "float32", "int16": "int64"}.get(self.tensors[inputs[0]].dtype, "int32")
+        name = f"{inputs[1]}/zero_bias"
+        self.tensors[name] = Tensor(name, (channels,), dtype, data=np.zeros(channels, dtype))
+        return (*inputs, name)
+
+    def padding(self, options: dict[str, Any], x: str, window: tuple[int, int], stride: tuple[int, int]) -> Pads:
+        if options["padding"] == PADDINGS["VALID"]:
+            return NO_PADS
+        rows, columns = self.tensors[x].shape[1:3]
+        return (*same_pads(rows, window[0], stride[0]), *same_pads(columns, window[1], stride[1]))
+
+
+def _tensor(name: str, tensor: dict[str, Any], buffers: list[dict[str, Any]]) -> Tensor:
+    shape = tuple(tensor["shape"])
+    if -1 in tensor["shape_signature"]:
+        raise UnsupportedError(
+            f"{name!r} has a dynamic shape {tuple(tensor['shape_signature'])}; export it with a fixed batch of 1"
+        )
+    if tensor["type"] not in _DTYPES:
+        raise UnsupportedError(f"{name!r} has TFLite type {tensor['type']}; known are {', '.join(TENSOR_TYPES)}")
+    dtype: Any = _DTYPES[tensor["type"]]
+    if tensor["buffer"] >= len(buffers):
+        raise FormatError(f"{name!r} refers to buffer {tensor['buffer']} of {len(buffers)}")
+    raw = buffers[tensor["buffer"]]["data"]
+    data = None
+    if len(raw):
+        expected = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+        if len(raw) != expected:
+            raise FormatError(f"{name!r} of shape {shape} needs {expected:,} bytes, its buffer has {len(raw):,}")
+        data = raw.view(dtype).reshape(shape)
+    return Tensor(name, shape, dtype, _quantization(name, shape, tensor["quantization"]), data)
+
+
+def _quantization(name: str, shape: tuple[int, ...], values: dict[str, Any] | None) -> Quantization | None:
+    if not values or not len(values["scale"]):
+        return None
+    scale, zero_points = values["scale"], values["zero_point"] or [0] * len(values["scale"])
+    if not np.isfinite(scale).all() or min(scale) <= 0:
+        raise FormatError(f"{name!r} has a quantization scale that is not positive and finite")
+    if len(scale) == 1:
+        return Quantization((scale[0],), zero_points[0])
+    axis = values["quantized_dimension"]
+    if not 0 <= axis < len(shape) or shape[axis] != len(scale) or any(zero_points):
+        raise FormatError(f"{name!r} of shape {shape} has {len(scale)} scales along dimension {axis}")
+    return Quantization(tuple(scale), 0, axis)
+
+
+def _conv(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    stride, dilation = (options["stride_h"], options["stride_w"]), (options["dilation_h"], options["dilation_w"])
+    if "depth_multiplier" in options and inputs[1] not in graph.relaid:
+        # TFLite keeps depthwise weights as (1, height, width, channels * multiplier).
+        weight = graph.tensors[inputs[1]]
+        quantization = weight.quantization
+        if quantization and quantization.axis is not None:
+            quantization = Quantization(quantization.scale, quantization.zero_point, 0)
+        graph.relay(inputs[1], graph.constant(inputs[1]).transpose(3, 1, 2, 0), quantization)
+    out, rows, columns, depth = graph.tensors[inputs[1]].shape
+    channels = graph.tensors[inputs[0]].shape[3]
+    window = ((rows - 1) * dilation[0] + 1, (columns - 1) * dilation[1] + 1)
+    padding = graph.padding(options, inputs[0], window, stride)
+    activation = _ACTIVATION_NAMES[options["activation"]]
+    return Conv(graph.bias(inputs, out), output, stride, padding, dilation, channels // depth, activation)
+
+
+def _fully_connected(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    if options["weights_format"]:
+        raise UnsupportedError(f"fully connected {output!r} with shuffled weights is not supported")
+    channels, columns = graph.constant(inputs[1]).shape
+    x = graph.tensors[inputs[0]]
+    rows = math.prod(x.shape) // columns
+    if x.shape != (rows, columns):
+        inputs = [graph.reshaped(x.name, f"{output}/input", (rows, columns)), *inputs[1:]]
+    names = graph.bias(inputs, channels)
+    return graph.unkept(FullyConnected, names, output, (rows, channels), _ACTIVATION_NAMES[options["activation"]])
+
+
+def _pool(kind: type[MaxPool] | type[AveragePool]) -> Callable[..., Op]:
+    def read(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+        window, stride = (options["filter_height"], options["filter_width"]), (options["stride_h"], options["stride_w"])
+        if options["activation"]:
+            raise UnsupportedError(f"pool {output!r} with a fused activation is not supported")
+        return kind(tuple(inputs), output, window, stride, graph.padding(options, inputs[0], window, stride))
+
+    return read
+
+
+def _mean(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    axes = {int(axis) % 4 for axis in graph.constant(inputs[1]).ravel()}
+    shape = graph.tensors[inputs[0]].shape
+    if axes != {1, 2} or len(shape) != 4:
+        raise UnsupportedError(f"mean {output!r} over {sorted(axes)} is not supported, only over rows and columns")
+    return graph.unkept(GlobalAveragePool, (inputs[0],), output, (shape[0], 1, 1, shape[3]))
+
+
+def _pad(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    pads = graph.constant(inputs[1])
+    if pads.shape != (4, 2) or pads[0].any() or pads[3].any():
+        raise UnsupportedError(f"pad {output!r} is not of rows and columns only")
+    top, bottom, left, right = (int(value) for axis in _SPATIAL for value in pads[axis])
+    value = float(graph.tensors[inputs[2]].real().ravel()[0]) if len(inputs) > 2 else 0.0
+    return Pad((inputs[0],), output, (top, bottom, left, right), value)
+
+
+def _add(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    return Add(tuple(inputs), output, _ACTIVATION_NAMES[options["activation"]])
+
+
+def _concat(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    rank = len(graph.tensors[output].shape)
+    return Concat(tuple(inputs), output, options["axis"] % rank)
+
+
+def _reshape(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    return Reshape((inputs[0],), output, graph.tensors[output].shape)
+
+
+def _slice(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    begin, size = (tuple(int(value) for value in graph.constant(name)) for name in inputs[1:])
+    shape = graph.tensors[inputs[0]].shape
+    ends = (extent if n == -1 else start + n for start, n, extent in zip(begin, size, shape, strict=True))
+    return Slice((inputs[0],), output, begin, tuple(end - start for start, end in zip(begin, ends, strict=True)))
+
+
+def _transpose(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    return Transpose((inputs[0],), output, tuple(int(axis) for axis in graph.constant(inputs[1])))
+
+
+def _softmax(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
+    if options["beta"] != 1:
+        raise UnsupportedError(f"softmax {output!r} with beta {options['beta']} is not supported, only 1")
+    return Softmax(tuple(inputs), output)
+
+
+def _relu(activation: Activation) -> Callable[..., Op]:
+    return lambda graph, output, inputs, options: Relu(tuple(inputs), output, activation)
+
+
+def _dequantize(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op | None:
+    if graph.tensors[inputs[0]].data is None:
+        return Dequantize((inputs[0],), output)
+    graph.stored[output] = inputs[0]
+    return None
+
+
+def _plain(kind: type[Op]) -> Callable[..., Op]:
+    return lambda graph, output, inputs, options: kind(tuple(inputs), output)
+
+
+_READERS: dict[str, Callable[..., Op | None]] = {
+    "ADD": _add,
+    "AVERAGE_POOL_2D": _pool(AveragePool),
+    "CONCATENATION": _concat,
+    "CONV_2D": _conv,
+    "DEPTHWISE_CONV_2D": _conv,
+    "DEQUANTIZE": _dequantize,
+    "FULLY_CONNECTED": _fully_connected,
+    "MAX_POOL_2D": _pool(MaxPool),
+    "MEAN": _mean,
+    "PAD": _pad,
+    "PADV2": _pad,
+    "QUANTIZE": _plain(Quantize),
+    "RELU": _relu("relu"),
+    "RELU6": _relu("relu6"),
+    "RESHAPE": _reshape,
+    "SLICE": _slice,
+    "SOFTMAX": _softmax,
+    "TRANSPOSE": _transpose,
+}

@@ -1,0 +1,156 @@
+"""From a picture to the numbers a network was trained on: one value that training, export and sessions share."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from ..errors import DataError, FormatError, UsageError
+from ..files import read_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    # What a picture may be given as.
+    Picture: TypeAlias = str | Path | bytes | np.ndarray | Image
+
+_MAX_PIXELS = 100_000_000
+_MAX_FILE_BYTES = 256 * 1024**2
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop, channel order and normalization: ``value = (pixel * scale - mean) / std``.
+
+    ``size`` is the network's input (height, width). With ``resize`` the shorter side is first scaled to that many
+    pixels and the centre of ``size`` is cut out; without it the whole picture is scaled to ``size``.
+    ``mean`` and ``std`` have one value per channel, in the order of ``channels``.
+    """
+
+    size: tuple[int, int]
+    resize: int | None = None
+    channels: Literal["RGB", "BGR", "L"] = "RGB"
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.channels not in ("RGB", "BGR", "L"):
+            raise UsageError(f"channel order {self.channels!r} is not one of RGB, BGR, L")
+        if len(self.mean) != self.depth or len(self.std) != self.depth:
+            raise UsageError(
+                f"mean and std need {self.depth} values for channels {self.channels}, got {self.mean} and {self.std}"
+            )
+        if len(self.size) != 2 or not all(isinstance(n, int) for n in (*self.size, self.resize or 0)):
+            raise UsageError(f"input size {self.size} with resize {self.resize} is not in whole pixels")
+        if min(self.size) < 1 or max(self.size) > 4096 or (self.resize is not None and not 1 <= self.resize <= 4096):
+            raise UsageError(f"input size {self.size} with resize {self.resize} is not between 1 and 4096 pixels")
+        numbers = np.array([self.scale, *self.mean, *self.std], float)
+        if not np.isfinite(numbers).all() or min(self.std) <= 0 or self.scale <= 0:
+            raise UsageError(
+                f"scale {self.scale}, mean {self.mean} and std {self.std} must be finite, scale and std positive"
+            )
+        if self.resize is not None and self.resize < max(self.size):
+            raise UsageError(
+                f"resize {self.resize} is smaller than the crop {self.size}; make it at least {max(self.size)}"
+            )
+
+    @property
+    def depth(self) -> int:
+        """Number of channels."""
+        return len(self.channels)
+
+    def crop(self, picture: "Picture", name: str = "image") -> np.ndarray:
+        """Any picture, resized and cropped: uint8, shape (height, width, channels). Raises ``DataError``."""
+        from PIL import Image
+
+        image = decode(picture, name)
+        image = image.convert("L" if self.channels == "L" else "RGB")
+        height, width = self.size
+        if self.resize is None:
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        else:
+            ratio = self.resize / min(image.size)
+            scaled = (max(self.resize, int(image.width * ratio)), max(self.resize, int(image.height * ratio)))
+            if scaled[0] * scaled[1] > _MAX_PIXELS:
+                raise DataError(
+                    f"{name} is {image.width}x{image.height}: too long and thin to be scaled to {self.resize} pixels"
+                )
+            image = image.resize(scaled, Image.Resampling.BILINEAR)
+            left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+            image = image.crop((left, top, left + width, top + height))
+        pixels = np.asarray(image).reshape(height, width, self.depth)
+        return pixels[..., ::-1] if self.channels == "BGR" else pixels
+
+    def normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels as ``crop`` gives them, shape (..., channels), to the network's float32 values."""
+        factor = np.float32(self.scale) / np.asarray(self.std, np.float32)
+        offset = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        return pixels.astype(np.float32) * factor - offset
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of ``to_json``. Raises ``FormatError``."""
+        try:
+            plain = dict(values)
+            for key in ("size", "mean", "std"):
+                plain[key] = tuple(plain[key])
+            return cls(**plain)
+        except (ArithmeticError, KeyError, TypeError, ValueError, UsageError) as error:
+            raise FormatError(f"preprocessing {dict(values)!r} cannot be read: {error}") from error
+
+
+def decode(picture: "Picture", name: str = "image") -> "Image":
+    """A picture from a path, from the bytes of a file, from an array or from PIL, with its orientation applied.
+
+    Arrays are uint8, shape (height, width), (height, width, 1) or (height, width, 3) in RGB order. 16-bit pictures
+    keep their upper 8 bits. Raises ``DataError`` with ``name`` for anything that is not a whole picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(_pixels(picture, name))
+    if isinstance(picture, (str, Path)):
+        name = str(picture)
+        picture = read_file(picture, _MAX_FILE_BYTES)
+    if not isinstance(picture, (bytes, bytearray, memoryview, Image.Image)):
+        raise UsageError(f"{name} is a {type(picture).__name__}; pass a path, bytes, a uint8 array or a PIL image")
+    try:
+        if isinstance(picture, Image.Image):
+            return _upright(picture, name)
+        with Image.open(io.BytesIO(picture)) as image:
+            return _upright(image, name)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name} is not a picture; use JPEG, PNG or another format that Pillow reads") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} is damaged or cut short ({error}); replace or remove it") from error
+
+
+def _upright(image: "Image", name: str) -> "Image":
+    """The picture loaded, turned as its EXIF tag says, 16 bits a value cut to 8."""
+    from PIL import Image, ImageOps
+
+    if image.width * image.height > _MAX_PIXELS:
+        size = f"{image.width}x{image.height}"
+        raise DataError(f"{name} has {size} pixels, more than {_MAX_PIXELS:,}; scale it down first")
+    image.load()
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    return ImageOps.exif_transpose(image)
+
+
+def _pixels(array: np.ndarray, name: str) -> np.ndarray:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)) or array.size == 0:
+        raise DataError(
+            f"{name} is an array of {array.dtype} {array.shape}; pass uint8 (height, width) or (height, width, 3)"
+        )
+    return np.ascontiguousarray(array)

@@ -1,0 +1,85 @@
+"""How often models are right on labelled pictures, and how often they agree with each other."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from ..errors import DataError, UsageError
+from ..images.datasets import LabelledImages, match_labels
+from ..images.preprocessing import Preprocessing
+from .ensemble import View
+
+_TOP = 5
+
+
+class Classifier(Protocol):
+    """Anything that answers pixels: a session, a network in torch, or an ensemble of them."""
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...  # noqa: D102
+
+    @property
+    def classes(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def class_ids(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def answer(self) -> Literal["logits", "probabilities"]: ...  # noqa: D102
+
+    def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Real-valued output, shape (classes,), for uint8 pixels (height, width, channels)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on some pictures: its best classes, shape (pictures, up to 5), best first, and the right ones."""
+
+    name: str
+    ranked: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def top1(self) -> float:
+        """Share of pictures whose best class is right."""
+        return float((self.ranked[:, 0] == self.labels).mean())
+
+    @property
+    def top5(self) -> float:
+        """Share of pictures whose class is among the five best."""
+        return float((self.ranked == self.labels[:, None]).any(axis=1).mean())
+
+    def agreement(self, other: "Evaluation") -> float:
+        """Share of pictures that both give the same class."""
+        return float((self.ranked[:, 0] == other.ranked[:, 0]).mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures for programs."""
+        return {"name": self.name, "pictures": len(self.labels), "top1": self.top1, "top5": self.top5}
+
+
+def evaluate(
+    models: Mapping[str, Classifier],
+    images: LabelledImages,
+    tick: Callable[[], None] = lambda: None,
+) -> list[Evaluation]:
+    """Run every model on every picture; each picture is decoded once for all models of the same preprocessing.
+
+    A model that is also a member of an ensemble answers once for both. ``tick`` is called once a picture. Raises
+    ``DataError`` where there are no pictures, for one that cannot be read or a class that a model does not know.
+    """
+    if not models:
+        raise UsageError("there is no model to evaluate")
+    if not images:
+        raise DataError(f"there are no pictures of {images.source} to evaluate on; choose another split")
+    labels = {name: match_labels(images, model.classes, model.class_ids) for name, model in models.items()}
+    ranked: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    for picture in images.names:
+        view = View(images.read(picture), images.where(picture))
+        for name, model in models.items():
+            ranked[name].append(np.argsort(-view.answer(model), kind="stable")[:_TOP])
+        tick()
+    return [Evaluation(name, np.array(ranked[name]), labels[name]) for name in models]

@@ -1,0 +1,202 @@
+"""LiteRT's arena, as ``arena_planner.cc`` and ``simple_memory_arena.cc`` lay it out.
+
+Inputs stay for the whole inference and lie first; then the largest first, of one size the older one, each in the
+smallest gap that takes it, at multiples of 64 bytes. Some operations write over their input. Of the reference kernels
+only a mean has temporaries.
+
+With XNNPACK the arena holds what it leaves to others: inputs, outputs, and what goes in and out of the operations that
+its delegate does not take (as of LiteRT 2.3). All else is in a workspace of its own.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from ..graph.graph import Add, AveragePool, Concat, GlobalAveragePool, Graph, Op, Pad, Pool, Relu, Reshape, Softmax
+from .allocation import Block, Buffer, Life, align, placed_at
+
+ALIGNMENT = 64
+
+# A tensor of one number is never shared.
+_SCALAR_BYTES = 4
+# Operands of a concat that XNNPACK's delegate takes.
+_JOINED = range(2, 6)
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Activations and temporaries in their places, and which activation lies in the place of which other.
+
+    ``graph`` has its operations in the order in which they run.
+    """
+
+    graph: Graph
+    buffers: tuple[Buffer, ...]
+    temporaries: tuple[Buffer, ...]
+    shared: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Node:
+    """What the interpreter runs in one step: an operation, or the operations that a delegate has taken."""
+
+    ops: tuple[Op, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    delegated: bool = False
+
+    @classmethod
+    def of(cls, op: Op) -> "_Node":
+        """An operation by itself."""
+        return cls((op,), op.inputs, (op.output,))
+
+    @property
+    def op(self) -> Op | None:
+        """The operation, unless a delegate has it."""
+        return None if self.delegated else self.ops[0]
+
+
+def reference_arena(graph: Graph) -> Arena:
+    """With the reference kernels for all operations."""
+    return _arena(graph, [_Node.of(op) for op in graph.ops])
+
+
+def xnnpack_arena(graph: Graph) -> Arena:
+    """With XNNPACK for all operations that it takes."""
+    return _arena(graph, _partition(graph))
+
+
+def _partition(graph: Graph) -> list[_Node]:
+    """Whatever can run next and is of one kind, delegated or not, is run together (``graph_info.cc``)."""
+    known = {name for name, tensor in graph.tensors.items() if tensor.data is not None} | set(graph.inputs)
+    left, nodes = list(graph.ops), []
+    while left:
+        kind, group = _is_delegated(graph, next(op for op in left if known.issuperset(op.inputs))), []
+        size = -1
+        while len(group) > size:
+            size = len(group)
+            for op in left:
+                if op.output not in known and known.issuperset(op.inputs) and _is_delegated(graph, op) == kind:
+                    group.append(op)
+                    known.add(op.output)
+        left = [op for op in left if op.output not in known]
+        nodes += [_delegate(graph, group)] if kind else [_Node.of(op) for op in group]
+    return nodes
+
+
+def _is_delegated(graph: Graph, op: Op) -> bool:
+    integer = graph.tensors[op.output].dtype != "float32"
+    match op:
+        case AveragePool() | Relu() | Softmax() if integer:
+            return False
+        case Pool():
+            return all(extent >= step for extent, step in zip(op.window, op.stride, strict=True))
+        case Concat():
+            return len(op.inputs) in _JOINED
+        case Pad():
+            return op.value == 0
+    return True
+
+
+def _delegate(graph: Graph, ops: Sequence[Op]) -> _Node:
+    made = {op.output for op in ops}
+    inputs = dict.fromkeys(name for op in ops for name in op.inputs if name not in made)
+    wanted = {*graph.outputs, *(name for op in graph.ops if op.output not in made for name in op.inputs)}
+    return _Node(tuple(ops), tuple(inputs), tuple(op.output for op in ops if op.output in wanted), delegated=True)
+
+
+def _arena(graph: Graph, nodes: Sequence[_Node]) -> Arena:
+    shared = _shared(graph, nodes)
+    lives = _lives(graph, nodes, shared)
+    temporaries = [life for step, node in enumerate(nodes) for life in _temporaries(graph, node.op, step)]
+    offsets = _best_fit([*lives, *temporaries], graph.inputs)
+    ends = list(accumulate(len(node.ops) for node in nodes))
+
+    def placed(lives: Sequence[Life]) -> tuple[Buffer, ...]:
+        return tuple(placed_at(_in_operations(life, nodes, ends), offsets[life.tensor]) for life in lives)
+
+    ops = tuple(op for node in nodes for op in node.ops)
+    return Arena(replace(graph, ops=ops), placed(lives), placed(temporaries), shared)
+
+
+def _in_operations(life: Life, nodes: Sequence[_Node], ends: Sequence[int]) -> Life:
+    """A life in steps of the interpreter as one in operations."""
+    first = ends[life.first] - len(nodes[life.first].ops) if nodes else 0
+    last = ends[life.last] - 1 if nodes else 0
+    return Life(life.tensor, life.nbytes, (Block(first, last, 0, life.nbytes),))
+
+
+def _best_fit(lives: Sequence[Life], kept: Sequence[str]) -> dict[str, int]:
+    """An offset for each, those in ``kept`` first, each in the smallest gap that is free during its whole life."""
+    offsets: dict[str, int] = {}
+    placed: list[tuple[int, Life]] = []
+    for life in sorted(lives, key=lambda life: (life.tensor not in kept, -life.nbytes, life.first)):
+        offset = _smallest_gap([item for item in placed if _together(item[1], life)], life.nbytes)
+        placed.append((offset, life))
+        placed.sort(key=lambda item: item[0])
+        offsets[life.tensor] = offset
+    return offsets
+
+
+def _smallest_gap(placed: Sequence[tuple[int, Life]], nbytes: int) -> int:
+    end, best, smallest = 0, None, math.inf
+    for offset, life in placed:
+        start = align(end, ALIGNMENT)
+        if start + nbytes <= offset and offset - start < smallest:
+            best, smallest = start, offset - end
+        end = max(end, offset + life.nbytes)
+    return best if best is not None else align(end, ALIGNMENT)
+
+
+def _together(one: Life, other: Life) -> bool:
+    return one.first <= other.last and other.first <= one.last
+
+
+def _shared(graph: Graph, nodes: Sequence[_Node]) -> dict[str, str]:
+    """Which output lies in the place of which activation, of those that operations write over their input."""
+    uses = Counter(name for node in nodes for name in node.inputs) + Counter((*graph.inputs, *graph.outputs))
+    shared: dict[str, str] = {}
+    for node in nodes:
+        op = node.op
+        if not isinstance(op, Add | Reshape | Softmax) or op.output in graph.outputs:
+            continue
+        for name in op.inputs if isinstance(op, Add) else op.inputs[:1]:
+            tensor = graph.tensors[name]
+            if name in graph.inputs or tensor.data is not None:
+                continue
+            # A reshape does not change the values, so others may still read them.
+            if isinstance(op, Reshape):
+                shared[op.output] = shared.get(name, name)
+                break
+            if uses[name] == 1 and tensor.nbytes > _SCALAR_BYTES:
+                if uses[shared.get(name, name)] == 1:
+                    shared[op.output] = shared.get(name, name)
+                break
+    return shared
+
+
+def _lives(graph: Graph, nodes: Sequence[_Node], shared: Mapping[str, str]) -> list[Life]:
+    """The life in steps of the interpreter of every activation that has a place of its own in the arena."""
+    end = max(len(nodes) - 1, 0)
+    first = dict.fromkeys(graph.inputs, 0) | {name: step for step, node in enumerate(nodes) for name in node.outputs}
+    last = first | dict.fromkeys((*graph.inputs, *(shared.get(name, name) for name in graph.outputs)), end)
+    for step, node in enumerate(nodes):
+        for name in (*node.inputs, *node.outputs):
+            place = shared.get(name, name)
+            if place in last:
+                last[place] = max(last[place], step)
+    return [
+        Life(t.name, t.nbytes, (Block(first[t.name], last[t.name], 0, t.nbytes),))
+        for t in graph.activations
+        if t.name in first and t.name not in shared
+    ]
+
+
+def _temporaries(graph: Graph, op: Op | None, step: int) -> list[Life]:
+    """A mean keeps the index it is at, the axes, and a 32-bit sum for each output value."""
+    if not isinstance(op, GlobalAveragePool):
+        return []
+    sizes = (4 * len(graph.tensors[op.inputs[0]].shape), 4 * 2, 4 * math.prod(graph.tensors[op.output].shape))
+    return [Life(f"{op.name}/temporary{i}", size, (Block(step, step, 0, size),)) for i, size in enumerate(sizes)]

@@ -1,0 +1,222 @@
+"""What tflite-micro takes beside the planned activations: scratch memory, and the tail of its arena.
+
+Its allocator hands out memory for the moment from the head of the arena and memory that lasts from the tail: its own
+state, a ``TfLiteEvalTensor`` for each tensor, a ``NodeAndRegistration`` for each operation, the options of each
+operation, what each kernel keeps, and a ``TfLiteTensor`` for each input and output (``micro_allocator.cc`` and
+``micro_interpreter.cc``, in this order). Sizes are those of a 64-bit host and of the allocator of the Python package
+(``tflite-micro`` 0.dev2026), which also records what it hands out; with 32-bit pointers it is less.
+
+All figures are those of the file that ``write_tflite`` makes of a graph.
+"""
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+from ..graph.graph import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Dequantize,
+    FullyConnected,
+    GlobalAveragePool,
+    Graph,
+    MaxPool,
+    Op,
+    Pad,
+    Quantize,
+    Relu,
+    Reshape,
+    Slice,
+    Softmax,
+    Transpose,
+)  # fmt: skip
+from ..graph.rewrite import for_tflite, pad_before
+from .allocation import ALIGNMENT, align
+
+# The allocators, the memory planner and the table of the one subgraph.
+_FIXED = 488
+EVAL_TENSOR = 24
+_NODE = 64
+_POINTER = 8
+# A TfLiteTensor and its TfLiteAffineQuantization, without the zero points.
+_TENSOR = 64
+_QUANTIZATION = 24
+_SCRATCH_HANDLE = 8
+# 513 values of 16 bits.
+_TABLE = 2 * 513
+# What the allocator keeps at the head while it prepares the operations and plans.
+_SCRATCH_REQUEST = 16
+_SCRATCH_REQUESTS_OF_AN_OP = 12
+_ALLOCATION_INFO = 32
+_PLANNED_BUFFER = 40
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Bytes that an operation keeps: its options as they are parsed, with their alignment, and its kernel's data."""
+
+    options: int
+    data: int
+    alignment: int = 4
+
+
+_KERNELS: Mapping[type[Op], _Kernel] = {
+    Add: _Kernel(8, 60),
+    AveragePool: _Kernel(40, 32),
+    Concat: _Kernel(8, 80),
+    Conv: _Kernel(28, 80),
+    Dequantize: _Kernel(0, 32),
+    FullyConnected: _Kernel(32, 72, alignment=8),
+    GlobalAveragePool: _Kernel(1, 44, alignment=1),
+    MaxPool: _Kernel(40, 32),
+    Pad: _Kernel(0, 56),
+    Quantize: _Kernel(0, 32),
+    Relu: _Kernel(0, 28),
+    Reshape: _Kernel(36, 0),
+    Slice: _Kernel(0, 0),
+    Softmax: _Kernel(4, 80),
+    Transpose: _Kernel(0, 0),
+}
+_RELU6 = _Kernel(0, 8)
+
+
+def tail_bytes(graph: Graph) -> int:
+    """Bytes of the tail: all that lasts, beside the activations."""
+    return _Arena.of(for_tflite(graph)).tail
+
+
+def total_bytes(graph: Graph, head_bytes: int) -> int:
+    """The smallest ``arena_size`` for an arena of ``head_bytes`` for activations and scratch.
+
+    That is head and tail, but for the tiniest networks, whose head is smaller than what preparing and planning need.
+    """
+    arena = _Arena.of(for_tflite(graph))
+    return max(arena.tail + align(head_bytes), align(arena.peak))
+
+
+def op_tail_bytes(graph: Graph, op: Op) -> int:
+    """What one more operation and its output add to the tail, without the constants that it may share with others.
+
+    But for about 20 bytes of alignment the tail is the sum of these, of 24 bytes for each input and each constant
+    (weights, biases and ``constants``), and of 712 bytes, for one input and one output, both quantized.
+    """
+    pad = pad_before(graph, op)
+    kernel = _kernel(op)
+    own = EVAL_TENSOR + _NODE + align(kernel.options, 4) + align(kernel.data) + sum(_channel_arrays(graph, op))
+    scratch = _SCRATCH_HANDLE * len(scratch_buffers(graph, op))
+    return own + scratch + (op_tail_bytes(graph, pad) if pad else 0)
+
+
+def scratch_buffers(graph: Graph, op: Op) -> tuple[int, ...]:
+    """Bytes of each buffer that the kernel of an operation asks for while it runs: only a mean does."""
+    if not isinstance(op, GlobalAveragePool):
+        return ()
+    x, y = (graph.tensors[name] for name in (op.inputs[0], op.output))
+    sums = () if x.dtype == "float32" else (4 * math.prod(y.shape),)
+    indices, axes = 4 * len(x.shape), 4 * 2
+    return (*sums, indices, axes)
+
+
+def scratch_bytes(graph: Graph, op: Op) -> int:
+    """Bytes that the kernel of an operation needs in the arena while it runs, each buffer aligned."""
+    return sum(map(align, scratch_buffers(graph, op)))
+
+
+def constants(op: Op) -> tuple[Hashable, ...]:
+    """What tells apart the small constants that are operands in TFLite and attributes in a graph."""
+    match op:
+        case GlobalAveragePool():
+            return ("rows_and_columns",)
+        case Reshape():
+            return ((op.name, "shape"),)
+        case Pad():
+            return ((op.name, "pads"), (op.name, "value")) if op.value != 0 else ((op.name, "pads"),)
+        case Transpose():
+            return (("transpose", op.order),)
+        case Slice():
+            return (("slice", op.begin), ("slice", op.size))
+    return ()
+
+
+@dataclass
+class _Arena:
+    """The allocator at work: how far the tail has grown, and the most that head and tail needed so far."""
+
+    tail: int = _FIXED
+    peak: int = 0
+
+    @classmethod
+    def of(cls, graph: Graph) -> "_Arena":
+        """Everything up to the first inference, in tflite-micro's order."""
+        arena = cls()
+        tensors = len({*graph.inputs, *(name for op in graph.ops for name in (*op.inputs, op.output))})
+        tensors += len({constant for op in graph.ops for constant in constants(op)})
+        arena.keep(EVAL_TENSOR * tensors, 8)
+        arena.keep(_NODE * len(graph.ops), 8)
+        for op in graph.ops:
+            arena.keep(_kernel(op).options, _kernel(op).alignment)
+        for op in graph.ops:
+            arena.keep(_kernel(op).data)
+        scratch = arena._prepare(graph)
+        arena.keep(_SCRATCH_HANDLE * scratch, 8)
+        planning = _requests(scratch) + align(_POINTER + _ALLOCATION_INFO * (tensors + scratch))
+        arena.lend(planning + _PLANNED_BUFFER * (len(graph.activations) + scratch) + ALIGNMENT)
+        for names in (graph.inputs, graph.outputs):
+            arena.keep(_POINTER * len(names))
+            for name in names:
+                arena.keep(_tensor_bytes(graph, name), 8)
+        return arena
+
+    def keep(self, nbytes: int, alignment: int = ALIGNMENT) -> None:
+        """Memory from the tail; what takes nothing is not aligned either."""
+        if nbytes:
+            self.tail = align(self.tail + nbytes, alignment)
+
+    def lend(self, nbytes: int) -> None:
+        """Memory from the head for a moment."""
+        self.peak = max(self.peak, self.tail + nbytes)
+
+    def _prepare(self, graph: Graph) -> int:
+        """Prepare each operation, with a ``TfLiteTensor`` for each operand; the number of scratch buffers."""
+        scratch = 0
+        for op in graph.ops:
+            for array in _channel_arrays(graph, op):
+                self.keep(array)
+            # A convolution asks for each of its operands a second time before it gives the first back.
+            times = 2 if isinstance(op, Conv) else 1
+            self.lend(_requests(scratch) + times * sum(_tensor_bytes(graph, n) for n in (*op.inputs, op.output)))
+            scratch += len(scratch_buffers(graph, op))
+        return scratch
+
+
+def _kernel(op: Op) -> _Kernel:
+    return _RELU6 if isinstance(op, Relu) and op.activation == "relu6" else _KERNELS[type(op)]
+
+
+def _channel_arrays(graph: Graph, op: Op) -> tuple[int, ...]:
+    """Multipliers and shifts for each output channel: of every operation, even where several share a weight.
+
+    A softmax of 16 bits has its two tables there, of exponentials and of reciprocals.
+    """
+    if isinstance(op, Softmax) and graph.tensors[op.inputs[0]].dtype == "int16":
+        return (align(_TABLE),) * 2
+    weight = graph.tensors[op.inputs[1]] if isinstance(op, Conv | FullyConnected) else None
+    per_channel = weight is not None and weight.quantization is not None and weight.quantization.axis is not None
+    # A convolution's kernel has the arrays for floats too.
+    if isinstance(op, Conv) or per_channel:
+        return (align(4 * graph.tensors[op.output].shape[-1]),) * 2
+    return ()
+
+
+def _tensor_bytes(graph: Graph, name: str) -> int:
+    """A ``TfLiteTensor`` with its quantization; the zero points are a counted array."""
+    quantization = graph.tensors[name].quantization
+    if quantization is None:
+        return _TENSOR
+    return _TENSOR + _QUANTIZATION + align(4 + 4 * len(quantization.scale), 8)
+
+
+def _requests(scratch: int) -> int:
+    return _SCRATCH_REQUEST * (scratch + _SCRATCH_REQUESTS_OF_AN_OP)

@@ -1,0 +1,1 @@
+"""Latency of a file on this machine."""

@@ -1,0 +1,152 @@
+"""How long a file takes on this machine, what memory it needs, and whether it fits a budget."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+from ..files import read_file
+from ..inference.session import Facts, Session
+from ..memory.plan import MemoryLine, MemoryPlan, Verdict, memory_json, plan
+from ..memory.targets import Target
+
+_WARM_UP = 3
+_MIN_RUNS = 30
+_MAX_RUNS = 20_000
+# The median has settled when that of the second half is this close to that of the first.
+_SETTLED = 0.02
+_OP_RUNS = 20
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Latency in milliseconds over ``runs`` inferences after a warm-up, and the account of the memory.
+
+    ``target`` is what the memory is planned for; ``settled`` says whether the median stood still before the time was
+    up; ``op_ms`` is ``None`` where the backend does not tell the time of single operations.
+    """
+
+    model: str
+    backend: str
+    threads: int
+    load_ms: float
+    first_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    runs: int
+    settled: bool
+    memory: tuple[MemoryLine, ...]
+    op_ms: dict[str, float] | None
+    verdict: Verdict | None
+    facts: Facts
+    target: Target = "tflm"
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures with their units, for programs."""
+        verdict = self.verdict.to_json() if self.verdict else None
+        return asdict(self) | {"memory": memory_json(self.memory), "verdict": verdict}
+
+
+def profile(
+    model: str | Path,
+    *,
+    sram: int | None = None,
+    backend: str = "auto",
+    threads: int = 1,
+    max_seconds: float = 10.0,
+    tick: Callable[[], None] = lambda: None,
+) -> Profile:
+    """Load a file, run it until its median latency has settled (at most ``max_seconds``), and account for its memory.
+
+    The memory is planned for tflite-micro, or for a static compiler where that has no kernels for the file; the verdict
+    holds it against ``sram`` bytes. ``tick`` is called once an inference. Raises as ``Session`` and ``plan`` do.
+    """
+    if not 0 < max_seconds < float("inf"):
+        raise UsageError(f"time limit {max_seconds} is not a positive number of seconds")
+    planned = plan(model)
+    before = resident_bytes()
+    start = time.perf_counter()
+    session = Session(model, backend, threads, check="off")
+    load_ms = (time.perf_counter() - start) * 1000
+    with session:
+        # Values as a network sees them: constant inputs can be faster than real ones.
+        x = _random_input(session)
+        first_ms = _time(session, x)
+        after = resident_bytes()
+        times, settled = _repeat(session, x, max_seconds, tick)
+        op_ms = session.op_times_ms(x, _OP_RUNS)
+    # The check of the golden pair is not what is measured.
+    with Session(model, backend, threads) as checked:
+        facts = checked.facts
+    return Profile(
+        model=str(model),
+        backend=session.backend,
+        threads=threads,
+        load_ms=load_ms,
+        first_ms=first_ms,
+        **{f"p{q}_ms": float(np.percentile(times, q)) for q in (50, 90, 99)},
+        runs=len(times),
+        settled=settled,
+        target=planned.target,
+        memory=_account(planned, Path(model), before, after),
+        op_ms=op_ms,
+        facts=facts,
+        verdict=planned.verdict(sram) if sram is not None else None,
+    )
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM, or ``None`` where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    import resource
+
+    return pages * resource.getpagesize()
+
+
+def _account(planned: MemoryPlan, model: Path, before: int | None, after: int | None) -> tuple[MemoryLine, ...]:
+    growth = after - before if before is not None and after is not None else None
+    return (
+        MemoryLine("file", len(read_file(model)), "measured"),
+        *planned.account(),
+        MemoryLine("growth of the process", growth, "measured" if growth is not None else "unknown"),
+        MemoryLine("process", after, "measured" if after is not None else "unknown"),
+    )
+
+
+def _random_input(session: Session) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if session.input_dtype == "float32":
+        return rng.standard_normal(session.input_shape, np.float32)
+    limits = np.iinfo(session.input_dtype)
+    return rng.integers(limits.min, limits.max, session.input_shape, endpoint=True).astype(session.input_dtype)
+
+
+def _time(session: Session, x: np.ndarray) -> float:
+    start = time.perf_counter()
+    session.run(x)
+    return (time.perf_counter() - start) * 1000
+
+
+def _repeat(session: Session, x: np.ndarray, max_seconds: float, tick: Callable[[], None]) -> tuple[list[float], bool]:
+    """Times after the warm-up, and whether their median settled; the number of runs grows until it does."""
+    for _ in range(_WARM_UP):
+        session.run(x)
+    times: list[float] = []
+    goal, end = _MIN_RUNS, time.perf_counter() + max_seconds
+    while True:
+        while len(times) < goal and (time.perf_counter() < end or not times):
+            times.append(_time(session, x))
+            tick()
+        first, second = np.array_split(np.array(times), 2)
+        settled = bool(len(times) >= _MIN_RUNS and abs(np.median(second) / np.median(first) - 1) < _SETTLED)
+        if settled or len(times) >= _MAX_RUNS or time.perf_counter() >= end:
+            return times, settled
+        goal *= 2

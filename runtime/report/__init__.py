@@ -1,0 +1,1 @@
+"""A memory plan as a page, as charts and as tables."""

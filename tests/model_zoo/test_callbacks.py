@@ -1,0 +1,124 @@
+"""Callbacks in a loop that is not ours: any module, any optimizer."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from firebox.model_zoo import AverageWeights, Callback, FreezeOut, Loop, Rates, SaveSnapshots, snapshot_callbacks
+from firebox.model_zoo.training.callbacks import call
+from firebox.model_zoo.training.layer_groups import layers_of
+from firebox.runtime.errors import CheckpointError, UsageError
+
+
+def small_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def run(callbacks: list[Callback], steps: int, module: nn.Module, each=lambda loop: None) -> Loop:
+    """A plain loop, as the docstring of the callbacks has it; ``each`` looks at it after every step."""
+    groups = [{"params": list(layer.parameters()), "layer": layer.name} for layer in layers_of(module)]
+    loop = Loop(module, torch.optim.SGD(groups, lr=9.0, momentum=0.9), total_steps=steps)
+    call(callbacks, "begin", loop)
+    for _ in range(steps):
+        call(callbacks, "before_step", loop)
+        loop.optimizer.zero_grad()
+        loss = functional_loss(module)
+        loss.backward()
+        loop.optimizer.step()
+        loop.loss = loss.item()
+        loop.step += 1
+        call(callbacks, "after_step", loop)
+        each(loop)
+    return loop
+
+
+def functional_loss(module: nn.Module) -> torch.Tensor:
+    return nn.functional.cross_entropy(module(torch.randn(6, 3)), torch.randint(2, (6,)))
+
+
+@pytest.mark.parametrize(("steps", "count"), [(20, 5), (12, 1), (6, 6), (300, 3)])
+def test_snapshot_rates_are_those_of_the_paper(steps, count):
+    rates, saved = [], []
+    callbacks = snapshot_callbacks(steps, count, 0.1, lambda number, module: saved.append((number, len(rates))))
+    # What was saved was saved after this step: its rate is noted by now.
+    note = Rates(lambda step: math.nan)
+    note.before_step = lambda loop: rates.append(loop.optimizer.param_groups[0]["lr"])
+    run([*callbacks, note], steps, small_network())
+    # Equation 2 of arXiv 1704.00109, whose steps t count from 1.
+    cycle = math.ceil(steps / count)
+    wanted = [0.1 / 2 * (math.cos(math.pi * ((t - 1) % cycle) / cycle) + 1) for t in range(1, steps + 1)]
+    assert rates == pytest.approx(wanted, abs=1e-15)
+    assert saved == [(number, number * cycle) for number in range(1, count + 1)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "said"),
+    [
+        (20, 6, "20 steps cannot be divided into 6 cycles; train 18 or 24 steps"),
+        (3, 5, "5 snapshots do not fit into 3 steps"),
+        (3, 0, "0 snapshots do not fit"),
+        (3, -1, "-1 snapshots do not fit"),
+    ],
+)
+def test_cycles_that_do_not_divide_the_steps_are_refused(steps, count, said):
+    with pytest.raises(UsageError, match=said):
+        snapshot_callbacks(steps, count, 0.1, lambda number, module: None)
+
+
+def test_the_module_is_saved_as_it_is_at_the_end_of_its_cycle():
+    saved = {}
+
+    def save(number: int, module: nn.Module) -> None:
+        saved[number] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    states = []
+    run(
+        [SaveSnapshots(2, save)],
+        4,
+        small_network(),
+        lambda loop: states.append({name: tensor.clone() for name, tensor in loop.module.state_dict().items()}),
+    )
+    assert sorted(saved) == [1, 2]
+    for number in saved:
+        assert all(torch.equal(saved[number][name], tensor) for name, tensor in states[2 * number - 1].items())
+
+
+def test_the_average_is_that_kept_by_hand_and_goes_on():
+    module, average = small_network(), AverageWeights(0.7)
+    kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    def keep(loop: Loop) -> None:
+        decay = min(0.7, (1 + loop.step) / (10 + loop.step))
+        for name, tensor in module.state_dict().items():
+            kept[name] = decay * kept[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor.clone()
+
+    loop = run([average], 30, module, keep)
+    state = average.state_dict()
+    assert all(torch.allclose(state[name], tensor, atol=1e-6) for name, tensor in kept.items())
+    assert not any(parameter.requires_grad for parameter in average.module.parameters())
+
+    other = AverageWeights(0.7)
+    other.begin(loop)
+    other.load_state_dict(state)
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in state.items())
+    for wrong in ({}, {**state, "more": torch.zeros(1)}, {**state, "0.bias": torch.zeros(3)}):
+        with pytest.raises(CheckpointError):
+            other.load_state_dict(wrong)
+
+
+def test_freezeout_works_in_any_loop():
+    module, frozen = small_network(), []
+
+    def look(loop: Loop) -> None:
+        frozen.append([not layer.learns for layer in layers_of(module)])
+        if loop.rewrap:
+            loop.rewrap = False
+
+    run([FreezeOut("linear", 0.5, True, 0.1)], 8, module, look)
+    assert frozen == [[False, False]] * 3 + [[True, False]] * 4 + [[True, True]]
+    plain = Loop(module, torch.optim.SGD(module.parameters(), lr=0.1), total_steps=8)
+    with pytest.raises(UsageError, match="FreezeOut needs to know the layer of each of the optimizer's groups"):
+        call([FreezeOut("linear", 0.5, True, 0.1)], "begin", plain)

@@ -1,0 +1,150 @@
+"""Checkpoints from outside: cut, damaged, of other trainings, and those of older versions."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from firebox.model_zoo import TrainingConfig, load_network, resume, train
+from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
+from firebox.runtime.errors import CheckpointError, FireboxError
+
+EMA = {"ema": 0.9}
+# What a training's config held in the first version.
+OLD_KEYS = {
+    *("model", "data", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "schedule", "power"),
+    *("warmup_epochs", "label_smoothing", "dropout", "input_size", "augment", "val_fraction", "precision", "threads"),
+    "seed",
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, paint):
+    """Folders of runs that have an epoch to go, plain and with an average of the weights."""
+    folder = tmp_path_factory.mktemp("stopped")
+    data = str(paint(folder / "pictures"))
+    for name, changes in (("plain", {}), ("average", EMA)):
+        train(TrainingConfig(data=data, epochs=1, batch_size=4, **changes), folder / name, quiet=True)
+        path = folder / name / "checkpoint.safetensors"
+        checkpoint = read_checkpoint(path)
+        path.write_bytes(pack_checkpoint(replace(checkpoint, training={**checkpoint.training, "epochs": 2})))
+    return folder
+
+
+def written(stopped, tmp_path, name: str, data: bytes):
+    """A run of its own whose checkpoint has these bytes."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "checkpoint.safetensors").write_bytes(data)
+    for file in ("config.json", "log.csv"):
+        (out / file).write_bytes((stopped / name / file).read_bytes())
+    return out
+
+
+def test_a_checkpoint_that_is_cut_anywhere_is_one_line(firebox, stopped, tmp_path):
+    data = (stopped / "plain" / "checkpoint.safetensors").read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    out = written(stopped, tmp_path, "plain", data)
+    for length in (0, 4, 8, header // 2, header - 1, header, header + 1000, len(data) - 1):
+        (out / "checkpoint.safetensors").write_bytes(data[:length])
+        for command in (("train", "--resume", out), ("train", "--start", out, "--out", tmp_path / "new")):
+            outcome = firebox(*command)
+            assert (outcome.code, outcome.err.count("\n")) == (1, 1), length
+            assert "is not a whole safetensors file" in outcome.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_header_is_never_another_librarys_traceback(stopped, tmp_path):
+    data = (stopped / "average" / "checkpoint.safetensors").read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    random = np.random.default_rng(0)
+    path, told = tmp_path / "damaged.safetensors", 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        for position in random.integers(0, header, random.integers(1, 4)):
+            damaged[position] = random.integers(0, 256) if random.random() < 0.5 else damaged[position] ^ 1
+        path.write_bytes(damaged)
+        try:
+            TrainingConfig.from_json(read_checkpoint(path).training)
+            load_network(path)
+        except FireboxError:
+            told += 1
+    assert told > 200
+
+
+def without(tensors):
+    return dict(list(tensors.items())[1:])
+
+
+def of_another_shape(tensors):
+    name, tensor = next((name, tensor) for name, tensor in tensors.items() if tensor.ndim)
+    return {**tensors, name: torch.zeros(*tensor.shape, 2)}
+
+
+def beside(tensors):
+    return {**tensors, "momentum_buffer.unknown": torch.zeros(3)}
+
+
+def unlike(tensors):
+    return {name.replace("momentum", "exp"): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("run", "change"),
+    [
+        *(("plain", lambda c, f=f: {"optimizer": f(c.optimizer)}) for f in (without, of_another_shape, beside, unlike)),
+        *(("average", lambda c, f=f: {"learning": f(c.learning)}) for f in (without, of_another_shape, beside)),
+        *(("average", lambda c, f=f: {"weights": f(c.weights)}) for f in (without, of_another_shape, beside)),
+        ("average", lambda c: {"learning": {}}),
+        ("plain", lambda c: {"learning": {name: tensor.clone() for name, tensor in c.weights.items()}}),
+        ("plain", lambda c: {"callbacks": {"unknown": {"state": torch.zeros(1)}}}),
+        ("plain", lambda c: {"step": c.step + 1}),
+        ("plain", lambda c: {"step": 0}),
+        ("plain", lambda c: {"epoch": 0}),
+        ("plain", lambda c: {"training": {**c.training, "surprise": 1}}),
+        ("plain", lambda c: {"training": {key: c.training[key] for key in c.training if key != "data"}}),
+        ("plain", lambda c: {"training": {**c.training, "teachers": 5}}),
+        ("plain", lambda c: {"training": {**c.training, "warmup_epochs": -1}}),
+        ("plain", lambda c: {"training": {**c.training, "model": None}}),
+        ("plain", lambda c: {"training": {**c.training, "snapshots": 2, "freezeout": "linear"}}),
+    ],
+)
+def test_a_state_that_is_not_of_the_training_is_refused(stopped, tmp_path, run, change):
+    checkpoint = read_checkpoint(stopped / run / "checkpoint.safetensors")
+    out = written(stopped, tmp_path, run, pack_checkpoint(replace(checkpoint, **change(checkpoint))))
+    before = sorted(path.name for path in out.iterdir())
+    with pytest.raises(CheckpointError):
+        resume(out, quiet=True)
+    assert sorted(path.name for path in out.iterdir()) == before
+
+
+def test_checkpoints_of_the_first_version_go_on(stopped, tmp_path):
+    checkpoint = read_checkpoint(stopped / "plain" / "checkpoint.safetensors")
+    data = pack_checkpoint(checkpoint)
+    header = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["firebox"])
+    old = {
+        **{key: value for key, value in header.items() if "sha256" not in key and key != "ranges"},
+        "format_version": 1,
+        "training": {key: value for key, value in header["training"].items() if key in OLD_KEYS},
+    }
+    tensors = {
+        **{f"model.{name}": tensor for name, tensor in checkpoint.weights.items()},
+        **{f"momentum.{name.partition('.')[2]}": tensor for name, tensor in checkpoint.optimizer.items()},
+    }
+    out = written(stopped, tmp_path, "plain", safetensors.torch.save(tensors, {"firebox": json.dumps(old)}))
+    assert load_network(out).classes == checkpoint.classes
+    then = read_checkpoint(resume(out, quiet=True).checkpoint).weights
+    (tmp_path / "new").mkdir()
+    now = read_checkpoint(resume(written(stopped, tmp_path / "new", "plain", data), quiet=True).checkpoint).weights
+    assert all(torch.equal(then[name], tensor) for name, tensor in now.items())
+
+
+def test_a_checkpoint_of_a_newer_version_is_told(stopped, tmp_path):
+    path = tmp_path / "newer.safetensors"
+    data = (stopped / "plain" / "checkpoint.safetensors").read_bytes()
+    path.write_bytes(data.replace(b'format_version\\": 2', b'format_version\\": 9'))
+    with pytest.raises(CheckpointError, match="format version 9, this firebox reads up to 2"):
+        read_checkpoint(path)

@@ -1,0 +1,103 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from firebox.model_zoo import TrainingConfig, load_network, train
+from firebox.model_zoo.training.loss import Teachers, objective
+from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
+from firebox.runtime.errors import CheckpointError, UsageError
+
+
+class Constant(nn.Module):
+    """Answers the same to all pictures."""
+
+    def __init__(self, logits: torch.Tensor):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(pictures), -1)
+
+
+def test_teachers_answer_with_the_mean_of_their_softened_shares():
+    answers = [torch.tensor([3.0, 0.0, -1.0]), torch.tensor([-2.0, 4.0, 1.0])]
+    teachers = Teachers([Constant(logits) for logits in answers], temperature=3.0)
+    found = (teachers(torch.zeros(2, 1)) / 3).softmax(1)
+    wanted = torch.stack([(logits / 3).softmax(0) for logits in answers]).mean(0)
+    assert torch.allclose(found, wanted.expand(2, -1), atol=1e-6)
+    alone = Teachers([Constant(answers[0])], temperature=3.0)(torch.zeros(1, 1))
+    assert torch.allclose(alone.softmax(1), answers[0].softmax(0), atol=1e-6)
+
+
+def test_the_objective_is_that_of_the_paper():
+    torch.manual_seed(0)
+    logits, teacher, labels = torch.randn(5, 4), torch.randn(5, 4), torch.randint(4, (5,))
+    plain = functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    assert torch.equal(objective(logits, labels, 0.1, None, 2.0, 0.7), plain)
+    soft, wanted = (logits / 2).softmax(1), (teacher / 2).softmax(1)
+    divergence = (wanted * (wanted / soft).log()).sum(1).mean()
+    found = objective(logits, labels, 0.1, teacher, 2.0, 0.7)
+    assert found == pytest.approx((0.7 * 4 * divergence + 0.3 * plain).item(), rel=1e-5)
+    assert objective(teacher, labels, 0.0, teacher, 2.0, 1.0) == pytest.approx(0, abs=1e-6)
+
+
+def student(trained, **changes) -> TrainingConfig:
+    data = trained.out.parent / "pictures"
+    config = TrainingConfig(data=str(data), teachers=(str(trained.out),), batch_size=8, augment="none", epochs=6)
+    return replace(config, **changes)
+
+
+def test_a_student_comes_to_answer_as_its_teacher(trained, tmp_path):
+    result = train(student(trained, teacher_share=1.0), tmp_path / "run", quiet=True)
+    losses = [float(line.split(",")[3]) for line in (result.out / "log.csv").read_text().splitlines()[1:]]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_a_teacher_may_move_but_not_change(firebox, trained, tmp_path, monkeypatch):
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes(trained.checkpoint.read_bytes())
+    out = tmp_path / "run"
+    train(student(trained, teachers=(str(teacher),), epochs=1), out, quiet=True)
+    checkpoint = read_checkpoint(out / "checkpoint.safetensors")
+    longer = replace(checkpoint, training={**checkpoint.training, "epochs": 2})
+    (out / "checkpoint.safetensors").write_bytes(pack_checkpoint(longer))
+
+    gone = teacher.rename(tmp_path / "elsewhere.safetensors")
+    lost = firebox("train", "--resume", out)
+    assert (lost.code, lost.err.count("\n")) == (2, 1)
+    assert "teacher.safetensors" in lost.err
+    other = train(student(trained, teachers=(), epochs=1, seed=5), tmp_path / "other", quiet=True)
+    changed = firebox("train", "--resume", out, "--teacher", other.out)
+    assert (changed.code, changed.err.count("\n")) == (1, 1)
+    assert f"the teacher {other.out} has changed since the training began" in changed.err
+    many = firebox("train", "--resume", out, "--teacher", gone, "--teacher", gone)
+    assert (many.code, "2 teachers are named, the training has 1" in many.err) == (2, True)
+    assert firebox("train", "--resume", out, "--teacher", gone).code == 0
+    assert load_network(out).training["epochs"] == 2
+
+
+def test_teachers_of_other_classes_or_pictures_are_refused(trained, pictures, tmp_path):
+    with pytest.raises(UsageError, match=r"knows the classes 3 .*, the pictures are of 2 .*; they must agree"):
+        train(student(trained, data=str(pictures)), tmp_path / "run", quiet=True)
+    with pytest.raises(UsageError, match="prepared in another way than the student's"):
+        train(student(trained, input_size=(24, 24)), tmp_path / "run", quiet=True)
+    with pytest.raises(UsageError, match="teachers see pictures"):
+        student(trained, learn="head", start=str(trained.out))
+    with pytest.raises(UsageError, match="no such run folder or checkpoint"):
+        train(student(trained, teachers=("no/where",)), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_without_its_teachers_digest_is_refused(trained, tmp_path):
+    from firebox.model_zoo import resume
+
+    out = tmp_path / "run"
+    train(student(trained, epochs=1), out, quiet=True)
+    checkpoint = read_checkpoint(out / "checkpoint.safetensors")
+    broken = replace(checkpoint, training={**checkpoint.training, "epochs": 2}, teachers_sha256=())
+    (out / "checkpoint.safetensors").write_bytes(pack_checkpoint(broken))
+    with pytest.raises((CheckpointError, UsageError)):
+        resume(out, quiet=True)

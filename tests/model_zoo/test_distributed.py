@@ -1,0 +1,184 @@
+"""Several processes that train together, as torchrun starts them."""
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from commands import PROGRAM
+from waiting import CEILING
+
+from firebox.model_zoo import load_network
+from firebox.model_zoo.weights.checkpoint import read_checkpoint
+from firebox.runtime.commands import console
+from firebox.runtime.commands.main import main
+
+# Without batch norm, whose statistics are each process's own, and without what processes draw for themselves.
+EQUAL = ("--set", "batch_norm=false", "--augment", "none", "--precision", "float32")
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+def work(rank: int, port: int, folder: Path, mishap: str, arguments: list[str]) -> None:
+    """One of two processes of the command, with what torchrun tells it; its words go to files.
+
+    ``RANK`` in an argument is the number of the process.
+    """
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    console._LOG_INTERVAL = math.inf
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT), stream)
+    if mishap == "elsewhere":
+        os.chdir(folder / str(rank))
+    elif mishap and rank == 1:
+        from firebox.model_zoo.training.learner import Learner
+
+        learn = Learner._learn
+
+        def fail(learner, *arguments, **more):
+            if learner.loop.step == 4 and mishap == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if learner.loop.step == 4:
+                next(iter(learner.module.parameters())).data.fill_(math.nan)
+            return learn(learner, *arguments, **more)
+
+        Learner._learn = fail
+    sys.argv = ["firebox", *(argument.replace("RANK", str(rank)) for argument in arguments)]
+    main()
+
+
+def free_port() -> int:
+    """One that nobody listens at, and that neither the system nor a test in another process gives to someone else.
+
+    Below those that systems give to whoever asks for any; where tests begin to look is their process's own.
+    """
+    for port in (20_000 + (os.getpid() * 10 + further) % 10_000 for further in range(1000)):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def together(folder: Path, *arguments: object, mishap: str = "") -> list[Said]:
+    """What the two processes of a command said."""
+    folder.mkdir(exist_ok=True)
+    port = free_port()
+    # Processes that have loaded torch, and computed nothing yet.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["firebox.model_zoo.training.trainer", "torch._dynamo", "matplotlib.font_manager"])
+    command = [*map(str, arguments)]
+    processes = [context.Process(target=work, args=(rank, port, folder, mishap, command)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(CEILING)
+            assert process.exitcode is not None, "a process did not end"
+    finally:
+        for process in processes:
+            process.kill()
+    texts = [[(folder / f"{name}{rank}").read_text() for name in ("out", "err")] for rank in range(2)]
+    assert not any("Traceback" in text for pair in texts for text in pair), texts
+    return [Said(int(process.exitcode or 0), *pair) for process, pair in zip(processes, texts, strict=True)]
+
+
+def test_two_processes_train_as_one_does(firebox, pictures, tmp_path):
+    more = ("--freezeout", "linear", "--freeze-first", 0.25, "--accumulation", 2, "--ema", 0.9)
+    options = ("train", "--data", pictures, "--epochs", 3, "--batch-size", 4, *EQUAL, *more, "--json")
+    first, second = together(tmp_path / "said", *options, "--out", tmp_path / "two")
+    assert (first.code, second.code) == (0, 0)
+    assert (second.out, second.err) == ("", "")
+    found = json.loads(first.out)
+    alone = json.loads(firebox(*options, "--out", tmp_path / "one").out)
+    assert (found["steps"], found["predicted_saving"]) == (alone["steps"], alone["predicted_saving"])
+    for name in ("train_loss", "train_accuracy", "val_accuracy"):
+        assert found[name] == pytest.approx(alone[name], rel=1e-4), name
+    two, one = (read_checkpoint(Path(each["checkpoint"])) for each in (found, alone))
+    for group in ("weights", "learning", "optimizer"):
+        theirs, ours = getattr(two, group), getattr(one, group)
+        assert theirs.keys() == ours.keys()
+        assert all(torch.allclose(tensor, ours[name], rtol=1e-3, atol=1e-5) for name, tensor in theirs.items())
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
+
+
+def test_a_loss_that_is_no_number_in_one_process_ends_all(pictures, tmp_path):
+    out = tmp_path / "run"
+    options = ("train", "--data", pictures, "--epochs", 5, "--batch-size", 4, "--out", out)
+    for said in together(tmp_path / "said", *options, mishap="not a number"):
+        assert said.code == 1
+        assert "the loss is nan at step 4" in said.err
+    assert read_checkpoint(out / "checkpoint.safetensors").epoch == 1
+
+
+def test_a_process_that_is_killed_ends_all(pictures, tmp_path):
+    out = tmp_path / "run"
+    options = ("train", "--data", pictures, "--epochs", 5, "--batch-size", 4, "--out", out)
+    first, second = together(tmp_path / "said", *options, mishap="killed")
+    assert second.code == -signal.SIGKILL
+    assert (first.code, first.err.count("\n")) == (1, 1)
+    assert "another process of the training has ended" in first.err
+    assert read_checkpoint(out / "checkpoint.safetensors").epoch == 1
+
+
+def test_what_cannot_be_shared_is_one_line(pictures, tmp_path):
+    out = tmp_path / "run"
+    for said in together(tmp_path / "said", "train", "--data", pictures, "--batch-size", 5, "--out", out):
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        assert "a batch of 5 pictures cannot be shared equally by 2 processes" in said.err
+    assert not out.exists()
+
+
+def test_processes_with_other_pictures_are_told(pictures, tmp_path):
+    out, said = tmp_path / "run", tmp_path / "said"
+    for rank in ("0", "1"):
+        shutil.copytree(pictures, said / rank / "pictures")
+    picture = said / "1" / "pictures" / "class0" / "0.png"
+    picture.rename(picture.with_name("other.png"))
+    options = ("train", "--data", "pictures", "--epochs", 2, "--batch-size", 4, "--out", out)
+    for each in together(said, *options, mishap="elsewhere"):
+        assert (each.code, each.err.count("\n")) == (2, 1)
+        assert "the processes do not train the same: pictures, options and weights must be" in each.err
+    assert not out.exists()
+
+
+def test_files_may_lie_elsewhere_for_each_process(trained, pictures, tmp_path):
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+        shutil.copy(trained.checkpoint, tmp_path / rank / "start.safetensors")
+        shutil.copytree(pictures, tmp_path / rank / "pictures")
+    files = ("--data", tmp_path / "RANK" / "pictures", "--start", tmp_path / "RANK" / "start.safetensors")
+    options = ("train", *files, "--epochs", 1, "--batch-size", 4, "--out", tmp_path / "run")
+    assert [said.code for said in together(tmp_path / "said", *options)] == [0, 0]
+
+
+def test_torchrun_starts_the_command(pictures, tmp_path):
+    out = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    options = ["--data", str(pictures), "--epochs", "2", "--batch-size", "4", "--out", str(out), "--json"]
+    ran = subprocess.run(
+        [*torchrun, sys.executable, "-c", PROGRAM, "train", *options],
+        capture_output=True,
+        text=True,
+        timeout=CEILING,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["epochs"] == 2
+    load_network(out)

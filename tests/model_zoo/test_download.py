@@ -1,0 +1,301 @@
+"""Downloads from a server on this machine that can be cut, slow to understand, or lying."""
+
+import hashlib
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from waiting import CEILING, QUIET, wait_until
+
+from firebox.model_zoo.weights.download import downloads_folder, fetch
+from firebox.runtime.errors import DownloadError, WriteError
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()[:8]
+# Where the server waits if it is told to: two chunks of the client.
+HALF = 131_072
+
+
+@dataclass
+class Server:
+    """How the server behaves, and the ranges that it was asked for."""
+
+    url: str = ""
+    content: bytes = CONTENT
+    cut_after: int | None = None
+    ranges: bool = True
+    tells_length: bool = True
+    says_length: int | None = None
+    wrong_range: bool = False
+    always_partial: bool = False
+    status: int = 200
+    redirect: str = ""
+    go_on: threading.Event = field(default_factory=threading.Event)
+    asked: list[str | None] = field(default_factory=list)
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    told = Server()
+    told.go_on.set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told.asked.append(wanted := self.headers["Range"])
+            if told.redirect and self.path.endswith("moved.bin"):
+                self.send_response(302)
+                self.send_header("Location", told.redirect)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if told.status != 200:
+                self.send_error(told.status)
+                return
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and told.ranges else 0
+            if start >= len(told.content):
+                self.send_error(416)
+                return
+            body = told.content[start:][: told.cut_after]
+            self.send_response(206 if start or told.always_partial else 200)
+            if start:
+                first = 7 if told.wrong_range else start
+                self.send_header("Content-Range", f"bytes {first}-{len(told.content) - 1}/{len(told.content)}")
+            if told.tells_length:
+                self.send_header("Content-Length", str(told.says_length or len(told.content) - start))
+            self.end_headers()
+            self.wfile.write(body[:HALF])
+            told.go_on.wait(CEILING)
+            # The client may have been killed.
+            with suppress(ConnectionError):
+                self.wfile.write(body[HALF:])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    told.url = f"http://127.0.0.1:{running.server_port}/models/weights.bin"
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield told
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "cache" / "firebox"
+
+
+def kept(folder: Path) -> list[str]:
+    """Names of the files that are there, locks aside."""
+    return [path.name for path in folder.glob("*") if path.suffix != ".lock"]
+
+
+def refusal(server: Server, folder: Path, **more: int) -> str:
+    """The one line of the error, after which the folder holds no file but perhaps a part."""
+    with pytest.raises(DownloadError) as error:
+        fetch(server.url, SHA256, folder, **more)
+    assert not (folder / "weights.bin").exists()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_file_is_downloaded_once_and_kept(server, folder):
+    path = fetch(server.url, SHA256, folder)
+    assert path == folder / "weights.bin"
+    assert path.read_bytes() == CONTENT
+    assert fetch(server.url, SHA256, folder) == path
+    assert server.asked == [None]
+    assert kept(folder) == ["weights.bin"]
+
+
+def test_a_damaged_file_in_the_cache_is_not_used(server, folder):
+    folder.mkdir(parents=True)
+    (folder / "weights.bin").write_bytes(CONTENT[:-1])
+    assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("cuts", [[1], [131_072], [100_000, 70_000, 1], [299_999]])
+def test_a_cut_download_goes_on_where_it_was_cut(server, folder, cuts):
+    for server.cut_after in cuts:
+        said = refusal(server, folder)
+        assert "was cut after" in said
+        assert "300,000 bytes; run the same again" in said
+    server.cut_after = None
+    assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
+    assert server.asked == [None, *(f"bytes={sum(cuts[: n + 1])}-" for n in range(len(cuts)))]
+    assert not (folder / "weights.bin.part").exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_processes_do_not_spoil_each_others_download(server, folder, killed):
+    server.go_on.clear()
+    # The server is silent until the second process has begun.
+    program = (
+        f"{QUIET}; import sys; from firebox.model_zoo import download; from pathlib import Path; "
+        f"download._TIMEOUT_S = {CEILING}; print(download.fetch(sys.argv[1], sys.argv[2], Path(sys.argv[3])))"
+    )
+    command, part = [sys.executable, "-c", program, server.url, SHA256, str(folder)], folder / "weights.bin.part"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as first:
+        wait_until(
+            lambda: part.exists() and part.stat().st_size >= HALF, f"half of {part}", lambda: first.poll() is None
+        )
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as second:
+            assert second.stderr is not None
+            assert second.stderr.readline() == "another process is downloading weights.bin; waiting for it\n"
+            if killed:
+                first.kill()
+            server.go_on.set()
+            out, err = second.communicate(timeout=CEILING)
+    assert (second.returncode, out, err) == (0, f"{folder / 'weights.bin'}\n", "")
+    assert killed or first.returncode == 0
+    assert (folder / "weights.bin").read_bytes() == CONTENT
+    assert server.asked == ([None, f"bytes={HALF}-"] if killed else [None])
+    assert kept(folder) == ["weights.bin"]
+
+
+def test_a_server_that_cannot_go_on_starts_again(server, folder):
+    server.cut_after = 1000
+    refusal(server, folder)
+    server.ranges, server.cut_after = False, None
+    assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000-"]
+
+
+def test_a_server_that_sends_another_range_is_not_believed(server, folder):
+    server.cut_after = 1000
+    refusal(server, folder)
+    server.wrong_range = True
+    assert "was asked for from byte 1000" in refusal(server, folder)
+    assert (folder / "weights.bin.part").read_bytes() == CONTENT[:1000]
+
+
+def test_a_part_that_was_not_asked_for_is_not_believed(server, folder):
+    server.always_partial = True
+    assert "was asked for from byte 0" in refusal(server, folder)
+
+
+def test_a_whole_part_needs_no_server(server, folder):
+    folder.mkdir(parents=True)
+    (folder / "weights.bin.part").write_bytes(CONTENT)
+    assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("extra", [b"", b"more"])
+def test_a_part_as_long_as_the_file_that_is_not_the_file_is_given_up(server, folder, extra):
+    folder.mkdir(parents=True)
+    (folder / "weights.bin.part").write_bytes(bytes(len(CONTENT)) + extra)
+    assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
+    assert server.asked == [f"bytes={len(CONTENT) + len(extra)}-", None]
+
+
+@pytest.mark.parametrize("first", [0, 5000])
+def test_another_hash_is_refused_and_nothing_is_kept(server, folder, first):
+    if first:
+        server.cut_after = first
+        refusal(server, folder)
+        server.cut_after = None
+    server.content = bytes(100) + CONTENT[100:-1] + b"x"
+    assert f"has another SHA-256 than {SHA256}…" in refusal(server, folder)
+    assert kept(folder) == []
+    server.content = CONTENT
+    assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
+
+
+def test_what_is_too_large_is_refused_before_anything_is_written(server, folder):
+    assert "has 300,000 bytes or more, the limit is 299,999" in refusal(server, folder, limit_bytes=299_999)
+    assert kept(folder) == []
+    server.says_length = 2 * 1024**3
+    assert "the limit is 1,073,741,824" in refusal(server, folder)
+    assert kept(folder) == []
+
+
+def test_a_server_that_does_not_tell_the_length_cannot_fill_the_disk(server, folder):
+    server.tells_length = False
+    assert "or more, the limit is 100,000" in refusal(server, folder, limit_bytes=100_000)
+    left = sum(path.stat().st_size for path in folder.iterdir())
+    assert left <= 100_000
+    assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(("status", "said"), [(404, "404 Not Found"), (503, "503 Service Unavailable")])
+def test_what_the_server_answers_is_told(server, folder, status, said):
+    server.status = status
+    assert f"cannot download {server.url}: the server answers {said}" in refusal(server, folder)
+    assert kept(folder) == []
+
+
+def test_without_a_network_a_line_says_so_and_the_part_stays(server, folder):
+    server.cut_after = 1000
+    refusal(server, folder)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        server.url = f"http://127.0.0.1:{unused.getsockname()[1]}/weights.bin"
+        assert "connection refused; check the connection" in refusal(server, folder)
+    server.url = "http://127.0.0.1:1:2/weights.bin"
+    with pytest.raises(DownloadError):
+        fetch(server.url, SHA256, folder)
+    assert (folder / "weights.bin.part").read_bytes() == CONTENT[:1000]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://example.org/weights.bin", "ftp://127.0.0.1/weights.bin", "file:///etc/weights.bin", "weights.bin"],
+)
+def test_only_https_leaves_this_machine(server, folder, url):
+    server.url = url
+    assert "only https is" in refusal(server, folder)
+    assert kept(folder) == []
+
+
+def test_redirects_are_followed_to_where_files_may_come_from(server, folder):
+    server.redirect = server.url
+    moved = server.url.replace("weights.bin", "moved.bin")
+    assert fetch(moved, SHA256, folder).read_bytes() == CONTENT
+    refused = {
+        "http://example.org/x.bin": "http://example.org/x.bin is not fetched: only https is",
+        "ftp://example.org/x.bin": "ftp://example.org/x.bin is not fetched: only https is",
+        "file:///etc/passwd": "is not allowed",
+        "http://[x": "cannot download",
+    }
+    for server.redirect, said in refused.items():
+        with pytest.raises(DownloadError, match=said):
+            fetch(moved, SHA256, folder / "other")
+        assert kept(folder / "other") == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(server, tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(WriteError, match="a file is where a folder is needed"):
+        fetch(server.url, SHA256, tmp_path / "cache")
+
+
+def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("FIREBOX_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert downloads_folder() == tmp_path / ".cache" / "firebox"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert downloads_folder() == tmp_path / "x" / "firebox"
+    monkeypatch.setenv("FIREBOX_CACHE", str(tmp_path / "mine"))
+    assert downloads_folder() == tmp_path / "mine"
+
+
+def test_a_user_without_a_home_is_told(monkeypatch):
+    for name in ("FIREBOX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError))
+    with pytest.raises(DownloadError, match="set FIREBOX_CACHE"):
+        downloads_folder()

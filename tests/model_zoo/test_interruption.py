@@ -1,0 +1,113 @@
+"""What a training leaves behind when it is stopped from outside, in processes of their own."""
+
+import csv
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from waiting import CEILING, wait_until
+
+from firebox.model_zoo import TrainingConfig, load_network, resume, train
+
+# A test run in the background inherits that SIGINT is ignored; a person at a terminal does not.
+PROGRAM = """
+import signal
+from firebox.runtime.commands.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+COMMAND = [sys.executable, "-c", PROGRAM, "train"]
+# While a busy machine lets a test wait for its turn, the training does not come to its end.
+HELD = f"""
+import sys
+sys.path.append({str(Path(__file__).parents[1] / "support")!r})
+from waiting import hold_after
+hold_after(19)
+{PROGRAM}"""
+HELD_COMMAND = [sys.executable, "-c", HELD, "train"]
+
+
+def options(pictures: Path, out: Path) -> list[str]:
+    return ["--data", str(pictures), "--out", str(out), "--epochs", "20", "--batch-size", "4"]
+
+
+def wait_for_epochs(log: Path, epochs: int, process: subprocess.Popen[str]) -> None:
+    wait_until(
+        lambda: log.exists() and len(log.read_text().splitlines()) > epochs,
+        f"{epochs} epochs in {log}",
+        lambda: process.poll() is None,
+    )
+
+
+def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(pictures, tmp_path):
+    out = tmp_path / "broken"
+    with subprocess.Popen([*HELD_COMMAND, *options(pictures, out)], stderr=subprocess.PIPE, text=True) as process:
+        wait_for_epochs(out / "log.csv", 2, process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=CEILING)
+    assert process.returncode == 130
+    assert f"go on with: firebox train --resume {out}" in said
+    assert said.endswith("error: stopped\n")
+    assert "Traceback" not in said
+    assert {path.name for path in out.iterdir()} == {
+        "checkpoint.safetensors",
+        "config.json",
+        "curves.png",
+        "log.csv",
+        "tensorboard",
+    }
+    load_network(out)
+
+    # As if the stop had come between writing the log and writing the checkpoint.
+    with (out / "log.csv").open("a") as log:
+        log.write("19,1,0.1,9,0,0,1\n")
+    resumed = resume(out, quiet=True)
+    config = TrainingConfig(data=str(pictures), epochs=20, batch_size=4)
+    unbroken = train(config, tmp_path / "unbroken", quiet=True)
+    assert resumed.checkpoint.read_bytes() == unbroken.checkpoint.read_bytes()
+    with (out / "log.csv").open() as log:
+        assert [int(row["epoch"]) for row in csv.DictReader(log)] == list(range(1, 21))
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="Ctrl-C goes to the processes of a terminal")
+@pytest.mark.parametrize("attempt", range(3))
+def test_ctrl_c_ends_the_processes_that_decode_pictures(pictures, tmp_path, attempt):
+    out = tmp_path / "run"
+    command = [*HELD_COMMAND, *options(pictures, out), "--memory", "1", "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        wait_for_epochs(out / "log.csv", 1, process)
+        # Another moment in each attempt; it passes in any.
+        time.sleep(0.05 * attempt)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=CEILING)
+    assert process.returncode == 130, said
+    assert said.count("error: stopped") == 1
+    assert f"go on with: firebox train --resume {out}" in said
+    assert "Traceback" not in said and "Exception" not in said
+
+
+@pytest.mark.parametrize("limit", [100_000, 500_000], ids=["at the start", "after an epoch"])
+def test_a_full_disk_leaves_whole_files_or_none(pictures, tmp_path, limit):
+    out = tmp_path / "full"
+    process = subprocess.run(
+        [*COMMAND, *options(pictures, out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=CEILING,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert process.returncode == 1
+    assert "no space left" in process.stderr
+    assert "Traceback" not in process.stderr
+    if limit < 360_000:
+        assert not out.exists()
+    else:
+        # The first checkpoint has no momentum yet and fits.
+        assert not list(out.glob(".*"))
+        load_network(out)

@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from firebox.export import ExportConfig, Tolerance
+from firebox.model_zoo import (
+    TrainingConfig,
+    create_model,
+    export_network,
+    imagenet_classes,
+    load_network,
+    load_pictures,
+    predict,
+    top_k,
+    train,
+)
+from firebox.runtime.errors import CheckpointError, FireboxError, UsageError
+from firebox.runtime.files import sha256
+from firebox.runtime.formats.read import read_graph
+from firebox.runtime.graph.graph import Add
+from firebox.runtime.images.datasets import match_labels, open_images, sample
+
+
+def test_run_folder_checkpoint_and_zoo_name_are_the_same_network(trained):
+    networks = [
+        load_network(trained.out),
+        load_network(str(trained.checkpoint)),
+        load_network("squeezenet_micro", trained.checkpoint),
+    ]
+    x = torch.randn(2, 3, 32, 32)
+    for network in networks:
+        assert network.name == "squeezenet_micro"
+        assert network.classes == ("class0", "class1", "class2")
+        assert network.preprocessing == networks[0].preprocessing
+        assert network.sha256 == sha256(trained.checkpoint.read_bytes())
+        assert not network.module.training
+        assert torch.equal(network.module(x), networks[0].module(x))
+
+
+def test_weights_without_a_story_take_the_zoos(tmp_path):
+    torch.save(create_model("squeezenet1_1").state_dict(), tmp_path / "big.pth")
+    network = load_network("squeezenet1_1", tmp_path / "big.pth")
+    assert network.preprocessing.resize == 256
+    assert (network.classes, network.class_ids) == imagenet_classes()
+    torch.save(create_model("squeezenet1_1", num_classes=4).state_dict(), tmp_path / "four.pth")
+    network = load_network("squeezenet1_1", tmp_path / "four.pth", input_size=(112, 112))
+    assert network.classes == ("class 0", "class 1", "class 2", "class 3")
+    assert (network.preprocessing.size, network.preprocessing.resize) == ((112, 112), 128)
+
+
+def test_random_weights_are_the_seeds_and_leave_torchs_generator_alone():
+    state = torch.random.get_rng_state()
+    first, again, other = (
+        load_network("squeezenet_micro", random_init=True, in_channels=1, seed=seed).module for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(first.features[0].weight, again.features[0].weight)
+    assert not torch.equal(first.features[0].weight, other.features[0].weight)
+    network = load_network("squeezenet_micro", random_init=True, in_channels=1)
+    assert (network.preprocessing.channels, network.sha256) == ("L", "")
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "said"),
+    [
+        ("squeezenet1_1", {}, "no weights come with it; pass --weights imagenet, --weights FILE, or a run folder"),
+        ("squeezenet1_1", {"weights": "x.pth"}, "no such file: x.pth"),
+        ("squeezenet1_1", {"weights": "x.pth", "random_init": True}, "contradict"),
+        ("squeezenet1_l", {}, "did you mean squeezenet1_1"),
+        ("wings", {}, "no model 'wings' in the zoo; it has alexnet,"),
+        ("runs/nowhere", {}, "no such run folder or checkpoint: runs/nowhere"),
+        (".", {}, "is no run folder"),
+        (".", {"random_init": True}, "go with a name from the zoo"),
+        ("squeezenet1_1", {"random_init": True, "in_channels": 2}, "1 or 3 channels"),
+        ("squeezenet1_1", {"random_init": True, "input_size": (9, 9)}, "too small"),
+    ],
+)
+def test_specs_that_name_no_network(spec, options, said):
+    with pytest.raises(UsageError) as error:
+        load_network(spec, **options)
+    assert said in str(error.value)
+
+
+def test_a_checkpoint_is_not_mistaken_for_another_network(trained, tmp_path):
+    with pytest.raises(CheckpointError, match="of another network: stem_channels is 32, in"):
+        load_network("squeezenet1_1", trained.checkpoint)
+    with pytest.raises(CheckpointError, match="a head of 3 classes, the network one of 5"):
+        load_network("squeezenet_micro", trained.checkpoint, num_classes=5)
+    torch.save(create_model("squeezenet_micro").state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(UsageError, match="give a name from the zoo"):
+        load_network(tmp_path / "bare.pth")
+
+
+def test_a_changed_header_never_ends_in_someone_elses_error(trained, tmp_path):
+    data = trained.checkpoint.read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    random = np.random.default_rng(0)
+    path = tmp_path / "checkpoint.safetensors"
+    for _ in range(100):
+        changed = bytearray(data)
+        changed[random.integers(0, 8 + header)] = random.integers(0, 256)
+        path.write_bytes(changed)
+        try:
+            load_network(path)
+        except FireboxError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "size", "top1", "top5"),
+    [
+        ("squeezenet1_1", "squeezenet1_1.pth", (224, 224), 0.55, 0.75),
+        ("squeezenet1_0", "compressed_SqueezeNet.net", (227, 227), 0.5, 0.72),
+    ],
+)
+def test_published_weights_recognize_real_pictures(data_dir: Path, name, file, size, top1, top5):
+    network = load_network(name, data_dir / file)
+    assert network.preprocessing.size == network.config.input_size == size
+    # Sixty pictures: enough to tell right from swapped channels, few enough for a test.
+    images = sample(open_images(data_dir / "imagenet-samples.tar"), 60)
+    labels = torch.from_numpy(match_labels(images, network.classes, network.class_ids))
+    pictures = load_pictures(images, network.preprocessing, quiet=True)
+    found = top_k(predict(network.module, pictures, network.preprocessing), labels)
+    assert found[0] >= top1
+    assert found[1] >= top5
+
+
+def test_a_bypass_before_the_relu_is_a_residual_sum_and_reaches_the_files(pictures, tmp_path):
+    torch.manual_seed(0)
+    fire = create_model("squeezenet_micro", bypass_before_relu=True).features[4].eval()
+    x = torch.randn(2, 64, 8, 8)
+    squeezed = fire.squeeze_norm(fire.squeeze(x)).relu()
+    expanded = [
+        fire.expand1x1_norm(fire.expand1x1(squeezed)),
+        fire.expand3x3_norm(fire.expand3x3(squeezed)),
+    ]
+    torch.testing.assert_close(fire(x), (torch.cat(expanded, 1) + x).relu())
+
+    network = {"bypass": "complex", "bypass_before_relu": True}
+    config = TrainingConfig(data=str(pictures), epochs=2, batch_size=4, network=network)
+    trained = load_network(train(config, tmp_path / "run", quiet=True).out)
+    images = open_images(pictures)
+    tolerance = Tolerance(agreement=0.5, sqnr_db=10)
+    found = export_network(trained, tmp_path / "files", images, ExportConfig(8, tolerance=tolerance), quiet=True)
+    # The sum and its ReLU are one operation.
+    graph = read_graph(tmp_path / "files" / "model.int8.tflite")
+    assert {op.activation for op in graph.ops if isinstance(op, Add)} == {"relu"}
+    assert all(parity.agreement >= 0.5 for parity in found.parity)

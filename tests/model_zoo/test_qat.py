@@ -1,0 +1,205 @@
+"""Quantization-aware training: from a float run to files whose runtimes compute what training did."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from firebox.export import Range
+from firebox.model_zoo import (
+    SqueezeNet,
+    TrainingConfig,
+    load_network,
+    model_config,
+    quantized_config,
+    resume,
+    train,
+    train_quantized,
+)
+from firebox.model_zoo.classifier import TorchClassifier
+from firebox.model_zoo.networks.int8 import without_batch_norm
+from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
+from firebox.runtime import Session, open_images, split_images
+from firebox.runtime.errors import DataError, FireboxError, TrainingError
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A float run on digits of two epochs."""
+    return train(TrainingConfig(data="digits", epochs=2), tmp_path_factory.mktemp("digits") / "run", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def quantized(digits):
+    """The same network, fine-tuned with fake quantization for one epoch."""
+    network = load_network(digits.out)
+    config = replace(quantized_config(network), epochs=1)
+    return train_quantized(network, config, digits.out.parent / "quantized", quiet=True)
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["after ReLU", "before ReLU"])
+@pytest.mark.parametrize("bypass", ["none", "simple", "complex"])
+def test_batch_norm_is_folded_exactly(bypass, early):
+    torch.manual_seed(0)
+    network = SqueezeNet(model_config("squeezenet_micro", bypass=bypass, bypass_before_relu=early))
+    x = torch.randn(16, 3, 32, 32)
+    for _ in range(3):
+        network(x)
+    modes = [part.training for part in network.modules()]
+    folded = without_batch_norm(network)
+    assert [part.training for part in network.modules()] == modes
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
+    torch.testing.assert_close(folded(x), network.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_runtimes_reproduce_what_training_computed(firebox, digits, quantized, tmp_path):
+    assert quantized.val_accuracy > digits.val_accuracy
+    out = tmp_path / "files"
+    assert firebox("export", quantized.out, "--out", out).code == 0
+    report = json.loads((out / "export.json").read_text())
+    assert report["calibration"]["source"] == "learned in training"
+    network = load_network(quantized.out)
+    trained, unseen = TorchClassifier(network), split_images(open_images("digits"), 0.2, 0)[1]
+    preprocessing = network.preprocessing
+    pixels = [preprocessing.crop(unseen.read(name), unseen.where(name)) for name in unseen.names]
+    expected = np.array([trained.predict_pixels(picture) for picture in pixels])
+    assert np.mean(expected.argmax(1) == unseen.labels) == pytest.approx(quantized.val_accuracy)
+    for file, backend in (("onnx", "onnxruntime"), ("tflite", "litert"), ("tflite", "tflite-runtime")):
+        with Session(out / f"model.int8.{file}", backend) as session:
+            step = session.contract.output.scale
+            assert step
+            steps = np.abs(np.array([session.predict_pixels(picture) for picture in pixels]) - expected) / step
+        if backend != "tflite-runtime":
+            assert (steps < 0.5).all(), backend
+        # It rescales in fixed point, so that a layer may be a step off, and those behind it more.
+        assert (steps < 1.5).mean() >= 0.99, backend
+        assert (steps < 0.5).mean() >= 0.5, backend
+
+
+def test_evaluate_says_that_a_run_answers_in_int8(firebox, quantized):
+    outcome = firebox("evaluate", quantized.out, "--data", "digits", "--split", "val", "--json")
+    (model,) = json.loads(outcome.out)["models"]
+    assert model["name"].endswith("(torch, int8)")
+    assert model["top1"] == pytest.approx(quantized.val_accuracy)
+
+
+def test_what_a_run_was_made_of_is_in_its_folder(digits, quantized):
+    checkpoint = read_checkpoint(quantized.checkpoint)
+    assert checkpoint.origin_sha256 == load_network(digits.out).sha256
+    assert not checkpoint.config.batch_norm
+    assert checkpoint.training["seed"] == TrainingConfig().seed
+    assert set(checkpoint.optimizer) == {f"momentum_buffer.{name}" for name in (*checkpoint.weights, "scales")}
+    assert quantized.quantized
+    assert not digits.quantized
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights_and_scales(trained, tmp_path):
+    network = load_network(trained.out)
+    config = replace(quantized_config(network), epochs=3)
+    # A run whose rate is constant over the first epoch, as if it had been stopped behind it.
+    whole = train_quantized(network, replace(config, schedule="polynomial", power=0), tmp_path / "whole", quiet=True)
+    first = replace(config, schedule="polynomial", power=0, epochs=1)
+    part = train_quantized(network, first, tmp_path / "part", quiet=True)
+    stopped = read_checkpoint(part.checkpoint)
+    training = {**stopped.training, "epochs": 3}
+    part.checkpoint.write_bytes(pack_checkpoint(replace(stopped, training=training)))
+    resumed = resume(part.out, quiet=True)
+    assert resumed.quantized
+    assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+    assert stopped.ranges != read_checkpoint(whole.checkpoint).ranges
+
+
+def test_a_network_is_tuned_from_the_command_line_and_then_further(firebox, trained, tmp_path):
+    once, again = tmp_path / "once", tmp_path / "again"
+    outcome = firebox("train", "--qat", trained.out, "--epochs", 1, "--out", once)
+    assert outcome.code == 0
+    assert "in int8 on 6 pictures" in outcome.out
+    outcome = firebox("train", "squeezenet_micro", "--qat", once / CHECKPOINT, "--out", again, "--json")
+    result = json.loads(outcome.out)
+    # Epochs are fewer than otherwise, and the rest is as in the float run.
+    assert (result["epochs"], result["train_pictures"], result["quantized"]) == (3, trained.train_pictures, True)
+    training = read_checkpoint(again / CHECKPOINT).training
+    assert training["batch_size"] == read_checkpoint(trained.checkpoint).training["batch_size"]
+    assert load_network(again).ranges.keys() == load_network(once).ranges.keys()
+
+
+def test_what_was_for_the_long_training_is_not_inherited(digits):
+    network = load_network(digits.out)
+    long = {"compile": True, "optimizer": "muon", "iterations": 9, "mixup": 0.5, "snapshots": 2, "momentum": 0.8}
+    config = quantized_config(replace(network, training={**(network.training or {}), **long}))
+    plain = TrainingConfig()
+    assert all(getattr(config, name) == getattr(plain, name) for name in long if name != "momentum")
+    assert config.momentum == 0.8
+
+
+def test_weights_alone_need_the_name_of_their_network(firebox, trained, pictures, tmp_path):
+    bare = tmp_path / "bare.safetensors"
+    save_file(dict(load_network(trained.out).module.state_dict()), bare)
+    outcome = firebox("train", "--qat", bare, "--data", pictures, "--out", tmp_path / "run")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "does not say which network it is of; give a name from the zoo" in outcome.err
+    outcome = firebox("train", "squeezenet_micro", "--qat", bare, "--data", pictures, "--out", tmp_path / "run")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "the classes of" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_tuned_is_one_line(firebox, trained, pictures, tmp_path):
+    network = load_network(trained.out)
+    with pytest.raises(DataError, match=r"2 \(class0, class1 …\).*3 \(class0, class1, class2 …\).*must agree"):
+        train_quantized(network, replace(quantized_config(network), data=str(pictures)), tmp_path / "run", quiet=True)
+    cases = (
+        (("--qat", tmp_path / "nowhere"), 2, "no such run folder"),
+        (("--qat", pictures), 2, "is no run folder"),
+        (("--qat", trained.out, "--input-size", 40), 2, "input size cannot be set with fake quantization"),
+        (("--qat", trained.out, "--lr", 0), 2, "learning_rate 0.0"),
+        (("--qat", trained.out, "--data", "digits"), 1, "the classes of"),
+        (("squeezenet_cifar", "--qat", trained.out), 1, "is of another network"),
+    )
+    for arguments, code, said in cases:
+        outcome = firebox("train", *arguments, "--out", tmp_path / "run")
+        assert (outcome.code, outcome.err.count("\n")) == (code, 1), outcome.err
+        assert said in outcome.err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_tuned_or_resumed(firebox, trained):
+    outcome = firebox("train", "--qat", trained.out, "--resume", trained.out)
+    assert (outcome.code, "--qat cannot be changed with --resume" in outcome.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weights": "nan"}, "values that are not finite"),
+        ({"ranges": {"input": (-1.0, float("nan"))}}, "the header of .* cannot be read"),
+        ({"ranges": {"input": (1.0, 2.0)}}, "a range from 1.0 to 2.0"),
+        ({"ranges": {"input": (-1.0, 2.0)}}, "was not calibrated"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told(trained, tmp_path, change, said):
+    run = tmp_path / "run"
+    shutil.copytree(trained.out, run)
+    checkpoint = read_checkpoint(run / CHECKPOINT)
+    if "weights" in change:
+        name = "features.0.weight"
+        weights = {**checkpoint.weights, name: torch.full_like(checkpoint.weights[name], float("nan"))}
+        changed = replace(checkpoint, weights=weights)
+    else:
+        changed = replace(checkpoint, ranges={name: Range(*bounds) for name, bounds in change["ranges"].items()})
+    (run / CHECKPOINT).write_bytes(pack_checkpoint(changed))
+    with pytest.raises(FireboxError, match=said):
+        network = load_network(run)
+        train_quantized(network, replace(quantized_config(network), epochs=1), tmp_path / "out", quiet=True)
+
+
+def test_a_rate_that_is_too_high_is_told(trained, tmp_path):
+    network = load_network(trained.out)
+    with pytest.raises(TrainingError, match="lower --lr"):
+        train_quantized(network, replace(quantized_config(network), learning_rate=1e30), tmp_path / "run", quiet=True)

@@ -1,0 +1,227 @@
+"""A run that is stopped, wherever that is, goes on to the same bytes."""
+
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from waiting import held_after, wait_until
+
+from firebox.model_zoo import Callback, Loop, TrainingConfig, TrainingResult, resume, train
+from firebox.model_zoo.training.run import Run, claim
+from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint, read_safetensors
+from firebox.runtime.errors import CheckpointError, UsageError
+
+CASES = {
+    "average, mixed pictures, parts, teachers": {
+        "ema": 0.9, "mixup": 0.5, "cutmix": 1.0, "accumulation": 2, "nesterov": True, "teachers": True,
+    },
+    "snapshots within epochs": {"snapshots": 2, "iterations": 8, "ema": 0.5, "momentum": 0.0},
+    # Layers are frozen where epochs end, too.
+    "layers frozen, blocks at their own rates": {
+        "freezeout": "linear", "freeze_first": 1 / 3, "layer_decay": 0.5, "learn": 4, "start": True,
+        "optimizer": "muon",
+    },
+    "codes": {"learn": "head", "start": True, "images_per_class": 6, "ema": 0.9},
+}  # fmt: skip
+
+
+def epochs_on_tensorboard(run: Path) -> list[int]:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars("val_accuracy")]
+
+
+def files_of(result: TrainingResult) -> list[bytes]:
+    return [path.read_bytes() for path in (result.checkpoint, *result.snapshots)]
+
+
+@contextmanager
+def stopping_after_an_epoch() -> Iterator[None]:
+    """Within, a training is interrupted after its next epoch, when the checkpoint is there."""
+    write = Run.write
+
+    def stop(run: Run, *state, **last) -> None:
+        write(run, *state, **last)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "write", stop)
+        yield
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_a_stopped_run_becomes_the_unbroken_one(trained, tmp_path, changes):
+    named = {"start": str(trained.out), "teachers": (str(trained.out),)}
+    changes = {name: named[name] if value is True and name in named else value for name, value in changes.items()}
+    data = str(trained.out.parent / "pictures")
+    config = replace(TrainingConfig(data=data, epochs=3, batch_size=8), **changes)
+    unbroken = train(config, tmp_path / "unbroken", quiet=True)
+
+    out = tmp_path / "broken"
+    with stopping_after_an_epoch():
+        train(config, out, command="firebox train", quiet=True)
+    with stopping_after_an_epoch():
+        resume(out, quiet=True)
+    resumed = resume(out, quiet=True)
+    assert files_of(resumed) == files_of(unbroken)
+    assert resumed.predicted_saving == unbroken.predicted_saving
+    assert '"command": "firebox train"' in (out / "config.json").read_text()
+
+
+class Counts(Callback):
+    """What a caller's callback may be: it remembers, and changes the rates."""
+
+    def __init__(self, name: str = "counts"):
+        self.name, self.steps = name, torch.zeros(1)
+
+    def after_step(self, loop: Loop) -> None:
+        self.steps += 1
+        for group in loop.optimizer.param_groups:
+            group["lr"] = 0.01 / float(self.steps)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state) -> None:
+        super().load_state_dict(state)
+        self.steps = state["steps"].clone()
+
+
+def test_callbacks_of_the_caller_go_on_with_their_state(trained, tmp_path):
+    data = str(trained.out.parent / "pictures")
+    config, counts = TrainingConfig(data=data, epochs=3, batch_size=8), Counts()
+    unbroken = train(config, tmp_path / "unbroken", callbacks=[counts], quiet=True)
+    assert int(counts.steps) == unbroken.steps
+    out = tmp_path / "broken"
+    with stopping_after_an_epoch():
+        train(config, out, callbacks=[Counts()], quiet=True)
+    with pytest.raises(CheckpointError, match="has a state of counts, which is not of its training"):
+        resume(out, quiet=True)
+    assert files_of(resume(out, callbacks=[Counts()], quiet=True)) == files_of(unbroken)
+    with pytest.raises(UsageError, match="two callbacks are called 'average'"):
+        train(replace(config, ema=0.9), tmp_path / "third", callbacks=[Counts("average")], quiet=True)
+
+
+@pytest.fixture
+def begun(trained, tmp_path) -> Path:
+    """A run that has not taken a step yet, on pictures of its own."""
+    shutil.copytree(trained.out.parent / "pictures", tmp_path / "pictures")
+    config = TrainingConfig(data=str(tmp_path / "pictures"), epochs=2, batch_size=8)
+    file = train(config, tmp_path / "run", quiet=True).checkpoint
+    checkpoint = replace(read_checkpoint(file), epoch=0, step=0, optimizer={}, callbacks={})
+    file.write_bytes(pack_checkpoint(checkpoint))
+    return file.parent
+
+
+def test_as_many_other_pictures_are_not_gone_on_with(firebox, begun, tmp_path):
+    picture = min((tmp_path / "pictures" / "class1").iterdir())
+    picture.rename(tmp_path / "pictures" / "class0" / "moved.png")
+    other = min((tmp_path / "pictures" / "class2").iterdir())
+    shutil.copy(other, tmp_path / "pictures" / "class1" / "copied.png")
+    other.unlink()
+    outcome = firebox("train", "--resume", begun)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "its classes or its pictures have changed" in outcome.err
+
+
+def test_a_changed_bit_is_told(firebox, begun, tmp_path):
+    file = begun / "checkpoint.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 64
+    file.write_bytes(data)
+    for command in (("train", "--resume", begun), ("evaluate", begun, "--data", tmp_path / "pictures")):
+        outcome = firebox(*command)
+        assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+        assert "is damaged: its tensors are not those that were written; copy it again" in outcome.err
+
+
+def test_a_run_is_one_process_at_a_time(firebox, begun, tmp_path):
+    with claim(begun):
+        again = firebox("train", "--resume", begun)
+    assert (again.code, again.err.count("\n")) == (2, 1)
+    assert f"another process is training in {begun}" in again.err
+    with claim(tmp_path / "new"):
+        assert firebox("train", "--data", tmp_path / "pictures", "--out", tmp_path / "new").code == 2
+    assert not (tmp_path / "new").exists()
+    assert firebox("train", "--resume", begun).code == 0
+
+
+def test_an_older_checkpoint_is_gone_on_with(begun, tmp_path):
+    """What knows neither teachers nor digests."""
+    file = begun / "checkpoint.safetensors"
+    tensors, metadata = read_safetensors(file.read_bytes(), "")
+    header = json.loads(metadata["firebox"])
+    for name in ("tensors_sha256", "pictures_sha256", "teachers_sha256"):
+        del header[name]
+    del header["training"]["teachers"]
+    file.write_bytes(safetensors.torch.save(tensors, {"firebox": json.dumps(header)}))
+    (begun / "log.csv").write_bytes(b"\xff\xfe")
+    assert resume(begun, quiet=True).epochs == 2
+
+
+def test_other_processes_than_before_are_told(begun, capsys):
+    text = (begun / "config.json").read_text()
+    (begun / "config.json").write_text(text.replace('"processes": 1', '"processes": 2'))
+    capsys.readouterr()
+    resume(begun, quiet=True)
+    assert "was begun with a number of processes of 2 and goes on with 1" in capsys.readouterr().err
+
+
+def test_tensorboard_follows_a_run_that_is_resumed_within_a_second(pictures, tmp_path):
+    out = tmp_path / "run"
+    with stopping_after_an_epoch():
+        train(TrainingConfig(data=str(pictures), epochs=3, batch_size=4), out, quiet=True)
+    (events,) = (out / "tensorboard").iterdir()
+    # As if of a process with a higher number.
+    events.rename(events.with_name(f"events.out.tfevents.{int(time.time())}.vm.~.0"))
+    resume(out, quiet=True)
+    assert epochs_on_tensorboard(out) == [1, 2, 3]
+
+
+def test_killed_at_random_moments(pictures, tmp_path):
+    out, moments = tmp_path / "killed", random.Random(0)
+    config = TrainingConfig(data=str(pictures), epochs=27, batch_size=4, snapshots=3, ema=0.9, cutmix=1.0)
+    # Processes that have loaded torch, and computed nothing yet.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["firebox.model_zoo.training.trainer", "torch._dynamo", "matplotlib.font_manager"])
+    for kill in range(3):
+        work = (resume, out) if kill else (train, config, out)
+        # No kill comes after the last epoch, and each has epochs of its own to come in.
+        process = processes.Process(target=held_after, args=(9 * kill + 8, *work))
+        process.start()
+        wait_for_an_epoch(out / "log.csv", process)
+        time.sleep(moments.random() / 4)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert read_checkpoint(out / "checkpoint.safetensors").epoch < config.epochs
+    # As if it had been killed while it wrote.
+    (out / ".log.csv.0123abcd.part").write_text("half")
+    resumed = resume(out, quiet=True)
+    unbroken = train(config, tmp_path / "unbroken", quiet=True)
+    assert files_of(resumed) == files_of(unbroken)
+    assert not list(out.rglob(".*"))
+    # TensorBoard sees each epoch once, though some were begun twice.
+    assert epochs_on_tensorboard(out) == list(range(1, config.epochs + 1))
+
+
+def wait_for_an_epoch(log: Path, process: BaseProcess) -> None:
+    """Until the log has another row than at first."""
+    before = log.read_bytes() if log.exists() else b""
+    wait_until(
+        lambda: log.exists() and log.read_bytes() != before and log.read_bytes().count(b"\n") > 1,
+        f"another epoch in {log}",
+        process.is_alive,
+    )

@@ -1,0 +1,181 @@
+"""What the options of a training do, and what cannot be asked for."""
+
+import math
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from firebox.export.quantization.ranges import Range
+from firebox.model_zoo import Resources, TrainingConfig, load_network, train
+from firebox.model_zoo.training.distributed import Workers
+from firebox.model_zoo.training.learner import Learner
+from firebox.model_zoo.training.mixing import mix
+from firebox.model_zoo.training.start import start
+from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
+from firebox.runtime.errors import TrainingError
+from firebox.runtime.images.datasets import open_images, split_images
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--snapshots", 4, "--epochs", 3, "--batch-size", 4), 2, "9 steps cannot be divided into 4 cycles"),
+        (("--snapshots", 50, "--epochs", 3, "--batch-size", 4), 2, "50 snapshots do not fit into 9 steps"),
+        (("--snapshots", -1), 2, "snapshots -1 is not between 0 and 1000"),
+        (("--snapshots", 5, "--freezeout", "cubic"), 2, "snapshots and freezeout both set the rates"),
+        (("--snapshots", 5, "--warmup", 2), 2, "snapshots begins at the full rate; leave out the warm-up of 2"),
+        (("--freezeout", "cubic", "--warmup", 1), 2, "freezeout begins at the full rate"),
+        (("--freezeout", "linear", "--freeze-first", 0), 2, "freeze_first 0.0 is not a positive number"),
+        (("--freezeout", "linear", "--freeze-first", 1.5), 2, "freeze_first 1.5 is above 1"),
+        (("--freezeout", "linear", "--freeze-first", "nan"), 2, "freeze_first nan is not usable"),
+        (("--accumulation", 7), 2, "batch_size 64 cannot be computed in 7 equal parts"),
+        (("--accumulation", 0), 2, "accumulation 0 is not between 1"),
+        (("--batch-size", 4, "--accumulation", 4), 2, "leaves batch norm one picture at once"),
+        (("--ema", 1), 2, "ema 1.0 is not between 0 and 0.999999"),
+        (("--mixup", -1), 2, "mixup -1.0 is not between 0 and 100"),
+        (("--mixup", 1e-50), 2, "mixup 1e-50 is below 0.001; give 0 for none"),
+        (("--start", ""), 2, "start is empty; name one, or leave it out"),
+        (("--recipe", ""), 2, "no recipe ''"),
+        (("--set", "head_padding=65536"), 2, "head_padding 65536 is not between 0 and 64"),
+        (("--set", "base_e=65536", "--set", "incr_e=65536"), 2, "are more than 1,000,000,000"),
+        (("--cutmix", "inf"), 2, "cutmix inf is not between 0 and 100"),
+        (("--iterations", 0), 2, "iterations 0 is not between 1"),
+        (("--epochs", 10**30), 2, "is not between 1 and 100000"),
+        (("--lr", 1e400), 2, "learning_rate inf is not between 0 and 1e+30"),
+        (("--lr", 0), 2, "learning_rate 0.0 is not a positive number"),
+        (("--momentum", -0.1), 2, "momentum -0.1 is not between 0 and 1"),
+        (("--nesterov", "--momentum", 0), 2, "nesterov says how momentum is used, and momentum is 0"),
+        (("--optimizer", "muon", "--momentum", 0), 2, "muon says how momentum is used, and momentum is 0"),
+        (("--temperature", 0), 2, "temperature 0.0 is not between 0.001 and 1000.0"),
+        (("--teacher-share", 2), 2, "teacher_share 2.0 is not between 0 and 1"),
+        (("--layer-decay", 0), 2, "layer_decay 0.0 is not a positive number"),
+        (("--layer-decay", 2), 2, "layer_decay 2.0 is above 1"),
+        (("--learn", 0), 2, "learn 0 is neither 'all' nor 'head' nor a number of blocks"),
+        (("--learn", "-1"), 2, "learn '-1' is not usable; give all or head or a whole number"),
+        (("--learn", "nonsense"), 2, "learn 'nonsense' is not usable"),
+        (("--learn", 2), 2, "learn 2 keeps the weights below as they began, at random; name a start"),
+        (("--learn", "head", "--start", "runs/a", "--augment", "standard"), 2, "without augment 'standard'"),
+        (("--learn", "head", "--start", "runs/a", "--freezeout", "cubic"), 2, "nothing to freeze below the head"),
+        (("--epochs", 3, "--warmup", 3), 2, "leaves none of the 3 for the rate to fall"),
+        (("--epochs", 3, "--warmup", 4), 2, "warmup_epochs 4 is not between 0 and 3"),
+        (("--iterations", 9, "--batch-size", 4, "--warmup", 20), 2, "a warm-up of 20 epochs, 60 steps, leaves none"),
+        (("--epochs", 3, "--iterations", 9), 2, "--epochs and --iterations both say how long to train"),
+        (("--snapshots", 1, "--schedule", "polynomial"), 2, "snapshots sets the rates; leave out the polynomial"),
+        (("--power", 2), 2, "--power says nothing without --schedule polynomial"),
+        (("--optimizer", "muon", "--no-nesterov"), 2, "--no-nesterov says nothing to muon"),
+        (("--muon-rate", 0.1), 2, "--muon-rate says nothing without --optimizer muon"),
+        (("--freeze-unscaled",), 2, "--freeze-scaled says nothing without --freezeout"),
+        (("--teacher-share", 0.5), 2, "--teacher-share says nothing without --teacher"),
+        (("--optimizer", "muon", "--set", "batch_norm=false"), 2, "no kernel that learns has a batch norm behind it"),
+        (("--images-per-class", 100), 1, "has 6 pictures, not 100; ask for fewer"),
+        (("--images-per-class", 0), 2, "images_per_class 0 is not between 1"),
+        (("--set", "bypas=none"), 2, "squeezenet_micro has no 'bypas'; did you mean bypass?"),
+        (("--set", "bypass"), 2, "--set 'bypass' is not KEY=VALUE"),
+        (("--set", "squeeze_ratio=-1"), 2, "squeeze_ratio -1"),
+        (("--set", "freq=1e999"), 2, "freq inf is not usable"),
+        (("--set", f"pools={'[' * 3000}"), 2, "pools '[[["),
+        (("--set", "input_size=[8,8]"), 2, "the network's input_size follows from the pictures"),
+        (("--recipe", "nothing"), 2, "no recipe 'nothing'"),
+        (("--start", "no/where"), 2, "no such weights to start with: no/where"),
+        (("--teacher", "no/where"), 2, "no such run folder or checkpoint: no/where"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_leaves_nothing(firebox, pictures, tmp_path, arguments, code, said):
+    out = tmp_path / "run"
+    outcome = firebox("train", "--data", pictures, "--out", out, *arguments)
+    assert outcome.code == code
+    assert said in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "tensorboard"])
+def test_a_missing_package_is_told_before_anything_is_done(firebox, tmp_path, monkeypatch, package):
+    homes = tuple(f"firebox.model_zoo.{home}" for home in ("curves", "run_folder", "training", "training_result"))
+    for name in [name for name in sys.modules if name in homes or name.startswith((package, "torch.utils.tensorb"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    outcome = firebox("train", "--out", tmp_path / "run")
+    assert (outcome.code, outcome.err) == (1, f"error: {package} is not installed; run: pip install 'firebox[train]'\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_int8_weights_are_no_start(firebox, trained, tmp_path):
+    quantized = tmp_path / "int8.safetensors"
+    checkpoint = replace(read_checkpoint(trained.checkpoint), ranges={"input": Range(-1, 1)})
+    quantized.write_bytes(pack_checkpoint(checkpoint))
+    data = trained.out.parent / "pictures"
+    outcome = firebox("train", "--start", quantized, "--data", data, "--out", tmp_path / "run")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "was trained in int8; begin with the float run" in outcome.err
+
+
+def learner_of(config: TrainingConfig) -> Learner:
+    images = split_images(open_images(config.data), 0.2, 0)
+    return Learner(start(config, images, Resources("cpu")), torch.device("cpu"), 3, Workers())
+
+
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(pictures):
+    config = TrainingConfig(
+        data=str(pictures), batch_size=12, augment="none", precision="float32", network={"batch_norm": False}
+    )
+    pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(12) % 2
+    whole, parts = learner_of(config), learner_of(replace(config, accumulation=4))
+    assert parts.step(pixels, labels)[0] == pytest.approx(whole.step(pixels, labels)[0], rel=1e-5)
+    for name, parameter in whole.module.named_parameters():
+        other = parts.module.get_parameter(name)
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, other.grad, rtol=1e-4, atol=1e-7), name
+        assert torch.allclose(parameter, other, rtol=1e-4, atol=1e-7), name
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"accumulation": 2}, {"snapshots": 3}], ids=str)
+def test_a_loss_that_is_no_number_stops_and_the_checkpoint_before_stays(pictures, tmp_path, changes, monkeypatch):
+    config = TrainingConfig(data=str(pictures), epochs=3, batch_size=4, **changes)
+    steps, step = [], Learner.step
+
+    def poisoned(learner, pixels, labels):
+        steps.append(learner.loop.step)
+        if learner.loop.step == 4:
+            next(iter(learner.module.parameters())).data.fill_(math.nan)
+        return step(learner, pixels, labels)
+
+    monkeypatch.setattr(Learner, "step", poisoned)
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 4, .*the last whole checkpoint stays"):
+        train(config, tmp_path / "run", quiet=True)
+    assert steps == [0, 1, 2, 3, 4]
+    assert read_checkpoint(tmp_path / "run" / "checkpoint.safetensors").epoch == 1
+    load_network(tmp_path / "run")
+
+
+def test_mixed_pictures_have_mixed_classes():
+    torch.manual_seed(0)
+    labels = torch.arange(8)
+    targets = torch.nn.functional.one_hot(labels, 8).float()
+    # Each picture is of one value, that of its class.
+    pictures = labels.float()[:, None, None, None].expand(8, 3, 10, 10).contiguous()
+    before = pictures.clone()
+    for mixup, cutmix in ((0.5, 0.0), (0.0, 1.0), (0.5, 1.0), (1e-30, 0.0), (100.0, 100.0)):
+        for _ in range(20):
+            mixed, shares = mix(pictures, targets, mixup, cutmix)
+            assert torch.isfinite(mixed).all()
+            assert torch.allclose(shares.sum(1), torch.ones(8))
+            # The mean value of a picture is the mean of the classes, in their shares.
+            assert torch.allclose(mixed.mean((1, 2, 3)), shares @ labels.float(), atol=1e-4)
+    assert torch.equal(pictures, before)
+    assert mix(pictures, targets, 0.0, 0.0)[0] is pictures
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [({}, 1), ({"epochs": 4}, 0), ({"iterations": 10}, 0), ({"snapshots": 1}, 0), ({"freezeout": "linear"}, 0)],
+)
+def test_warm_up_is_left_out_of_short_trainings_and_where_others_set_the_rates(pictures, changes, epochs):
+    config = TrainingConfig(data=str(pictures), batch_size=4, learning_rate=0.1, **{"epochs": 5, **changes})
+    learner = learner_of(config)
+    assert learner.config.warmup_epochs == epochs
+    learner.step(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    assert (learner.rate < 0.1) == bool(epochs)

@@ -1,0 +1,134 @@
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from firebox.model_zoo import Resources, TrainingConfig, create_model, load_network, load_pictures, predict, train
+from firebox.model_zoo.training.features import Coded, encode
+from firebox.model_zoo.training.layer_groups import layers_of
+from firebox.model_zoo.training.optimizer import make_optimizer
+from firebox.model_zoo.training.start import start
+from firebox.model_zoo.training.transfer import blocks_of, rate_factors
+from firebox.model_zoo.weights.checkpoint import read_checkpoint
+from firebox.runtime.errors import CheckpointError, DataError, UsageError
+from firebox.runtime.images.datasets import open_images, split_images
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, paint):
+    """Pictures of four classes, where the run that is begun with knows three."""
+    return paint(tmp_path_factory.mktemp("other") / "pictures", classes=4, pictures=6)
+
+
+def config_for(trained, data, **changes) -> TrainingConfig:
+    return TrainingConfig(data=str(data), start=str(trained.out), epochs=1, batch_size=4, **changes)
+
+
+def moved(trained, result) -> set[str]:
+    """The tensors that differ from those that the training began with, the head's aside."""
+    before, after = (read_checkpoint(each.checkpoint).weights for each in (trained, result))
+    return {name for name in before if name.startswith("features") and not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("learn", ["head", 2, "all"])
+def test_only_what_learns_moves_and_the_head_is_new(trained, other, tmp_path, learn):
+    result = train(config_for(trained, other, learn=learn), tmp_path / "run", quiet=True)
+    network = load_network(result.checkpoint)
+    assert network.classes == ("class0", "class1", "class2", "class3")
+    names = [layer.name for block in blocks_of(network.module)[:-1] for layer in block]
+    learning = {"head": [], 2: [layer.name for block in blocks_of(network.module)[-3:-1] for layer in block]}
+    wanted = learning.get(learn, names)
+    # A norm moves with its convolution: its name has that of the convolution before it.
+    parts = {name.rpartition(".")[0].replace("_norm", "") for name in moved(trained, result)}
+    norms = {name for name in parts if name not in names}
+    assert parts - norms == set(wanted)
+    assert bool(norms) == (learn == "all")
+    assert read_checkpoint(result.checkpoint).origin_sha256
+
+
+def test_as_many_classes_of_other_names_have_a_new_head(trained, other, tmp_path):
+    first = train(config_for(trained, other), tmp_path / "first", quiet=True)
+    begun = {}
+    for name, classes in (("same", None), ("renamed", ("a", "b", "c", "d"))):
+        data = tmp_path / name
+        shutil.copytree(other, data)
+        for before, after in zip(sorted(data.iterdir()), classes or (), strict=False):
+            before.rename(data / after)
+        config = replace(config_for(first, data), seed=7)
+        images = split_images(open_images(data), config.val_fraction, config.seed)
+        begun[name] = start(config, images, Resources("cpu")).weights["classifier.1.weight"]
+    kept = read_checkpoint(first.checkpoint).weights["classifier.1.weight"]
+    assert torch.equal(begun["same"], kept)
+    assert not torch.equal(begun["renamed"], kept)
+
+
+def test_codes_and_the_head_answer_as_the_network_does(trained, other):
+    network = load_network(trained.out)
+    pictures = load_pictures(open_images(other), network.preprocessing, quiet=True)
+    codes = encode(network.module, pictures, network.preprocessing, memory_bytes=2**24, quiet=True)
+    assert codes.pixels.dtype == torch.float16
+    assert torch.equal(codes.labels, pictures.labels)
+    found = predict(Coded(network.module), codes, network.preprocessing)
+    wanted = predict(network.module, pictures, network.preprocessing)
+    # float16 carries eleven bits.
+    assert torch.allclose(found, wanted, rtol=0.01, atol=0.01)
+    with pytest.raises(UsageError, match=r"codes of 24 pictures take .* more than 1.0 KiB; raise --memory"):
+        encode(network.module, pictures, network.preprocessing, memory_bytes=1024, quiet=True)
+
+
+def test_codes_beyond_the_memory_are_one_line(firebox, trained, other, tmp_path):
+    options = ("--start", trained.out, "--learn", "head", "--data", other, "--memory", "1KiB")
+    outcome = firebox("train", *options, "--out", tmp_path / "run")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "raise --memory" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_rates_fall_by_block():
+    module = create_model("squeezenet_micro", num_classes=3)
+    blocks, factors = blocks_of(module), rate_factors(module, 0.5)
+    assert [{factors[layer.name] for layer in block} for block in blocks][::-1] == [
+        {0.5**index} for index in range(len(blocks))
+    ]
+    assert rate_factors(module, 1.0) == {}
+    for freezeout in (None, "linear"):
+        optimizer = make_optimizer(module, TrainingConfig(freezeout=freezeout, layer_decay=0.5), factors)
+        assert {group["layer"]: group["factor"] for group in optimizer.param_groups} == factors
+    assert [layer.name for layer in layers_of(module)] == [layer.name for block in blocks for layer in block]
+
+
+def test_freezeout_and_rates_by_block_go_with_the_last_blocks(trained, other, tmp_path):
+    config = config_for(trained, other, learn=2, layer_decay=0.5, freezeout="cubic", freeze_first=0.5)
+    result = train(config, tmp_path / "run", quiet=True)
+    assert result.predicted_saving is not None
+    assert 0 < result.predicted_saving < 1
+
+
+def test_a_start_can_be_public_weights(data_dir, other, tmp_path):
+    weights = data_dir / "squeezenet1_1.pth"
+    config = TrainingConfig(model="squeezenet1_1", data=str(other), start=str(weights), learn="head", epochs=1)
+    result = train(replace(config, input_size=(64, 64), batch_size=4), tmp_path / "run", quiet=True)
+    network, origin = load_network(result.checkpoint), torch.load(weights, weights_only=True)
+    state = network.module.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in origin.items() if name.startswith("features"))
+    assert state["classifier.1.weight"].shape[0] == 4
+    assert network.preprocessing.mean == pytest.approx((0.485, 0.456, 0.406))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "said"),
+    [
+        ({"start": "nowhere"}, UsageError, "no such weights to start with: nowhere"),
+        ({"model": "squeezenet_cifar"}, CheckpointError, "is of another network"),
+        ({"learn": 8}, UsageError, "the network has 7 blocks before its head, not 8; have fewer learn"),
+        ({"images_per_class": 50}, DataError, "has 5 pictures, not 50; ask for fewer"),
+        ({"network": {"bypass": "complex"}}, CheckpointError, "it has no features"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_begun_with_is_told(trained, other, tmp_path, changes, kind, said):
+    config = replace(config_for(trained, other), **changes)
+    with pytest.raises(kind, match=said):
+        train(config, tmp_path / "run", Resources("cpu"), quiet=True)
+    assert not (tmp_path / "run").exists()
