@@ -209,7 +209,8 @@ def introduction(outcomes: Sequence[Outcome], processors: Sequence[str]) -> list
         "## What is promised of each operation",
         "In onnxruntime, in LiteRT (XNNPACK) and in the reference (`runtime/graph/reference.py`), for files that "
         "firebox exports. *One step*: the integers of this operation are apart by one at most, which layers behind it "
-        "may multiply. tflite-runtime and tflite-micro rescale in fixed point: each operation alone is within one step.",
+        "may multiply. tflite-runtime and tflite-micro rescale in fixed point: each operation alone is within one "
+        "step.",
         table(("operation", "promise", "why"), _PROMISES, names=3),
         "## Networks on processors",
         "The share of outputs that are identical with the reference's, on 2 images. Nehalem (SSE4), Haswell (AVX2) and "
