@@ -9,7 +9,7 @@ import click
 import numpy as np
 from common import (
     FOLDER,
-    PICTURES,
+    IMAGES,
     REFERENCES,
     data_option,
     load_reference,
@@ -83,12 +83,12 @@ def main(data_folder: Path, out: Path, seeds: int) -> None:
     Example:
       python benchmarks/accuracy.py --data-folder ~/firebox-data
     """
-    pictures = open_images(data_folder / PICTURES)
-    found = [measure(name, data_folder, pictures, range(seeds)) for name in REFERENCES]
-    write_page(out, page(found, len(pictures)))
+    images = open_images(data_folder / IMAGES)
+    found = [measure(name, data_folder, images, range(seeds)) for name in REFERENCES]
+    write_page(out, page(found, len(images)))
 
 
-def measure(name: str, data_folder: Path, pictures: LabelledImages, seeds: Sequence[int]) -> Findings:
+def measure(name: str, data_folder: Path, images: LabelledImages, seeds: Sequence[int]) -> Findings:
     network = load_reference(name, data_folder)
     with tempfile.TemporaryDirectory() as folder:
         gate: dict[int, Parity] = {}
@@ -96,18 +96,18 @@ def measure(name: str, data_folder: Path, pictures: LabelledImages, seeds: Seque
             # Seed 0 is the default export and gives all four files. What the gate would refuse is measured, too.
             others = ExportConfig(seed=seed, precisions=("int8",), tolerance=Tolerance(agreement=0, sqnr_db=-100))
             config = ExportConfig() if seed == 0 else others
-            found = export_network(network, Path(folder, str(seed)), pictures, config)
+            found = export_network(network, Path(folder, str(seed)), images, config)
             gate[seed] = next(parity for parity in found.parity if parity.file == _INT8)
         files = {
             label.removeprefix(f"{folder}/0/"): Recorder(classifier)
             for label, classifier in open_classifiers([f"{folder}/0"], None, "all").items()
         }
         sessions = {f"seed {seed}": Session(Path(folder, str(seed), _INT8)) for seed in seeds}
-        with progress(f"evaluating {name}", len(pictures)) as advance:
-            evaluations = evaluate({_TORCH: TorchClassifier(network), **files, **sessions}, pictures, advance)
+        with progress(f"evaluating {name}", len(images)) as advance:
+            evaluations = evaluate({_TORCH: TorchClassifier(network), **files, **sessions}, images, advance)
     by_name = {evaluation.name: evaluation for evaluation in evaluations}
     calibration = ExportConfig().calibration_images
-    drawn = {seed: set(sample(pictures, calibration, seed).names) for seed in seeds}
+    drawn = {seed: set(sample(images, calibration, seed).names) for seed in seeds}
     return Findings(
         network=name,
         files={label: by_name[label] for label in (_TORCH, *files)},
@@ -115,28 +115,28 @@ def measure(name: str, data_folder: Path, pictures: LabelledImages, seeds: Seque
         step=sessions["seed 0"].contract.output.scale or 0.0,
         seeds={seed: by_name[f"seed {seed}"] for seed in seeds},
         gate=gate,
-        unseen={seed: np.array([name not in drawn[seed] for name in pictures.names]) for seed in seeds},
+        unseen={seed: np.array([name not in drawn[seed] for name in images.names]) for seed in seeds},
     )
 
 
-def page(found: Sequence[Findings], pictures: int) -> list[str]:
+def page(found: Sequence[Findings], images: int) -> list[str]:
     calibration = ExportConfig().calibration_images
     first = found[0].files[_TORCH].top1
-    error = (first * (1 - first) / pictures) ** 0.5
+    error = (first * (1 - first) / images) ** 0.5
     return [
         "# Accuracy of the exported files",
         "This page is written by\n\n```sh\npython benchmarks/accuracy.py\n```",
-        f"on the {pictures} labelled pictures of `{FOLDER}/{PICTURES}` (ImageNet, one for each of {pictures} classes; "
+        f"on the {images} labelled images of `{FOLDER}/{IMAGES}` (ImageNet, one for each of {images} classes; "
         "[where from](data.md)). "
-        f"One picture is {1 / pictures:.1%}, and the standard error of a top-1 on so few is {error:.1%}: these figures "
+        f"One image is {1 / images:.1%}, and the standard error of a top-1 on so few is {error:.1%}: these figures "
         "tell whether a file answers as its network does, not how good the network is. The files are what the command "
         "writes with its default options:",
         "\n".join(["```sh", *map(_export_command, REFERENCES), "```"]),
         surroundings(),
         "## Every file in every backend",
         "How often the class named first is right, how often the right one is among the first five, and how often the "
-        "file names the class that torch does. The int8 rows are one calibration, seed 0, whose pictures are among "
-        "those measured here; other draws, and unseen pictures, are [below](#other-calibration-pictures).",
+        "file names the class that torch does. The int8 rows are one calibration, seed 0, whose images are among "
+        "those measured here; other draws, and unseen images, are [below](#other-calibration-images).",
         table(("network", "file (backend)", "top-1", "top-5", "same class as torch"), _file_rows(found), names=2),
         "## int8: ONNX beside TFLite",
         "Both files come from one quantized graph. A step is the scale of the output, the least by which two logits "
@@ -146,14 +146,14 @@ def page(found: Sequence[Findings], pictures: int) -> list[str]:
             _format_rows(found),
             names=2,
         ),
-        "## Other calibration pictures",
-        f"The same int8 ONNX file, calibrated with {calibration} pictures drawn by each seed in turn; none is left "
-        "out. *top-1* is the difference to torch on the same pictures, in percentage points; *lost / won* counts the "
-        "pictures that only torch and only the int8 file gets right. *Unseen* are the pictures that were not used to "
-        f"calibrate ({pictures - calibration} of {pictures}). Between seeds nothing differs but the draw, and any "
-        "single export is one draw; the seeds share most of the pictures they are measured on, so that their range "
-        "shows what the draw does, not the uncertainty that comes from so few pictures. *Gate* is the share of the "
-        "same class on the few pictures that an export looks at before it writes; below "
+        "## Other calibration images",
+        f"The same int8 ONNX file, calibrated with {calibration} images drawn by each seed in turn; none is left "
+        "out. *top-1* is the difference to torch on the same images, in percentage points; *lost / won* counts the "
+        "images that only torch and only the int8 file gets right. *Unseen* are the images that were not used to "
+        f"calibrate ({images - calibration} of {images}). Between seeds nothing differs but the draw, and any "
+        "single export is one draw; the seeds share most of the images they are measured on, so that their range "
+        "shows what the draw does, not the uncertainty that comes from so few images. *Gate* is the share of the "
+        "same class on the few images that an export looks at before it writes; below "
         f"{Tolerance().agreement:.0%}, or an SQNR of {Tolerance().sqnr_db:g} dB, the command would have written "
         "nothing and asked for another calibration or tolerance. Such a draw is measured here all the same.",
         *(f"### {findings.network}\n\n{_seed_table(findings)}" for findings in found),
@@ -161,7 +161,7 @@ def page(found: Sequence[Findings], pictures: int) -> list[str]:
 
 
 def _export_command(name: str) -> str:
-    source = f"--weights {FOLDER}/{REFERENCES[name]} --calibrate {FOLDER}/{PICTURES}"
+    source = f"--weights {FOLDER}/{REFERENCES[name]} --calibrate {FOLDER}/{IMAGES}"
     return f"firebox export {name} {source} --out build/{name}"
 
 

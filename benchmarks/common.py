@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from firebox.export import Tolerance
-from firebox.model_zoo import Network, load_network, load_pictures, predict
+from firebox.model_zoo import Network, load_images, load_network, predict
 from firebox.runtime import LabelledImages, Session, open_images
 from firebox.runtime.commands.console import note
 from firebox.runtime.files import write_file
 
 # Networks whose published weights are used, with the file that holds them.
 REFERENCES = {"squeezenet1_1": "squeezenet1_1.pth", "squeezenet1_0": "compressed_SqueezeNet.net"}
-PICTURES = "imagenet-samples.tar"
+IMAGES = "imagenet-samples.tar"
 CIFAR = "cifar10-images.tar"
 
 # What the gate would refuse is measured, too.
@@ -37,7 +37,7 @@ data_option = click.option(
     envvar="FIREBOX_DATA",
     show_envvar=True,
     required=True,
-    help="Folder of the weights and the pictures.",
+    help="Folder of the weights and the images.",
 )
 
 
@@ -49,27 +49,27 @@ def out_option(name: str):
 
 
 def load_reference(name: str, data_folder: Path, input_size: tuple[int, int] | None = None) -> Network:
-    # One picture at a time gives several threads little to do, and on busy cores they wait for each other.
+    # One image at a time gives several threads little to do, and on busy cores they wait for each other.
     torch.set_num_threads(1)
     return load_network(name, data_folder / REFERENCES[name], input_size=input_size)
 
 
-def test_pictures(data_folder: Path) -> LabelledImages:
+def test_images(data_folder: Path) -> LabelledImages:
     """CIFAR-10's, which nothing is trained or chosen on."""
-    pictures = open_images(data_folder / CIFAR).split("test")
-    if pictures is None:
+    images = open_images(data_folder / CIFAR).split("test")
+    if images is None:
         raise click.ClickException(f"{data_folder / CIFAR} has no folder test")
-    return pictures
+    return images
 
 
 def test_logits(network: Network, test: LabelledImages) -> np.ndarray:
-    """What the network answers to all pictures (pictures, classes)."""
-    pictures = load_pictures(test, network.preprocessing, quiet=True)
-    return predict(network.module, pictures, network.preprocessing).numpy()
+    """What the network answers to all images (images, classes)."""
+    images = load_images(test, network.preprocessing, quiet=True)
+    return predict(network.module, images, network.preprocessing).numpy()
 
 
 def accuracy(answers: np.ndarray, labels: np.ndarray) -> float:
-    """The share of the pictures that answers (pictures, classes) are right about."""
+    """The share of the images that answers (images, classes) are right about."""
     return float((answers.argmax(1) == labels).mean())
 
 

@@ -1,4 +1,4 @@
-"""Other makers' int8 files, calibrated with the same pictures: onnxruntime's quantizer, and LiteRT's in torch."""
+"""Other makers' int8 files, calibrated with the same images: onnxruntime's quantizer, and LiteRT's in torch."""
 
 import importlib
 import subprocess
@@ -36,7 +36,7 @@ _LAST_LINES = 5
 
 
 class Feeds(CalibrationDataReader):
-    """Pictures as onnxruntime's quantizer asks for them."""
+    """Images as onnxruntime's quantizer asks for them."""
 
     def __init__(self, feeds: Iterable[dict[str, np.ndarray]]):
         self._feeds = iter(feeds)
@@ -46,12 +46,12 @@ class Feeds(CalibrationDataReader):
         return next(self._feeds, None)
 
 
-def quantize_with_onnxruntime(folder: Path, pictures: LabelledImages) -> Path:
-    """The float32 file quantized by onnxruntime, as it recommends for x86, with the pictures that calibrate ours."""
+def quantize_with_onnxruntime(folder: Path, images: LabelledImages) -> Path:
+    """The float32 file quantized by onnxruntime, as it recommends for x86, with the images that calibrate ours."""
     source, prepared, target = (folder / name for name in ("model.float32.onnx", "prepared.onnx", "quantized.onnx"))
     config, session, name = ExportConfig(), Session(source), read_graph(source).inputs[0]
-    drawn = sample(pictures, config.calibration_images, config.seed)
-    crops = (session.preprocessing.crop(drawn.read(picture), picture) for picture in drawn.names)
+    drawn = sample(images, config.calibration_images, config.seed)
+    crops = (session.preprocessing.crop(drawn.read(image), image) for image in drawn.names)
     quant_pre_process(source, prepared)
     quantize_static(
         prepared,
@@ -67,12 +67,12 @@ def quantize_with_onnxruntime(folder: Path, pictures: LabelledImages) -> Path:
 
 
 def convert_with_stock(
-    python: Path, quantizer: StockQuantizer, network: Network, pictures: LabelledImages, target: Path
+    python: Path, quantizer: StockQuantizer, network: Network, images: LabelledImages, target: Path
 ) -> Path:
-    """The network as int8 .tflite from the stock converter, all ``pictures`` calibrating; ``python`` is that of the
+    """The network as int8 .tflite from the stock converter, all ``images`` calibrating; ``python`` is that of the
     environment it is installed in."""
     preprocessing = network.preprocessing
-    crops = (preprocessing.crop(pictures.read(name), pictures.where(name)) for name in pictures.names)
+    crops = (preprocessing.crop(images.read(name), images.where(name)) for name in images.names)
     inputs = np.stack([preprocessing.normalize(pixels).transpose(2, 0, 1) for pixels in crops]).astype(np.float32)
     program = torch.export.export(network.module, (torch.from_numpy(inputs[:1]),))
     with tempfile.TemporaryDirectory() as folder:

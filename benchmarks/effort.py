@@ -1,4 +1,4 @@
-"""How long `firebox export` takes at each effort, and how that grows with the calibration pictures; writes
+"""How long `firebox export` takes at each effort, and how that grows with the calibration images; writes
 docs/effort.md.
 
 The whole command is timed, start of Python and imports included: that is what a user waits for.
@@ -16,7 +16,7 @@ from typing import get_args
 
 import click
 import numpy as np
-from common import FOLDER, PICTURES, REFERENCES, data_option, out_option, surroundings, table, write_page
+from common import FOLDER, IMAGES, REFERENCES, data_option, out_option, surroundings, table, write_page
 
 from firebox.export.quantization.ptq import Effort
 from firebox.runtime.commands.console import note, progress
@@ -31,7 +31,7 @@ _NO_GATE = ("--min-agreement", "0", "--min-sqnr", "-100")
 
 @dataclass(frozen=True)
 class Case:
-    """One command: its effort and the number of pictures that calibrate."""
+    """One command: its effort and the number of images that calibrate."""
 
     effort: str
     images: int
@@ -50,9 +50,9 @@ class Times:
 @out_option("effort.md")
 @click.option("--rounds", default=3, show_default=True, help="How often every command has its turn.")
 @click.option("--effort", "efforts", multiple=True, type=click.Choice(_EFFORTS), help="Only these.  [default: all]")
-@click.option("--images", multiple=True, type=int, default=_IMAGES, show_default=True, help="Calibration pictures.")
+@click.option("--images", multiple=True, type=int, default=_IMAGES, show_default=True, help="Calibration images.")
 def main(data_folder: Path, out: Path, rounds: int, efforts: tuple[str, ...], images: tuple[int, ...]) -> None:
-    """Time the export of v1.1 at every effort and number of pictures.
+    """Time the export of v1.1 at every effort and number of images.
 
     \b
     Example:
@@ -66,13 +66,13 @@ def main(data_folder: Path, out: Path, rounds: int, efforts: tuple[str, ...], im
             for index in rng.permutation(len(cases)):
                 case = cases[index]
                 times[case].append(run(case, data_folder))
-                note(f"{case.effort}, {case.images} pictures: {times[case][-1].wall:.1f} s")
+                note(f"{case.effort}, {case.images} images: {times[case][-1].wall:.1f} s")
                 advance()
     write_page(out, page(times, rounds))
 
 
 def command(effort: str, images: int | str, folder: Path | str, out: str) -> list[str]:
-    source = f"--weights {folder}/{REFERENCES[_NETWORK]} --calibrate {folder}/{PICTURES}"
+    source = f"--weights {folder}/{REFERENCES[_NETWORK]} --calibrate {folder}/{IMAGES}"
     return f"export {_NETWORK} {source} --effort {effort} --images {images} --out {out}".split()
 
 
@@ -95,18 +95,18 @@ def run(case: Case, data_folder: Path) -> Times:
 
 def page(times: Mapping[Case, Sequence[Times]], rounds: int) -> list[str]:
     images = " ".join(f"--images {count}" for count in sorted({case.images for case in times}))
-    shown = " ".join(command("EFFORT", "PICTURES", FOLDER, f"build/{_NETWORK}"))
+    shown = " ".join(command("EFFORT", "IMAGES", FOLDER, f"build/{_NETWORK}"))
     return [
         "# What each effort costs",
         f"This page is written by\n\n```sh\npython benchmarks/effort.py --rounds {rounds} {images}\n```",
-        f"Whole commands, with the start of Python, imports, tracing, the gate's pictures and all four files:\n\n"
+        f"Whole commands, with the start of Python, imports, tracing, the gate's images and all four files:\n\n"
         f"```sh\nfirebox {shown}\n```",
-        f"with each effort and number of calibration pictures in turn, in {rounds} rounds and an order drawn anew for "
+        f"with each effort and number of calibration images in turn, in {rounds} rounds and an order drawn anew for "
         "each. Medians, with the least and the most in brackets. The machine did other work too, which the seconds on "
-        "the wall show and those of the processors less. *A further picture* is the growth of the processors' median "
+        "the wall show and those of the processors less. *A further image* is the growth of the processors' median "
         "since the row above.",
         surroundings(),
-        table(("effort", "pictures", "seconds", "processor seconds", "a further picture, ms"), _rows(times)),
+        table(("effort", "images", "seconds", "processor seconds", "a further image, ms"), _rows(times)),
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from common import NO_GATE, PICTURES
+from common import IMAGES, NO_GATE
 from comparators import Feeds
 from emulation import PLAIN, Job
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -67,7 +67,7 @@ def _networks(folder: Path, data_folder: Path | None) -> Iterator[Network]:
     bypass = SqueezeNet(model_config("squeezenet_micro", bypass="complex", bypass_before_relu=True))
     name, large, scenes = "squeezenet1_1", None, digits
     if data_folder is not None:
-        large, scenes = load_network(name, data_folder / f"{name}.pth"), open_images(data_folder / PICTURES)
+        large, scenes = load_network(name, data_folder / f"{name}.pth"), open_images(data_folder / IMAGES)
     large = large or load_network(name, random_init=True)
     budget = 48 * 1024
     for title, network, images, config, endings in (
@@ -96,7 +96,7 @@ def _quantized(source: Path, target: Path, form: str, activations: str, images: 
     preprocessing = load_network("squeezenet_micro", random_init=True).preprocessing
     drawn = sample(images, 20, 0)
     feeds = [
-        {graph.inputs[0]: preprocessing.normalize(preprocessing.crop(drawn.picture(i)))[None].transpose(0, 3, 1, 2)}
+        {graph.inputs[0]: preprocessing.normalize(preprocessing.crop(drawn.image(i)))[None].transpose(0, 3, 1, 2)}
         for i in range(len(drawn))
     ]
     quantize_static(

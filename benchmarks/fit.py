@@ -16,8 +16,8 @@ import click
 import numpy as np
 from common import (
     FOLDER,
+    IMAGES,
     NO_GATE,
-    PICTURES,
     REFERENCES,
     data_option,
     encode,
@@ -81,7 +81,7 @@ _QUICK = (Case("squeezenet1_1", 96, (192 * KiB, 160 * KiB), 160 * KiB),)
 
 @dataclass(frozen=True)
 class Row:
-    """One fit: what it is, what it took, and on how many pictures each runtime gave the integers of before."""
+    """One fit: what it is, what it took, and on how many images each runtime gave the integers of before."""
 
     case: Case
     fit: Fit
@@ -119,11 +119,11 @@ class Found:
 @click.command()
 @data_option
 @out_option("fit.md")
-@click.option("--pictures", "count", default=20, show_default=True, help="Pictures that are compared.")
+@click.option("--images", "count", default=20, show_default=True, help="Images that are compared.")
 @click.option("--rounds", default=4, show_default=True, help="How often every comparison of times has its turn.")
 @click.option("--seconds", default=1.0, show_default=True, help="How long a turn takes, at least.")
 @click.option("--pairs", default=2, show_default=True, help="How often each chain is planned and fitted.")
-@click.option("--seed", default=0, show_default=True, help="Draws the pictures and decides every order.")
+@click.option("--seed", default=0, show_default=True, help="Draws the images and decides every order.")
 @click.option("--quick", is_flag=True, help="Two budgets and short chains, to try the script.")
 def main(
     data_folder: Path, out: Path, count: int, rounds: int, seconds: float, pairs: int, seed: int, quick: bool
@@ -134,7 +134,7 @@ def main(
     Example:
       python benchmarks/fit.py --data-folder ~/firebox-data
     """
-    images = open_images(data_folder / PICTURES)
+    images = open_images(data_folder / IMAGES)
     with tempfile.TemporaryDirectory() as folder:
         found = []
         for case in _QUICK if quick else _CASES:
@@ -222,7 +222,7 @@ def fitted(
 
 
 def encoded(files: Mapping[str, Path], images: LabelledImages) -> dict[str, list[np.ndarray]]:
-    """The pictures as each file takes them: prepared as its contract says."""
+    """The images as each file takes them: prepared as its contract says."""
     inputs = {}
     for ending, path in files.items():
         with Session(path) as session:
@@ -234,7 +234,7 @@ def encoded(files: Mapping[str, Path], images: LabelledImages) -> dict[str, list
 def answers(
     files: Mapping[str, Path], inputs: Mapping[str, list[np.ndarray]], arena_size: int
 ) -> dict[str, list[np.ndarray]]:
-    """What each runtime makes of the pictures; no answers where tflite-micro refuses the file in its arena."""
+    """What each runtime makes of the images; no answers where tflite-micro refuses the file in its arena."""
     runs = [in_arena(files["tflite"], inputs["tflite"], arena_size), with_reference(files["tflite"], inputs["tflite"])]
     for backend, ending in (("litert", "tflite"), ("onnxruntime", "onnx")):
         run = bare(files[ending], backend)
@@ -331,7 +331,7 @@ def page(found: Sequence[Found], ratios: Sequence[Ratios], count: int, seed: int
         "of several tiles side by side. Elsewhere it is computed as before. Tensors are called after their modules.",
         table((*names, "bands of tiles"), each(_where, skip_untiled=True), names=3),
         "## The same integers",
-        f"On how many of {count} pictures (drawn from `{FOLDER}/{PICTURES}` by seed {seed}, prepared as the file's "
+        f"On how many of {count} images (drawn from `{FOLDER}/{IMAGES}` by seed {seed}, prepared as the file's "
         "contract says) the fitted file's output is bit for bit that of the file before it, in the same runtime. "
         f"tflite-micro has an arena of exactly the budget, in a process of its own. {verdict}",
         table(

@@ -17,7 +17,7 @@ from firebox.runtime.commands.console import progress
 from firebox.runtime.graph.graph import Concat, Conv, GlobalAveragePool, MaxPool, Op, Reshape, Tensor
 
 SIZES = (50, 100, 200, 500, 1_000, 2_000)
-# Rows of the picture of a chain of 50 operations. The area grows with the operations, so that what tflite-micro keeps
+# Rows of the image of a chain of 50 operations. The area grows with the operations, so that what tflite-micro keeps
 # for each of them has the same share of the memory in every chain.
 _SIDE = 96
 # Operations that are no Fire modules: the stem, three pools, and the head's convolution, mean and reshape.
@@ -84,7 +84,7 @@ def page(found: Sequence[Growth], pairs: int) -> list[str]:
     times = ("ratio (median)", "lowest to highest", "exponent", "seconds")
     return [
         "## Growth",
-        "Chains of Fire modules in four groups with a pool between them, whose pictures grow with the number of "
+        "Chains of Fire modules in four groups with a pool between them, whose images grow with the number of "
         "operations, so that what the runtime keeps for each has the same share in all. Each is planned for "
         "tflite-micro, and fitted to half of what it needs. The ratio is that of processor time, on one core, to what "
         f"v1.1 at 224x224 takes for the same right before it, {pairs} times; the *exponent* is that of the growth "

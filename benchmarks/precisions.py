@@ -9,8 +9,8 @@ from typing import Any, get_args
 import click
 from common import (
     FOLDER,
+    IMAGES,
     NO_GATE,
-    PICTURES,
     REFERENCES,
     data_option,
     encode,
@@ -64,7 +64,7 @@ class Files:
 @out_option("precisions.md")
 @click.option("--rounds", default=3, show_default=True, help="How often every comparison has its turn.")
 @click.option("--seconds", default=1.0, show_default=True, help="How long a turn takes, at least.")
-@click.option("--seed", default=0, show_default=True, help="Decides every order, and draws the pictures.")
+@click.option("--seed", default=0, show_default=True, help="Decides every order, and draws the images.")
 def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -> None:
     """Export v1.1 in every precision, and compare the files with the network and with each other, on one thread.
 
@@ -72,27 +72,27 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
     Example:
       python benchmarks/precisions.py --data-folder ~/firebox-data
     """
-    pictures = open_images(data_folder / PICTURES)
+    images = open_images(data_folder / IMAGES)
     network = load_reference(_NETWORK, data_folder)
     with tempfile.TemporaryDirectory() as folder:
         config = ExportConfig(seed=seed, precisions=_PRECISIONS, tolerance=NO_GATE)
-        plain = export_network(network, Path(folder, "plain"), pictures, config)
+        plain = export_network(network, Path(folder, "plain"), images, config)
         files = [Files(precision, plain, precision) for precision in _PRECISIONS]
         for name, layers in _INT16.items():
             config = ExportConfig(seed=seed, precisions=("int8",), int16_layers=layers, tolerance=NO_GATE)
-            files.append(Files(name, export_network(network, Path(folder, name), pictures, config), "int8"))
-        comparisons, refused = compare(files, pictures)
+            files.append(Files(name, export_network(network, Path(folder, name), images, config), "int8"))
+        comparisons, refused = compare(files, images)
         found = measure(comparisons, rounds, seconds, seed)
     write_page(out, page(files, found, refused))
 
 
-def compare(files: Sequence[Files], pictures: LabelledImages) -> tuple[list[Comparison], list[tuple[str, str]]]:
+def compare(files: Sequence[Files], images: LabelledImages) -> tuple[list[Comparison], list[tuple[str, str]]]:
     """Every file beside the float32 one in the same backend, and which backend does not run which."""
     found, refused = [], []
     for backend in (*installed_backends("onnx"), *installed_backends("tflite")):
         ending = BACKENDS[backend].format
         floats = Session(files[0].path(ending), backend)
-        pixels = floats.preprocessing.crop(pictures.picture(0))
+        pixels = floats.preprocessing.crop(images.image(0))
         for one in files[1:]:
             try:
                 session = Session(one.path(ending), backend)
@@ -114,7 +114,7 @@ def page(files: Sequence[Files], found: Sequence[Ratios], refused: Sequence[tupl
         "This page is written by\n\n```sh\npython benchmarks/precisions.py\n```",
         f"{_NETWORK} with its published weights (`{FOLDER}/{REFERENCES[_NETWORK]}`; [where from](data.md)), exported "
         "as `firebox export --precision ... --int16 ...` does: "
-        f"{calibration['pictures']} pictures of `{FOLDER}/{PICTURES}` calibrate, {parity['pictures']} others are "
+        f"{calibration['images']} images of `{FOLDER}/{IMAGES}` calibrate, {parity['images']} others are "
         "compared with the network in torch.",
         surroundings(),
         "## Size, memory and agreement",

@@ -19,8 +19,8 @@ import click
 import numpy as np
 from common import (
     CIFAR,
+    IMAGES,
     NO_GATE,
-    PICTURES,
     REFERENCES,
     load_reference,
     out_option,
@@ -224,7 +224,7 @@ def introduction(outcomes: Sequence[Outcome], processors: Sequence[str]) -> list
 
 def reference_files(folder: Path, name: str, data_folder: Path) -> list[Network]:
     """A network with published weights, with all 8 bits of its weights and saturation-free."""
-    network, images = load_reference(name, data_folder), open_images(data_folder / PICTURES)
+    network, images = load_reference(name, data_folder), open_images(data_folder / IMAGES)
     found = []
     for weight_range in ("full", "saturation-free"):
         place = folder / weight_range
@@ -259,7 +259,7 @@ def real_images(outcomes: Sequence[Outcome]) -> list[str]:
     columns = ("network", "file and runtime", "same class", "identical logits", "largest, steps", "weights as loaded")
     return [
         f"## {_REAL_IMAGES} real images on an emulated {outcomes[0].processor}",
-        f"Beside the reference, on {_REAL_IMAGES} images of `$FIREBOX_DATA/{PICTURES}` drawn by seed 1; the files are "
+        f"Beside the reference, on {_REAL_IMAGES} images of `$FIREBOX_DATA/{IMAGES}` drawn by seed 1; the files are "
         "exported with `--effort fast`, 100 images drawn by seed 0 calibrate. Before firebox had this page, its "
         "sessions were plain.",
         table(columns, cells, names=2),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from common import CIFAR, FOLDER, data_option, out_option, surroundings, table, test_pictures, write_page
+from common import CIFAR, FOLDER, data_option, out_option, surroundings, table, test_images, write_page
 
 from firebox.export import ExportConfig, Range, Tolerance, quantize, write_tflite
 from firebox.export.activations import run_activations
@@ -37,14 +37,14 @@ from firebox.runtime.inference.evaluation import Classifier
 _MODEL = "squeezenet_cifar_small"
 _FLOAT, _INT8 = "float", "int8"
 _BEFORE, _AFTERWARDS, _TUNED = "float", "quantized afterwards", "trained in int8"
-# Pictures whose activations are compared one by one.
+# Images whose activations are compared one by one.
 _LOOKED_INTO = 20
 _TORCH, _TUNED_FLOAT = f"{_TUNED}, torch", f"{_TUNED}, but answering in float"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Logits (pictures, classes) of everything that answers, the right classes, and the step of int8 logits."""
+    """Logits (images, classes) of everything that answers, the right classes, and the step of int8 logits."""
 
     logits: Mapping[str, np.ndarray]
     labels: np.ndarray
@@ -69,7 +69,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Tensors:
-    """Integers of all activations of a few pictures in one runtime beside training's: how many there are of each
+    """Integers of all activations of a few images in one runtime beside training's: how many there are of each
     difference in steps (0, 1, 2, …), and the least share within one step that a tensor has."""
 
     counts: np.ndarray
@@ -92,22 +92,22 @@ class Tensors:
 @click.option("--lr", type=float, help="Rate of fine-tuning.  [default: that of firebox train --qat]")
 @click.option("--seed", default=0, show_default=True, help="Seed of both trainings and of calibration.")
 def main(data_folder: Path, out: Path, runs: Path, float_epochs: int, epochs: int, lr: float | None, seed: int) -> None:
-    """Train squeezenet_cifar_small, fine-tune it in int8, export both, and measure all of it on the test pictures.
+    """Train squeezenet_cifar_small, fine-tune it in int8, export both, and measure all of it on the test images.
 
     \b
     Example:
       python benchmarks/qat.py --data-folder ~/firebox-data
     """
     torch.set_num_threads(1)
-    pictures = open_images(data_folder / CIFAR)
+    images = open_images(data_folder / CIFAR)
     data = str(data_folder / CIFAR)
     plan = TrainingConfig(_MODEL, data, epochs=float_epochs, batch_size=128, val_fraction=0.05, threads=1, seed=seed)
     network = trained(runs / _FLOAT, data, partial(train, plan))
     tuning = quantized_config(network)
     tuning = replace(tuning, data=data, epochs=epochs, learning_rate=lr or tuning.learning_rate)
     tuned = trained(runs / _INT8, data, partial(train_quantized, network, tuning))
-    test = test_pictures(data_folder)
-    seen = split_images(pictures, tuning.val_fraction, tuning.seed)[0]
+    test = test_images(data_folder)
+    seen = split_images(images, tuning.val_fraction, tuning.seed)[0]
     answering = classifiers(network, tuned, seen, runs, seed)
     found = measure(answering, network.preprocessing, test)
     write_page(out, page(network, tuned, found, every_activation(tuned, sample(test, _LOOKED_INTO, seed)), seed))
@@ -146,8 +146,8 @@ def measure(answering: Mapping[str, Classifier], preprocessing: Preprocessing, t
     with progress("answering", len(answering) * len(pixels)) as advance:
         for name, classifier in answering.items():
             answers = []
-            for picture in pixels:
-                answers.append(classifier.predict_pixels(picture))
+            for image in pixels:
+                answers.append(classifier.predict_pixels(image))
                 advance()
             logits[name] = np.array(answers)
     session = next(one for name, one in answering.items() if _is_file(name))
@@ -155,14 +155,12 @@ def measure(answering: Mapping[str, Classifier], preprocessing: Preprocessing, t
     return Findings(logits, test.labels, session.contract.output.scale)
 
 
-def every_activation(tuned: Network, pictures: LabelledImages) -> dict[str, Tensors]:
+def every_activation(tuned: Network, images: LabelledImages) -> dict[str, Tensors]:
     """The network cut behind each of its operations, in torch and in every runtime."""
     whole = fake_quantized(tuned.module, tuned.ranges)
     graph, ranges = whole.graph(), whole.ranges()
     integers = quantize(graph, ranges)
-    inputs = [
-        tuned.preprocessing.normalize(tuned.preprocessing.crop(pictures.read(name)))[None] for name in pictures.names
-    ]
+    inputs = [tuned.preprocessing.normalize(tuned.preprocessing.crop(images.read(name)))[None] for name in images.names]
     steps: dict[str, dict[str, np.ndarray]] = {}
     with progress("looking into the network", len(integers.ops)) as advance:
         for op in integers.ops:
@@ -180,9 +178,9 @@ def every_activation(tuned: Network, pictures: LabelledImages) -> dict[str, Tens
 
 
 def _in_torch(cut: Graph, ranges: Mapping[str, Range], inputs: list[np.ndarray]) -> np.ndarray:
-    pictures = np.concatenate(inputs).transpose(0, 3, 1, 2)
+    images = np.concatenate(inputs).transpose(0, 3, 1, 2)
     with torch.inference_mode():
-        found = FakeQuantized(cut, ranges)(torch.from_numpy(np.ascontiguousarray(pictures, np.float32))).numpy()
+        found = FakeQuantized(cut, ranges)(torch.from_numpy(np.ascontiguousarray(images, np.float32))).numpy()
     return found.transpose(0, 2, 3, 1) if found.ndim == 4 else found
 
 
@@ -216,15 +214,15 @@ def page(network: Network, tuned: Network, found: Findings, tensors: Mapping[str
     return [
         "# Quantization-aware training",
         "This page is written by\n\n```sh\npython benchmarks/qat.py\n```",
-        f"on the {count:,} test pictures of `{FOLDER}/{CIFAR}` (CIFAR-10; [where from](data.md)), which neither "
+        f"on the {count:,} test images of `{FOLDER}/{CIFAR}` (CIFAR-10; [where from](data.md)), which neither "
         "training, calibration nor any choice has seen. The networks are those of",
         "\n".join(["```sh", *_commands(network.training, tuned.training, seed), "```"]),
         f"with batches of {network.training['batch_size']}, seed {seed} and one thread; the float training is short: "
         "the figures say what int8 loses, not how good the network can be.",
         surroundings(),
         "## Accuracy",
-        f"One picture is {1 / count:.2%}; the standard error of one accuracy is {_error(accuracy, count):.2%}, but all "
-        f"rows are about the same pictures. *Lost / won* counts the pictures that only *{_BEFORE}*, and only the row, "
+        f"One image is {1 / count:.2%}; the standard error of one accuracy is {_error(accuracy, count):.2%}, but all "
+        f"rows are about the same images. *Lost / won* counts the images that only *{_BEFORE}*, and only the row, "
         f"gets right. *{_TUNED_FLOAT}* is the fine-tuned network without quantization: what its row gains over "
         f"*{_BEFORE}* comes from learning longer, the rest from learning in int8.",
         table(("", "top-1", "beside float", "lost / won", "same class as float"), _accuracy_rows(found)),
@@ -232,7 +230,7 @@ def page(network: Network, tuned: Network, found: Findings, tensors: Mapping[str
         "The fine-tuned network's logits in torch, fake-quantized, beside those of its int8 files. A step is the scale "
         "of the output, the least by which two logits can differ.",
         table(("", "identical", "within 1 step", "largest difference"), _step_rows(found)),
-        f"Not only the logits: every activation of the network, on {_LOOKED_INTO} test pictures drawn by the seed. "
+        f"Not only the logits: every activation of the network, on {_LOOKED_INTO} test images drawn by the seed. "
         "*Worst* is the tensor with the fewest values within a step. tflite-runtime rounds in fixed point, and the "
         "steps of the global average, which are the logits', are several times as fine as those of what it averages.",
         table(("", "values", "identical", "within 1 step", "worst", "of it within 1 step"), _tensor_rows(tensors)),

@@ -1,4 +1,4 @@
-"""What int8 loses at each effort, on pictures that calibrated nothing, beside other quantizers; writes
+"""What int8 loses at each effort, on images that calibrated nothing, beside other quantizers; writes
 docs/quantization.md.
 
 Five folds: each in turn calibrates, the others are measured. Every fold's figures are kept as a small file, so that a
@@ -18,8 +18,8 @@ from typing import get_args
 import click
 import numpy as np
 from common import (
+    IMAGES,
     NO_GATE,
-    PICTURES,
     REFERENCES,
     data_option,
     encode,
@@ -75,7 +75,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to quantize: ``make`` gets a network, the pictures that calibrate and a folder for its files. Its results
+    """A way to quantize: ``make`` gets a network, the images that calibrate and a folder for its files. Its results
     are good for as long as the files in ``sources`` and the ``versions`` are the same."""
 
     name: str
@@ -86,10 +86,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Truth:
-    """A network with all pictures, their pixels, float32's logits (pictures, classes) and the labels."""
+    """A network with all images, their pixels, float32's logits (images, classes) and the labels."""
 
     network: Network
-    pictures: LabelledImages
+    images: LabelledImages
     pixels: Sequence[np.ndarray]
     logits: np.ndarray
     labels: np.ndarray
@@ -136,7 +136,7 @@ def main(data_folder: Path, out: Path, cache: Path, fresh: bool, stock: Path | N
     Example:
       python benchmarks/quantization.py --data-folder ~/firebox-data --stock build/stock_litert/bin/python
     """
-    pictures = open_images(data_folder / PICTURES)
+    images = open_images(data_folder / IMAGES)
     found = list(methods(stock))
     names = [method.name for method in found]
     if not set(only) <= set(names):
@@ -157,13 +157,13 @@ def main(data_folder: Path, out: Path, cache: Path, fresh: bool, stock: Path | N
     missing = [job for job in wanted if (fresh or job.result() is None) and (stock or not is_stock(job.method))]
     with progress("measuring", len(missing)) as advance:
         for name in dict.fromkeys(job.network for job in missing):
-            known = truth(load_reference(name, data_folder), pictures)
+            known = truth(load_reference(name, data_folder), images)
             for job in (job for job in missing if job.network == name):
                 result = measure(job.method, job.fold, known)
                 job.keep(result)
                 note(f"{name}, {job.method.name}, fold {job.fold}: {_briefly(result)}")
                 advance(text=name)
-    write_page(out, page(files(jobs), len(pictures)))
+    write_page(out, page(files(jobs), len(images)))
 
 
 def methods(stock: Path | None) -> Iterator[Method]:
@@ -189,19 +189,19 @@ def key(method: Method, weights: Path) -> str:
     return sha256(b"".join([method.versions.encode(), version("ai-edge-litert").encode(), *contents]))
 
 
-def _export(effort: Effort, network: Network, pictures: LabelledImages, folder: Path) -> Made:
-    config = ExportConfig(len(pictures), effort=effort, precisions=("int8",), tolerance=NO_GATE)
+def _export(effort: Effort, network: Network, images: LabelledImages, folder: Path) -> Made:
+    config = ExportConfig(len(images), effort=effort, precisions=("int8",), tolerance=NO_GATE)
     start = processor_seconds()
-    export_network(network, folder, pictures, config, quiet=True)
+    export_network(network, folder, images, config, quiet=True)
     seconds = processor_seconds() - start
     onnx, tflite = Session(folder / "model.int8.onnx", "onnxruntime"), Session(folder / "model.int8.tflite", "litert")
     return Made({ONNX: onnx.predict_pixels, LITERT: tflite.predict_pixels}, seconds, onnx.contract.output.scale or 1.0)
 
 
-def _widened(layers: Sequence[str], network: Network, pictures: LabelledImages, folder: Path) -> Made:
+def _widened(layers: Sequence[str], network: Network, images: LabelledImages, folder: Path) -> Made:
     """With activations of 16 bits in some layers: only as ONNX, since LiteRT's kernels for them take a second each."""
     preprocessing, start = network.preprocessing, processor_seconds()
-    crops = [preprocessing.crop(pictures.read(name), pictures.where(name)) for name in pictures.names]
+    crops = [preprocessing.crop(images.read(name), images.where(name)) for name in images.names]
     graph = trace(network.module, (1, preprocessing.depth, *preprocessing.size), network.name)
     quantized = quantize_network(graph, calibration_samples(crops, preprocessing), quiet=True)
     wide, none = with_int16_layers(quantized.graph, layers), TensorSpec("float32", ())
@@ -210,41 +210,41 @@ def _widened(layers: Sequence[str], network: Network, pictures: LabelledImages, 
     return Made({ONNX: Session(file).predict_pixels}, processor_seconds() - start)
 
 
-def _onnxruntime(network: Network, pictures: LabelledImages, folder: Path) -> Made:
-    export_network(network, folder, pictures, ExportConfig(precisions=("float32",)), quiet=True)
+def _onnxruntime(network: Network, images: LabelledImages, folder: Path) -> Made:
+    export_network(network, folder, images, ExportConfig(precisions=("float32",)), quiet=True)
     start = processor_seconds()
-    run, session = bare(quantize_with_onnxruntime(folder, pictures)), Session(folder / "model.float32.onnx")
+    run, session = bare(quantize_with_onnxruntime(folder, images)), Session(folder / "model.float32.onnx")
     seconds = processor_seconds() - start
     return Made({ONNX: lambda pixels: run(encode(session, pixels)).reshape(-1)}, seconds)
 
 
-def _stock(python: Path, quantizer: StockQuantizer, network: Network, pictures: LabelledImages, folder: Path) -> Made:
+def _stock(python: Path, quantizer: StockQuantizer, network: Network, images: LabelledImages, folder: Path) -> Made:
     start = processor_seconds()
-    file = convert_with_stock(python, quantizer, network, pictures, folder / "stock.tflite")
+    file = convert_with_stock(python, quantizer, network, images, folder / "stock.tflite")
     return Made({LITERT: open_stock(file, network)}, processor_seconds() - start)
 
 
-def folds(pictures: int) -> list[np.ndarray]:
-    """Positions of the pictures that calibrate, fold by fold; none is in two of them."""
-    return [np.sort(fold) for fold in np.array_split(np.random.default_rng(_SEED).permutation(pictures), FOLDS)]
+def folds(images: int) -> list[np.ndarray]:
+    """Positions of the images that calibrate, fold by fold; none is in two of them."""
+    return [np.sort(fold) for fold in np.array_split(np.random.default_rng(_SEED).permutation(images), FOLDS)]
 
 
-def truth(network: Network, pictures: LabelledImages) -> Truth:
-    pixels = [network.preprocessing.crop(pictures.read(name), name) for name in pictures.names]
+def truth(network: Network, images: LabelledImages) -> Truth:
+    pixels = [network.preprocessing.crop(images.read(name), name) for name in images.names]
     classifier, logits = TorchClassifier(network), []
     with progress(f"{network.name} in torch", len(pixels)) as advance:
         for each in pixels:
             logits.append(classifier.predict_pixels(each))
             advance()
-    labels = match_labels(pictures, network.classes, network.class_ids)
-    return Truth(network, pictures, pixels, np.array(logits), labels)
+    labels = match_labels(images, network.classes, network.class_ids)
+    return Truth(network, images, pixels, np.array(logits), labels)
 
 
 def measure(method: Method, fold: int, known: Truth) -> Result:
     drawn = folds(len(known.pixels))[fold]
     others = np.setdiff1d(np.arange(len(known.pixels)), drawn)
     with tempfile.TemporaryDirectory() as folder:
-        made = method.make(known.network, known.pictures.subset(drawn), Path(folder))
+        made = method.make(known.network, known.images.subset(drawn), Path(folder))
         logits = {name: np.array([run(known.pixels[i]) for i in others]) for name, run in made.answers.items()}
     found = {name: figures(outputs, known.logits[others], known.labels[others]) for name, outputs in logits.items()}
     if len(logits) < 2:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from common import FOLDER, PICTURES, REFERENCES, surroundings, table
+from common import FOLDER, IMAGES, REFERENCES, surroundings, table
 from comparators import stock_version
 
 FOLDS = 5
@@ -16,7 +16,7 @@ _COMMAND = "python benchmarks/quantization.py --stock build/stock_litert/bin/pyt
 
 @dataclass(frozen=True)
 class Figures:
-    """One file in one runtime on the pictures that did not calibrate it: the share on which it names float32's class;
+    """One file in one runtime on the images that did not calibrate it: the share on which it names float32's class;
     top-1 of both; how many only float32, and only the file, gets right; SQNR of the logits."""
 
     agreement: float
@@ -70,37 +70,37 @@ _MEASURES: Mapping[str, tuple[Callable[[Figures], float], str]] = {
 }
 
 
-def page(found: Sequence[File], pictures: int) -> list[str]:
-    drawn = pictures // FOLDS
-    measured = pictures - drawn
+def page(found: Sequence[File], images: int) -> list[str]:
+    drawn = images // FOLDS
+    measured = images - drawn
     return [
         "# What int8 loses",
         f"This page is written by\n\n```sh\n{_COMMAND}\n```",
-        f"on the {pictures} labelled pictures of `{FOLDER}/{PICTURES}` ([where from](data.md)), in {FOLDS} folds drawn "
-        f"once: in each, {drawn} pictures calibrate, no two folds the same ones, and the {measured} others are "
-        f"measured. One picture of a fold is {1 / measured:.2%}. `--stock` names the Python of the environment that "
+        f"on the {images} labelled images of `{FOLDER}/{IMAGES}` ([where from](data.md)), in {FOLDS} folds drawn "
+        f"once: in each, {drawn} images calibrate, no two folds the same ones, and the {measured} others are "
+        f"measured. One image of a fold is {1 / measured:.2%}. `--stock` names the Python of the environment that "
         "the stock converter is installed in ([how](../benchmarks/README.md#the-stock-converter)).",
         f"{surroundings()} In the other environment: {stock_version()}.",
         "## All folds",
-        "Means over the folds, with the lowest and the highest fold in brackets. *Same class* is the share of pictures "
+        "Means over the folds, with the lowest and the highest fold in brackets. *Same class* is the share of images "
         "on which the int8 file names the class that the network in torch does; *top-1* is the difference to torch on "
-        "the same pictures, in percentage points, and *lost / won* counts the answers that only torch and only the "
+        "the same images, in percentage points, and *lost / won* counts the answers that only torch and only the "
         f"int8 file gets right, of {FOLDS * measured:,} in all folds. *SQNR* is that of the logits. *Seconds* are "
         "those of all processors together: for the export of the int8 files with its gate, for `quantize_static` on a "
         "float32 file, for the stock converter's whole command; [effort](effort.md) times the whole of ours.",
         "*onnxruntime* is `quantize_static` as onnxruntime recommends it for x86 (QDQ, uint8 activations, int8 weights "
         "per channel, MinMax, after `quant_pre_process`); *litert-torch* is LiteRT's own converter from PyTorch, with "
         "its PT2E quantizer (static, weights per channel), and with `ai-edge-quantizer` on the float32 file (recipe "
-        "`static_wi8_ai8`): its default ranges are moving averages of the extremes of each picture, and *minmax* has "
-        "its calibrator cover all extremes instead. All calibrate with the same pictures.",
+        "`static_wi8_ai8`): its default ranges are moving averages of the extremes of each image, and *minmax* has "
+        "its calibrator cover all extremes instead. All calibrate with the same images.",
         *([_WIDE] if any("16-bit" in file.method for file in found) else []),
         *(f"### {network}\n\n{_summary(_of(network, found))}" for network in REFERENCES),
-        "The learning of `best` is the same for both networks: its rate, its epochs and how pictures are cut were "
+        "The learning of `best` is the same for both networks: its rate, its epochs and how images are cut were "
         "compared on fold 0, whose figures are therefore not independent of them. Learned weights lower the noise "
         "of the logits, but hardly change how often the class is kept: what is left comes from rounding "
         "activations to 8 bits, which layers of 16 bits take away ([precisions](precisions.md)).",
         "## ONNX beside TFLite",
-        "The logits of both files of an export, on the measured pictures of all folds. A step is the scale of the "
+        "The logits of both files of an export, on the measured images of all folds. A step is the scale of the "
         "output, the least by which two logits can differ.",
         table(("network", "made by", "identical logits", "largest difference"), _format_rows(found), names=2),
         "## Every fold",

@@ -12,8 +12,8 @@ import click
 import numpy as np
 from common import (
     FOLDER,
+    IMAGES,
     NO_GATE,
-    PICTURES,
     REFERENCES,
     data_option,
     encode,
@@ -86,37 +86,37 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
     """
     comparisons: list[Comparison] = []
     evaluations: dict[str, list[Evaluation]] = {}
-    pictures = open_images(data_folder / PICTURES)
+    images = open_images(data_folder / IMAGES)
     with tempfile.TemporaryDirectory() as folder:
         for name in REFERENCES:
             network, place = load_reference(name, data_folder), Path(folder, name)
-            export_network(network, place, pictures)
-            theirs = quantize_with_onnxruntime(place, pictures)
-            comparisons += compare(name, place, theirs, pictures)
+            export_network(network, place, images)
+            theirs = quantize_with_onnxruntime(place, images)
+            comparisons += compare(name, place, theirs, images)
             models: dict[str, Classifier] = {
                 "torch": TorchClassifier(network),
                 "firebox, model.int8.onnx": Session(place / "model.int8.onnx"),
                 "onnxruntime, quantize_static": Quantized(Session(place / "model.float32.onnx"), bare(theirs)),
             }
-            with progress(f"evaluating {name}", len(pictures)) as advance:
-                evaluations[name] = evaluate(models, pictures, advance)
+            with progress(f"evaluating {name}", len(images)) as advance:
+                evaluations[name] = evaluate(models, images, advance)
         digits, place = open_images("digits"), Path(folder, _SMALL)
         config = ExportConfig(tolerance=NO_GATE)
         export_network(load_network(_SMALL, random_init=True), place, digits, config)
         comparisons += compare(_SMALL, place, quantize_with_onnxruntime(place, digits), digits)
         found = measure(comparisons, rounds, seconds, seed)
-    write_page(out, page(found, evaluations, len(pictures)))
+    write_page(out, page(found, evaluations, len(images)))
 
 
-def compare(name: str, folder: Path, theirs: Path, pictures: LabelledImages) -> list[Comparison]:
-    """Every comparison of one network, all on the same picture."""
+def compare(name: str, folder: Path, theirs: Path, images: LabelledImages) -> list[Comparison]:
+    """Every comparison of one network, all on the same image."""
     sessions = {
         (precision, backend): Session(folder / f"model.{precision}.{BACKENDS[backend].format}", backend)
         for precision in ("float32", "int8")
         for backend in (*installed_backends("onnx"), *installed_backends("tflite"))
     }
     ours = sessions["int8", "onnxruntime"]
-    pixels = ours.preprocessing.crop(pictures.picture(0))
+    pixels = ours.preprocessing.crop(images.image(0))
     inputs = {key: encode(session, pixels) for key, session in sessions.items()}
     floats, integers = inputs["float32", "onnxruntime"], inputs["int8", "onnxruntime"]
     contract, run, twin, their_run = ours.contract, *(bare(folder / "model.int8.onnx") for _ in range(2)), bare(theirs)
@@ -139,14 +139,14 @@ def compare(name: str, folder: Path, theirs: Path, pictures: LabelledImages) -> 
     return found
 
 
-def page(found: Sequence[Ratios], evaluations: Mapping[str, Sequence[Evaluation]], pictures: int) -> list[str]:
+def page(found: Sequence[Ratios], evaluations: Mapping[str, Sequence[Evaluation]], images: int) -> list[str]:
     def rows(section: str) -> list[tuple[str, ...]]:
         return [ratios.cells() for ratios in found if ratios.comparison.section == section]
 
     return [
         "# Speed of the exported files",
         "This page is written by\n\n```sh\npython benchmarks/speed.py\n```",
-        "Every figure is a ratio of two times that were taken right after one another, on one thread, for one picture, "
+        "Every figure is a ratio of two times that were taken right after one another, on one thread, for one image, "
         "in one process. Which of the two comes first changes within each block of "
         f"{len(BLOCK)} pairs, in an order drawn by a seed; the comparisons take turns in {len(found[0].rounds)} "
         "rounds. The ratio is the median of all pairs. The medians of the rounds say how well it can be repeated on "
@@ -161,13 +161,13 @@ def page(found: Sequence[Ratios], evaluations: Mapping[str, Sequence[Evaluation]
         "## int8 beside onnxruntime's quantizer",
         "Time of the file that `onnxruntime.quantization.quantize_static` makes (QDQ, uint8 activations, int8 weights "
         "per channel, MinMax, after `quant_pre_process`) to that of `model.int8.onnx`, both in onnxruntime, made from "
-        "one float32 ONNX file with the same calibration pictures: above 1, this project's is faster. The quantizer's "
+        "one float32 ONNX file with the same calibration images: above 1, this project's is faster. The quantizer's "
         "file takes and gives float32. This project's takes and gives uint8, which is part of the gain in the first "
         "row of each network; in the second the conversions from and to float32, in numpy, are counted against it.",
         table(("network", "input", *RATIO_COLUMNS), rows("quantizer"), names=2),
-        f"How right the two files are, on the {pictures} pictures of `{FOLDER}/{PICTURES}`, of which "
-        f"{ExportConfig().calibration_images} calibrated both; one picture is {1 / pictures:.1%}, and "
-        "[another draw](accuracy.md#other-calibration-pictures) moves these figures too.",
+        f"How right the two files are, on the {images} images of `{FOLDER}/{IMAGES}`, of which "
+        f"{ExportConfig().calibration_images} calibrated both; one image is {1 / images:.1%}, and "
+        "[another draw](accuracy.md#other-calibration-images) moves these figures too.",
         table(("network", "made by", "top-1", "top-5", "same class as torch"), _accuracy_rows(evaluations), names=2),
         "## Session beside the bare backend",
         "Time of `Session.run` to that of the backend's own calls (`InferenceSession.run`; `set_tensor`, `invoke`, "

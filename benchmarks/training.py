@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import CIFAR, REFERENCES, accuracy, data_option, out_option, test_logits, test_pictures, write_page
+from common import CIFAR, REFERENCES, accuracy, data_option, out_option, test_images, test_logits, write_page
 from freeze_timing import measure_saving, measure_step
 from training_page import Results, logits_file, page
 from training_trials import FREEZE_COMPILED, Experiment, Trial, experiments
@@ -62,8 +62,8 @@ class Bench:
 
     @property
     def test(self) -> LabelledImages:
-        """The pictures that all are measured on."""
-        return test_pictures(self.data)
+        """The images that all are measured on."""
+        return test_images(self.data)
 
     @property
     def trials(self) -> dict[str, Trial]:
@@ -138,7 +138,7 @@ def run_all(bench: Bench, trials: Sequence[Trial], jobs: int, data: Path) -> Non
 
 
 def run(bench: Bench, trial: Trial) -> None:
-    """Train, or go on, and measure on the test pictures: the network and, where there are some, its snapshots."""
+    """Train, or go on, and measure on the test images: the network and, where there are some, its snapshots."""
     folder = bench.folder / trial.name
     if trial.averages:
         snapshots = sorted((bench.folder / trial.needs[0] / SNAPSHOTS).iterdir())
@@ -172,7 +172,7 @@ def run(bench: Bench, trial: Trial) -> None:
             result["step"] = [measure_step(checkpoint, compiled) for compiled in (False, True)]
     files[_RESULT] = json.dumps(result, indent=2) + "\n"
     write_files(folder, files)
-    note(f"{trial.name}: {accuracies['checkpoint']:.2%} of the test pictures")
+    note(f"{trial.name}: {accuracies['checkpoint']:.2%} of the test images")
 
 
 def _go_on(trial: Trial, folder: Path) -> None:

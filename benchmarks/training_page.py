@@ -17,30 +17,30 @@ from firebox.runtime.files import write_file
 
 @dataclass(frozen=True)
 class Results:
-    """What every finished trial found, by its name; ``folder`` has their runs, ``labels`` are the test pictures'."""
+    """What every finished trial found, by its name; ``folder`` has their runs, ``labels`` are the test images'."""
 
     trials: Mapping[str, Mapping[str, Any]]
     folder: Path
     labels: np.ndarray
 
     def tests(self, name: Callable[[int], str], checkpoint: str = "checkpoint") -> list[float]:
-        """Accuracies on the test pictures for every seed, or nothing while one is missing."""
+        """Accuracies on the test images for every seed, or nothing while one is missing."""
         names = [name(seed) for seed in plan.SEEDS]
         if not all(each in self.trials for each in names):
             return []
         return [self.trials[each]["test"][checkpoint] for each in names]
 
     def logits(self, trial: str, checkpoint: str) -> np.ndarray:
-        """Those of the test pictures."""
+        """Those of the test images."""
         return np.load(self.folder / trial / logits_file(checkpoint), allow_pickle=False)
 
     def ensemble(self, trial: str, checkpoints: Sequence[str], way: str) -> float:
-        """The accuracy of an ensemble on the test pictures."""
+        """The accuracy of an ensemble on the test images."""
         return accuracy(together([self.logits(trial, each) for each in checkpoints], way), self.labels)
 
 
 def logits_file(checkpoint: str) -> str:
-    """The file of a run that keeps a checkpoint's logits of the test pictures."""
+    """The file of a run that keeps a checkpoint's logits of the test images."""
     return f"test_logits.{checkpoint}.npy"
 
 
@@ -50,11 +50,11 @@ def page(results: Results, docs: Path) -> Iterator[str]:
     yield "This page is written by"
     yield "```sh\npython benchmarks/training.py\n```"
     yield (
-        f"with the CIFAR-10 pictures of `{FOLDER}/{CIFAR}` ([where from](data.md)): 50,000 to learn from, "
+        f"with the CIFAR-10 images of `{FOLDER}/{CIFAR}` ([where from](data.md)): 50,000 to learn from, "
         f"of which {plan.VALIDATION:.0%} are kept to validate, drawn by the seed; accuracies are those on the "
-        f"{len(results.labels):,} test pictures, which nothing was trained or chosen on. Each training, but for those "
+        f"{len(results.labels):,} test images, which nothing was trained or chosen on. Each training, but for those "
         f"that try rates, was made with seeds {', '.join(map(str, plan.SEEDS))}: means, with the lowest and the "
-        f"highest in brackets. One picture is {1 / len(results.labels):.2%}. Trainings are in bf16, on one thread "
+        f"highest in brackets. One image is {1 / len(results.labels):.2%}. Trainings are in bf16, on one thread "
         "each. `--only` makes one part; every option of a training stands in the `config.json` of its run."
     )
     yield surroundings()
@@ -70,11 +70,11 @@ def _snapshots(results: Results, docs: Path) -> Iterator[str]:
     count, epochs = plan.SNAPSHOT_COUNT, plan.SNAPSHOT_EPOCHS
     yield "## Snapshot ensembles, and one network that ships"
     yield (
-        f"`{plan.SNAPSHOT_NETWORK}` on {plan.SNAPSHOT_PICTURES:,} pictures of each class, {epochs} epochs each, all at "
-        f"the highest rate of {plan.SNAPSHOT_RATE}, set by hand on validation pictures. *Snapshots* are {count} cosine "
+        f"`{plan.SNAPSHOT_NETWORK}` on {plan.SNAPSHOT_IMAGES:,} images of each class, {epochs} epochs each, all at "
+        f"the highest rate of {plan.SNAPSHOT_RATE}, set by hand on validation images. *Snapshots* are {count} cosine "
         f"cycles (arXiv 1704.00109) of {epochs // count} epochs; *single* is one cosine behind an epoch of warm-up, "
         f"which cycles do without. The *student* learns for as many epochs from the mean of the {count} snapshots, "
-        "with the same pictures; the *average* is that of their weights, with statistics of batch norm taken anew. "
+        "with the same images; the *average* is that of their weights, with statistics of batch norm taken anew. "
         "*Gain* is over the single network of the same seed."
     )
 
@@ -135,9 +135,9 @@ def _freezeout(results: Results, docs: Path) -> Iterator[str]:
     first, *_ = freezing_times(2, paper["freezeout"], paper["freeze_first"])
     yield "## FreezeOut"
     yield (
-        f"{plan.FREEZE_EPOCHS} epochs on {plan.FREEZE_PICTURES:,} pictures of each class, without warm-up; "
+        f"{plan.FREEZE_EPOCHS} epochs on {plan.FREEZE_IMAGES:,} images of each class, without warm-up; "
         f"*{plan.FREEZE_TUNED}* is fine-tuned as *everything* is in transfer, with {plan.FREEZE_TUNED_STEPS:,} steps "
-        f"on {plan.FREEZE_TUNED_PICTURES:,} pictures of each class. *Predicted* is the share of the "
+        f"on {plan.FREEZE_TUNED_IMAGES:,} images of each class. *Predicted* is the share of the "
         "multiply-accumulates of forward and backward pass that frozen layers do not make; *measured* is that of the "
         "time: steps with as many layers frozen as the schedule freezes were timed in turns with steps that freeze "
         "none, in rounds, and every phase of the schedule counted with its length. *First* is the paper's t0, which "
@@ -160,20 +160,20 @@ def _freezeout(results: Results, docs: Path) -> Iterator[str]:
 def _transfer(results: Results, docs: Path) -> Iterator[str]:
     lines: dict[str, list[tuple[float, np.ndarray]]] = {}
     for way in plan.TRANSFER_WAYS:
-        for count in plan.TRANSFER_PICTURES:
+        for count in plan.TRANSFER_IMAGES:
             found = results.tests(lambda seed, w=way, c=count: plan.transfer_name(w, c, seed))
             if found:
                 lines.setdefault(way, []).append((count, np.array(found)))
-    if any(len(lines.get(way, ())) < len(plan.TRANSFER_PICTURES) for way in plan.TRANSFER_WAYS):
+    if any(len(lines.get(way, ())) < len(plan.TRANSFER_IMAGES) for way in plan.TRANSFER_WAYS):
         return
     yield "## Transfer from ImageNet"
     yield (
-        f"`squeezenet1_1` with the weights of `{FOLDER}/squeezenet1_1.pth`, pictures at "
-        f"{plan.TRANSFER_SIZE}x{plan.TRANSFER_SIZE}, {plan.TRANSFER_STEPS} steps of {plan.TRANSFER_BATCH} pictures "
+        f"`squeezenet1_1` with the weights of `{FOLDER}/squeezenet1_1.pth`, images at "
+        f"{plan.TRANSFER_SIZE}x{plan.TRANSFER_SIZE}, {plan.TRANSFER_STEPS} steps of {plan.TRANSFER_BATCH} images "
         "whatever their number. *Extractor* trains a new head on codes that are computed once; *last blocks* the last "
         "two Fire modules and the head; *everything* all layers, each block at 0.8 times the rate of the block above; "
-        "*from scratch* begins with new weights and has batch norm. Rates were chosen on the validation pictures, at "
-        f"{plan.TRANSFER_TRIED} pictures a class and seed {plan.SEEDS[0]}:"
+        "*from scratch* begins with new weights and has batch norm. Rates were chosen on the validation images, at "
+        f"{plan.TRANSFER_TRIED} images a class and seed {plan.SEEDS[0]}:"
     )
     tried = []
     for way, rates in plan.TRANSFER_RATES.items():
@@ -183,11 +183,11 @@ def _transfer(results: Results, docs: Path) -> Iterator[str]:
         cells = (f"{rate:g}: {value:.1%}" for rate, value in zip(rates, found, strict=True))
         tried.append((way, *cells, f"{plan.TRANSFER_WAYS[way]['learning_rate']:g}"))
     yield table(("way", "rate: validation accuracy", "", "", "chosen"), tried)
-    columns = ("way", *(f"{count} a class" for count in plan.TRANSFER_PICTURES))
+    columns = ("way", *(f"{count} a class" for count in plan.TRANSFER_IMAGES))
     yield table(columns, [(way, *(spread(found) for _, found in line)) for way, line in lines.items()])
-    plot = plot_lines(lines, "pictures a class", "accuracy on the test pictures", logarithmic=True)
+    plot = plot_lines(lines, "images a class", "accuracy on the test images", logarithmic=True)
     write_file(docs / "training-transfer.png", plot)
-    yield "![Accuracy over the pictures a class, a line for each way of transfer](training-transfer.png)"
+    yield "![Accuracy over the images a class, a line for each way of transfer](training-transfer.png)"
 
 
 def _shapes(results: Results, docs: Path) -> Iterator[str]:
@@ -219,8 +219,8 @@ def _shapes(results: Results, docs: Path) -> Iterator[str]:
         return
     yield "## The shape of a SqueezeNet"
     yield (
-        f"Networks of `squeezenet_micro`'s shape without bypass, {plan.SHAPE_EPOCHS} epochs on {plan.SHAPE_PICTURES:,} "
-        "pictures of each class. The share of 3x3 filters is varied at a squeeze ratio of "
+        f"Networks of `squeezenet_micro`'s shape without bypass, {plan.SHAPE_EPOCHS} epochs on {plan.SHAPE_IMAGES:,} "
+        "images of each class. The share of 3x3 filters is varied at a squeeze ratio of "
         f"{plan.SHARE_SQUEEZE_RATIO}, as in the paper (1602.07360, section 5)."
     )
     columns = ("network", "parameters", "MACs", "accuracy")
@@ -230,7 +230,7 @@ def _shapes(results: Results, docs: Path) -> Iterator[str]:
         plot_lines(
             {"squeeze ratio": curve(ratios), "share of 3x3 filters": curve(shares)},
             "size, MB of float32",
-            "accuracy on the test pictures",
+            "accuracy on the test images",
         ),
     )
     yield "![Accuracy over size for both](training-shapes.png)"
@@ -262,7 +262,7 @@ class _Member:
 
 
 def together(logits: Sequence[np.ndarray], way: Any) -> np.ndarray:
-    """The answers (pictures, classes) of an ensemble to all pictures."""
+    """The answers (images, classes) of an ensemble to all images."""
     classes = [str(index) for index in range(logits[0].shape[1])]
     members: Any = {str(number): _Member(classes) for number in range(len(logits))}
     ensemble = Ensemble(members, way)

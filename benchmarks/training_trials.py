@@ -9,18 +9,18 @@ from firebox.model_zoo import SqueezeNetConfig, TrainingConfig, model_config
 from firebox.model_zoo.training.run import snapshot_file
 
 SEEDS = (0, 1, 2)
-# Of every training's pictures, kept to validate; rates of transfer are chosen by them, and nothing else.
+# Of every training's images, kept to validate; rates of transfer are chosen by them, and nothing else.
 VALIDATION = 0.02
 
 # Sized for a CPU: the smallest network of the zoo, where little else is said.
 _SMALL = "squeezenet_micro"
 RATE = 0.2
-# As in the article, cycles long enough for each network to converge: so many epochs need few pictures on a CPU.
+# As in the article, cycles long enough for each network to converge: so many epochs need few images on a CPU.
 SNAPSHOT_NETWORK = "squeezenet_cifar_small"
-SNAPSHOT_COUNT, SNAPSHOT_EPOCHS, SNAPSHOT_PICTURES = 5, 300, 250
-# Set by hand: better than RATE for the ensemble and for the single network, on a tenth of the pictures (seed 0).
+SNAPSHOT_COUNT, SNAPSHOT_EPOCHS, SNAPSHOT_IMAGES = 5, 300, 250
+# Set by hand: better than RATE for the ensemble and for the single network, on a tenth of the images (seed 0).
 SNAPSHOT_RATE = 0.6
-SHAPE_EPOCHS, SHAPE_PICTURES = 6, 2000
+SHAPE_EPOCHS, SHAPE_IMAGES = 6, 2000
 SQUEEZE_RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
 SHARES_3X3 = (0.01, 0.25, 0.5, 0.75, 0.99)
 SHARE_SQUEEZE_RATIO = 0.5
@@ -28,10 +28,10 @@ SHARE_SQUEEZE_RATIO = 0.5
 PLAIN = "sr0.25"
 _EARLY = (1, 3)
 FREEZE_NETWORKS = ("squeezenet_micro", "densenet22", "resnet20", "vgg_cifar")
-FREEZE_EPOCHS, FREEZE_PICTURES, FREEZE_BATCH = 10, 500, 64
+FREEZE_EPOCHS, FREEZE_IMAGES, FREEZE_BATCH = 10, 500, 64
 # Learns as "everything" does in transfer: early layers that have learned elsewhere may lose less.
 FREEZE_TUNED = "squeezenet1_1 from ImageNet"
-FREEZE_TUNED_STEPS, FREEZE_TUNED_PICTURES = 1000, 500
+FREEZE_TUNED_STEPS, FREEZE_TUNED_IMAGES = 1000, 500
 NO_FREEZING = "no freezing"
 # The article's choice, and one that stops the first layers sooner and saves a little more.
 FREEZE_PAPER = "cubic, first at 0.8"
@@ -46,10 +46,10 @@ FREEZE_CLAIMS: Mapping[str, str] = {
     "resnet20": "20%, no loss",
     "vgg_cifar": "no gain",
 }
-TRANSFER_PICTURES = (10, 50, 500)
+TRANSFER_IMAGES = (10, 50, 500)
 TRANSFER_SIZE = 96
 TRANSFER_STEPS, TRANSFER_BATCH = 300, 50
-# The number of pictures at which rates are tried, with one seed, and looked at on the validation pictures.
+# The number of images at which rates are tried, with one seed, and looked at on the validation images.
 TRANSFER_TRIED = 50
 # With a ReLU behind it a new head loses classes.
 TRANSFER_NETWORK = {"head_relu": False}
@@ -104,7 +104,7 @@ def experiments(folder: Path, cifar: Path, imagenet_weights: Path) -> list[Exper
     )
     return [
         Experiment("snapshots", list(_snapshots(base, folder))),
-        Experiment("shapes", list(_shapes(replace(base, epochs=SHAPE_EPOCHS, images_per_class=SHAPE_PICTURES)))),
+        Experiment("shapes", list(_shapes(replace(base, epochs=SHAPE_EPOCHS, images_per_class=SHAPE_IMAGES)))),
         Experiment("transfer", list(_transfer(base, imagenet_weights))),
         Experiment("freezeout", list(_freezeout(base, imagenet_weights))),
     ]
@@ -114,10 +114,10 @@ def _snapshots(base: TrainingConfig, folder: Path) -> Iterator[Trial]:
     base = replace(
         base,
         model=SNAPSHOT_NETWORK,
-        images_per_class=SNAPSHOT_PICTURES,
+        images_per_class=SNAPSHOT_IMAGES,
         epochs=SNAPSHOT_EPOCHS,
         learning_rate=SNAPSHOT_RATE,
-        # Epochs of few pictures are short beside the validation.
+        # Epochs of few images are short beside the validation.
         validate_every=SNAPSHOT_EPOCHS // SNAPSHOT_COUNT,
     )
     for seed in SEEDS:
@@ -180,7 +180,7 @@ def _of_equal_macs(network: Mapping[str, Any], macs: int) -> dict[str, Any]:
 def _transfer(base: TrainingConfig, weights: Path) -> Iterator[Trial]:
     for name in TRANSFER_WAYS:
         config = _transfer_config(base, weights, name)
-        for count in TRANSFER_PICTURES:
+        for count in TRANSFER_IMAGES:
             for seed in SEEDS:
                 yield Trial(transfer_name(name, count, seed), replace(config, images_per_class=count, seed=seed))
         for rate in TRANSFER_RATES[name]:
@@ -203,7 +203,7 @@ def _transfer_config(base: TrainingConfig, weights: Path, name: str) -> Training
         batch_size=TRANSFER_BATCH,
         warmup_epochs=0,
         weight_decay=2e-4,
-        # Epochs of few pictures are short beside the validation.
+        # Epochs of few images are short beside the validation.
         validate_every=1000,
     )
     return replace(small, **way)
@@ -214,7 +214,7 @@ def transfer_name(way: str, count: int, seed: int) -> str:
 
 
 def rate_name(way: str, rate: float) -> str:
-    """The trial of a way at a rate, with few pictures."""
+    """The trial of a way at a rate, with few images."""
     if rate == TRANSFER_WAYS[way]["learning_rate"]:
         return transfer_name(way, TRANSFER_TRIED, SEEDS[0])
     return f"{transfer_name(way, TRANSFER_TRIED, SEEDS[0])}-at-{rate}"
@@ -224,14 +224,14 @@ def _freezeout(base: TrainingConfig, weights: Path) -> Iterator[Trial]:
     small = replace(
         base,
         epochs=FREEZE_EPOCHS,
-        images_per_class=FREEZE_PICTURES,
+        images_per_class=FREEZE_IMAGES,
         batch_size=FREEZE_BATCH,
         learning_rate=0.1,
         warmup_epochs=0,
     )
     configs = {network: replace(small, model=network) for network in FREEZE_NETWORKS}
     tuned = _transfer_config(base, weights, "everything")
-    configs[FREEZE_TUNED] = replace(tuned, iterations=FREEZE_TUNED_STEPS, images_per_class=FREEZE_TUNED_PICTURES)
+    configs[FREEZE_TUNED] = replace(tuned, iterations=FREEZE_TUNED_STEPS, images_per_class=FREEZE_TUNED_IMAGES)
     for network, config in configs.items():
         for name, way in FREEZE_WAYS.items():
             for seed in SEEDS:

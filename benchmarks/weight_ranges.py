@@ -12,7 +12,7 @@ from typing import get_args
 
 import click
 import numpy as np
-from common import PICTURES, REFERENCES, data_option, load_reference
+from common import IMAGES, REFERENCES, data_option, load_reference
 
 from firebox.export.activations import answers
 from firebox.export.formats.onnx_writer import write_onnx
@@ -64,7 +64,7 @@ def main(data_folder: Path, cache: Path, networks: Sequence[str], fresh: bool) -
     Example:
       python benchmarks/weight_ranges.py --data-folder ~/firebox-data
     """
-    images = open_images(data_folder / PICTURES)
+    images = open_images(data_folder / IMAGES)
     parts = np.array_split(np.random.default_rng(SEED).permutation(len(images)), FOLDS)
     for name in networks:
         network = load_reference(name, data_folder)

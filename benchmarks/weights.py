@@ -17,8 +17,8 @@ from common import (
     out_option,
     surroundings,
     table,
+    test_images,
     test_logits,
-    test_pictures,
     write_page,
 )
 
@@ -34,13 +34,13 @@ from firebox.runtime.units import format_size
 _PACKAGE = Path(__file__).resolve().parent.parent / "model_zoo" / "weights" / "shipped"
 # What all files together may take.
 _LIMIT = 1_000_000
-# What the networks are to reach on the test pictures.
+# What the networks are to reach on the test images.
 _AIMS = {"squeezenet_cifar": 0.94, "squeezenet_cifar_small": 0.90}
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A run that a network began with or learned from; its accuracy is on the test pictures."""
+    """A run that a network began with or learned from; its accuracy is on the test images."""
 
     role: str
     command: str
@@ -52,7 +52,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of one network's weights; accuracies are on the test pictures."""
+    """What is known of one network's weights; accuracies are on the test images."""
 
     model: str
     parameters: int
@@ -93,7 +93,7 @@ def main(runs: tuple[Path, ...], data_folder: Path, out: Path, package: Path) ->
         log = (each.run / LOG).read_bytes()
         write_files(package, {each.file.name: each.data, f"{each.checkpoint.model}.{LOG}": log})
         write_file(out.with_name(f"weights-{each.checkpoint.model}.png"), (each.run / CURVES).read_bytes())
-    images, test = open_images(data_folder / CIFAR), test_pictures(data_folder)
+    images, test = open_images(data_folder / CIFAR), test_images(data_folder)
     write_page(out, page([card(source, images, test) for source in sources], runs, test))
 
 
@@ -180,7 +180,7 @@ def page(cards: Sequence[Card], runs: Sequence[Path], test: LabelledImages) -> I
         '`create_model("squeezenet_cifar", weights="default")`, `load_network("squeezenet_cifar")` and every command '
         "that takes a model by name use them. Kernels are stored in int8 with a scale for each output channel, which "
         "is what *stored* measures; *int8* is the TFLite file that `firebox export` makes of them, in LiteRT. "
-        f"Accuracies are on the {len(test):,} test pictures of `{FOLDER}/{CIFAR}` ([where from](data.md)), which "
+        f"Accuracies are on the {len(test):,} test images of `{FOLDER}/{CIFAR}` ([where from](data.md)), which "
         "nothing was trained or chosen on."
     )
     yield table(
@@ -209,8 +209,8 @@ def _aim(card: Card) -> str:
 def _describe(card: Card) -> Iterator[str]:
     yield f"## {card.model}"
     yield (
-        "For pictures like CIFAR-10's: one centred object of one of its ten classes, 32x32 pixels, in colour. It knows "
-        "nothing else: what belongs to no class is given one of them all the same. The pictures were collected from "
+        "For images like CIFAR-10's: one centred object of one of its ten classes, 32x32 pixels, in colour. It knows "
+        "nothing else: what belongs to no class is given one of them all the same. The images were collected from "
         "the web without regard to who took them or where; accuracies by class are below."
     )
     processes = "1 process" if card.processes == 1 else f"{card.processes} processes"
@@ -247,7 +247,7 @@ def _command(run: Path) -> str:
 
 
 def _without_folders(training: dict[str, Any]) -> dict[str, Any]:
-    """Where pictures and other runs lay is nobody else's."""
+    """Where images and other runs lay is nobody else's."""
     teachers = [_in_runs(teacher) for teacher in training["teachers"]]
     start = training["start"] and _in_runs(training["start"])
     return {**training, "data": Path(training["data"]).name, "teachers": teachers, "start": start}

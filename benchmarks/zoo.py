@@ -16,7 +16,7 @@ _FLOAT32_BYTES = 4
 _MB, _MIB = 10**6, 2**20
 # The two SqueezeNets that all others are divided by.
 _PAPER, _HALF = "squeezenet1_0", "squeezenet1_0, SR 0.5"
-# And those for small pictures.
+# And those for small images.
 _SMALL = ("squeezenet_cifar", "squeezenet_cifar_small", "squeezenet_micro")
 # How far a figure may be from a claim, which is rounded.
 _TOLERANCE = 0.05
@@ -96,7 +96,7 @@ def _page(networks: dict[str, Figures]) -> list[str]:
         _networks(large, (networks[_PAPER], networks[_HALF])),
         "AlexNet and GoogLeNet come without local response normalization, which has no parameters; GoogLeNet "
         "without the two auxiliary classifiers that it is trained with.",
-        f"## Networks for small pictures\n\nOf 10 classes, for 32x32 pictures. Parameters divided by those of "
+        f"## Networks for small images\n\nOf 10 classes, for 32x32 images. Parameters divided by those of "
         f"{', '.join(_SMALL[:-1])} and {_SMALL[-1]}.",
         _networks(small, [networks[name] for name in _SMALL]),
         f"## Claims checked\n\nA claim holds when the figure that is counted is within {_TOLERANCE:.0%} of it, for "

@@ -40,12 +40,12 @@ def run_activations(
 
 
 def answers(graph: Graph, samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None) -> np.ndarray:
-    """Real-valued outputs (pictures, values) of a network; ``tick`` is called once a sample.
+    """Real-valued outputs (images, values) of a network; ``tick`` is called once a sample.
 
     Raises ``QuantizationError`` without samples.
     """
     if not len(samples):
-        raise QuantizationError("there are no pictures; give at least one, better a hundred")
+        raise QuantizationError("there are no images; give at least one, better a hundred")
     (name,) = graph.outputs
     found = []
     for values in run_activations(graph, samples, [name]):

@@ -19,7 +19,7 @@ from ..runtime.images.preprocessing import Preprocessing
 from ..runtime.inference.session import Session
 from ..runtime.memory.plan import plan
 from ..runtime.memory.targets import Target
-from .fit.files import judged, pictures
+from .fit.files import judged, summaries
 from .fit.search import Fit, fit
 from .formats.contract_writer import complete, for_file
 from .formats.onnx_writer import write_onnx
@@ -49,15 +49,15 @@ if TYPE_CHECKING:
 
 InputType = Literal["int8", "uint8"]
 
-# Pictures that the gate looks at: enough that chance alone does not close it.
-_GATE_PICTURES = 100
+# Images that the gate looks at: enough that chance alone does not close it.
+_GATE_IMAGES = 100
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """What to write and how to quantize.
 
-    ``calibration_images`` pictures are drawn by ``seed``; ``effort`` is the work that goes into the int8 network, with
+    ``calibration_images`` images are drawn by ``seed``; ``effort`` is the work that goes into the int8 network, with
     ``calibrator`` no calibrator is left to choose; ``weight_range`` says which integers int8 weights may be (by default
     those on which no kernel saturates, also in applications without firebox); ``input_type`` is that of the int8
     TFLite file, and ``int16_layers`` names the layers of the int8 files (patterns too) that have activations of 16
@@ -78,7 +78,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
-            raise UsageError(f"{self.calibration_images} calibration pictures are not enough; give at least 1")
+            raise UsageError(f"{self.calibration_images} calibration images are not enough; give at least 1")
         check_effort(self.effort, self.calibrator)
         if self.weight_range not in get_args(WeightRange):
             raise UsageError(f"weight range {self.weight_range!r} is not one of {', '.join(get_args(WeightRange))}")
@@ -181,7 +181,7 @@ def export(
     if fitted:
         after = {"tflite": files["model.int8.tflite"][1], "onnx": files["model.int8.onnx"][1]}
         report["fit"] = judged(fitted, contract, after, pixels, quiet=quiet)
-        contents |= pictures(fitted, "model.int8", after, quiet=quiet)
+        contents |= summaries(fitted, "model.int8", after, quiet=quiet)
     written = write_files(out, {**contents, "export.json": json.dumps(report, indent=2) + "\n"})
     return Export(Path(out), tuple(written[:-1]), tuple(parity), report)
 
@@ -197,11 +197,11 @@ def _fitted(graphs: Mapping[Precision, Graph], config: ExportConfig, quiet: bool
 
 
 def _draw(images: LabelledImages, config: ExportConfig) -> tuple[LabelledImages, LabelledImages]:
-    """Pictures to calibrate with, and others for the gate; the same ones where there are too few."""
-    drawn = sample(images, config.calibration_images + _GATE_PICTURES, config.seed)
+    """Images to calibrate with, and others for the gate; the same ones where there are too few."""
+    drawn = sample(images, config.calibration_images + _GATE_IMAGES, config.seed)
     calibration = drawn.subset(range(min(len(drawn), config.calibration_images)))
     rest = drawn.subset(range(len(calibration), len(drawn)))
-    return calibration, rest if len(rest) else calibration.subset(range(min(len(calibration), _GATE_PICTURES)))
+    return calibration, rest if len(rest) else calibration.subset(range(min(len(calibration), _GATE_IMAGES)))
 
 
 def _crops(images: LabelledImages, preprocessing: Preprocessing) -> list[np.ndarray]:
@@ -211,8 +211,8 @@ def _crops(images: LabelledImages, preprocessing: Preprocessing) -> list[np.ndar
 def _rounded(
     graph: Graph, pixels: Sequence[np.ndarray], preprocessing: Preprocessing, config: ExportConfig, quiet: bool
 ) -> Graph:
-    """int8 weights between floats, rounded by the pictures that there are."""
-    samples = [preprocessing.normalize(picture)[None] for picture in pixels]
+    """int8 weights between floats, rounded by the images that there are."""
+    samples = [preprocessing.normalize(image)[None] for image in pixels]
     with progress("rounding weights", len(samples), quiet=quiet) as advance:
         moments = input_moments(graph, samples, config.seed, advance) if samples else None
     return with_int8_weights(graph, moments)
@@ -249,7 +249,7 @@ def _through_gate(
     ``reference`` is the float network that int8 began with. Gives what was found, and the share of outputs that both
     int8 files have in common. Raises ``ParityError``.
     """
-    inputs = np.stack([preprocessing.normalize(picture).transpose(2, 0, 1) for picture in pixels])
+    inputs = np.stack([preprocessing.normalize(image).transpose(2, 0, 1) for image in pixels])
     inputs = np.ascontiguousarray(inputs)
     with progress("comparing", 1 + len(files), quiet=quiet) as advance:
         expected = module_answers(module, inputs)
@@ -309,11 +309,11 @@ def _report(
         "int16_layers": list(config.int16_layers),
         "calibration": {
             "source": calibration.source if len(calibration) else "learned in training",
-            "pictures": len(calibration),
+            "images": len(calibration),
             "seed": config.seed,
         },
         "parity": {
-            "pictures": len(gate),
+            "images": len(gate),
             "seen_in_calibration": bool(set(gate.names) & set(calibration.names)),
             "files": [result.to_json() for result in parity],
         },

@@ -25,7 +25,7 @@ class Tolerance:
     """How far exported files may be from the network.
 
     ``float_error`` is the largest difference of a float32 output as a share of the largest output, ``float16_error``
-    that of a file with float16 weights; ``sqnr_db`` and ``agreement`` (share of pictures with the same class) are the
+    that of a file with float16 weights; ``sqnr_db`` and ``agreement`` (share of images with the same class) are the
     least that a file of integers must keep of the network; ``formats_agreement`` the least that the int8 files must
     have in common.
     """
@@ -73,7 +73,7 @@ class Complaint:
 
 
 def compare(file: str, precision: Precision, backend: str, expected: np.ndarray, found: np.ndarray) -> Parity:
-    """Outputs of a file, shape (pictures, classes), against those of the network."""
+    """Outputs of a file, shape (images, classes), against those of the network."""
     largest = float(np.abs(expected).max())
     error = float(np.abs(found - expected).max())
     noise = float(((found - expected).astype(np.float64) ** 2).sum())
@@ -84,12 +84,12 @@ def compare(file: str, precision: Precision, backend: str, expected: np.ndarray,
 
 
 def session_answers(session: Session, pixels: Sequence[np.ndarray]) -> np.ndarray:
-    """Real-valued outputs (pictures, classes) of a file."""
-    return np.stack([session.predict_pixels(picture) for picture in pixels])
+    """Real-valued outputs (images, classes) of a file."""
+    return np.stack([session.predict_pixels(image) for image in pixels])
 
 
 def module_answers(module: "nn.Module", inputs: np.ndarray) -> np.ndarray:
-    """Outputs (pictures, classes) of the module for normalized inputs (pictures, channels, height, width)."""
+    """Outputs (images, classes) of the module for normalized inputs (images, channels, height, width)."""
     import torch
 
     device = device_of(module)
@@ -167,7 +167,7 @@ def first_to_leave(
 
 def refuse(complaint: Complaint, culprit: str) -> ParityError:
     """The error that closes the gate."""
-    return ParityError(f"{complaint.text}; {culprit}; nothing was written: calibrate with more pictures, or allow more")
+    return ParityError(f"{complaint.text}; {culprit}; nothing was written: calibrate with more images, or allow more")
 
 
 def _module_activations(module: "nn.Module", graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:

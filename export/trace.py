@@ -63,7 +63,7 @@ def evaluating(module: "nn.Module") -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """torch on one thread: single pictures give several too little to do; on busy cores they wait for each other."""
+    """torch on one thread: single images give several too little to do; on busy cores they wait for each other."""
     import torch
 
     threads = torch.get_num_threads()

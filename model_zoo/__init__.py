@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from .networks.squeezenet_module import Fire, SqueezeNet
     from .training.averaging import average_checkpoints
     from .training.callbacks import AverageWeights, Callback, Loop, Rates, SaveSnapshots, call, snapshot_callbacks
-    from .training.data import load_pictures
+    from .training.data import load_images
     from .training.freezeout import FreezeOut
     from .training.optimizer import make_optimizer
     from .training.predict import predict, top_k
     from .training.resources import Resources
     from .training.result import TrainingResult
     from .training.trainer import quantized_config, resume, train, train_quantized
-    from .training.training_pictures import open_training_images
+    from .training.training_images import open_training_images
     from .weights.files import Weights, load_weights, load_weights_into
 
 __all__ = [
@@ -68,7 +68,7 @@ __all__ = [
     "list_models",
     "list_recipes",
     "load_network",
-    "load_pictures",
+    "load_images",
     "load_recipe",
     "load_weights",
     "load_weights_into",
@@ -97,7 +97,7 @@ _HOMES = {
         "call",
         "snapshot_callbacks",
     ),
-    "training.data": ("load_pictures",),
+    "training.data": ("load_images",),
     "training.predict": ("predict", "top_k"),
     "exporting": ("export_network",),
     "training.freezeout": ("FreezeOut",),
@@ -107,7 +107,7 @@ _HOMES = {
     "training.resources": ("Resources",),
     "networks.squeezenet_module": ("Fire", "SqueezeNet"),
     "training.trainer": ("quantized_config", "resume", "train", "train_quantized"),
-    "training.training_pictures": ("open_training_images",),
+    "training.training_images": ("open_training_images",),
     "training.result": ("TrainingResult",),
     "weights.files": ("Weights", "load_weights", "load_weights_into"),
 }

@@ -27,7 +27,7 @@ class TorchClassifier:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How pictures were prepared in training."""
+        """How images were prepared in training."""
         return self.network.preprocessing
 
     @property

@@ -26,7 +26,7 @@ _PROFILE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found: the training, the network and its files on unseen pictures, and a profile of each file."""
+    """What the demo found: the training, the network and its files on unseen images, and a profile of each file."""
 
     training: TrainingResult
     evaluations: tuple[Evaluation, ...]
@@ -37,7 +37,7 @@ class Demo:
 def run_demo(out: str | Path, sram: int, seed: int = 0, *, quiet: bool = False) -> Demo:
     """Train ``squeezenet_micro`` on digits into ``out``, export it, and hold its four files against ``sram`` bytes.
 
-    The pictures that accuracies are measured on are used neither to train nor to calibrate. An earlier demo in the
+    The images that accuracies are measured on are used neither to train nor to calibrate. An earlier demo in the
     same folder is replaced.
     """
     out = Path(out)
@@ -59,7 +59,7 @@ def run_demo(out: str | Path, sram: int, seed: int = 0, *, quiet: bool = False) 
     report: dict[str, Any] = {
         "training": training.to_json(),
         "export": exported.report,
-        "evaluation": {"pictures": len(unseen), "models": [found.to_json() for found in evaluations]},
+        "evaluation": {"images": len(unseen), "models": [found.to_json() for found in evaluations]},
         "profiles": [found.to_json() for found in profiles],
     }
     path = write_file(out / "report.json", json.dumps(report, indent=2) + "\n")

@@ -26,7 +26,7 @@ _FREE = {"num_classes", "in_channels", "input_size", "dropout", "head_padding", 
 
 @dataclass(frozen=True)
 class Network:
-    """A network ready for use: the module in eval mode, its pictures and its classes.
+    """A network ready for use: the module in eval mode, its images and its classes.
 
     ``classes`` has one name per output; ``class_ids`` too (WordNet ids), or is empty. ``sha256`` is
     that of the file the weights came from, empty for random ones; ``training`` is the config of the

@@ -50,13 +50,13 @@ class TrainingConfig:
     Values of ``None`` are chosen when training starts: ``input_size`` and ``dropout`` as in the
     zoo, ``learning_rate`` 0.1 with batch norm and 0.02 without, a tenth of that with a ``start``, ``warmup_epochs`` 1
     where ``schedule`` sets the rates of five epochs or more,
-    ``augment`` light for single-channel pictures and standard for others, ``precision`` bf16 where the processor
+    ``augment`` light for single-channel images and standard for others, ``precision`` bf16 where the processor
     computes with it, ``threads`` one for little work and otherwise one per core (sums are taken in another order, so
     it belongs here). ``network`` changes values of the zoo's config, such as ``{"bypass": "none"}``;
     ``start`` names weights to begin with, whose head is replaced where the classes are others.
 
-    ``iterations`` are steps, instead of whole epochs, ``images_per_class`` pictures of each class are drawn by seed
-    to train on, instead of all. A step takes ``batch_size`` pictures, computed in ``accumulation`` parts. With the
+    ``iterations`` are steps, instead of whole epochs, ``images_per_class`` images of each class are drawn by seed
+    to train on, instead of all. A step takes ``batch_size`` images, computed in ``accumulation`` parts. With the
     ``optimizer`` muon, kernels before a batch norm learn at ``muon_rate`` where all else learns at
     ``learning_rate``. ``learn`` says which layers do: all, the head alone, or so many of the last blocks; with
     ``layer_decay`` each block learns at so many times the rate of the one above. ``ema`` is the decay of the
@@ -152,7 +152,7 @@ class TrainingConfig:
             name = "nesterov" if self.nesterov else "muon"
             raise UsageError(f"{name} says how momentum is used, and momentum is 0; give one, or leave out {name}")
         for name in sorted(self.network.keys() & {"num_classes", "in_channels", "input_size"}):
-            raise UsageError(f"the network's {name} follows from the pictures and from input_size; leave it out")
+            raise UsageError(f"the network's {name} follows from the images and from input_size; leave it out")
         if self.learn != "all" and self.start is None:
             raise UsageError(f"learn {self.learn!r} keeps the weights below as they began, at random; name a start")
         if self.learn == "head":
@@ -163,7 +163,7 @@ class TrainingConfig:
         if self.augment not in (None, "none"):
             raise UsageError(f"{learns}, without augment {self.augment!r}; leave it out, or have a block learn, too")
         if self.teachers:
-            raise UsageError(f"{learns}, and teachers see pictures; leave them out, or have a block learn, too")
+            raise UsageError(f"{learns}, and teachers see images; leave them out, or have a block learn, too")
         if self.freezeout:
             raise UsageError("freezeout has nothing to freeze below the head; leave it out, or have a block learn, too")
 

@@ -46,7 +46,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Golden:
-    """A drawn picture (uint8, after resize and crop), what the file answered to it, and how far off is still right."""
+    """A drawn image (uint8, after resize and crop), what the file answered to it, and how far off is still right."""
 
     pixels: np.ndarray
     output: tuple[float, ...]
@@ -100,7 +100,7 @@ class Contract:
 
 
 def golden_pixels(preprocessing: Preprocessing) -> np.ndarray:
-    """A drawn test card: no picture of the user's leaves the house inside a model."""
+    """A drawn test card: no image of the user's leaves the house inside a model."""
     height, width = preprocessing.size
     rows, columns, channels = np.ogrid[:height, :width, : preprocessing.depth]
     tiles = (rows * 8 // height) * 73 + (columns * 8 // width) * 151 + channels * 59
@@ -115,7 +115,7 @@ def _check(contract: Contract) -> None:
     if contract.layout not in shapes or contract.answer not in ("logits", "probabilities"):
         raise ValueError(f"layout {contract.layout!r} or answer {contract.answer!r} is unknown")
     if contract.input.shape != shapes[contract.layout]:
-        raise ValueError(f"input {contract.input.shape} is not that of the pictures, {shapes[contract.layout]}")
+        raise ValueError(f"input {contract.input.shape} is not that of the images, {shapes[contract.layout]}")
     for spec in (contract.input, contract.output):
         _check_spec(spec)
     classes = len(contract.classes)

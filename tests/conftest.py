@@ -32,7 +32,7 @@ _LONGEST = (
     "command_line",
     "comparators",
     "training",
-    "real_pictures",
+    "real_images",
     "distributed",
     "blame",
     "report",
@@ -145,7 +145,7 @@ def command() -> Callable[..., Ran]:
 
 @pytest.fixture(scope="session")
 def noise(tmp_path_factory) -> Path:
-    """Three class folders of four coloured pictures each."""
+    """Three class folders of four coloured images each."""
     folder = tmp_path_factory.mktemp("noise")
     random = np.random.default_rng(0)
     for label in range(3):

@@ -53,5 +53,5 @@ def test_the_page_of_trainings_shows_what_is_known(benchmarks, tmp_path):
         assert [name for name, heading in headings.items() if heading in text] == [experiment.name]
     whole = "\n".join(training_page.page(training_page.Results(found, bench.folder, labels), tmp_path))
     assert all(heading in whole for heading in headings.values())
-    for picture in ("training-transfer.png", "training-shapes.png"):
-        assert f"({picture})" in whole and (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    for image in ("training-transfer.png", "training-shapes.png"):
+        assert f"({image})" in whole and (tmp_path / image).read_bytes().startswith(b"\x89PNG")

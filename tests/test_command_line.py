@@ -29,7 +29,7 @@ def model(exported) -> Path:
 
 
 @pytest.fixture(scope="module")
-def picture(noise) -> Path:
+def image(noise) -> Path:
     return noise / "class1" / "0.png"
 
 
@@ -125,19 +125,19 @@ def test_profile_measures_and_judges(command, model):
     assert "fits 1,024.0 MiB" in people.out
 
 
-def test_classify_names_and_scores(command, model, picture):
-    values = one_object(command("classify", model, picture, "--top", "2", "--json").out)
+def test_classify_names_and_scores(command, model, image):
+    values = one_object(command("classify", model, image, "--top", "2", "--json").out)
     (answers,) = values.values()
-    assert list(values) == [str(picture)]
+    assert list(values) == [str(image)]
     assert [set(answer) for answer in answers] == [{"label", "index", "score"}] * 2
-    assert answers[0]["label"] in command("classify", model, picture).out
+    assert answers[0]["label"] in command("classify", model, image).out
 
 
 def test_evaluate_files_and_folders(command, exported, noise):
     ran = command("evaluate", exported, "--data", noise, "--backend", "all", "--json")
     values = one_object(ran.out)
     assert ran.code == 0
-    assert values["pictures"] == 12
+    assert values["images"] == 12
     # Two formats, two precisions; TFLite in two runtimes.
     assert len(values["models"]) == 6
     assert values["models"][0]["agreement_with_first"] == 1
@@ -160,7 +160,7 @@ def test_export_of_weights_from_the_zoo(command, noise, tmp_path):
     assert values["checkpoint_sha256"]
 
 
-def test_export_calibrates_with_the_pictures_that_a_run_was_trained_on(command, noise, tmp_path):
+def test_export_calibrates_with_the_images_that_a_run_was_trained_on(command, noise, tmp_path):
     from firebox.model_zoo import TrainingConfig, train
 
     config = TrainingConfig(data=str(noise), epochs=1, batch_size=4, images_per_class=2, input_size=(24, 24))
@@ -168,7 +168,7 @@ def test_export_calibrates_with_the_pictures_that_a_run_was_trained_on(command, 
     options = ("--effort", "fast", "--min-agreement", "0", "--min-sqnr", "0", "--json")
     ran = command("export", tmp_path / "run", "--out", tmp_path / "out", *options)
     assert ran.code == 0, ran.err
-    assert one_object(ran.out)["calibration"]["pictures"] == 3 * config.images_per_class
+    assert one_object(ran.out)["calibration"]["images"] == 3 * config.images_per_class
 
 
 def test_models_in_json(command):
@@ -200,32 +200,32 @@ def test_sizes_that_are_none(command, model, size):
         (("profile", "{model}", "--seconds", "0"), "time limit"),
         (("profile", "{model}", "--seconds", "nan"), "time limit"),
         (("classify", "{model}", "none.jpg"), "no such file"),
-        (("classify", "{model}", "{picture}", "--top", "0"), "top is 0"),
+        (("classify", "{model}", "{image}", "--top", "0"), "top is 0"),
         (("classify", "{model}"), "Missing argument"),
         (("evaluate", "{model}", "--data", "nowhere"), "no such data"),
         (("evaluate", "squeezenet9", "--data", "digits"), "squeezenet9"),
         (("evaluate", "{model}", "--data", "digits", "--images", "0"), "a sample of 0"),
         (("export", "squeezenet9", "--calibrate", "digits"), "squeezenet9"),
         (("export", "squeezenet1_1", "--calibrate", "digits"), "no weights come with it; pass --weights imagenet, "),
-        (("export", "squeezenet1_1", "--images", "0"), "0 calibration pictures"),
+        (("export", "squeezenet1_1", "--images", "0"), "0 calibration images"),
         (("models", "mobilenet*"), "no model matches"),
         (("demo", "--sram", "12kb"), "unknown unit"),
         (("demo", "--seed", "-1"), "-1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_bad_usage_is_exit_code_2(command, model, picture, tmp_path, arguments, said):
-    ran = command(*(argument.format(model=model, picture=picture) for argument in arguments), cwd=tmp_path)
+def test_bad_usage_is_exit_code_2(command, model, image, tmp_path, arguments, said):
+    ran = command(*(argument.format(model=model, image=image) for argument in arguments), cwd=tmp_path)
     assert ran.code == 2, ran.err
     assert said in ran.err
     assert ran.out == ""
     assert not list(tmp_path.iterdir())
 
 
-def test_damaged_files_are_exit_code_1(command, model, exported, picture, tmp_path):
+def test_damaged_files_are_exit_code_1(command, model, exported, image, tmp_path):
     (tmp_path / "cut.tflite").write_bytes(model.read_bytes()[:3000])
     (tmp_path / "text.onnx").write_text("no network")
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "text.tar").write_text("no archive")
     (tmp_path / "half.onnx").write_bytes((exported / "model.int8.onnx").read_bytes()[:5000])
     for arguments in (
@@ -233,9 +233,9 @@ def test_damaged_files_are_exit_code_1(command, model, exported, picture, tmp_pa
         ("plan", "text.onnx"),
         ("plan", "half.onnx", "--json"),
         ("profile", "cut.tflite", "--json"),
-        ("classify", "cut.tflite", picture),
+        ("classify", "cut.tflite", image),
         ("classify", model, "text.jpg"),
-        ("classify", model, picture, "text.jpg", "--json"),
+        ("classify", model, image, "text.jpg", "--json"),
         ("evaluate", model, "--data", "text.tar", "--json"),
         ("evaluate", model, "--data", "digits"),
     ):
@@ -307,7 +307,7 @@ def test_the_demo_goes_the_whole_way_and_replaces_only_itself(tmp_path, monkeypa
     assert (out / "mine.txt").exists()
 
 
-def test_pictures_of_every_kind_are_classified(command, model, tmp_path):
+def test_images_of_every_kind_are_classified(command, model, tmp_path):
     Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(tmp_path / "deep.png")
     Image.new("CMYK", (20, 30)).save(tmp_path / "print.jpg")
     Image.new("P", (16, 16)).save(tmp_path / "palette.gif")
@@ -328,9 +328,9 @@ def test_only_regular_files_are_replaced(command, model, tmp_path):
     assert "are both" in again.err
     assert pipe.is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
-    pictures = command("evaluate", model, "--data", pipe)
-    assert pictures.code == 1
-    assert "neither a folder" in pictures.err
+    images = command("evaluate", model, "--data", pipe)
+    assert images.code == 1
+    assert "neither a folder" in images.err
 
 
 def test_a_name_with_a_line_end_stays_in_one_line(command):

@@ -25,10 +25,10 @@ def test_a_network_becomes_files_that_run_and_are_planned(tmp_path):
         "model.int8.onnx",
         "model.int8.tflite",
     ]
-    picture = np.full((8, 8), 200, np.uint8)
+    image = np.full((8, 8), 200, np.uint8)
     for path in found.files:
         with Session(path) as session:
-            assert len(session.classify(picture, top=3)) == 3
+            assert len(session.classify(image, top=3)) == 3
             assert session.check().passed
     arenas = {path.name: plan(path).arena_bytes for path in found.files}
     assert arenas["model.int8.onnx"] == arenas["model.int8.tflite"] < arenas["model.float32.tflite"]

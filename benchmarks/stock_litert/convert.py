@@ -34,7 +34,7 @@ def pt2e(module: torch.nn.Module, inputs: Inputs) -> bytes:
 
 def ai_edge_quantizer(module: torch.nn.Module, inputs: Inputs) -> bytes:
     """Converted in float32, then quantized as a file by the recipe for int8 weights and activations; ranges are
-    moving averages of what the pictures show, as is its default."""
+    moving averages of what the images show, as is its default."""
     work = quantizer.Quantizer(serialized(module, inputs[0]), recipe.static_wi8_ai8())
     return bytes(work.quantize(work.calibrate(samples(inputs), num_threads=1)).quantized_model)
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("quantizer", choices=QUANTIZERS)
     parser.add_argument("program", type=Path, help="what torch.export.save wrote (.pt2)")
-    parser.add_argument("inputs", type=Path, help="float32 (pictures, ...), what the program takes (.npy)")
+    parser.add_argument("inputs", type=Path, help="float32 (images, ...), what the program takes (.npy)")
     parser.add_argument("out", type=Path, help="file to write (.tflite)")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -48,7 +48,7 @@ def advise(found: Match, layer: str, sums: TensorSums, recovered: float) -> Advi
         return Advice("equalize", f"the weights of its input channels differ by {columns:.0f} times")
     cut = sums.clipped / max(sums.values, 1)
     if cut > _CUT and sums.clip_noise > max(_CLIPPED * sums.quantizer_noise, sums.weights_noise):
-        return Advice("calibrate", f"{cut:.2%} of the values are cut off; minmax, or more pictures, widen the range")
+        return Advice("calibrate", f"{cut:.2%} of the values are cut off; minmax, or more images, widen the range")
     if sums.quantizer_noise > sums.weights_noise and sums.tail > _TAIL:
         return Advice("calibrate", f"the range is {sums.tail:.0f} times that of nearly all values; mse or percentile")
     if sums.weights_noise > sums.quantizer_noise:

@@ -1,4 +1,4 @@
-"""Two files of one network side by side: pictures prepared, layers blamed, the int8 one repaired and written."""
+"""Two files of one network side by side: images prepared, layers blamed, the int8 one repaired and written."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from .sensitivity import Blame, agree, as_graph, blame_match, passes
 class Blamed:
     """What was found and written; ``report`` is what ``blame.json`` says of it.
 
-    ``repair`` is None when none was asked for. ``fixed`` is, for each repaired file, the share of the judged pictures
+    ``repair`` is None when none was asked for. ``fixed`` is, for each repaired file, the share of the judged images
     on which its own runtime gives the float network's class.
     """
 
@@ -44,7 +44,7 @@ class Blamed:
 
     @property
     def agreement(self) -> float:
-        """The share of pictures with the float network's class: of the worse repaired file, or of what came nearest."""
+        """The share of images with the float network's class: of the worse repaired file, or of what came nearest."""
         nearest = self.repair.agreement if self.repair else self.blame.agreement
         return min(self.fixed.values(), default=nearest)
 
@@ -65,13 +65,13 @@ def blame_files(
     target: float | None = None,
     quiet: bool = False,
 ) -> Blamed:
-    """Blame the layers of an int8 file, against a float32 file of the same network, on ``count`` pictures.
+    """Blame the layers of an int8 file, against a float32 file of the same network, on ``count`` images.
 
-    With a ``target``, the share of pictures that are to get the float network's class, the float network is quantized
-    again until it is reached: calibrated on up to ``count`` other pictures, judged on those that were blamed. Into
+    With a ``target``, the share of images that are to get the float network's class, the float network is quantized
+    again until it is reached: calibrated on up to ``count`` other images, judged on those that were blamed. Into
     ``out`` go ``blame.json``, node data for Model Explorer and, when the target is reached, NAME.fixed.onnx and
-    NAME.fixed.tflite. Raises as ``blame`` and ``repair`` do, ``UsageError`` when neither file tells how its pictures
-    are to be prepared, and ``DataError`` for one picture where two are needed.
+    NAME.fixed.tflite. Raises as ``blame`` and ``repair`` do, ``UsageError`` when neither file tells how its images
+    are to be prepared, and ``DataError`` for one image where two are needed.
     """
     if target is not None:
         check_target(target)
@@ -121,24 +121,22 @@ def _contract(*files: str | Path) -> Contract:
         if contract is not None:
             return contract
     raise UsageError(
-        f"neither {' nor '.join(map(str, files))} carries a contract, so pictures cannot be prepared; "
+        f"neither {' nor '.join(map(str, files))} carries a contract, so images cannot be prepared; "
         "use firebox.export.blame with arrays"
     )
 
 
 def _draw(images: LabelledImages, count: int, seed: int, both: bool) -> tuple[LabelledImages, LabelledImages]:
-    """Pictures to judge by, and others to calibrate with if both are needed."""
+    """Images to judge by, and others to calibrate with if both are needed."""
     drawn = sample(images, 2 * count if both else count, seed)
     if both and len(drawn) < 2:
-        raise DataError(
-            f"{images.source} has one picture; a repair needs one to calibrate with and another to judge by"
-        )
+        raise DataError(f"{images.source} has one image; a repair needs one to calibrate with and another to judge by")
     half = (len(drawn) + 1) // 2 if both else len(drawn)
     return drawn.subset(range(half)), drawn.subset(range(half, len(drawn)))
 
 
 def _samples(contract: Contract, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [contract.preprocessing.normalize(picture)[None] for picture in pixels]
+    return [contract.preprocessing.normalize(image)[None] for image in pixels]
 
 
 def _written(graph: Graph, before: Graph, contract: Contract, name: str) -> dict[str, bytes]:
@@ -174,5 +172,5 @@ def _report(
         return {**report, "repair": None}
     return {
         **report,
-        "repair": {**repaired.to_json(), "calibration_pictures": calibrated, "files_agreement": dict(fixed)},
+        "repair": {**repaired.to_json(), "calibration_images": calibrated, "files_agreement": dict(fixed)},
     }

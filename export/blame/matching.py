@@ -191,7 +191,7 @@ def _gain(found: Match, op: Op, gains: Mapping[str, np.ndarray]) -> np.ndarray:
         return first[op.begin[-1] :][: shape[-1]]
     if isinstance(op, Softmax):
         return np.ones(shape[-1])
-    # A flattened picture has its channels innermost, again and again.
+    # A flattened image has its channels innermost, again and again.
     return np.resize(first, shape[-1])
 
 

@@ -23,7 +23,7 @@ from .sensitivity import LayerBlame, agree, blame_match, sqnr
 
 Weights = Literal["nearest", "corrected", "rounded", "learned"]
 
-# Pictures by which the layers to keep in float are ranked, of those that calibrate.
+# Images by which the layers to keep in float are ranked, of those that calibrate.
 _RANKING = 20
 # What a layer in float has to bring, in dB of the network's answer.
 _WORTH_DB = 0.1
@@ -33,7 +33,7 @@ _MOST_LAYERS = 8
 
 @dataclass(frozen=True)
 class Step:
-    """A fix that was tried, with those kept before it, and how the network then does on the judged pictures."""
+    """A fix that was tried, with those kept before it, and how the network then does on the judged images."""
 
     fix: Fix
     detail: str
@@ -72,10 +72,10 @@ def repair(
     target: float = 0.97,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Repair:
-    """Fix after fix until the share ``target`` of the ``judged`` pictures gets the float network's best class.
+    """Fix after fix until the share ``target`` of the ``judged`` images gets the float network's best class.
 
     Another calibration, equalization, bias correction, rounding by layers and (with torch) learned weights, each kept
-    when the answer's ratio of signal to noise is better with it; then single layers in float. Both sets of pictures
+    when the answer's ratio of signal to noise is better with it; then single layers in float. Both sets of images
     are network inputs, NHWC with the batch; scales, weights and layers are chosen on ``calibration``, whether to keep a
     fix on ``judged``. ``tell`` gets the name of each fix before it is tried. Raises ``UsageError`` for a target that is
     no share, and as ``quantize``.
@@ -94,7 +94,7 @@ def repair(
 
 
 def check_target(target: float) -> None:
-    """Refuse a target that is no share of the pictures. Raises ``UsageError``."""
+    """Refuse a target that is no share of the images. Raises ``UsageError``."""
     if not 0 <= target <= 1:
         raise UsageError(f"target agreement {target} is not between 0 and 1")
 
@@ -128,7 +128,7 @@ class _Candidate:
 
     @property
     def quality(self) -> float:
-        """Tells small steps apart, which a share of the pictures does not."""
+        """Tells small steps apart, which a share of the images does not."""
         return np.inf if self.sqnr_db is None else self.sqnr_db
 
 

@@ -20,7 +20,7 @@ from .float_layers import quantizers, unquantized
 from .matching import Match, match
 from .tensor_errors import KL_BINS, TensorError, decibels, measure, squares
 
-# Fewer pictures than this say little of how often two networks agree.
+# Fewer images than this say little of how often two networks agree.
 _FEW = 20
 
 
@@ -29,7 +29,7 @@ class LayerBlame:
     """One layer: what its tensor loses, and what comes back when it alone stays float.
 
     ``recovered`` is the share of the noise in the network's output that goes away (below 0: more comes),
-    ``sqnr_gain_db`` the same as a gain (``None``: no noise is left), ``agreement_gain`` in shares of the pictures.
+    ``sqnr_gain_db`` the same as a gain (``None``: no noise is left), ``agreement_gain`` in shares of the images.
     ``weight_db`` is the signal to noise of the weight as it is stored, ``worst_channel_db`` that of its worst output
     channel; ``None`` without weights, or without noise.
     """
@@ -49,11 +49,11 @@ class LayerBlame:
 class Blame:
     """The layers, worst first, and all integer tensors in the order of the network.
 
-    ``agreement`` is the share of pictures whose best class is that of the float network; ``sqnr_db`` that of the
+    ``agreement`` is the share of images whose best class is that of the float network; ``sqnr_db`` that of the
     network's output, ``None`` when nothing differs.
     """
 
-    pictures: int
+    images: int
     agreement: float
     sqnr_db: float | None
     layers: tuple[LayerBlame, ...]
@@ -116,12 +116,12 @@ def as_graph(model: Graph | str | Path) -> Graph:
 
 
 def passes(quantized: Graph) -> int:
-    """How often ``blame`` looks at every picture: for each layer, and four times before."""
+    """How often ``blame`` looks at every image: for each layer, and four times before."""
     return len(quantizers(quantized)) + 4
 
 
 def agree(expected: np.ndarray, given: np.ndarray) -> float:
-    """The share of pictures for which both answers (pictures, classes) have the same best class."""
+    """The share of images for which both answers (images, classes) have the same best class."""
     return float((expected.argmax(1) == given.argmax(1)).mean())
 
 
@@ -146,11 +146,11 @@ def _notes(samples: Sequence[np.ndarray], expected: np.ndarray) -> tuple[str, ..
     """What makes the figures say less than they seem to."""
     notes = []
     if len(samples) < _FEW:
-        notes.append(f"so few pictures ({len(samples)}) say little of how often the networks agree; give a hundred")
+        notes.append(f"so few images ({len(samples)}) say little of how often the networks agree; give a hundred")
     if all(np.array_equal(sample, samples[0]) for sample in samples[1:]) and len(samples) > 1:
-        notes.append("all pictures are the same; give others")
+        notes.append("all images are the same; give others")
     if not any(np.ptp(sample) for sample in samples):
-        notes.append("all pictures are of one colour; what such pictures do not show is not seen")
+        notes.append("all images are of one colour; what such images do not show is not seen")
     if expected.shape[1] > 1 and not np.ptp(expected, axis=1).any():
         notes.append("the float network gives all classes the same; agreement means nothing")
     return tuple(notes)

@@ -23,7 +23,7 @@ _WEAK_CHANNELS = 0.25
 
 @dataclass(frozen=True)
 class TensorError:
-    """An int8 tensor against the float network's, over all pictures.
+    """An int8 tensor against the float network's, over all images.
 
     Ratios in dB are of signal to noise, ``None`` where there is no noise. ``sqnr_db``, ``cosine`` and ``kl`` (in nats,
     of histograms of ``KL_BINS`` bins) tell all that is lost up to here; ``quantizer_db`` what the tensor's own scale
@@ -42,7 +42,7 @@ class TensorError:
 
 @dataclass
 class TensorSums:
-    """The sums over pictures that a ``TensorError`` is made of; noise and signal are sums of squares."""
+    """The sums over images that a ``TensorError`` is made of; noise and signal are sums of squares."""
 
     name: str
     quantization: Quantization
@@ -64,7 +64,7 @@ class TensorSums:
     found_counts: np.ndarray = field(default_factory=lambda: np.zeros(_FINE_BINS))
 
     def add(self, expected: np.ndarray, found: np.ndarray | None, with_weights: np.ndarray | None) -> None:
-        """One picture: float values, the int8 network's (None: it is fed with them) and those of int8 weights alone.
+        """One image: float values, the int8 network's (None: it is fed with them) and those of int8 weights alone.
 
         All are (1, channels, ...).
         """

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 @click.command("blame")
 @click.argument("reference", metavar="FLOAT", type=click.Path(path_type=Path))
 @click.argument("quantized", metavar="INT8", type=click.Path(path_type=Path))
-@click.option("--data", "source", required=True, help="Pictures: a folder, .tar, .zip or 'digits'.")
-@click.option("--images", "count", type=int, default=100, show_default=True, help="How many pictures to look at.")
+@click.option("--data", "source", required=True, help="Images: a folder, .tar, .zip or 'digits'.")
+@click.option("--images", "count", type=int, default=100, show_default=True, help="How many images to look at.")
 @click.option(
     "--seed",
     type=int,
     default=1,
     show_default=True,
-    help="Draws the pictures. With the seed and the source of firebox export they are those that it calibrated on, "
+    help="Draws the images. With the seed and the source of firebox export they are those that it calibrated on, "
     "which flatter INT8.",
 )
 @click.option("--fix", is_flag=True, help="Quantize FLOAT again, fix after fix, until it agrees.")
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     type=float,
     default=0.97,
     show_default=True,
-    help="Share of pictures for --fix to reach.",
+    help="Share of images for --fix to reach.",
 )
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Folder for the files.  [default: with --fix INT8.fixed]"
@@ -57,18 +57,18 @@ def blame_command(
     """Say which layers of INT8 lose what against FLOAT, why, and what would help (.onnx or .tflite, of one network).
 
     Every layer is left in float alone, to see what comes back: how much of the noise in the network's answer goes away,
-    and how many pictures more get the float network's class. SQNR tells all that is lost up to the layer's output; own
+    and how many images more get the float network's class. SQNR tells all that is lost up to the layer's output; own
     scale and own weights what is lost when only that output, or only the weights, are int8; clipped is the share of the
     output past the ends of its scale. Written into --out are blame.json and node data for Model Explorer.
 
-    With --fix FLOAT is quantized again, calibrated on as many pictures more, with one fix after the other: calibration,
-    equalization, bias correction, rounding, single layers in float. When --target-agreement is reached on the pictures
+    With --fix FLOAT is quantized again, calibrated on as many images more, with one fix after the other: calibration,
+    equalization, bias correction, rounding, single layers in float. When --target-agreement is reached on the images
     looked at, NAME.fixed.onnx and NAME.fixed.tflite are written; else what came nearest is told, with exit code 1.
 
     \b
     Example:
-      firebox blame model.float32.onnx model.int8.onnx --data pictures.tar
-      firebox blame model.float32.onnx model.int8.tflite --data pictures.tar --fix --target-agreement 0.98 -o fixed
+      firebox blame model.float32.onnx model.int8.onnx --data images.tar
+      firebox blame model.float32.onnx model.int8.tflite --data images.tar --fix --target-agreement 0.98 -o fixed
     """
     from ...runtime.images.datasets import open_images
     from ..blame.files import blame_files
@@ -127,7 +127,7 @@ def show_blame(blamed: "Blame", title: str) -> None:
         rows = [(layer.layer, layer.advice.fix, layer.advice.reason) for layer in advised]
         table("What would help", ("layer", "fix", "why"), rows)
     say(
-        f"{blamed.agreement:.1%} of {blamed.pictures} pictures get the float network's class, "
+        f"{blamed.agreement:.1%} of {blamed.images} images get the float network's class, "
         f"SQNR of the answer {_ratio(blamed.sqnr_db)}"
     )
     for text in blamed.notes:

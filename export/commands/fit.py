@@ -30,7 +30,7 @@ target_option = click.option(
 @click.option(
     "--images",
     "source",
-    help="Pictures to compare on: a folder, .tar, .zip or 'digits'.  [default: a test card, noise]",
+    help="Images to compare on: a folder, .tar, .zip or 'digits'.  [default: a test card, noise]",
 )
 @json_option
 @click.pass_context
@@ -50,13 +50,13 @@ def fit_command(
     The rewritten network gives the same integers, bit for bit: it is computed in stripes and patches, with channels in
     groups and pools moved, as far as needed. Written are NAME.fit.tflite, which tells tflite-micro where to put what,
     NAME.fit.onnx, report.html, fit.json, fit.csv and node data for Model Explorer, after both were compared with MODEL
-    on pictures. Exit code 3 when no way to fit was found: then the least that was reached is told, and what would need
+    on images. Exit code 3 when no way to fit was found: then the least that was reached is told, and what would need
     less.
 
     \b
     Example:
       firebox fit model.int8.tflite --sram 256KiB
-      firebox fit model.int8.tflite --device stm32h743 --images pictures.tar -o build/fitted
+      firebox fit model.int8.tflite --device stm32h743 --images images.tar -o build/fitted
     """
     from ...runtime.images.datasets import open_images
     from ...runtime.memory.devices import budget
@@ -103,9 +103,9 @@ def show_fit(report: Mapping[str, Any], title: str) -> None:
     ]
     if stages:
         table("Computed in tiles", ("from", "to", "bands", "tiles"), stages)
-    compared = report["compared_pictures"]
+    compared = report["compared_images"]
     if compared:
-        say(f"the same integers as before on {max(compared.values())} pictures in {', '.join(compared)}")
+        say(f"the same integers as before on {max(compared.values())} images in {', '.join(compared)}")
     else:
         note("not compared: no runtime that runs this network is installed; pip install 'firebox[onnx,litert]'")
     if measured is None and report["target"] == "tflm":

@@ -9,7 +9,7 @@ import numpy as np
 from ...runtime.errors import UnsupportedError
 from ...runtime.graph.graph import Add, Conv, Graph, Op, Reshape, Tensor, rename
 
-# Pictures that are tried, as shares of the network's side and in multiples of 32, and the share of the channels.
+# Images that are tried, as shares of the network's side and in multiples of 32, and the share of the channels.
 _SIDES = (6 / 7, 5 / 7, 4 / 7, 3 / 7)
 _MULTIPLE = 32
 _CHANNELS = 0.5
@@ -34,7 +34,7 @@ def alternatives(graph: Graph) -> Iterator[tuple[str, Graph]]:
 
 
 def rebuilt(graph: Graph, size: tuple[int, int], channels: float = 1.0) -> Graph:
-    """The network for pictures of another size, with a share of the channels of all convolutions but the last.
+    """The network for images of another size, with a share of the channels of all convolutions but the last.
 
     Raises ``UnsupportedError`` when it depends on either.
     """

@@ -30,8 +30,8 @@ from ..formats.onnx_writer import write_onnx
 from ..formats.tflite_writer import write_tflite
 from .search import Fit, fit
 
-# Pictures that are compared.
-_PICTURES = 20
+# Images that are compared.
+_IMAGES = 20
 # How long operations are timed for the page.
 _SECONDS = 3.0
 
@@ -45,7 +45,7 @@ Answers = list[np.ndarray]
 class Fitted:
     """What was written; ``report`` is what ``fit.json`` says of it.
 
-    Its ``compared_pictures`` are those on which each runtime gave the same integers as for the file before, and
+    Its ``compared_images`` are those on which each runtime gave the same integers as for the file before, and
     ``measured`` is None where the target's runtime is not installed.
     """
 
@@ -91,7 +91,7 @@ def fit_file(
     }
     sizes = {file: {"bytes": len(content), "sha256": sha256(content)} for file, content in files.items()}
     contents: dict[str, bytes | str] = {**files, "fit.json": json.dumps({**report, "files": sizes}, indent=2) + "\n"}
-    contents |= pictures(found, f"{name}.fit", after, quiet=quiet)
+    contents |= summaries(found, f"{name}.fit", after, quiet=quiet)
     return Fitted(found, tuple(write_files(out, contents)), report)
 
 
@@ -120,7 +120,7 @@ def judged(
         "after": _figures(found.after),
         "extra_macs": found.extra_macs,
         "measured": measured.to_json() if measured else None,
-        "compared_pictures": compared,
+        "compared_images": compared,
         "stages": [
             {
                 "from": stage.source,
@@ -169,7 +169,7 @@ def _compare(
                 if not np.array_equal(was, now):
                     steps = int(np.abs(was.astype(int) - now.astype(int)).max())
                     raise ParityError(
-                        f"{name} gives other integers for picture {index} than before the fit, by up to {steps} steps; "
+                        f"{name} gives other integers for image {index} than before the fit, by up to {steps} steps; "
                         "nothing was written"
                     )
             compared[name] = len(inputs)
@@ -211,20 +211,20 @@ def _as_onnx(x: np.ndarray, source: Tensor) -> np.ndarray:
 
 def _crops(contract: Contract | None, images: LabelledImages) -> list[np.ndarray]:
     if contract is None:
-        raise UsageError("the file carries no contract, so pictures cannot be prepared for it; leave --images out")
-    drawn = sample(images, _PICTURES, 0)
+        raise UsageError("the file carries no contract, so images cannot be prepared for it; leave --images out")
+    drawn = sample(images, _IMAGES, 0)
     return [contract.preprocessing.crop(drawn.read(name), drawn.where(name)) for name in drawn.names]
 
 
 def _inputs(graph: Graph, contract: Contract | None, pixels: Sequence[np.ndarray] | None) -> list[np.ndarray]:
-    """What is fed: real pictures where there are any, else the test card of the contract and noise."""
+    """What is fed: real images where there are any, else the test card of the contract and noise."""
     source = graph.tensors[graph.inputs[0]]
     if contract and pixels:
-        return [_encoded(contract, picture, source) for picture in pixels[:_PICTURES]]
+        return [_encoded(contract, image, source) for image in pixels[:_IMAGES]]
     cards = [_encoded(contract, golden_pixels(contract.preprocessing), source)] if contract else []
     random = np.random.default_rng(0)
     limits = np.iinfo(source.dtype)
-    noise = random.integers(limits.min, limits.max, (_PICTURES - len(cards), *source.shape), endpoint=True)
+    noise = random.integers(limits.min, limits.max, (_IMAGES - len(cards), *source.shape), endpoint=True)
     return [*cards, *noise.astype(source.dtype)]
 
 
@@ -253,7 +253,7 @@ def _figures(planned: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def pictures(found: Fit, name: str, files: Mapping[str, bytes], *, quiet: bool = False) -> dict[str, bytes | str]:
+def summaries(found: Fit, name: str, files: Mapping[str, bytes], *, quiet: bool = False) -> dict[str, bytes | str]:
     """A fit for people and for other tools: the page, Vela's columns, Model Explorer's node data.
 
     Times of operations are those of onnxruntime, where it is installed.

@@ -22,7 +22,7 @@ def for_file(contract: Contract, graph: Graph, layout: Layout) -> Contract:
 
 
 def complete(write: Callable[..., bytes], graph: Graph, contract: Contract) -> bytes:
-    """The file with its contract: written once to hear its answer to the golden picture, then again with it.
+    """The file with its contract: written once to hear its answer to the golden image, then again with it.
 
     Raises ``ParityError`` when the answer is not finite.
     """

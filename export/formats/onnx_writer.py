@@ -179,7 +179,7 @@ def onnx_side(tensor: Tensor) -> tuple[str, int]:
 
 
 def onnx_shape(shape: Shape) -> Shape:
-    """A picture's shape in NCHW."""
+    """A image's shape in NCHW."""
     return (shape[0], shape[3], shape[1], shape[2]) if len(shape) == 4 else shape
 
 
@@ -193,7 +193,7 @@ def _value(tensor: Tensor) -> "ValueInfoProto":
 
 
 def _arranged(tensor: Tensor, op: Op, graph: Graph) -> np.ndarray:
-    """A constant in ONNX's layout: OIHW, and columns in the order of NCHW behind a flattened picture."""
+    """A constant in ONNX's layout: OIHW, and columns in the order of NCHW behind a flattened image."""
     assert tensor.data is not None
     if tensor.data.ndim == 4:
         return tensor.data.transpose(_OHWI_TO_OIHW)
@@ -201,10 +201,10 @@ def _arranged(tensor: Tensor, op: Op, graph: Graph) -> np.ndarray:
         if np.abs(tensor.data).max() > np.iinfo(np.int32).max:
             raise UnsupportedError(f"{tensor.name!r} needs more than 32 bits, which ONNX has no quantized bias for")
         return tensor.data.astype(np.int32)
-    picture = flattened_image(graph, op.inputs[0]) if isinstance(op, FullyConnected) and tensor.data.ndim == 2 else None
-    if picture is None:
+    image = flattened_image(graph, op.inputs[0]) if isinstance(op, FullyConnected) and tensor.data.ndim == 2 else None
+    if image is None:
         return tensor.data
-    _, h, w, c = picture
+    _, h, w, c = image
     return tensor.data.reshape(-1, h, w, c).transpose(0, 3, 1, 2).reshape(tensor.shape)
 
 
@@ -253,7 +253,7 @@ def _reshape(file: _File, op: Reshape, inputs: list[str], output: str) -> str:
     users = file.graph.consumers[op.output]
     spatial = len(source) == 4 and source[1:3] != (1, 1)
     if spatial and not all(isinstance(user, (FullyConnected, *ELEMENTWISE)) for user in users):
-        raise UnsupportedError(f"{op.name!r} flattens a picture for something else than a fully connected layer")
+        raise UnsupportedError(f"{op.name!r} flattens a image for something else than a fully connected layer")
     shape = file.constant(f"{op.name}/shape", np.array(onnx_shape(op.shape), np.int64))
     return file.node("Reshape", [*inputs, shape], output)
 

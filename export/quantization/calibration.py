@@ -1,4 +1,4 @@
-"""Which range of values each activation takes, seen on real pictures."""
+"""Which range of values each activation takes, seen on real images."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -41,7 +41,7 @@ def observe(
     on, by a pool or a join, are not counted again. ``tick`` is called once a sample. Raises ``QuantizationError``.
     """
     if not len(samples):
-        raise QuantizationError("there are no calibration pictures; give at least one, better a hundred")
+        raise QuantizationError("there are no calibration images; give at least one, better a hundred")
     groups = scale_groups(graph)
     seen = dict.fromkeys(groups.values(), Range(0.0, 0.0))
     kept: dict[str, list[np.ndarray]] = {group: [] for group in seen}
@@ -50,7 +50,7 @@ def observe(
             low, high = float(values[name].min()), float(values[name].max())
             if not np.isfinite([low, high]).all():
                 raise QuantizationError(
-                    f"activation {name!r} is not finite on the calibration pictures; check the weights"
+                    f"activation {name!r} is not finite on the calibration images; check the weights"
                 )
             seen[group] = seen[group].union(Range(low, high))
             if not passes_on(graph.producers.get(name)):

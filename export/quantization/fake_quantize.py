@@ -46,13 +46,13 @@ from .weight_grid import DEFAULT_RANGE, WeightRange, grid_of
 
 _LEVELS = 255
 _SMALLEST = float(np.finfo(np.float32).tiny)
-# Where each axis of the graph's pictures is in torch's, and the other way round.
+# Where each axis of the graph's images is in torch's, and the other way round.
 _NHWC_IN_NCHW, _NCHW_IN_NHWC = (0, 2, 3, 1), (0, 3, 1, 2)
 _OHWI_TO_OIHW, _OIHW_TO_OHWI = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 class FakeQuantized(nn.Module):
-    """A float graph as it will answer in int8: pictures (N, C, H, W), normalized, to real outputs.
+    """A float graph as it will answer in int8: images (N, C, H, W), normalized, to real outputs.
 
     ``quantize(module.graph(), module.ranges())`` has the integers that the module computes with. ``weights`` are the
     parameters to use for the graph's constants, by their names: convolutions' as OIHW, all others as in the graph.
@@ -96,7 +96,7 @@ class FakeQuantized(nn.Module):
         self.register_buffer("_pace", torch.tensor(_paces(graph, self._group, self._fixed)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the graph's output for N pictures; pictures come out as NCHW."""
+        """(N, C, H, W) to the graph's output for N images; images come out as NCHW."""
         graph, run = self._graph, _Run(self)
         (source,), (result,) = graph.inputs, graph.outputs
         # Divided, not multiplied, as inputs are encoded: pixels often lie in the middle between two integers.

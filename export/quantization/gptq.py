@@ -46,7 +46,7 @@ def input_moments(
         for op in layers:
             windows = _windows(graph, op, values[op.inputs[0]], max(1, _WINDOWS // len(samples)), rng)
             count, first, second = totals[op.name]
-            # Products of one picture in float32, which is twice as fast; only sums of many need more.
+            # Products of one image in float32, which is twice as fast; only sums of many need more.
             first += windows.sum(0, dtype=np.float64)
             second += windows.T @ windows
             totals[op.name] = count + len(windows), first, second

@@ -23,7 +23,7 @@ Effort = Literal["fast", "good", "best"]
 
 # The calibrator of ``fast``, which has no time to compare.
 _USUAL: Calibrator = "mse"
-# Fewer calibration pictures than this are remarked on.
+# Fewer calibration images than this are remarked on.
 _FEW = 10
 
 
@@ -56,20 +56,20 @@ def check_effort(effort: str, calibrator: str | None) -> None:
 def calibration_samples(
     pixels: Sequence[np.ndarray], preprocessing: Preprocessing, quiet: bool = False
 ) -> list[np.ndarray]:
-    """What the network gets of pictures that are cropped already, NHWC with the batch.
+    """What the network gets of images that are cropped already, NHWC with the batch.
 
-    Raises ``QuantizationError`` for pictures from which no range can be learned.
+    Raises ``QuantizationError`` for images from which no range can be learned.
     """
     if not pixels:
-        raise QuantizationError("there are no calibration pictures; give at least one, better a hundred")
-    if all(picture.min() == picture.max() for picture in pixels):
+        raise QuantizationError("there are no calibration images; give at least one, better a hundred")
+    if all(image.min() == image.max() for image in pixels):
         raise QuantizationError(
-            f"each of the {len(pixels)} calibration pictures is of one value (all black?), from which no range can "
-            "be learned; give pictures like those that the network will see"
+            f"each of the {len(pixels)} calibration images is of one value (all black?), from which no range can "
+            "be learned; give images like those that the network will see"
         )
     if len(pixels) < _FEW and not quiet:
-        note(f"few calibration pictures ({len(pixels)}): what others exceed will be cut; a hundred are better")
-    return [preprocessing.normalize(picture)[None] for picture in pixels]
+        note(f"few calibration images ({len(pixels)}): what others exceed will be cut; a hundred are better")
+    return [preprocessing.normalize(image)[None] for image in pixels]
 
 
 def quantize_network(
@@ -155,17 +155,17 @@ def _compare(
 
 
 def _remark(observed: Mapping[str, Histogram], quiet: bool) -> None:
-    """Name the activations of which the calibration pictures tell nothing."""
+    """Name the activations of which the calibration images tell nothing."""
     silent = [name for name, histogram in observed.items() if histogram.seen.low == histogram.seen.high]
     if silent and not quiet:
         more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
-        note(f"activation {silent[0]!r}{more} is 0 on all calibration pictures: nothing is known of its range")
+        note(f"activation {silent[0]!r}{more} is 0 on all calibration images: nothing is known of its range")
 
 
 def _divergence(graph: Graph, expected: np.ndarray, found: np.ndarray) -> float:
     """Mean Kullback-Leibler divergence, in nats, of the classes' shares from the float network's.
 
-    A large error of a large answer changes no class, so that the squared error would weigh the wrong pictures most.
+    A large error of a large answer changes no class, so that the squared error would weigh the wrong images most.
     """
     p, q = (_log_shares(graph, values) for values in (expected, found))
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())

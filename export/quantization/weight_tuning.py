@@ -1,9 +1,9 @@
-"""Weights and biases learned for their int8 form, on calibration pictures alone, from the float network's answers.
+"""Weights and biases learned for their int8 form, on calibration images alone, from the float network's answers.
 
 As AdaRound (Nagel et al., arXiv 2004.10568) it moves weights by fractions of a step, so that what rounding does to them
 and to the activations cancels out; unlike it, all layers at once and with the whole network's answer as the aim. Each
-picture is cut and mirrored anew every time, and the float network asked for its answer: more of them keep the weights
-from learning the pictures by heart.
+image is cut and mirrored anew every time, and the float network asked for its answer: more of them keep the weights
+from learning the images by heart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ EPOCHS = 8
 _BATCH = 10
 # What a step of the optimizer moves: this share of a weight's, or for a bias of its output's, integer step.
 _PACE = 0.003
-# The least share of a picture's sides that is looked at.
+# The least share of a image's sides that is looked at.
 _LEAST_SHARE = 0.6
 # How much the squared error of the answers counts beside the divergence of the classes they stand for.
 _SQUARED = 100.0
@@ -79,7 +79,7 @@ def learn(
 
 
 def _view(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A part of a picture (1, H, W, C) in its full size, mirrored or not; what is no picture as it is."""
+    """A part of a image (1, H, W, C) in its full size, mirrored or not; what is no image as it is."""
     if sample.ndim != 4:
         return sample
     from torch import from_numpy

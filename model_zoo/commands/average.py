@@ -10,13 +10,13 @@ from ...runtime.commands.console import json_option, print_json, say
 @click.command("average")
 @click.argument("checkpoints", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint to write, a .safetensors file.")
-@click.option("--data", help="Where the training pictures are now.  [default: as when CHECKPOINTS were trained]")
+@click.option("--data", help="Where the training images are now.  [default: as when CHECKPOINTS were trained]")
 @json_option
 def average_command(checkpoints: tuple[str, ...], out: Path, data: str | None, as_json: bool) -> None:
     """Write the mean of the weights of CHECKPOINTS (runs, checkpoints, snapshots) of one network.
 
     It costs one network to run, where an ensemble costs all of them. The statistics of batch norm are taken anew, on
-    the pictures that CHECKPOINTS were trained on.
+    the images that CHECKPOINTS were trained on.
 
     \b
     Example:
@@ -32,7 +32,7 @@ def average_command(checkpoints: tuple[str, ...], out: Path, data: str | None, a
     images = open_training_images(trained, data)[0]
     average_checkpoints(checkpoints, out, images, quiet=as_json)
     if as_json:
-        print_json({"out": str(out), "checkpoints": list(checkpoints), "pictures": len(images)})
+        print_json({"out": str(out), "checkpoints": list(checkpoints), "images": len(images)})
         return
     measure = f"firebox evaluate {out} --data {data or trained.data}"
     say(f"the mean of {len(checkpoints)} networks is in {out}; measure it: {measure}")

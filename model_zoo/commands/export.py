@@ -34,7 +34,7 @@ def models_command(pattern: str, as_json: bool) -> None:
     """List the networks of the zoo, all or those whose name matches PATTERN.
 
     Size is that of the float32 parameters; accuracies are the published ones, on ImageNet where SOURCE names
-    no other pictures. Weights are names for --weights: default come with firebox, imagenet are downloaded when they
+    no other images. Weights are names for --weights: default come with firebox, imagenet are downloaded when they
     are asked for.
 
     \b
@@ -96,11 +96,11 @@ def _percent(value: float | None) -> str:
 @click.option(
     "--calibrate",
     "source",
-    help="Pictures to calibrate with: 'digits', a folder of class folders, a .tar or .zip.  "
+    help="Images to calibrate with: 'digits', a folder of class folders, a .tar or .zip.  "
     "[default: what MODEL was trained on]",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the files.  [default: build/MODEL]")
-@click.option("--images", type=int, default=100, show_default=True, help="How many pictures to calibrate with.")
+@click.option("--images", type=int, default=100, show_default=True, help="How many images to calibrate with.")
 @click.option(
     "--effort",
     type=click.Choice(["fast", "good", "best"]),
@@ -146,11 +146,11 @@ def _percent(value: float | None) -> str:
     help="Give this layer of the int8 files 16-bit activations: a name that firebox plan shows, or a pattern; again "
     "for each. Slow in LiteRT, and tflite-runtime cannot run it.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the pictures.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the images.")
 @click.option(
     "--min-agreement",
     type=float,
-    help="Least share of pictures on which int8 must name the network's class.  [default: 0.8]",
+    help="Least share of images on which int8 must name the network's class.  [default: 0.8]",
 )
 @click.option("--min-sqnr", type=float, help="Least signal to quantization noise of int8, in dB.  [default: 12]")
 @sram_option
@@ -184,14 +184,14 @@ def export_command(
 ) -> None:
     """Export MODEL (a name of the zoo, or a run folder) as ONNX and TFLite, float32 and int8.
 
-    All files are compared with the network on real pictures first; past the tolerance nothing is written. With a
+    All files are compared with the network on real images first; past the tolerance nothing is written. With a
     budget the int8 files are rewritten to fit it, as firebox fit does; exit code 3 when they cannot.
 
     \b
     Example:
       firebox export runs/squeezenet_micro --out build/micro
       firebox export runs/squeezenet_micro --out build/micro --sram 64KiB
-      firebox export squeezenet1_1 --weights squeezenet1_1.pth --calibrate pictures.tar --effort best --out build/v11
+      firebox export squeezenet1_1 --weights squeezenet1_1.pth --calibrate images.tar --effort best --out build/v11
       firebox export runs/squeezenet_micro --out build/half --precision float16 --precision dynamic
     """
     from ...export import ExportConfig, Tolerance
@@ -220,16 +220,16 @@ def export_command(
     size = (input_size, input_size) if input_size is not None else None
     network = load_network(model, weights, num_classes=num_classes, input_size=size)
     if source is not None:
-        pictures = open_images(source)
+        calibration = open_images(source)
     elif network.training is not None:
-        pictures = open_training_images(TrainingConfig.from_json(network.training))[0]
+        calibration = open_training_images(TrainingConfig.from_json(network.training))[0]
     else:
-        raise UsageError("int8 needs pictures to calibrate with; pass --calibrate FOLDER (or a .tar, a .zip, 'digits')")
+        raise UsageError("int8 needs images to calibrate with; pass --calibrate FOLDER (or a .tar, a .zip, 'digits')")
     if network.ranges and not as_json:
         kept = "ranges and rounding are" if weight_range == DEFAULT_RANGE else "ranges are"
         note(f"{model} was trained in int8: its own {kept} kept, images only compare")
     try:
-        found = export_network(network, out or Path("build") / Path(model).name, pictures, config, quiet=as_json)
+        found = export_network(network, out or Path("build") / Path(model).name, calibration, config, quiet=as_json)
     except DoesNotFitError as error:
         advise(error, as_json)
         raise
@@ -245,8 +245,8 @@ def export_command(
         identical = "-" if parity.identical is None else f"{parity.identical:.2%}"
         rows.append((path.name, *sizes, f"{parity.max_abs:.2g}", sqnr, f"{parity.agreement:.1%}", identical))
     columns = ("file", "size", "arena", "largest difference", "SQNR", "same class", "as the reference")
-    gate = found.report["parity"]["pictures"]
-    table(f"{network.name}: files in {found.out} against the network on {gate} pictures", columns, rows)
+    gate = found.report["parity"]["images"]
+    table(f"{network.name}: files in {found.out} against the network on {gate} images", columns, rows)
     if found.report["parity"]["identical_outputs"] is not None:
         note(f"{found.report['parity']['identical_outputs']:.2%} of the outputs are identical in both int8 files")
     for path in found.files:
@@ -271,14 +271,14 @@ def export_command(
     type=click.Choice(["auto", "all", "train", "val", "test"]),
     default="auto",
     show_default=True,
-    help="Which pictures: auto takes the data's own test or val, else all; val of data without splits is what "
+    help="Which images: auto takes the data's own test or val, else all; val of data without splits is what "
     "firebox train keeps by --seed and --val-fraction.",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=_DEFAULTS.seed, show_default=True, help="Draws val, and --images."
 )
 @click.option("--val-fraction", type=float, default=_DEFAULTS.val_fraction, show_default=True, help="Size of val.")
-@click.option("--images", type=int, help="Only so many pictures, drawn by --seed.  [default: all]")
+@click.option("--images", type=int, help="Only so many images, drawn by --seed.  [default: all]")
 @click.option(
     "--backend",
     type=click.Choice(["auto", "all", "onnxruntime", "litert", "tflite-runtime"]),
@@ -312,40 +312,40 @@ def evaluate_command(
     """Measure how often MODELS are right, and how often each names the class of the first.
 
     MODELS are .onnx and .tflite files, folders of them, run folders, or names of the zoo. Files that firebox did not
-    write do not say what pictures they take: --like names a model that they are versions of. A run of firebox train
+    write do not say what images they take: --like names a model that they are versions of. A run of firebox train
     --qat answers in int8, as its files do.
 
     \b
     Example:
       firebox evaluate build/micro --data digits --split val
-      firebox evaluate squeezenet1_1 build/v11 --weights squeezenet1_1.pth --data pictures.tar --backend all
-      firebox evaluate build/v11 theirs.tflite --like build/v11/model.float32.onnx --data pictures.tar
-      firebox evaluate squeezenet1_0 squeezenet1_1 --weights imagenet --combine softmax --data pictures.tar
-      firebox evaluate runs/one runs/two build/three/model.int8.tflite --combine softmax --data pictures.tar
+      firebox evaluate squeezenet1_1 build/v11 --weights squeezenet1_1.pth --data images.tar --backend all
+      firebox evaluate build/v11 theirs.tflite --like build/v11/model.float32.onnx --data images.tar
+      firebox evaluate squeezenet1_0 squeezenet1_1 --weights imagenet --combine softmax --data images.tar
+      firebox evaluate runs/one runs/two build/three/model.int8.tflite --combine softmax --data images.tar
     """
     from ...runtime.images.datasets import open_images, sample
     from ...runtime.inference.evaluation import evaluate
     from .selection import choose_split, open_classifiers
 
-    pictures = choose_split(open_images(data), split, val_fraction, seed)
-    pictures = sample(pictures, images, seed) if images is not None else pictures
+    labelled = choose_split(open_images(data), split, val_fraction, seed)
+    labelled = sample(labelled, images, seed) if images is not None else labelled
     classifiers = open_classifiers(models, weights, backend, threads, like)
     if combine is not None:
         if len(classifiers) < 2:
             raise UsageError(f"--combine {combine} takes two models or more, and {', '.join(classifiers)} is one")
         classifiers = {**classifiers, f"ensemble ({combine})": Ensemble(classifiers, combine)}
-    with progress("evaluating", len(pictures), quiet=as_json) as advance:
-        found = evaluate(classifiers, pictures, advance)
+    with progress("evaluating", len(labelled), quiet=as_json) as advance:
+        found = evaluate(classifiers, labelled, advance)
     if as_json:
         first = found[0]
         rows: Any = [result.to_json() | {"agreement_with_first": result.agreement(first)} for result in found]
-        print_json({"data": data, "split": split, "combine": combine, "pictures": len(pictures), "models": rows})
+        print_json({"data": data, "split": split, "combine": combine, "images": len(labelled), "models": rows})
         return
     cells = [
         (result.name, f"{result.top1:.2%}", f"{result.top5:.2%}", f"{result.agreement(found[0]):.2%}")
         for result in found
     ]
-    title = f"{len(pictures):,} pictures of {data}, beside {found[0].name}"
+    title = f"{len(labelled):,} images of {data}, beside {found[0].name}"
     table(title, ("model", "top-1", "top-5", "same class"), cells)
 
 

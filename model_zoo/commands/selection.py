@@ -1,4 +1,4 @@
-"""What a command line names, opened: classifiers by file, folder or zoo name, and a split of the pictures."""
+"""What a command line names, opened: classifiers by file, folder or zoo name, and a split of the images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +45,7 @@ def open_classifiers(
 
 
 def choose_split(images: LabelledImages, split: str, val_fraction: float, seed: int) -> LabelledImages:
-    """The pictures of a split; ``val`` of data without splits is what training keeps by ``seed``."""
+    """The images of a split; ``val`` of data without splits is what training keeps by ``seed``."""
     if split == "all":
         return images
     if split == "auto":

@@ -53,10 +53,10 @@ def _option(flag: str, kind: Any, text: str, **more: Any) -> Callable[[Any], Any
 
 _OPTIONS = (
     _option("--data", str, "'digits', a folder of class folders, or a .tar or .zip of one."),
-    _option("--images-per-class", int, "Train on so many pictures of each class, drawn by seed.  [default: all]"),
-    _option("--epochs", int, f"Passes over the training pictures.  [default: {_DEFAULTS.epochs}; 3 with --qat]"),
+    _option("--images-per-class", int, "Train on so many images of each class, drawn by seed.  [default: all]"),
+    _option("--epochs", int, f"Passes over the training images.  [default: {_DEFAULTS.epochs}; 3 with --qat]"),
     _option("--iterations", int, "Steps to train, instead of whole epochs."),
-    _option("--batch-size", int, "Pictures per step, over all processes."),
+    _option("--batch-size", int, "Images per step, over all processes."),
     _option("--accumulation", int, "Parts that a batch is computed in, one after the other."),
     _option(
         "--lr",
@@ -102,7 +102,7 @@ _OPTIONS = (
     _option("--temperature", float, "With --teacher: softens answers."),
     _option("--teacher-share", float, "With --teacher: share of the loss that follows the teacher."),
     _option("--validate-every", int, "Epochs from one validation to the next."),
-    _option("--val-fraction", float, "Share of the pictures kept to validate, unless the data names them."),
+    _option("--val-fraction", float, "Share of the images kept to validate, unless the data names them."),
     _option("--precision", click.Choice(get_args(Precision)), "Arithmetic.  [default: bf16 where the CPU has it]"),
     _option("--compile/--no-compile", None, "Compile the network first (torch.compile)."),
     _option("--threads", int, "Threads that compute.  [default: 1 for small networks, else all cores]"),
@@ -154,9 +154,9 @@ def _all(command: Callable[..., None]) -> Callable[..., None]:
     "--memory",
     default="2GiB",
     show_default=True,
-    help="Keep decoded pictures, and codes, in memory up to this size.",
+    help="Keep decoded images, and codes, in memory up to this size.",
 )
-@click.option("--workers", type=int, help="Processes or threads that decode pictures.  [default: one per core]")
+@click.option("--workers", type=int, help="Processes or threads that decode images.  [default: one per core]")
 @json_option
 @click.pass_context
 def train_command(
@@ -232,7 +232,7 @@ def _show(result: "TrainingResult") -> None:
         names = " ".join(map(str, result.snapshots))
         note(f"snapshots, to be asked together: firebox evaluate {names} --combine softmax")
     accuracy = f"{result.val_accuracy:.2%}{' in int8' if result.quantized else ''}"
-    say(f"validation accuracy {accuracy} on {result.val_pictures:,} pictures; checkpoint {result.checkpoint}")
+    say(f"validation accuracy {accuracy} on {result.val_images:,} images; checkpoint {result.checkpoint}")
 
 
 def _over(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -191,8 +191,8 @@ class GoogLeNetConfig(LayeredConfig):
 
 
 @dataclass(frozen=True)
-class SmallPicturesConfig(LayeredConfig):
-    """What networks for CIFAR-10's pictures begin with."""
+class SmallImagesConfig(LayeredConfig):
+    """What networks for CIFAR-10's images begin with."""
 
     num_classes: int = 10
     input_size: tuple[int, int] = (32, 32)
@@ -201,8 +201,8 @@ class SmallPicturesConfig(LayeredConfig):
 
 
 @dataclass(frozen=True)
-class ResNetConfig(SmallPicturesConfig):
-    """Residual network for small pictures (arXiv 1512.03385, section 4.2): three stages of (depth - 2) / 6 blocks.
+class ResNetConfig(SmallImagesConfig):
+    """Residual network for small images (arXiv 1512.03385, section 4.2): three stages of (depth - 2) / 6 blocks.
 
     ``width`` is that of the first stage and doubles twice. ``shortcut`` is what joins stages: "pad" (the paper's
     option A, of which the published figures are) leaves rows and columns out and adds channels of zeros, "project"
@@ -247,8 +247,8 @@ class ResNetConfig(SmallPicturesConfig):
 
 
 @dataclass(frozen=True)
-class DenseNetConfig(SmallPicturesConfig):
-    """DenseNet for small pictures (arXiv 1608.06993, sections 3 and 4.2): each layer gets the output of all before it.
+class DenseNetConfig(SmallImagesConfig):
+    """DenseNet for small images (arXiv 1608.06993, sections 3 and 4.2): each layer gets the output of all before it.
 
     Three blocks; every layer adds ``growth`` channels. With ``bottleneck`` (DenseNet-B) a layer is two convolutions,
     the first of which gives 4 ``growth`` channels. Transitions keep the share ``compression`` of the channels; with

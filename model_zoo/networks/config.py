@@ -44,7 +44,7 @@ class NetworkConfig(ABC):
     @property
     @abstractmethod
     def macs(self) -> int:
-        """Multiply-accumulates of all convolutions and fully connected layers for one picture."""
+        """Multiply-accumulates of all convolutions and fully connected layers for one image."""
 
     @property
     def batch_norm_folds(self) -> bool:

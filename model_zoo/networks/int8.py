@@ -22,8 +22,8 @@ from .families import build
 from .modules import NetworkModule
 
 _LAYERS = (nn.Conv2d, nn.Linear)
-# Training pictures that the ranges of activations begin with.
-_CALIBRATION_PICTURES = 100
+# Training images that the ranges of activations begin with.
+_CALIBRATION_IMAGES = 100
 # How many times as fine the steps of a global average may be as those of what it averages.
 _FINEST = 4
 
@@ -69,12 +69,12 @@ def fake_quantized(module: NetworkModule, ranges: Mapping[str, Range]) -> FakeQu
 def calibrated(
     module: NetworkModule, preprocessing: Preprocessing, images: LabelledImages, seed: int, quiet: bool = False
 ) -> dict[str, Range]:
-    """The ranges of a network's activations on some of the pictures, drawn by ``seed``."""
+    """The ranges of a network's activations on some of the images, drawn by ``seed``."""
     graph = trace(module, (1, module.config.in_channels, *module.config.input_size))
-    chosen = sample(images, _CALIBRATION_PICTURES, seed)
+    chosen = sample(images, _CALIBRATION_IMAGES, seed)
     with progress("calibrating", quiet=quiet) as advance:
         pixels = [preprocessing.crop(chosen.read(name), chosen.where(name)) for name in chosen.names]
-        found = calibrate(graph, [preprocessing.normalize(picture)[None] for picture in pixels], tick=advance)
+        found = calibrate(graph, [preprocessing.normalize(image)[None] for image in pixels], tick=advance)
     return {**found, **_no_finer(graph, found)}
 
 

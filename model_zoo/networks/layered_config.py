@@ -44,7 +44,7 @@ class LayeredConfig(NetworkConfig):
     @property
     @abstractmethod
     def features(self) -> Sequence:
-        """From the picture to the features."""
+        """From the image to the features."""
 
     @property
     @abstractmethod
@@ -53,7 +53,7 @@ class LayeredConfig(NetworkConfig):
 
     @property
     def input_shape(self) -> Shape:
-        """Of a picture."""
+        """Of a image."""
         return Shape(self.in_channels, *self.input_size)
 
     @cached_property
@@ -68,7 +68,7 @@ class LayeredConfig(NetworkConfig):
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of all convolutions and fully connected layers for one picture."""
+        """Multiply-accumulates of all convolutions and fully connected layers for one image."""
         return self.figures.macs
 
     @property

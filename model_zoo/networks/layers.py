@@ -64,7 +64,7 @@ class GlobalAveragePool:
 
 @dataclass(frozen=True)
 class Flatten:
-    """All values of a picture in one row."""
+    """All values of a image in one row."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Count:
-    """Figures of layers for one picture: the shape they put out, trained values, multiply-accumulates.
+    """Figures of layers for one image: the shape they put out, trained values, multiply-accumulates.
 
     ``fully_connected`` is how many of the parameters are in fully connected layers; additions, biases,
     batch norm and pools count for nothing among the multiply-accumulates.
@@ -227,5 +227,5 @@ def _places(layer: Conv | Pool, length: int) -> int:
     if not (isinstance(layer, Pool) and layer.ceil):
         return room // layer.stride + 1
     places = -(-room // layer.stride) + 1
-    # A window that would begin behind the picture is left out.
+    # A window that would begin behind the image is left out.
     return places - 1 if (places - 1) * layer.stride >= length + layer.padding else places

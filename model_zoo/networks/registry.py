@@ -117,7 +117,7 @@ def fit_preprocessing(preprocessing: Preprocessing, config: NetworkConfig) -> Pr
     std.
     """
     if config.in_channels not in (1, 3):
-        raise UsageError(f"pictures have 1 or 3 channels, the network {config.in_channels}; preprocess them yourself")
+        raise UsageError(f"images have 1 or 3 channels, the network {config.in_channels}; preprocess them yourself")
     if config.input_size != preprocessing.size:
         resize = preprocessing.resize and round(preprocessing.resize * max(config.input_size) / max(preprocessing.size))
         preprocessing = replace(preprocessing, size=config.input_size, resize=resize)
@@ -164,7 +164,7 @@ def squeezenet1_0_complex_bypass() -> ZooEntry:
 
 @register
 def squeezenet_cifar() -> ZooEntry:
-    """Six fire modules for 32x32 pictures: stride-1 stem, batch norm, bypass before the ReLU."""
+    """Six fire modules for 32x32 images: stride-1 stem, batch norm, bypass before the ReLU."""
     config = SqueezeNetConfig(
         num_classes=10,
         input_size=(32, 32),
@@ -195,7 +195,7 @@ def squeezenet_cifar_small() -> ZooEntry:
 
 @register
 def squeezenet_micro() -> ZooEntry:
-    """Six narrow fire modules for 32x32 pictures on devices with 256 KiB of memory."""
+    """Six narrow fire modules for 32x32 images on devices with 256 KiB of memory."""
     config = SqueezeNetConfig(
         num_classes=10,
         input_size=(32, 32),
@@ -243,25 +243,25 @@ def googlenet() -> ZooEntry:
 
 @register
 def resnet20() -> ZooEntry:
-    """Residual network of 20 layers for 32x32 pictures."""
+    """Residual network of 20 layers for 32x32 images."""
     return ZooEntry(ResNetConfig(), _SMALL, "arXiv 1512.03385, table 6 (CIFAR-10)", 91.25)
 
 
 @register
 def resnet56() -> ZooEntry:
-    """Residual network of 56 layers for 32x32 pictures."""
+    """Residual network of 56 layers for 32x32 images."""
     return ZooEntry(ResNetConfig(depth=56), _SMALL, "arXiv 1512.03385, table 6 (CIFAR-10)", 93.03)
 
 
 @register
 def densenet40() -> ZooEntry:
-    """DenseNet of 40 layers that grow by 12 channels, for 32x32 pictures."""
+    """DenseNet of 40 layers that grow by 12 channels, for 32x32 images."""
     return ZooEntry(DenseNetConfig(), _SMALL, "arXiv 1608.06993, table 2 (CIFAR-10+)", 94.76)
 
 
 @register
 def densenet_bc100() -> ZooEntry:
-    """DenseNet-BC of 100 layers that grow by 12 channels, for 32x32 pictures."""
+    """DenseNet-BC of 100 layers that grow by 12 channels, for 32x32 images."""
     config = DenseNetConfig(depth=100, bottleneck=True, compression=0.5)
     return ZooEntry(config, _SMALL, "arXiv 1608.06993, table 2 (CIFAR-10+)", 95.49)
 
@@ -274,7 +274,7 @@ def densenet22() -> ZooEntry:
 
 @register
 def vgg_cifar() -> ZooEntry:
-    """Eight convolutions of VGG's configuration A, narrower, with batch norm, for 32x32 pictures."""
+    """Eight convolutions of VGG's configuration A, narrower, with batch norm, for 32x32 images."""
     config = VGGConfig(
         num_classes=10,
         input_size=(32, 32),

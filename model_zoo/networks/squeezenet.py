@@ -125,7 +125,7 @@ class SqueezeNetConfig(NetworkConfig):
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of all convolutions for one picture, in closed form."""
+        """Multiply-accumulates of all convolutions for one image, in closed form."""
         sizes = self.stage_sizes
         body = sum(inputs * outputs * math.prod(sizes[stage]) for inputs, outputs, stage in self._convolutions())
         head = math.prod(length + 2 * self.head_padding for length in sizes[-1])

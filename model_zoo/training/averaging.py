@@ -18,7 +18,7 @@ from ..network import weights_in
 from ..networks.families import build
 from ..weights.checkpoint import Checkpoint, pack_checkpoint, read_checkpoint
 from ..weights.files import Weights, load_weights_into
-from .data import load_pictures, prepare
+from .data import load_images, prepare
 
 _BATCH = 128
 
@@ -59,13 +59,13 @@ def average_checkpoints(
         load_weights_into(module, Weights(str(path), "", checkpoint.weights))
     weights = {name: _mean([each.weights[name] for each in checkpoints]) for name in first.weights}
     load_weights_into(module, Weights(str(out), "", weights))
-    pictures = load_pictures(images, first.preprocessing, quiet=quiet)
+    dataset = load_images(images, first.preprocessing, quiet=quiet)
     order = _batches(len(images))
 
     with progress("statistics of batch norm", len(order), quiet=quiet) as advance:
 
         def batches() -> Iterator[Tensor]:
-            for pixels, _ in pictures.batches(order):
+            for pixels, _ in dataset.batches(order):
                 yield prepare(pixels, first.preprocessing)
                 advance()
 
@@ -77,13 +77,13 @@ def average_checkpoints(
     return averaged
 
 
-def _batches(pictures: int) -> Sequence[Tensor]:
-    """All pictures once, shuffled: the variance within a batch of one class would lack that between classes.
+def _batches(images: int) -> Sequence[Tensor]:
+    """All images once, shuffled: the variance within a batch of one class would lack that between classes.
 
-    Batches are of equal size, to a picture, because each counts as much as any other.
+    Batches are of equal size, to a image, because each counts as much as any other.
     """
-    shuffled = np.random.default_rng(0).permutation(pictures)
-    return torch.from_numpy(shuffled).tensor_split(math.ceil(pictures / _BATCH))
+    shuffled = np.random.default_rng(0).permutation(images)
+    return torch.from_numpy(shuffled).tensor_split(math.ceil(images / _BATCH))
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The curves of a training as a picture: loss, accuracies and learning rate over the epochs."""
+"""The curves of a training as a image: loss, accuracies and learning rate over the epochs."""
 
 import io
 import math
@@ -39,7 +39,7 @@ def draw_curves(rows: Sequence[LogRow], title: str) -> bytes:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.suptitle(title)
-    picture = io.BytesIO()
+    image = io.BytesIO()
     # Without the entry that names the library's version.
-    figure.savefig(picture, format="png", dpi=100, metadata={"Software": None})
-    return picture.getvalue()
+    figure.savefig(image, format="png", dpi=100, metadata={"Software": None})
+    return image.getvalue()

@@ -1,4 +1,4 @@
-"""Labelled pictures as batches: decoded once and kept in memory, or by workers each time."""
+"""Labelled images as batches: decoded once and kept in memory, or by workers each time."""
 
 import multiprocessing
 import os
@@ -23,13 +23,13 @@ from ..training_config import TrainingConfig
 
 _CHUNK = 256
 
-# What a batch of indices becomes: uint8 pictures (N, C, H, W) and int64 labels (N,).
+# What a batch of indices becomes: uint8 images (N, C, H, W) and int64 labels (N,).
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class DecodedPictures:
-    """All pictures as one uint8 tensor (N, C, H, W), or their codes, with labels (N,)."""
+class DecodedImages:
+    """All images as one uint8 tensor (N, C, H, W), or their codes, with labels (N,)."""
 
     pixels: Tensor
     labels: Tensor
@@ -41,8 +41,8 @@ class DecodedPictures:
 
 
 @dataclass(frozen=True)
-class StreamedPictures:
-    """Pictures that are decoded by ``workers`` processes whenever they are asked for."""
+class StreamedImages:
+    """Images that are decoded by ``workers`` processes whenever they are asked for."""
 
     images: LabelledImages
     preprocessing: Preprocessing
@@ -50,7 +50,7 @@ class StreamedPictures:
     workers: int
 
     def batches(self, order: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each tensor of indices. Raises ``DataError`` naming a bad picture."""
+        """One batch for each tensor of indices. Raises ``DataError`` naming a bad image."""
         decoder = _Decoder(self.images, self.preprocessing)
         indices = [batch.tolist() for batch in order]
         # Workers inherit the open data: it cannot be sent to a process that starts afresh.
@@ -69,7 +69,7 @@ class StreamedPictures:
                 pixels = next(decoded)
             except RuntimeError as error:
                 raise DataError(
-                    f"a process that decodes pictures of {self.images.source} has ended, perhaps for lack of memory; "
+                    f"a process that decodes images of {self.images.source} has ended, perhaps for lack of memory; "
                     "try again, with fewer --workers"
                 ) from error
             if isinstance(pixels, DataError):
@@ -79,50 +79,50 @@ class StreamedPictures:
         next(decoded, None)
 
 
-Pictures = DecodedPictures | StreamedPictures
+ImageDataset = DecodedImages | StreamedImages
 
 
-def load_pictures(
+def load_images(
     images: LabelledImages,
     preprocessing: Preprocessing,
     *,
     memory_bytes: int = 2 * 1024**3,
     workers: int | None = None,
     quiet: bool = False,
-) -> Pictures:
-    """Pictures resized and cropped for a network; in memory if they fit into ``memory_bytes``.
+) -> ImageDataset:
+    """Images resized and cropped for a network; in memory if they fit into ``memory_bytes``.
 
     ``workers`` decode at the same time, by default one per core. Raises ``DataError`` naming a
-    damaged picture.
+    damaged image.
     """
     cores = os.cpu_count() or 1
     workers = cores if workers is None else min(workers, cores)
     labels = torch.from_numpy(images.labels)
     shape = (len(images), preprocessing.depth, *preprocessing.size)
     if int(np.prod(shape)) > memory_bytes:
-        return StreamedPictures(images, preprocessing, labels, workers)
+        return StreamedImages(images, preprocessing, labels, workers)
     pixels = np.empty(shape, np.uint8)
     decoder = _Decoder(images, preprocessing)
     with (
         ThreadPoolExecutor(max(1, workers)) as pool,
         progress(f"reading {images.source}", len(images), quiet=quiet) as advance,
     ):
-        # In chunks, so that an error or Ctrl-C waits for few pictures only.
+        # In chunks, so that an error or Ctrl-C waits for few images only.
         for start in range(0, len(images), _CHUNK):
             indices = range(start, min(start + _CHUNK, len(images)))
-            for index, picture in zip(indices, pool.map(decoder.decode, indices), strict=True):
-                pixels[index] = picture
+            for index, image in zip(indices, pool.map(decoder.decode, indices), strict=True):
+                pixels[index] = image
                 advance()
-    return DecodedPictures(torch.from_numpy(pixels), labels)
+    return DecodedImages(torch.from_numpy(pixels), labels)
 
 
 def prepare(values: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What a network takes, in float32: uint8 pictures are normalized, codes (``codes.py``) stay as they are."""
+    """What a network takes, in float32: uint8 images are normalized, codes (``codes.py``) stay as they are."""
     return values.float() if values.is_floating_point() else normalize(values, preprocessing)
 
 
 def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 pictures (N, C, H, W) to float32 values, exactly as ``Preprocessing.normalize``."""
+    """uint8 images (N, C, H, W) to float32 values, exactly as ``Preprocessing.normalize``."""
     std = torch.tensor(preprocessing.std, device=pixels.device)
     factor = torch.tensor(preprocessing.scale, device=pixels.device) / std
     offset = torch.tensor(preprocessing.mean, device=pixels.device) / std
@@ -154,7 +154,7 @@ class _Decoder(Dataset):
 
     def decode(self, index: int) -> np.ndarray:
         name = self.images.where(self.images.names[index])
-        return self.preprocessing.crop(self.images.picture(index), name).transpose(2, 0, 1)
+        return self.preprocessing.crop(self.images.image(index), name).transpose(2, 0, 1)
 
     def __getitem__(self, index: int) -> "np.ndarray | DataError":
         # An error is handed over as a value: DataLoader would wrap it in the traceback of its
@@ -165,16 +165,16 @@ class _Decoder(Dataset):
             return error
 
 
-def _stack(pictures: "list[np.ndarray | DataError]") -> "np.ndarray | DataError":
+def _stack(images: "list[np.ndarray | DataError]") -> "np.ndarray | DataError":
     # Not as tensors: those would be shared by a thread of the worker that complains when the parent goes.
-    for picture in pictures:
-        if isinstance(picture, DataError):
-            return picture
-    return np.stack([picture for picture in pictures if isinstance(picture, np.ndarray)])
+    for image in images:
+        if isinstance(image, DataError):
+            return image
+    return np.stack([image for image in images if isinstance(image, np.ndarray)])
 
 
-def epoch_order(config: TrainingConfig, pictures: int, epoch: int) -> list[Tensor]:
-    """The batches of an epoch as indices; pictures that fill no whole batch are left out."""
-    batch = min(config.batch_size, pictures)
-    shuffled = np.random.default_rng([config.seed, epoch]).permutation(pictures)
-    return list(torch.from_numpy(shuffled[: pictures // batch * batch]).split(batch))
+def epoch_order(config: TrainingConfig, images: int, epoch: int) -> list[Tensor]:
+    """The batches of an epoch as indices; images that fill no whole batch are left out."""
+    batch = min(config.batch_size, images)
+    shuffled = np.random.default_rng([config.seed, epoch]).permutation(images)
+    return list(torch.from_numpy(shuffled[: images // batch * batch]).split(batch))

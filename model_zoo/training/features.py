@@ -1,4 +1,4 @@
-"""CNN codes: what a frozen network makes of pictures, computed once, so that only its head is trained on them.
+"""CNN codes: what a frozen network makes of images, computed once, so that only its head is trained on them.
 
 Donahue et al., arXiv 1310.1531; Razavian et al., arXiv 1403.6382.
 """
@@ -11,7 +11,7 @@ from ...runtime.errors import UsageError
 from ...runtime.images.preprocessing import Preprocessing
 from ...runtime.units import format_size
 from ..networks.modules import NetworkModule
-from .data import DecodedPictures, Pictures, prepare
+from .data import DecodedImages, ImageDataset, prepare
 
 # Activations of a trained network keep well below float16's 65,504.
 _DTYPE = torch.float16
@@ -31,33 +31,33 @@ class Coded(nn.Module):
 
 def encode(
     network: NetworkModule,
-    pictures: Pictures,
+    images: ImageDataset,
     preprocessing: Preprocessing,
     *,
     memory_bytes: int,
     batch_size: int = 64,
     quiet: bool = False,
-) -> DecodedPictures:
-    """The codes of all pictures, not augmented, in their order. Raises ``UsageError`` beyond ``memory_bytes``."""
+) -> DecodedImages:
+    """The codes of all images, not augmented, in their order. Raises ``UsageError`` beyond ``memory_bytes``."""
     features = network.features.eval()
     device = next(features.parameters()).device
-    count = len(pictures.labels)
+    count = len(images.labels)
     codes: Tensor | None = None
     done = 0
     with torch.no_grad(), progress("computing codes", count, quiet=quiet) as advance:
-        for pixels, labels in pictures.batches(torch.arange(count).split(batch_size)):
+        for pixels, labels in images.batches(torch.arange(count).split(batch_size)):
             found = features(prepare(pixels.to(device), preprocessing)).cpu()
             if codes is None:
                 shape = (count, *found.shape[1:])
                 needed = found[0].numel() * count * _DTYPE.itemsize
                 if needed > memory_bytes:
                     raise UsageError(
-                        f"the codes of {count:,} pictures take {format_size(needed)}, more than "
-                        f"{format_size(memory_bytes)}; raise --memory, or train with fewer or smaller pictures"
+                        f"the codes of {count:,} images take {format_size(needed)}, more than "
+                        f"{format_size(memory_bytes)}; raise --memory, or train with fewer or smaller images"
                     )
                 codes = torch.empty(shape, dtype=_DTYPE)
             codes[done : done + len(labels)] = found.clamp_(-65504, 65504)
             done += len(labels)
             advance(len(labels))
     assert codes is not None
-    return DecodedPictures(codes, pictures.labels)
+    return DecodedImages(codes, images.labels)

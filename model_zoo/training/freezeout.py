@@ -61,7 +61,7 @@ class FreezeOut(Callback):
         self._freeze(loop)
 
     def predicted(self, module: nn.Module, size: Sequence[int]) -> float:
-        """The share of the arithmetic that the schedule saves, for pictures of ``size`` (C, H, W)."""
+        """The share of the arithmetic that the schedule saves, for images of ``size`` (C, H, W)."""
         times = [self.times.get(layer.name, 0.0) for layer in layers_of(module)]
         return predicted_saving(macs_of(module, size), times)
 
@@ -114,7 +114,7 @@ def measured_saving(rows: Sequence[LogRow], first: float) -> float | None:
 
 
 def macs_of(module: nn.Module, size: Sequence[int]) -> list[int]:
-    """The multiply-accumulates of each layer for one picture of ``size`` (C, H, W), in the order of ``layers_of``."""
+    """The multiply-accumulates of each layer for one image of ``size`` (C, H, W), in the order of ``layers_of``."""
     import torch
 
     counts: dict[nn.Module, int] = {}

@@ -41,7 +41,7 @@ class Learner:
     """A training at a checkpoint, ready to go on.
 
     ``answer`` is what computes logits; ``steps`` are those of an epoch. ``save`` gets the number and the checkpoint of
-    each snapshot; ``callbacks`` come after those of the config. Pictures that are already codes (``codes.py``) only
+    each snapshot; ``callbacks`` come after those of the config. Images that are already codes (``codes.py``) only
     meet the classifier.
     """
 
@@ -195,11 +195,11 @@ class Learner:
     def _learn(self, pixels: Tensor, labels: Tensor, share: float, last: bool) -> tuple[float, int]:
         """The gradients of a part of the batch; returns its share of the loss and its right answers."""
         config, labels = self.config, labels.to(self.device)
-        pictures = prepare(pixels.to(self.device), self.start.preprocessing)
-        pictures, targets = self._augmented(pictures, labels)
+        images = prepare(pixels.to(self.device), self.start.preprocessing)
+        images, targets = self._augmented(images, labels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            teacher = self.teachers(pictures) if self.teachers else None
-            logits = self._logits(pictures).float()
+            teacher = self.teachers(images) if self.teachers else None
+            logits = self._logits(images).float()
         loss = objective(logits, targets, config.label_smoothing, teacher, config.temperature, config.teacher_share)
         waiting = isinstance(self._shared, DistributedDataParallel) and not last
         with self._shared.no_sync() if waiting else nullcontext():  # pyright: ignore
@@ -207,17 +207,17 @@ class Learner:
         wanted = targets.argmax(1) if targets.ndim > 1 else targets
         return loss.item() * share, int((logits.argmax(1) == wanted).sum())
 
-    def _augmented(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _augmented(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         config, targets = self.config, labels
-        pictures = self.augment(pictures)
+        images = self.augment(images)
         if config.mixup or config.cutmix:
             targets = functional.one_hot(labels, self.start.config.num_classes).float()
-            pictures, targets = mix(pictures, targets, config.mixup, config.cutmix)
-        return pictures.contiguous(memory_format=torch.channels_last), targets
+            images, targets = mix(images, targets, config.mixup, config.cutmix)
+        return images.contiguous(memory_format=torch.channels_last), targets
 
-    def _logits(self, pictures: Tensor) -> Tensor:
+    def _logits(self, images: Tensor) -> Tensor:
         try:
-            return self._wrapped(pictures)
+            return self._wrapped(images)
         except QuantizationError:
             raise self._diverged("a weight or a scale is no usable number") from None
         except RuntimeError as error:

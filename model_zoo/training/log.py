@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class LogRow:
     """One epoch: its last step and learning rate, mean loss, shares of right answers, and the time of its steps.
 
-    The training accuracy is counted while learning, on augmented pictures (mixed ones by the class that has the larger
+    The training accuracy is counted while learning, on augmented images (mixed ones by the class that has the larger
     share); the validation accuracy afterwards, and NaN where there was no validation.
     """
 

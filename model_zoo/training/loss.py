@@ -35,7 +35,7 @@ class Teachers(nn.Module):
         self.temperature = temperature
 
     @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures (N, C, H, W), normalized as the student's, to logits (N, classes)."""
-        shares = [(network(pictures).float() / self.temperature).log_softmax(1) for network in self.networks]
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W), normalized as the student's, to logits (N, classes)."""
+        shares = [(network(images).float() / self.temperature).log_softmax(1) for network in self.networks]
         return self.temperature * torch.stack(shares).logsumexp(0)

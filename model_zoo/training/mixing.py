@@ -1,31 +1,31 @@
-"""Pictures mixed with others of their batch, and their classes with them."""
+"""Images mixed with others of their batch, and their classes with them."""
 
 import torch
 from torch import Tensor
 from torch.distributions import Beta
 
 
-def mix(pictures: Tensor, targets: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
-    """A batch (N, C, H, W) with its targets (N, classes), every picture mixed with another, in one share for all.
+def mix(images: Tensor, targets: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
+    """A batch (N, C, H, W) with its targets (N, classes), every image mixed with another, in one share for all.
 
     mixup adds both (Zhang et al., arXiv 1710.09412, section 2), cutmix puts a rectangle of one into the other (Yun et
     al., arXiv 1905.04899, section 3.1); the numbers are the alphas of the Beta distribution that the share is drawn
     from, 0 for none. Where both are given, a coin decides. Draws from torch's generator.
     """
     if not mixup and not cutmix:
-        return pictures, targets
+        return images, targets
     cut = bool(cutmix) and (not mixup or bool(torch.rand(()) < 0.5))
     alpha = cutmix if cut else mixup
     share = float(Beta(alpha, alpha).sample())
-    order = torch.randperm(len(pictures), device=pictures.device)
+    order = torch.randperm(len(images), device=images.device)
     if cut:
-        top, bottom, left, right = _rectangle(pictures.shape[2], pictures.shape[3], 1 - share)
-        pictures = pictures.clone()
-        pictures[:, :, top:bottom, left:right] = pictures[order, :, top:bottom, left:right]
-        share = 1 - (bottom - top) * (right - left) / (pictures.shape[2] * pictures.shape[3])
+        top, bottom, left, right = _rectangle(images.shape[2], images.shape[3], 1 - share)
+        images = images.clone()
+        images[:, :, top:bottom, left:right] = images[order, :, top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
     else:
-        pictures = torch.lerp(pictures[order], pictures, share)
-    return pictures, torch.lerp(targets[order], targets, share)
+        images = torch.lerp(images[order], images, share)
+    return images, torch.lerp(targets[order], targets, share)
 
 
 def _rectangle(height: int, width: int, area: float) -> tuple[int, int, int, int]:

@@ -8,27 +8,27 @@ from torch import Tensor, nn
 
 from ...runtime.commands.console import progress
 from ...runtime.images.preprocessing import Preprocessing
-from .data import Pictures, prepare
+from .data import ImageDataset, prepare
 
 
 def predict(
     module: nn.Module,
-    pictures: Pictures,
+    images: ImageDataset,
     preprocessing: Preprocessing,
     *,
     batch_size: int = 64,
     quiet: bool = True,
 ) -> Tensor:
-    """Logits (N, classes) of all pictures, in float32 and eval mode, on the module's device."""
+    """Logits (N, classes) of all images, in float32 and eval mode, on the module's device."""
     device = next(module.parameters()).device
-    order = torch.arange(len(pictures.labels)).split(batch_size)
+    order = torch.arange(len(images.labels)).split(batch_size)
     logits: list[Tensor] = []
     with (
         in_eval_mode(module),
         torch.inference_mode(),
-        progress("evaluating", len(pictures.labels), quiet=quiet) as advance,
+        progress("evaluating", len(images.labels), quiet=quiet) as advance,
     ):
-        for pixels, labels in pictures.batches(order):
+        for pixels, labels in images.batches(order):
             logits.append(module(prepare(pixels.to(device), preprocessing)).cpu())
             advance(len(labels))
     return torch.cat(logits)
@@ -48,7 +48,7 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def top_k(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> tuple[float, ...]:
-    """The share of pictures whose label is among the ``k`` highest logits, for each ``k``.
+    """The share of images whose label is among the ``k`` highest logits, for each ``k``.
 
     Of equal ones, as they are common in int8, the first counts as higher.
     """

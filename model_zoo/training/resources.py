@@ -11,7 +11,7 @@ from ...runtime.errors import UsageError
 class Resources:
     """Where a training runs, and with how much memory.
 
-    ``device`` is auto, cpu or cuda, which round in other ways; decoded pictures up to ``memory_bytes`` are kept;
+    ``device`` is auto, cpu or cuda, which round in other ways; decoded images up to ``memory_bytes`` are kept;
     ``workers`` decode them.
     """
 

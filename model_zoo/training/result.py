@@ -25,8 +25,8 @@ class TrainingResult:
     checkpoint: Path
     model: str
     parameters: int
-    train_pictures: int
-    val_pictures: int
+    train_images: int
+    val_images: int
     epochs: int
     steps: int
     train_loss: float
@@ -56,8 +56,8 @@ def training_result(folder: Path, learner: Learner, rows: Sequence[LogRow]) -> T
         checkpoint=folder / FILE_NAME,
         model=checkpoint.model,
         parameters=checkpoint.config.parameters,
-        train_pictures=checkpoint.pictures[0],
-        val_pictures=checkpoint.pictures[1],
+        train_images=checkpoint.images[0],
+        val_images=checkpoint.images[1],
         epochs=last.epoch,
         steps=last.step,
         train_loss=last.train_loss,

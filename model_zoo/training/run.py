@@ -26,7 +26,7 @@ CONFIG, LOG, CURVES, SNAPSHOTS = "config.json", "log.csv", "curves.png", "snapsh
 _TENSORBOARD = "tensorboard"
 RUN_FILES = (FILE_NAME, CONFIG, LOG)
 
-# Seconds between drawings of the curves: short epochs would take less time than their picture.
+# Seconds between drawings of the curves: short epochs would take less time than their image.
 _REDRAW_SECONDS = 10.0
 
 
@@ -98,8 +98,8 @@ class Run:
             "training": checkpoint.training,
             "origin_sha256": checkpoint.origin_sha256,
             "teachers_sha256": checkpoint.teachers_sha256,
-            "train_pictures": checkpoint.pictures[0],
-            "val_pictures": checkpoint.pictures[1],
+            "train_images": checkpoint.images[0],
+            "val_images": checkpoint.images[1],
             "classes": checkpoint.classes,
         }
 

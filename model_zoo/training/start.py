@@ -25,7 +25,7 @@ from .loss import Teachers
 from .optimizer import make_optimizer
 from .resources import Resources
 from .schedules import check_cycles
-from .training_pictures import Images, digest_of
+from .training_images import ImageSplits, digest_of
 from .transfer import settle_layers
 
 # What makes no sense for weights that are already good, and lie on a grid.
@@ -52,7 +52,7 @@ _LITTLE_WORK_MACS = 2_000_000_000
 _EPOCHS_WITH_WARMUP = 5
 
 
-def start(config: TrainingConfig, images: Images, resources: Resources) -> Checkpoint:
+def start(config: TrainingConfig, images: ImageSplits, resources: Resources) -> Checkpoint:
     """From new weights, or from those that ``config.start`` names, with a new head where the classes are others."""
     channels = 1 if images[0].channels == "L" else 3
     origin = _origin(config.model, config.start) if config.start else None
@@ -68,7 +68,7 @@ def start(config: TrainingConfig, images: Images, resources: Resources) -> Check
         module = build(network)
     if origin:
         load_weights_into(module, _for_classes(images[0].classes, origin, module), replace_head=True)
-    # A training that cannot be is told before the pictures are read.
+    # A training that cannot be is told before the images are read.
     settle_layers(module, config.learn)
     make_optimizer(module, settled)
     preprocessing = origin.preprocessing if origin and origin.preprocessing else find_model(config.model).preprocessing
@@ -78,7 +78,7 @@ def start(config: TrainingConfig, images: Images, resources: Resources) -> Check
 
 
 def start_quantized(
-    network: Network, config: TrainingConfig, quiet: bool, images: Images, resources: Resources
+    network: Network, config: TrainingConfig, quiet: bool, images: ImageSplits, resources: Resources
 ) -> Checkpoint:
     """From a trained network: batch norm is folded, and activations have their first ranges."""
     check_quantized(config)
@@ -109,7 +109,7 @@ def check_quantized(config: TrainingConfig) -> None:
 def with_teachers(checkpoint: Checkpoint) -> tuple[Checkpoint, Teachers | None]:
     """The checkpoint that knows its teachers by the digests of their files, and the teachers, if it has any.
 
-    Raises ``UsageError`` for those of other classes or other pictures.
+    Raises ``UsageError`` for those of other classes or other images.
     """
     networks = _teachers(checkpoint, TrainingConfig.from_json(checkpoint.training).teachers)
     known = replace(checkpoint, teachers_sha256=tuple(network.sha256 for network in networks))
@@ -143,7 +143,7 @@ def _first(
     preprocessing: Preprocessing,
     classes: tuple[str, ...],
     settled: TrainingConfig,
-    images: Images,
+    images: ImageSplits,
     origin_sha256: str,
 ) -> Checkpoint:
     """The checkpoint of a module that has learned nothing yet."""
@@ -153,8 +153,8 @@ def _first(
         preprocessing=preprocessing,
         classes=classes,
         training=settled.to_json(),
-        pictures=(len(images[0]), len(images[1])),
-        pictures_sha256=digest_of(images),
+        images=(len(images[0]), len(images[1])),
+        images_sha256=digest_of(images),
         epoch=0,
         step=0,
         weights=module.state_dict(),
@@ -168,17 +168,19 @@ def _teachers(checkpoint: Checkpoint, paths: Sequence[str]) -> list[Network]:
         network = load_network(path)
         if network.classes != checkpoint.classes:
             raise UsageError(
-                f"the teacher {path} knows the classes {_some(network.classes)}, the pictures are of "
+                f"the teacher {path} knows the classes {_some(network.classes)}, the images are of "
                 f"{_some(checkpoint.classes)}; they must agree"
             )
         if network.preprocessing != checkpoint.preprocessing:
-            raise UsageError(f"the teacher {path} takes pictures that are prepared in another way than the student's")
+            raise UsageError(f"the teacher {path} takes images that are prepared in another way than the student's")
         networks.append(network)
     return networks
 
 
-def _settled(config: TrainingConfig, network: NetworkConfig, images: Images, resources: Resources) -> TrainingConfig:
-    """The config with what was left open decided. Raises ``UsageError`` for what the pictures do not allow."""
+def _settled(
+    config: TrainingConfig, network: NetworkConfig, images: ImageSplits, resources: Resources
+) -> TrainingConfig:
+    """The config with what was left open decided. Raises ``UsageError`` for what the images do not allow."""
     steps = len(epoch_order(config, len(images[0]), 0))
     if config.iterations:
         config = replace(config, epochs=math.ceil(config.iterations / steps))

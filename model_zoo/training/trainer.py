@@ -1,7 +1,7 @@
 """How a network learns: a plain loop over epochs and batches.
 
 All randomness is a function of the seed and the step, so a run that was stopped goes on exactly as
-if it had not been. The last checkpoint is the result; validation pictures are looked at but never
+if it had not been. The last checkpoint is the result; validation images are looked at but never
 choose anything.
 """
 
@@ -23,7 +23,7 @@ from ..networks.registry import find_model
 from ..training_config import TrainingConfig
 from ..weights.checkpoint import FILE_NAME, Checkpoint, pack_checkpoint, read_checkpoint
 from .callbacks import Callback
-from .data import Pictures, epoch_order
+from .data import ImageDataset, epoch_order
 from .distributed import Workers, workers
 from .learner import Learner
 from .log import LogRow
@@ -33,7 +33,7 @@ from .resources import Resources
 from .result import TrainingResult, training_result
 from .run import Run, check_unused, claim, read_log, snapshot_file
 from .start import NOT_INHERITED, load_teachers, start, start_quantized, with_teachers
-from .training_pictures import Images, digest_of, load_training_pictures, open_training_images
+from .training_images import ImageSplits, digest_of, load_training_images, open_training_images
 
 # Fake-quantized training changes little, so that it takes few epochs and a low rate.
 _QAT_EPOCHS, _QAT_LEARNING_RATE = 3, 0.0005
@@ -52,7 +52,7 @@ def train(
 
     Under ``torchrun`` all its processes train together, each on its part of every batch. ``callbacks`` come after those
     of the config, and their states are kept, too. ``command`` is kept with the run. Raises ``UsageError`` if there is a
-    run already, ``DataError`` for pictures that cannot be used, ``TrainingError`` when the loss is no longer a number,
+    run already, ``DataError`` for images that cannot be used, ``TrainingError`` when the loss is no longer a number,
     ``WriteError`` when the folder cannot be written.
     """
     find_model(config.model)
@@ -72,8 +72,8 @@ def train_quantized(
     """Fine-tune a trained network with fake quantization, in exactly the integers that its int8 files will have.
 
     Batch norm is folded first; the scales of activations are learned, from what calibration on training
-    pictures finds (``quantized_config`` has the options for it). Validation accuracies are those in
-    int8. Raises as ``train`` does, ``DataError`` for pictures of other classes, ``QuantizationError``
+    images finds (``quantized_config`` has the options for it). Validation accuracies are those in
+    int8. Raises as ``train`` does, ``DataError`` for images of other classes, ``QuantizationError``
     for a network that cannot be quantized.
     """
     begin = partial(start_quantized, network, config, quiet)
@@ -119,11 +119,9 @@ def resume(
         )
     images = open_training_images(config, data)
     found = (images[0].classes, (len(images[0]), len(images[1])))
-    known = checkpoint.pictures_sha256 in ("", digest_of(images))
-    if found != (checkpoint.classes, checkpoint.pictures) or not known:
-        raise DataError(
-            f"{images[0].source} is not what {out} was trained on: its classes or its pictures have changed"
-        )
+    known = checkpoint.images_sha256 in ("", digest_of(images))
+    if found != (checkpoint.classes, checkpoint.images) or not known:
+        raise DataError(f"{images[0].source} is not what {out} was trained on: its classes or its images have changed")
     tutors = load_teachers(checkpoint, teachers)
     with workers(resources.torch_device()) as group, _claimed(out, group), _told_of_memory():
         if group.leads:
@@ -132,7 +130,7 @@ def resume(
 
 
 def _begin(
-    begin: Callable[[Images, Resources], Checkpoint],
+    begin: Callable[[ImageSplits, Resources], Checkpoint],
     config: TrainingConfig,
     out: Path,
     resources: Resources,
@@ -140,7 +138,7 @@ def _begin(
     command: str,
     quiet: bool,
 ) -> TrainingResult:
-    """Train from the checkpoint that ``begin`` makes for the pictures."""
+    """Train from the checkpoint that ``begin`` makes for the images."""
     with workers(resources.torch_device()) as group, _claimed(out, group), _told_of_memory():
         if group.leads:
             check_unused(out)
@@ -153,7 +151,7 @@ def _begin(
 def _run(
     run: Run,
     checkpoint: Checkpoint,
-    images: Images,
+    images: ImageSplits,
     teachers: Teachers | None,
     resources: Resources,
     callbacks: Sequence[Callback],
@@ -162,7 +160,7 @@ def _run(
 ) -> TrainingResult:
     """Train from a checkpoint to the last epoch, writing the run after each."""
     config, device = TrainingConfig.from_json(checkpoint.training), resources.torch_device()
-    steps = len(epoch_order(config, checkpoint.pictures[0], 0))
+    steps = len(epoch_order(config, checkpoint.images[0], 0))
     _check_shares(config, checkpoint, group)
 
     def keep(number: int, snapshot: Checkpoint) -> None:
@@ -170,12 +168,12 @@ def _run(
             write_file(snapshot_file(run.folder, number), pack_checkpoint(snapshot))
 
     with _own_torch(config, device):
-        pictures = load_training_pictures(checkpoint, config, images, resources, quiet)
+        datasets = load_training_images(checkpoint, config, images, resources, quiet)
         teachers = teachers.to(device) if teachers else None
         learner = Learner(checkpoint, device, steps, group, teachers, keep, callbacks)
         rows = read_log(run.folder, checkpoint.epoch)
         # Nobody writes before all have begun.
-        group.agree(lambda: _identity(checkpoint), "pictures, options and weights")
+        group.agree(lambda: _identity(checkpoint), "images, options and weights")
         if group.leads:
             run.tidy()
             if run.is_new:
@@ -187,7 +185,7 @@ def _run(
             progress(f"training {config.model}", left, quiet=quiet) as advance,
         ):
             for epoch in range(checkpoint.epoch, config.epochs):
-                row = _epoch(learner, epoch, pictures, advance)
+                row = _epoch(learner, epoch, datasets, advance)
                 rows.append(row)
                 if group.leads:
                     # What is told of an epoch that is not kept is dropped when the run is resumed.
@@ -197,10 +195,12 @@ def _run(
     return training_result(run.folder, learner, rows)
 
 
-def _epoch(learner: Learner, epoch: int, pictures: tuple[Pictures, Pictures], advance: Callable[..., None]) -> LogRow:
-    """Every training picture once, then the validation pictures; returns its row of the log."""
+def _epoch(
+    learner: Learner, epoch: int, datasets: tuple[ImageDataset, ImageDataset], advance: Callable[..., None]
+) -> LogRow:
+    """Every training image once, then the validation images; returns its row of the log."""
     begin = time.monotonic()
-    config, group, (trained, validated) = learner.config, learner.workers, pictures
+    config, group, (trained, validated) = learner.config, learner.workers, datasets
     order = epoch_order(config, len(trained.labels), epoch)[: learner.loop.total_steps - learner.loop.step]
     loss, correct = 0.0, 0
     for batch in trained.batches([group.share(indices) for indices in order]):
@@ -226,16 +226,16 @@ def _epoch(learner: Learner, epoch: int, pictures: tuple[Pictures, Pictures], ad
 
 def _check_shares(config: TrainingConfig, checkpoint: Checkpoint, group: Workers) -> None:
     """Raise ``UsageError`` for batches that processes cannot share, or whose parts are too small for batch norm."""
-    batch = min(config.batch_size, checkpoint.pictures[0])
+    batch = min(config.batch_size, checkpoint.images[0])
     if batch % group.count:
         raise UsageError(
-            f"a batch of {batch} pictures cannot be shared equally by {group.count} processes; change --batch-size"
+            f"a batch of {batch} images cannot be shared equally by {group.count} processes; change --batch-size"
         )
     share = batch // group.count
     part = math.ceil(share / config.accumulation)
     if checkpoint.config.batch_norm and 1 in (part, share % part):
         raise UsageError(
-            f"a batch of {batch} pictures leaves batch norm one picture at once, by {group.count} processes and an "
+            f"a batch of {batch} images leaves batch norm one image at once, by {group.count} processes and an "
             f"accumulation of {config.accumulation}; it takes two"
         )
 
@@ -276,7 +276,7 @@ def _tell_of_processes(run: Run, group: Workers) -> None:
     before = run.begun_by()
     if before not in (None, group.count):
         note(
-            f"{run.folder} was begun with a number of processes of {before} and goes on with {group.count}: pictures "
+            f"{run.folder} was begun with a number of processes of {before} and goes on with {group.count}: images "
             "are augmented, and sums are taken, in other ways, so its weights will not be those that it would have "
             "reached"
         )

@@ -41,7 +41,7 @@ class Checkpoint:
     """The state of a training at the end of ``epoch`` (0: before the first step).
 
     ``model`` is the name in the zoo, ``training`` the training's config as JSON values,
-    ``pictures`` how many pictures it trains and validates on, ``pictures_sha256`` the digest of their names and
+    ``images`` how many images it trains and validates on, ``images_sha256`` the digest of their names and
     classes, empty where an older firebox wrote it. ``weights`` are those to use; where they are an average
     of those that learn, the latter are ``learning``. ``optimizer`` holds the optimizer's state (``SLOT.NAME``), which
     is empty before the first step, and ``callbacks`` that of each callback. ``ranges`` are those of the activations,
@@ -55,7 +55,7 @@ class Checkpoint:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     training: Mapping[str, Any]
-    pictures: tuple[int, int]
+    images: tuple[int, int]
     epoch: int
     step: int
     weights: Mapping[str, Tensor]
@@ -65,7 +65,7 @@ class Checkpoint:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     origin_sha256: str = ""
     teachers_sha256: tuple[str, ...] = ()
-    pictures_sha256: str = ""
+    images_sha256: str = ""
 
 
 def pack_compact(checkpoint: Checkpoint) -> bytes:
@@ -84,13 +84,13 @@ def pack_checkpoint(checkpoint: Checkpoint, scales: Mapping[str, Tensor] | None 
         "preprocessing": checkpoint.preprocessing.to_json(),
         "classes": checkpoint.classes,
         "training": checkpoint.training,
-        "pictures": checkpoint.pictures,
+        "pictures": checkpoint.images,
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
         "ranges": {name: astuple(found) for name, found in checkpoint.ranges.items()},
         "origin_sha256": checkpoint.origin_sha256,
         "teachers_sha256": checkpoint.teachers_sha256,
-        "pictures_sha256": checkpoint.pictures_sha256,
+        "pictures_sha256": checkpoint.images_sha256,
     }
     groups = {
         "model": checkpoint.weights,
@@ -147,7 +147,7 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             preprocessing=Preprocessing.from_json(header["preprocessing"]),
             classes=tuple(str(name) for name in header["classes"]),
             training=dict(header["training"]),
-            pictures=(int(trained), int(validated)),
+            images=(int(trained), int(validated)),
             epoch=int(header["epoch"]),
             step=int(header["step"]),
             weights=expand(groups["model"], groups["scale"]),
@@ -157,7 +157,7 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             ranges={str(name): _range(*bounds) for name, bounds in header.get("ranges", {}).items()},
             origin_sha256=str(header.get("origin_sha256", "")),
             teachers_sha256=tuple(str(digest) for digest in header.get("teachers_sha256", ())),
-            pictures_sha256=str(header.get("pictures_sha256", "")),
+            images_sha256=str(header.get("pictures_sha256", "")),
         )
     except CheckpointError:
         raise

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _BACKENDS = ("auto", "onnxruntime", "litert", "tflite-runtime")
 _TARGETS = ("tflm", "litert-reference", "litert", "onnxruntime", "static")
 
-# Pictures with a side below this show nothing.
+# Images with a side below this show nothing.
 _TINY = 8
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
@@ -178,15 +178,15 @@ def profile_command(
 
 @click.command("classify")
 @model_argument
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", type=int, default=5, show_default=True, help="How many classes to show.")
 @backend_option
 @threads_option
 @json_option
 def classify_command(
-    model: Path, pictures: tuple[Path, ...], top: int, backend: str, threads: int, as_json: bool
+    model: Path, images: tuple[Path, ...], top: int, backend: str, threads: int, as_json: bool
 ) -> None:
-    """Name what is on PICTURES with MODEL, preprocessed as it was in training.
+    """Name what is on IMAGES with MODEL, preprocessed as it was in training.
 
     \b
     Example:
@@ -197,13 +197,11 @@ def classify_command(
 
     answers = {}
     with Session(model, backend, threads) as session:
-        for picture in pictures:
-            image = decode(picture)
+        for path in images:
+            image = decode(path)
             if min(image.size) < _TINY:
-                note(
-                    f"{picture} is {image.width}x{image.height} pixels and has to be enlarged; its classes mean little"
-                )
-            answers[str(picture)] = session.classify(image, top)
+                note(f"{path} is {image.width}x{image.height} pixels and has to be enlarged; its classes mean little")
+            answers[str(path)] = session.classify(image, top)
     if as_json:
         print_json({name: [vars(answer) for answer in found] for name, found in answers.items()})
         return

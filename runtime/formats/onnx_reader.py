@@ -101,7 +101,7 @@ class _Reader:
         self.outputs = {value.name for value in model.graph.output}
         # Other names of a tensor: what dropout passes through, what is called after its module.
         self.aliases: dict[str, str] = {}
-        # Flattened pictures, (channels, rows, columns): their columns are in the order of NCHW, not of the graph.
+        # Flattened images, (channels, rows, columns): their columns are in the order of NCHW, not of the graph.
         self.flattened: dict[str, Shape] = {}
         for proto in model.graph.initializer:
             if proto.data_location == proto.EXTERNAL:
@@ -141,7 +141,7 @@ class _Reader:
         for name in outputs:
             if name in self.flattened:
                 raise UnsupportedError(
-                    f"output {name!r} is a flattened picture; end in a pool or a fully connected layer"
+                    f"output {name!r} is a flattened image; end in a pool or a fully connected layer"
                 )
         name = model.graph.name if model.graph.name != "main_graph" else "main"
         return Graph.of(name, self.tensors.values(), self.ops, inputs, outputs)
@@ -209,7 +209,7 @@ class _Reader:
         return self.weight(name, (0,))
 
     def columns(self, x: str) -> Callable[[np.ndarray], np.ndarray] | None:
-        """What brings a weight's columns from NCHW to NHWC order, when its input is a flattened picture."""
+        """What brings a weight's columns from NCHW to NHWC order, when its input is a flattened image."""
         if x not in self.flattened:
             return None
         c, h, w = self.flattened[x]
@@ -398,7 +398,7 @@ def _global_average(reader: _Reader, node: "NodeProto") -> None:
 
 
 def _reshape(reader: _Reader, node: "NodeProto") -> None:
-    """Flatten, Reshape and Squeeze: of a picture to (N, values), or between shapes without rows and columns."""
+    """Flatten, Reshape and Squeeze: of a image to (N, values), or between shapes without rows and columns."""
     if node.input[0] in reader.constants:
         shape = [int(n) for n in reader.value(node.input[1])]
         reader.constants[node.output[0]] = _Constant(reader.value(node.input[0]).reshape(shape))
@@ -438,13 +438,13 @@ def _concat(reader: _Reader, node: "NodeProto") -> None:
     rank = len(reader.tensors[node.input[0]].shape)
     axis = _attributes(node)["axis"] % rank
     if any(name in reader.flattened for name in node.input):
-        raise UnsupportedError(f"{_describe(node)} of flattened pictures is not supported")
+        raise UnsupportedError(f"{_describe(node)} of flattened images is not supported")
     reader.emit(node, Concat, *node.input, axis={1: 3, 2: 1, 3: 2}.get(axis, axis) if rank == 4 else axis)
 
 
 def _add(reader: _Reader, node: "NodeProto") -> None:
     if {name in reader.flattened for name in node.input} == {True, False}:
-        raise UnsupportedError(f"{_describe(node)} of a flattened picture and something else is not supported")
+        raise UnsupportedError(f"{_describe(node)} of a flattened image and something else is not supported")
     for x, constant in (node.input, reversed(node.input)):
         is_bias = constant in reader.constants and x not in reader.flattened
         if is_bias and reader.add_to_bias(x, reader.value(constant), node.output[0]):
@@ -492,7 +492,7 @@ def _slice(reader: _Reader, node: "NodeProto") -> None:
     values = [reader.value(name).astype(int).tolist() if name else [] for name in node.input[1:]]
     starts, ends, axes, steps, *_ = [*values, [], []]
     if x.name in reader.flattened or set(steps) - {1}:
-        raise UnsupportedError(f"{_describe(node)} of a flattened picture, or with steps, is not supported")
+        raise UnsupportedError(f"{_describe(node)} of a flattened image, or with steps, is not supported")
     begin, end = [0] * rank, list(x.shape)
     order = (0, 3, 1, 2) if rank == 4 else range(rank)
     for axis, start, stop in zip(axes or range(len(starts)), starts, ends, strict=True):
@@ -506,7 +506,7 @@ def _transpose(reader: _Reader, node: "NodeProto") -> None:
     x = reader.tensors[node.input[0]]
     order = [int(axis) for axis in _attributes(node).get("perm", range(len(x.shape))[::-1])]
     if x.name in reader.flattened or len(x.shape) != 4:
-        raise UnsupportedError(f"{_describe(node)} of {x.shape} is not supported, only of pictures")
+        raise UnsupportedError(f"{_describe(node)} of {x.shape} is not supported, only of images")
     # Axes are told in NCHW, before and behind.
     nchw = (0, 3, 1, 2)
     reader.emit(node, Transpose, x.name, order=tuple(nchw[order[axis]] for axis in _OIHW_TO_OHWI))
@@ -518,7 +518,7 @@ def _softmax(reader: _Reader, node: "NodeProto") -> None:
     if axis != 1:
         raise UnsupportedError(f"{_describe(node)} along axis {axis} is not supported, only over the channels")
     if node.input[0] in reader.flattened:
-        raise UnsupportedError(f"{_describe(node)} of a flattened picture is not supported")
+        raise UnsupportedError(f"{_describe(node)} of a flattened image is not supported")
     reader.emit(node, Softmax, node.input[0])
 
 

@@ -1,4 +1,4 @@
-"""The spine: a small, framework-free, immutable picture of a network.
+"""The spine: a small, framework-free, immutable image of a network.
 
 Activations are NHWC (or N, C once flattened). A convolution's weight is OHWI: (out, height, width, in / groups); a
 fully connected layer's is (out, in). Integer tensors carry the affine quantization ``real = scale * (q - zero_point)``
@@ -226,7 +226,7 @@ class Reshape(Op):
 
 @dataclass(frozen=True)
 class Pad(Op):
-    """Rows and columns of ``value`` (a real number) around the picture."""
+    """Rows and columns of ``value`` (a real number) around the image."""
 
     padding: Pads = NO_PADS
     value: float = 0.0

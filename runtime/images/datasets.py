@@ -1,4 +1,4 @@
-"""Labelled pictures: the digits that come with scikit-learn, a folder of class folders, or a .tar or .zip of one."""
+"""Labelled images: the digits that come with scikit-learn, a folder of class folders, or a .tar or .zip of one."""
 
 import os
 import stat
@@ -18,10 +18,10 @@ from ..files import reason
 
 Split = Literal["all", "train", "val", "test"]
 
-_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _MAX_FILE_BYTES = 256 * 1024**2
-# A folder with this file is that of a training: its curves.png is no picture of a class.
+# A folder with this file is that of a training: its curves.png is no image of a class.
 _RUN = "checkpoint.safetensors"
 # What damaged archives end in.
 _ARCHIVE_ERRORS = (
@@ -32,9 +32,9 @@ _ARCHIVE_ERRORS = (
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Pictures with the index of their class; nothing is decoded before ``read(name)`` is asked for.
+    """Images with the index of their class; nothing is decoded before ``read(name)`` is asked for.
 
-    ``splits[i]`` says which split picture ``i`` belongs to ("all" when the source does not tell).
+    ``splits[i]`` says which split image ``i`` belongs to ("all" when the source does not tell).
     """
 
     source: str
@@ -49,15 +49,15 @@ class LabelledImages:
         return len(self.names)
 
     def where(self, name: str) -> str:
-        """A picture's name with its source, for messages."""
+        """A image's name with its source, for messages."""
         return f"{self.source}/{name}"
 
-    def picture(self, index: int) -> bytes | np.ndarray:
-        """The encoded bytes, or the array, of one picture."""
+    def image(self, index: int) -> bytes | np.ndarray:
+        """The encoded bytes, or the array, of one image."""
         return self.read(self.names[index])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "LabelledImages":
-        """The pictures at these positions, same classes."""
+        """The images at these positions, same classes."""
         return replace(
             self,
             names=tuple(self.names[i] for i in indices),
@@ -66,7 +66,7 @@ class LabelledImages:
         )
 
     def split(self, split: Split) -> "LabelledImages | None":
-        """The pictures of a split that the source itself names, or ``None``."""
+        """The images of a split that the source itself names, or ``None``."""
         chosen = [i for i, name in enumerate(self.splits) if name == split]
         return self.subset(chosen) if chosen else None
 
@@ -76,7 +76,7 @@ def open_images(source: str | Path) -> LabelledImages:
 
     ``train``, ``val`` and ``test`` folders above the class folders become splits. Links to folders are followed; run
     folders of trainings are passed by. Raises ``UsageError`` when there is nothing of that name and ``DataError`` when
-    there are no pictures, fewer than two classes, or an empty folder beside those of the classes.
+    there are no images, fewer than two classes, or an empty folder beside those of the classes.
     """
     if str(source) == "digits":
         return _open_digits()
@@ -103,10 +103,10 @@ def open_images(source: str | Path) -> LabelledImages:
 
 
 def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
-    """Training and validation pictures, the same share of every class in both (stratified), by seed.
+    """Training and validation images, the same share of every class in both (stratified), by seed.
 
     The source's own ``train`` and ``val`` are kept when it names both; its ``test`` is never part of either. However
-    large the ``fraction``, a picture of each class is left to train on. Raises ``DataError`` for a class without one.
+    large the ``fraction``, a image of each class is left to train on. Raises ``DataError`` for a class without one.
     """
     own_train, own_val = images.split("train"), images.split("val")
     if own_train and own_val:
@@ -118,7 +118,7 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
         raise UsageError(f"seed {seed} is negative; give 0 or more")
     source, images = images.source, own_train or images.split("all") or own_val  # pyright: ignore[reportAssignmentType]
     if images is None:
-        raise DataError(f"{source} holds test pictures only; add a folder train")
+        raise DataError(f"{source} holds test images only; add a folder train")
     _check_classes(images)
     order = np.random.default_rng(seed).permutation(len(images))
     held: list[int] = []
@@ -126,7 +126,7 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
         members = order[images.labels[order] == label]
         if len(members) == 1:
             raise DataError(
-                f"class {images.classes[label]!r} in {images.source} has one picture; it takes two to validate"
+                f"class {images.classes[label]!r} in {images.source} has one image; it takes two to validate"
             )
         held.extend(members[: min(max(1, round(fraction * len(members))), len(members) - 1)])
     kept = np.setdiff1d(order, held)
@@ -136,27 +136,27 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
 def _check_classes(images: LabelledImages) -> None:
     for label in np.setdiff1d(np.arange(len(images.classes)), images.labels):
         raise DataError(
-            f"class {images.classes[label]!r} in {images.source} has no picture to train on; add some or remove it"
+            f"class {images.classes[label]!r} in {images.source} has no image to train on; add some or remove it"
         )
 
 
 def per_class(images: LabelledImages, count: int, seed: int = 0) -> LabelledImages:
-    """``count`` pictures of each class, drawn by seed. Raises ``DataError`` naming a class with fewer."""
+    """``count`` images of each class, drawn by seed. Raises ``DataError`` naming a class with fewer."""
     order = np.random.default_rng(seed).permutation(len(images))
     chosen = [order[images.labels[order] == label][:count] for label in range(len(images.classes))]
     for name, members in zip(images.classes, chosen, strict=True):
         if len(members) < count:
             where = f"class {name!r} in {images.source}"
-            raise DataError(f"{where} has {len(members)} pictures, not {count}; ask for fewer")
+            raise DataError(f"{where} has {len(members)} images, not {count}; ask for fewer")
     return images.subset(np.sort(np.concatenate(chosen)))
 
 
 def sample(images: LabelledImages, count: int, seed: int = 0) -> LabelledImages:
-    """At most ``count`` pictures chosen by seed, classes taken in turn so that few pictures cover many classes."""
+    """At most ``count`` images chosen by seed, classes taken in turn so that few images cover many classes."""
     if seed < 0:
         raise UsageError(f"seed {seed} is negative; give 0 or more")
     if count < 1:
-        raise UsageError(f"a sample of {count} pictures is not possible; ask for at least 1")
+        raise UsageError(f"a sample of {count} images is not possible; ask for at least 1")
     order = np.random.default_rng(seed).permutation(len(images))
     turn = np.empty(len(images), np.int64)
     for label in np.unique(images.labels):
@@ -186,10 +186,10 @@ def match_labels(images: LabelledImages, classes: Sequence[str], ids: Sequence[s
 
 
 def _label(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> LabelledImages:
-    usable = {name: path.parts for name, path in _pictures(names).items()}
+    usable = {name: path.parts for name, path in _images(names).items()}
     if not usable:
         raise DataError(
-            f"{source} holds no pictures in class folders (CLASS/picture.jpg); known are {', '.join(sorted(_PICTURES))}"
+            f"{source} holds no images in class folders (CLASS/image.jpg); known are {', '.join(sorted(_IMAGES))}"
         )
     classes = sorted({part[-2] for part in usable.values()})
     if len(classes) < 2:
@@ -206,8 +206,8 @@ def _label(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> L
     )
 
 
-def _pictures(names: Iterable[str]) -> dict[str, PurePosixPath]:
-    """Those of the files in a collection that are pictures of a class, in order."""
+def _images(names: Iterable[str]) -> dict[str, PurePosixPath]:
+    """Those of the files in a collection that are images of a class, in order."""
     paths = {name: PurePosixPath(name) for name in sorted(names)}
     runs = {path.parent for path in paths.values() if path.name == _RUN}
     return {
@@ -215,7 +215,7 @@ def _pictures(names: Iterable[str]) -> dict[str, PurePosixPath]:
         for name, path in paths.items()
         if len(path.parts) >= 2
         and not path.name.startswith(".")
-        and path.suffix.lower() in _PICTURES
+        and path.suffix.lower() in _IMAGES
         and path.parent not in runs
     }
 
@@ -250,7 +250,7 @@ def _open_folder(folder: Path) -> tuple[list[str], Callable[[str], bytes]]:
         if not files and not folders:
             empty.append(within(parent))
         folders[:] = [name for name in folders if _is_followed(Path(parent, name), folder)]
-    beside = {path.parent.parent for path in _pictures(names).values()}
+    beside = {path.parent.parent for path in _images(names).values()}
     for found in empty:
         if found.parent in beside and not found.name.startswith("."):
             raise DataError(f"class folder {folder / found} is empty or cannot be read; fill it or remove it")
@@ -268,7 +268,7 @@ def _open_folder(folder: Path) -> tuple[list[str], Callable[[str], bytes]]:
 
 
 def _is_followed(path: Path, top: Path) -> bool:
-    """Whether a folder is a real one, or a link to one that is not above it, where pictures would come up twice."""
+    """Whether a folder is a real one, or a link to one that is not above it, where images would come up twice."""
     if not path.is_symlink():
         return True
     target = path.resolve()
@@ -284,9 +284,7 @@ def _is_followed(path: Path, top: Path) -> bool:
 def _open_tar(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
     with path.open("rb") as stream:
         if stream.read(2) == b"\x1f\x8b":
-            raise DataError(
-                f"{path} is compressed; unpack it to a plain .tar so that pictures can be read in any order"
-            )
+            raise DataError(f"{path} is compressed; unpack it to a plain .tar so that images can be read in any order")
     size = path.stat().st_size
     with tarfile.open(path, "r:") as archive:
         extents = {
@@ -324,7 +322,7 @@ def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
 
 
 def _named(source: str, read: Callable[[str], bytes]) -> Callable[[str], bytes]:
-    """The same reader, whose failures name the picture."""
+    """The same reader, whose failures name the image."""
 
     def guarded(name: str) -> bytes:
         try:
@@ -337,4 +335,4 @@ def _named(source: str, read: Callable[[str], bytes]) -> Callable[[str], bytes]:
 
 def _check_size(name: str, size: int) -> None:
     if size > _MAX_FILE_BYTES:
-        raise DataError(f"{name} has {size:,} bytes, more than the {_MAX_FILE_BYTES:,} a picture may have")
+        raise DataError(f"{name} has {size:,} bytes, more than the {_MAX_FILE_BYTES:,} a image may have")

@@ -1,4 +1,4 @@
-"""From a picture to the numbers a network was trained on: one value that training, export and sessions share."""
+"""From a image to the numbers a network was trained on: one value that training, export and sessions share."""
 
 import io
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from ..files import read_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    # What a picture may be given as.
-    Picture: TypeAlias = str | Path | bytes | np.ndarray | Image
+    # What a image may be given as.
+    ImageLike: TypeAlias = str | Path | bytes | np.ndarray | Image
 
 _MAX_PIXELS = 100_000_000
 _MAX_FILE_BYTES = 256 * 1024**2
@@ -26,7 +26,7 @@ class Preprocessing:
     """Resize, crop, channel order and normalization: ``value = (pixel * scale - mean) / std``.
 
     ``size`` is the network's input (height, width). With ``resize`` the shorter side is first scaled to that many
-    pixels and the centre of ``size`` is cut out; without it the whole picture is scaled to ``size``.
+    pixels and the centre of ``size`` is cut out; without it the whole image is scaled to ``size``.
     ``mean`` and ``std`` have one value per channel, in the order of ``channels``.
     """
 
@@ -63,26 +63,26 @@ class Preprocessing:
         """Number of channels."""
         return len(self.channels)
 
-    def crop(self, picture: "Picture", name: str = "image") -> np.ndarray:
-        """Any picture, resized and cropped: uint8, shape (height, width, channels). Raises ``DataError``."""
+    def crop(self, image: "ImageLike", name: str = "image") -> np.ndarray:
+        """Any image, resized and cropped: uint8, shape (height, width, channels). Raises ``DataError``."""
         from PIL import Image
 
-        image = decode(picture, name)
-        image = image.convert("L" if self.channels == "L" else "RGB")
+        pil = decode(image, name)
+        pil = pil.convert("L" if self.channels == "L" else "RGB")
         height, width = self.size
         if self.resize is None:
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            pil = pil.resize((width, height), Image.Resampling.BILINEAR)
         else:
-            ratio = self.resize / min(image.size)
-            scaled = (max(self.resize, int(image.width * ratio)), max(self.resize, int(image.height * ratio)))
+            ratio = self.resize / min(pil.size)
+            scaled = (max(self.resize, int(pil.width * ratio)), max(self.resize, int(pil.height * ratio)))
             if scaled[0] * scaled[1] > _MAX_PIXELS:
                 raise DataError(
-                    f"{name} is {image.width}x{image.height}: too long and thin to be scaled to {self.resize} pixels"
+                    f"{name} is {pil.width}x{pil.height}: too long and thin to be scaled to {self.resize} pixels"
                 )
-            image = image.resize(scaled, Image.Resampling.BILINEAR)
-            left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-            image = image.crop((left, top, left + width, top + height))
-        pixels = np.asarray(image).reshape(height, width, self.depth)
+            pil = pil.resize(scaled, Image.Resampling.BILINEAR)
+            left, top = round((pil.width - width) / 2), round((pil.height - height) / 2)
+            pil = pil.crop((left, top, left + width, top + height))
+        pixels = np.asarray(pil).reshape(height, width, self.depth)
         return pixels[..., ::-1] if self.channels == "BGR" else pixels
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
@@ -107,34 +107,34 @@ class Preprocessing:
             raise FormatError(f"preprocessing {dict(values)!r} cannot be read: {error}") from error
 
 
-def decode(picture: "Picture", name: str = "image") -> "Image":
-    """A picture from a path, from the bytes of a file, from an array or from PIL, with its orientation applied.
+def decode(image: "ImageLike", name: str = "image") -> "Image":
+    """A image from a path, from the bytes of a file, from an array or from PIL, with its orientation applied.
 
-    Arrays are uint8, shape (height, width), (height, width, 1) or (height, width, 3) in RGB order. 16-bit pictures
-    keep their upper 8 bits. Raises ``DataError`` with ``name`` for anything that is not a whole picture.
+    Arrays are uint8, shape (height, width), (height, width, 1) or (height, width, 3) in RGB order. 16-bit images
+    keep their upper 8 bits. Raises ``DataError`` with ``name`` for anything that is not a whole image.
     """
     from PIL import Image, UnidentifiedImageError
 
-    if isinstance(picture, np.ndarray):
-        return Image.fromarray(_pixels(picture, name))
-    if isinstance(picture, (str, Path)):
-        name = str(picture)
-        picture = read_file(picture, _MAX_FILE_BYTES)
-    if not isinstance(picture, (bytes, bytearray, memoryview, Image.Image)):
-        raise UsageError(f"{name} is a {type(picture).__name__}; pass a path, bytes, a uint8 array or a PIL image")
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(_pixels(image, name))
+    if isinstance(image, (str, Path)):
+        name = str(image)
+        image = read_file(image, _MAX_FILE_BYTES)
+    if not isinstance(image, (bytes, bytearray, memoryview, Image.Image)):
+        raise UsageError(f"{name} is a {type(image).__name__}; pass a path, bytes, a uint8 array or a PIL image")
     try:
-        if isinstance(picture, Image.Image):
-            return _upright(picture, name)
-        with Image.open(io.BytesIO(picture)) as image:
+        if isinstance(image, Image.Image):
             return _upright(image, name)
+        with Image.open(io.BytesIO(image)) as opened:
+            return _upright(opened, name)
     except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not a picture; use JPEG, PNG or another format that Pillow reads") from error
+        raise DataError(f"{name} is not a image; use JPEG, PNG or another format that Pillow reads") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} is damaged or cut short ({error}); replace or remove it") from error
 
 
 def _upright(image: "Image", name: str) -> "Image":
-    """The picture loaded, turned as its EXIF tag says, 16 bits a value cut to 8."""
+    """The image loaded, turned as its EXIF tag says, 16 bits a value cut to 8."""
     from PIL import Image, ImageOps
 
     if image.width * image.height > _MAX_PIXELS:

@@ -10,7 +10,7 @@ from ..errors import FormatError, UsageError
 from ..images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from ..images.preprocessing import Picture
+    from ..images.preprocessing import ImageLike
     from .evaluation import Classifier
 
 Combine: TypeAlias = Literal["vote", "softmax", "logits"]
@@ -62,13 +62,13 @@ class Ensemble:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How pictures are prepared for all members. Raises ``UsageError`` where members differ in that."""
+        """How images are prepared for all members. Raises ``UsageError`` where members differ in that."""
         self._check_preprocessing()
         return next(iter(self.members.values())).preprocessing
 
-    def predict(self, picture: "Picture") -> np.ndarray:
-        """The answer to one picture (path, bytes, array or PIL image), shape (classes,); each member crops its own."""
-        return View(picture).answer(self)
+    def predict(self, image: "ImageLike") -> np.ndarray:
+        """The answer to one image (path, bytes, array or PIL image), shape (classes,); each member crops its own."""
+        return View(image).answer(self)
 
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """The same for pixels (uint8, height, width, channels), where all members have the same preprocessing."""
@@ -97,8 +97,8 @@ class Ensemble:
         for name, member in others:
             if member.preprocessing != lead.preprocessing:
                 raise UsageError(
-                    f"{name} prepares its pictures otherwise than {first}, so there are no pixels for both; use "
-                    "predict(), which takes whole pictures"
+                    f"{name} prepares its images otherwise than {first}, so there are no pixels for both; use "
+                    "predict(), which takes whole images"
                 )
 
     def _logits(self, name: str, answer: np.ndarray) -> np.ndarray:
@@ -112,15 +112,15 @@ class Ensemble:
 
 
 class View:
-    """One picture as models see it: cropped once for each preprocessing, answered once by each model or member."""
+    """One image as models see it: cropped once for each preprocessing, answered once by each model or member."""
 
-    def __init__(self, picture: "Picture", name: str = "image"):
-        self._picture, self._name = picture, name
+    def __init__(self, image: "ImageLike", name: str = "image"):
+        self._image, self._name = image, name
         self._crops: dict[Preprocessing, np.ndarray] = {}
         self._answers: dict[int, np.ndarray] = {}
 
     def answer(self, model: "Classifier") -> np.ndarray:
-        """What a model answers, shape (classes,). Raises ``DataError`` for a picture that cannot be read."""
+        """What a model answers, shape (classes,). Raises ``DataError`` for a image that cannot be read."""
         if id(model) not in self._answers:
             self._answers[id(model)] = (
                 model.combined([self.answer(member) for member in model.members.values()])
@@ -131,7 +131,7 @@ class View:
 
     def _pixels(self, preprocessing: Preprocessing) -> np.ndarray:
         if preprocessing not in self._crops:
-            self._crops[preprocessing] = preprocessing.crop(self._picture, self._name)
+            self._crops[preprocessing] = preprocessing.crop(self._image, self._name)
         return self._crops[preprocessing]
 
 

@@ -1,4 +1,4 @@
-"""How often models are right on labelled pictures, and how often they agree with each other."""
+"""How often models are right on labelled images, and how often they agree with each other."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on some pictures: its best classes, shape (pictures, up to 5), best first, and the right ones."""
+    """One model on some images: its best classes, shape (images, up to 5), best first, and the right ones."""
 
     name: str
     ranked: np.ndarray
@@ -44,21 +44,21 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        """Share of pictures whose best class is right."""
+        """Share of images whose best class is right."""
         return float((self.ranked[:, 0] == self.labels).mean())
 
     @property
     def top5(self) -> float:
-        """Share of pictures whose class is among the five best."""
+        """Share of images whose class is among the five best."""
         return float((self.ranked == self.labels[:, None]).any(axis=1).mean())
 
     def agreement(self, other: "Evaluation") -> float:
-        """Share of pictures that both give the same class."""
+        """Share of images that both give the same class."""
         return float((self.ranked[:, 0] == other.ranked[:, 0]).mean())
 
     def to_json(self) -> dict[str, Any]:
         """Figures for programs."""
-        return {"name": self.name, "pictures": len(self.labels), "top1": self.top1, "top5": self.top5}
+        return {"name": self.name, "images": len(self.labels), "top1": self.top1, "top5": self.top5}
 
 
 def evaluate(
@@ -66,19 +66,19 @@ def evaluate(
     images: LabelledImages,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Evaluation]:
-    """Run every model on every picture; each picture is decoded once for all models of the same preprocessing.
+    """Run every model on every image; each image is decoded once for all models of the same preprocessing.
 
-    A model that is also a member of an ensemble answers once for both. ``tick`` is called once a picture. Raises
-    ``DataError`` where there are no pictures, for one that cannot be read or a class that a model does not know.
+    A model that is also a member of an ensemble answers once for both. ``tick`` is called once a image. Raises
+    ``DataError`` where there are no images, for one that cannot be read or a class that a model does not know.
     """
     if not models:
         raise UsageError("there is no model to evaluate")
     if not images:
-        raise DataError(f"there are no pictures of {images.source} to evaluate on; choose another split")
+        raise DataError(f"there are no images of {images.source} to evaluate on; choose another split")
     labels = {name: match_labels(images, model.classes, model.class_ids) for name, model in models.items()}
     ranked: dict[str, list[np.ndarray]] = {name: [] for name in models}
-    for picture in images.names:
-        view = View(images.read(picture), images.where(picture))
+    for image in images.names:
+        view = View(images.read(image), images.where(image))
         for name, model in models.items():
             ranked[name].append(np.argsort(-view.answer(model), kind="stable")[:_TOP])
         tick()

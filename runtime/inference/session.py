@@ -1,4 +1,4 @@
-"""One small class over the runtimes: pictures in, answers out."""
+"""One small class over the runtimes: images in, answers out."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from .backends import backend_version, first_line, load_backend
 from .golden import Check, CheckMode, GoldenResult, check_mode, check_once, compare_golden, complain
 
 if TYPE_CHECKING:
-    from ..images.preprocessing import Picture, Preprocessing
+    from ..images.preprocessing import ImageLike, Preprocessing
     from .evaluation import Classifier
 
 # With many more threads than cores, runtimes start for minutes.
@@ -120,7 +120,7 @@ class Session:
 
     @property
     def preprocessing(self) -> "Preprocessing":
-        """How pictures were prepared in training."""
+        """How images were prepared in training."""
         return self.contract.preprocessing
 
     @property
@@ -148,7 +148,7 @@ class Session:
         if x.shape != backend.input_shape or x.dtype != backend.input_dtype:
             wanted = f"{backend.input_dtype} {backend.input_shape}"
             raise UsageError(
-                f"{self.name} takes {wanted}, got {x.dtype} {x.shape}; use classify() for pictures of any size"
+                f"{self.name} takes {wanted}, got {x.dtype} {x.shape}; use classify() for images of any size"
             )
         try:
             return backend.run(np.ascontiguousarray(x))
@@ -157,9 +157,9 @@ class Session:
                 raise
             raise FormatError(f"{self.name} failed while running: {first_line(error)}") from error
 
-    def predict(self, picture: "Picture") -> np.ndarray:
-        """The real-valued output for one picture (path, bytes, array or PIL image), shape (classes,)."""
-        return self.predict_pixels(self.contract.preprocessing.crop(picture))
+    def predict(self, image: "ImageLike") -> np.ndarray:
+        """The real-valued output for one image (path, bytes, array or PIL image), shape (classes,)."""
+        return self.predict_pixels(self.contract.preprocessing.crop(image))
 
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """The same for pixels that are resized and cropped already: uint8, (height, width, channels)."""
@@ -172,11 +172,11 @@ class Session:
             raise FormatError(f"{self.name} gives {len(answer)} values for {len(contract.classes)} classes")
         return answer
 
-    def classify(self, picture: "Picture", top: int = 5) -> list[Prediction]:
-        """The ``top`` most probable classes of one picture, the best first."""
+    def classify(self, image: "ImageLike", top: int = 5) -> list[Prediction]:
+        """The ``top`` most probable classes of one image, the best first."""
         if top < 1:
             raise UsageError(f"top is {top}; ask for at least 1 class")
-        scores = self.predict(picture)
+        scores = self.predict(image)
         if self.contract.answer == "logits":
             exponentials = np.exp(scores - scores.max())
             scores = exponentials / exponentials.sum()
@@ -184,7 +184,7 @@ class Session:
         return [Prediction(self.contract.classes[i], int(i), float(scores[i])) for i in order]
 
     def check(self) -> Check:
-        """Run the golden picture that the file carries and compare the answers."""
+        """Run the golden image that the file carries and compare the answers."""
         golden = self.contract.golden
         if golden is None:
             raise UsageError(f"{self.name} carries no golden pair")
@@ -227,7 +227,7 @@ class Session:
         }
         if source.shape not in layouts:
             shapes = " or ".join(map(str, layouts))
-            raise UsageError(f"{self.name} takes {source.shape}, but the pictures of the model it is like are {shapes}")
+            raise UsageError(f"{self.name} takes {source.shape}, but the images of the model it is like are {shapes}")
         classes, ids = tuple(like.classes), tuple(like.class_ids)
         return Contract(self.name, like.preprocessing, classes, ids, layouts[source.shape], "logits", source, target)
 

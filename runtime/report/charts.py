@@ -1,4 +1,4 @@
-"""The pictures of a report as bokeh figures: blocks of memory over operations, and bars of what each operation costs.
+"""The images of a report as bokeh figures: blocks of memory over operations, and bars of what each operation costs.
 
 Colours that differ between a light and a dark page are the page's own (bokeh reads ``--bk-*`` from its style sheet);
 those of the blocks and bars stand on both with a contrast of 3:1 or more (WCAG 2.2, 1.4.11).

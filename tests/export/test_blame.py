@@ -32,7 +32,7 @@ PREPROCESSING = Preprocessing((SIZE, SIZE), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 @cache
 def network(seed: int = 0) -> Graph:
-    """conv0, conv1, conv2, conv3, rectified, a pool and a classifier fitted to the pictures' classes."""
+    """conv0, conv1, conv2, conv3, rectified, a pool and a classifier fitted to the images' classes."""
     build = GraphBuilder((1, SIZE, SIZE, 3), seed)
     x = build.conv("input", 16, (3, 3), stride=(2, 2), padding=(1, 1, 1, 1), activation="relu")
     x = build.conv(x, 12, activation="relu")
@@ -90,13 +90,13 @@ def pixels(count: int, seed: int = 0) -> list[np.ndarray]:
     for index in range(count):
         (down, along), (stripes, ground) = waves[index % CLASSES], colours[index % CLASSES]
         phase = down * rows + along * columns + random.uniform()
-        picture = 128 + ground + np.sin(2 * np.pi * phase)[..., None] * stripes + random.normal(0, 20, (SIZE, SIZE, 3))
-        found.append(np.clip(picture, 0, 255).astype(np.uint8))
+        image = 128 + ground + np.sin(2 * np.pi * phase)[..., None] * stripes + random.normal(0, 20, (SIZE, SIZE, 3))
+        found.append(np.clip(image, 0, 255).astype(np.uint8))
     return found
 
 
 def samples(count: int, seed: int = 0) -> list[np.ndarray]:
-    return [PREPROCESSING.normalize(picture)[None] for picture in pixels(count, seed)]
+    return [PREPROCESSING.normalize(image)[None] for image in pixels(count, seed)]
 
 
 def in_int8(graph: Graph, method="minmax") -> Graph:
@@ -115,12 +115,12 @@ def saved(folder: Path, name: str, graph: Graph) -> None:
 
 @pytest.fixture(scope="module")
 def gratings(tmp_path_factory) -> Path:
-    """Pictures as files, in two class folders."""
+    """Images as files, in two class folders."""
     folder = tmp_path_factory.mktemp("gratings")
     for label in range(2):
         (folder / f"class{label}").mkdir()
-    for index, picture in enumerate(pixels(120, seed=5)):
-        Image.fromarray(picture).save(folder / f"class{index % 2}" / f"{index}.png")
+    for index, image in enumerate(pixels(120, seed=5)):
+        Image.fromarray(image).save(folder / f"class{index % 2}" / f"{index}.png")
     return folder
 
 
@@ -150,7 +150,7 @@ def test_the_command_repairs_a_broken_network(command, gratings, tmp_path, break
     assert report["agreement"] < 0.96
     assert report["layers"][0]["advice"]["fix"] == "equalize"
     assert report["repair"]["reached"]
-    assert report["repair"]["calibration_pictures"] == 60
+    assert report["repair"]["calibration_images"] == 60
     assert report["repair"]["float_layers"] == []
     last = report["repair"]["steps"][-1]
     assert (last["fix"], last["kept"]) == ("equalize", True)
@@ -440,10 +440,10 @@ def test_activations_that_overflow_name_the_layer():
         blame(graph, quantized, samples(2))
 
 
-def test_pictures_that_say_little_are_told():
+def test_images_that_say_little_are_told():
     graph = network()
     quantized = in_int8(graph)
-    with pytest.raises(QuantizationError, match="no calibration pictures"):
+    with pytest.raises(QuantizationError, match="no calibration images"):
         blame(graph, quantized, [])
     black = [np.full((1, SIZE, SIZE, 3), -2, np.float32)] * 3
     for fed, said in ((black, ("are the same", "of one colour")), (samples(1), ("say little",))):

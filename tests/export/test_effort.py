@@ -38,10 +38,10 @@ def fire(seed: int = 0) -> Graph:
     return build.graph(build.add(Reshape, x, shape=(1, 6)))
 
 
-def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
+def images(count: int, seed: int = 0) -> list[np.ndarray]:
     random = np.random.default_rng(seed)
     coarse = random.standard_normal((count, 1, SIZE // 2, SIZE // 2, 3), np.float32)
-    return [picture.repeat(2, axis=1).repeat(2, axis=2) for picture in coarse]
+    return [image.repeat(2, axis=1).repeat(2, axis=2) for image in coarse]
 
 
 def uneven(graph: Graph, factor: float = 100.0) -> Graph:
@@ -76,7 +76,7 @@ def test_an_equalized_network_is_the_same_function(graph):
 
 
 def test_equalization_brings_channels_together():
-    graph, samples = uneven(fire()), pictures(10)
+    graph, samples = uneven(fire()), images(10)
     peaks = [channel_peaks(network, samples) for network in (graph, equalize(graph, channel_peaks(graph, samples)))]
     squeeze = graph.ops[1].output
     before, after = (found[squeeze][found[squeeze] > 0] for found in peaks)
@@ -99,7 +99,7 @@ def test_calibrators_keep_the_bulk_and_only_minmax_an_outlier(name, signed):
 
 
 def test_tensors_that_share_a_scale_are_seen_as_one():
-    graph, samples = fire(), pictures(6)
+    graph, samples = fire(), images(6)
     join = next(op for op in graph.ops if isinstance(op, Concat))
     ranges = calibrate(graph, samples, "mse")
     assert {ranges[name] for name in join.inputs} == {ranges[join.output]}
@@ -109,26 +109,26 @@ def test_tensors_that_share_a_scale_are_seen_as_one():
 
 
 def test_good_equalizes_where_that_helps():
-    graph, samples = uneven(fire()), pictures(24)
+    graph, samples = uneven(fire()), images(24)
     fast, good = (quantize_network(graph, samples, effort, quiet=True) for effort in ("fast", "good"))
     assert good.equalized
     assert not fast.equalized
     assert set(good.divergence) == {f"{name}{how}" for name in CALIBRATORS for how in ("", ", equalized")}
-    fresh = pictures(24, seed=5)
+    fresh = images(24, seed=5)
     assert noise(graph, good.graph, fresh) < noise(graph, fast.graph, fresh) / 2
 
 
 def test_a_calibrator_that_is_given_is_taken():
     for effort in ("fast", "good", "best"):
-        assert quantize_network(fire(), pictures(4), effort, "percentile", quiet=True).calibrator == "percentile"
+        assert quantize_network(fire(), images(4), effort, "percentile", quiet=True).calibrator == "percentile"
 
 
 def test_learned_weights_answer_better_and_the_same_again():
-    graph, samples = fire(3), pictures(30)
+    graph, samples = fire(3), images(30)
     ranges = calibrate(graph, samples)
     once, again = (quantize(learn(graph, ranges, samples, seed=2), ranges) for _ in range(2))
     assert write_onnx(once) == write_onnx(again)
-    assert noise(graph, once, pictures(30, seed=7)) < noise(graph, quantize(graph, ranges), pictures(30, seed=7))
+    assert noise(graph, once, images(30, seed=7)) < noise(graph, quantize(graph, ranges), images(30, seed=7))
 
 
 def test_layers_that_share_their_weights_are_learned():
@@ -138,14 +138,14 @@ def test_layers_that_share_their_weights_are_learned():
     first, second = graph.ops[:2]
     shared = replace(second, inputs=(once, *first.inputs[1:]))
     graph = replace(graph, ops=(first, shared, *graph.ops[2:]))
-    samples = pictures(30)
+    samples = images(30)
     ranges = calibrate(graph, samples)
     learned = quantize(learn(graph, ranges, samples), ranges)
-    assert noise(graph, learned, pictures(30, seed=7)) < noise(graph, quantize(graph, ranges), pictures(30, seed=7))
+    assert noise(graph, learned, images(30, seed=7)) < noise(graph, quantize(graph, ranges), images(30, seed=7))
 
 
 def test_compensated_weights_round_to_what_quantize_gives():
-    graph, samples = fire(1), pictures(12)
+    graph, samples = fire(1), images(12)
     ranges, moments = calibrate(graph, samples), input_moments(graph, samples)
     found = quantize(compensated(graph, ranges, moments), ranges)
     expected = quantize(graph, ranges, moments)
@@ -159,19 +159,19 @@ def test_compensated_weights_round_to_what_quantize_gives():
 
 def test_what_no_range_can_be_learned_from_is_refused(capsys):
     preprocessing = Preprocessing(size=(SIZE, SIZE))
-    picture = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), np.uint8)
-    with pytest.raises(QuantizationError, match="no calibration pictures"):
+    image = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), np.uint8)
+    with pytest.raises(QuantizationError, match="no calibration images"):
         calibration_samples([], preprocessing)
-    with pytest.raises(QuantizationError, match=r"each of the 3 calibration pictures is of one value \(all black\?\)"):
-        calibration_samples([np.zeros_like(picture)] * 3, preprocessing)
-    assert len(calibration_samples([picture], preprocessing)) == 1
-    assert "few calibration pictures (1)" in capsys.readouterr().err
+    with pytest.raises(QuantizationError, match=r"each of the 3 calibration images is of one value \(all black\?\)"):
+        calibration_samples([np.zeros_like(image)] * 3, preprocessing)
+    assert len(calibration_samples([image], preprocessing)) == 1
+    assert "few calibration images (1)" in capsys.readouterr().err
     with pytest.raises(UsageError, match="calibrator 'all' is not one of minmax, percentile, mse, kl"):
-        quantize_network(fire(), pictures(2), "fast", "all")  # pyright: ignore[reportArgumentType]
+        quantize_network(fire(), images(2), "fast", "all")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="effort 'most' is not one of fast, good, best"):
-        quantize_network(fire(), pictures(2), "most")  # pyright: ignore[reportArgumentType]
+        quantize_network(fire(), images(2), "most")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="seed -1 is negative"):
-        quantize_network(fire(), pictures(2), "fast", seed=-1)
+        quantize_network(fire(), images(2), "fast", seed=-1)
 
 
 @pytest.mark.parametrize("sample", [np.zeros((1, 2, 2, 3)), np.zeros((SIZE, SIZE, 3)), np.zeros((2, SIZE, SIZE, 3))])
@@ -182,10 +182,10 @@ def test_samples_of_another_shape_are_refused(sample):
 
 def test_a_network_that_is_int8_already_is_not_quantized_again():
     graph = fire()
-    ranges = calibrate(graph, pictures(2))
+    ranges = calibrate(graph, images(2))
     for again in (
         lambda found: quantize(found, ranges),
-        lambda found: quantize_network(found, pictures(2), quiet=True),
+        lambda found: quantize_network(found, images(2), quiet=True),
     ):
         with pytest.raises(QuantizationError, match="quantized already; pass the float network"):
             again(quantize(graph, ranges))
@@ -198,7 +198,7 @@ def test_an_activation_that_is_not_finite_is_named(effort):
     bias = graph.constant(op.inputs[2])
     broken = replace(bias, data=np.full(bias.shape, np.inf, np.float32))
     with pytest.raises(QuantizationError, match=rf"activation '{op.output}' is not finite"):
-        quantize_network(replace(graph, tensors={**graph.tensors, bias.name: broken}), pictures(3), effort, quiet=True)
+        quantize_network(replace(graph, tensors={**graph.tensors, bias.name: broken}), images(3), effort, quiet=True)
 
 
 @pytest.mark.parametrize("effort", ["fast", "good", "best"])
@@ -209,6 +209,6 @@ def test_a_constant_activation_is_remarked_on(effort, capsys):
         name: Tensor(name, graph.tensors[name].shape, data=np.full(graph.tensors[name].shape, value, np.float32))
         for name, value in zip(op.inputs[1:], (0.0, -1.0), strict=True)
     }
-    found = quantize_network(replace(graph, tensors={**graph.tensors, **silent}), pictures(12), effort)
-    assert f"activation '{op.output}' is 0 on all calibration pictures" in capsys.readouterr().err
-    assert np.isfinite(answers(found.graph, pictures(2))).all()
+    found = quantize_network(replace(graph, tensors={**graph.tensors, **silent}), images(12), effort)
+    assert f"activation '{op.output}' is 0 on all calibration images" in capsys.readouterr().err
+    assert np.isfinite(answers(found.graph, images(2))).all()

@@ -37,12 +37,12 @@ def tiny(last: nn.Module | None = None, classes: int = 3) -> nn.Sequential:
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
 
 
-def shown(*pictures: np.ndarray) -> LabelledImages:
-    """Pictures of two classes, in memory."""
-    names = tuple(str(index) for index in range(len(pictures)))
-    labels = np.arange(len(pictures)) % 2
+def shown(*images: np.ndarray) -> LabelledImages:
+    """Images of two classes, in memory."""
+    names = tuple(str(index) for index in range(len(images)))
+    labels = np.arange(len(images)) % 2
     return LabelledImages(
-        "memory", ("a", "b"), names, labels, ("all",) * len(names), "RGB", lambda name: pictures[int(name)]
+        "memory", ("a", "b"), names, labels, ("all",) * len(names), "RGB", lambda name: images[int(name)]
     )
 
 
@@ -60,8 +60,8 @@ def test_the_report_is_what_was_written(exported):
         data = (exported / name).read_bytes()
         assert (facts["bytes"], facts["sha256"]) == (len(data), sha256(data))
         assert (facts["arena_bytes"], facts["source"]) == (plan(data).arena_bytes, "planned")
-    assert report["calibration"]["pictures"] == 4
-    assert report["parity"]["pictures"] == 8
+    assert report["calibration"]["images"] == 4
+    assert report["parity"]["images"] == 8
     assert report["parity"]["seen_in_calibration"] is False
     found = {entry["file"]: entry for entry in report["parity"]["files"]}
     assert found["model.float32.onnx"]["relative"] < 1e-4
@@ -150,8 +150,8 @@ def test_a_disagreement_is_counted(noise, tmp_path):
     [(nn.GELU(), r"Gelu|at '3'"), (nn.Hardswish(), r"HardSwish \(Hardswish at '3'\)")],
     ids=["gelu", "hardswish"],
 )
-def test_an_unknown_operation_is_named_before_a_picture_is_read(last, said, noise, tmp_path):
-    images = replace(open_images(noise), read=lambda name: pytest.fail("a picture was read"))
+def test_an_unknown_operation_is_named_before_a_image_is_read(last, said, noise, tmp_path):
+    images = replace(open_images(noise), read=lambda name: pytest.fail("a image was read"))
     with pytest.raises(UnsupportedError, match=said):
         send(tiny(last), tmp_path / "out", images)
 
@@ -175,22 +175,22 @@ def test_float_files_of_weights_that_are_no_numbers_do_not_pass_either(noise, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_no_pictures_one_picture_and_black_ones(tmp_path):
-    with pytest.raises(QuantizationError, match="no calibration pictures"):
+def test_no_images_one_image_and_black_ones(tmp_path):
+    with pytest.raises(QuantizationError, match="no calibration images"):
         send(tiny(), tmp_path / "none", shown())
     one = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
     found = send(tiny(), tmp_path / "one", shown(one), tolerance=Tolerance())
-    expected = {"pictures": 1, "seen_in_calibration": True, "files": [], "identical_outputs": 1.0}
+    expected = {"images": 1, "seen_in_calibration": True, "files": [], "identical_outputs": 1.0}
     assert found.report["parity"] | {"files": []} == expected
     black = [np.zeros((20, 20, 3), np.uint8)] * 6
-    with pytest.raises(QuantizationError, match=r"each of the \d calibration pictures is of one value \(all black\?\)"):
+    with pytest.raises(QuantizationError, match=r"each of the \d calibration images is of one value \(all black\?\)"):
         send(tiny(), tmp_path / "black", shown(*black))
     assert not (tmp_path / "black").exists()
 
 
-def test_a_picture_that_cannot_be_read_is_named(noise, tmp_path):
-    images = replace(open_images(noise), read=lambda name: b"not a picture")
-    with pytest.raises(DataError, match=r"class\d/\d.png is not a picture"):
+def test_a_image_that_cannot_be_read_is_named(noise, tmp_path):
+    images = replace(open_images(noise), read=lambda name: b"not a image")
+    with pytest.raises(DataError, match=r"class\d/\d.png is not a image"):
         send(tiny(), tmp_path / "out", images)
 
 
@@ -227,7 +227,7 @@ def test_the_module_keeps_its_mode(noise, tmp_path, training):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"calibration_images": 0}, "0 calibration pictures"),
+        ({"calibration_images": 0}, "0 calibration images"),
         ({"input_type": "float16"}, "input type 'float16' is not one of int8, uint8"),
         ({"precisions": ()}, "precisions"),
         ({"precisions": ("int4",)}, "precisions"),
@@ -253,9 +253,9 @@ def graph_and_samples() -> tuple[Graph, list[np.ndarray]]:
 
 
 def smooth(random: np.random.Generator, count: int) -> list[np.ndarray]:
-    """Pictures whose neighbouring pixels are alike, as in the world."""
+    """Images whose neighbouring pixels are alike, as in the world."""
     coarse = random.standard_normal((count, 1, 5, 5, 3), np.float32)
-    return [picture.repeat(2, axis=1).repeat(2, axis=2) for picture in coarse]
+    return [image.repeat(2, axis=1).repeat(2, axis=2) for image in coarse]
 
 
 def noise_of(graph: Graph, network: Graph, samples: list[np.ndarray]) -> float:

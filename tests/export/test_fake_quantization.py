@@ -51,8 +51,8 @@ def samples(graph: Graph, count: int) -> np.ndarray:
     return np.random.default_rng(0).normal(0, 1, (count, *graph.tensors["input"].shape)).astype(np.float32)
 
 
-def in_torch(module: FakeQuantized, pictures: np.ndarray) -> torch.Tensor:
-    return module(torch.from_numpy(pictures[:, 0].transpose(0, 3, 1, 2)))
+def in_torch(module: FakeQuantized, images: np.ndarray) -> torch.Tensor:
+    return module(torch.from_numpy(images[:, 0].transpose(0, 3, 1, 2)))
 
 
 @settings(max_examples=40)
@@ -61,7 +61,7 @@ def test_runtimes_answer_as_training_computed(graph, seed):
     same_as_runtimes(graph, seed)
 
 
-def test_transposed_pictures_keep_their_scale():
+def test_transposed_images_keep_their_scale():
     build = GraphBuilder((1, 6, 4, 3))
     turned = build.add(Transpose, build.conv("input", 5, (3, 3)), order=(0, 2, 3, 1))
     graph = build.graph(build.conv(turned, 4))
@@ -120,14 +120,14 @@ def test_ranges_and_weights_come_back_as_they_went_in(graph, seed):
 
 def test_scales_and_weights_are_learned():
     graph = fire_network()
-    pictures = samples(graph, 8)
-    exact = {name: Range(2 * found.low, 4 * found.high) for name, found in calibrate(graph, list(pictures)).items()}
+    images = samples(graph, 8)
+    exact = {name: Range(2 * found.low, 4 * found.high) for name, found in calibrate(graph, list(images)).items()}
     module = FakeQuantized(graph, exact)
     wanted = torch.from_numpy(np.random.default_rng(1).normal(0, 0.2, (8, 5, 1, 1)).astype(np.float32))
     optimizer = torch.optim.SGD(module.parameters(), 0.02, 0.9)
     before, losses = module.scales.detach().clone(), []
     for _ in range(60):
-        loss = ((in_torch(module, pictures) - wanted) ** 2).mean()
+        loss = ((in_torch(module, images) - wanted) ** 2).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -147,15 +147,15 @@ def test_scales_and_weights_are_learned():
 def test_a_scale_alone_is_learned_towards_the_least_error():
     build = GraphBuilder((1, 4, 4, 3))
     graph = build.graph(build.conv("input", 5, (3, 3)))
-    pictures = samples(graph, 200)
-    ranges = calibrate(graph, list(pictures), "minmax")
+    images = samples(graph, 200)
+    ranges = calibrate(graph, list(images), "minmax")
     (result,) = graph.outputs
     with torch.no_grad():
-        wanted = in_torch(FakeQuantized(graph, ranges), pictures)
+        wanted = in_torch(FakeQuantized(graph, ranges), images)
     wide = FakeQuantized(graph, ranges | {result: Range(20 * ranges[result].low, 20 * ranges[result].high)})
     optimizer, errors = torch.optim.SGD([wide.scales], 0.5), []
     for _ in range(100):
-        error = ((in_torch(wide, pictures) - wanted) ** 2).sum() / len(pictures)
+        error = ((in_torch(wide, images) - wanted) ** 2).sum() / len(images)
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
@@ -177,12 +177,12 @@ def test_the_scale_of_a_softmax_stays():
 
 def test_bfloat16_moves_no_output_far():
     graph = fire_network()
-    pictures = samples(graph, 8)
-    module = FakeQuantized(graph, calibrate(graph, list(pictures)))
+    images = samples(graph, 8)
+    module = FakeQuantized(graph, calibrate(graph, list(images)))
     with torch.no_grad():
-        exact = in_torch(module, pictures)
+        exact = in_torch(module, images)
         with torch.autocast("cpu", torch.bfloat16):
-            rough = in_torch(module, pictures)
+            rough = in_torch(module, images)
     assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
 
 

@@ -44,7 +44,7 @@ def test_a_fit_is_written_in_both_formats_with_all_that_was_found_out(fitted, mo
     assert planned.total_bytes == said["after"]["total_bytes"] == said["measured"]["total_bytes"] <= budget
     assert said["before"]["total_bytes"] == plan(model).total_bytes
     assert said["verdict"]["fits"] and said["stages"]
-    assert set(said["compared_pictures"]) >= {"litert", "onnxruntime", "tflite-micro"}
+    assert set(said["compared_images"]) >= {"litert", "onnxruntime", "tflite-micro"}
     report = json.loads((out / "fit.json").read_text())
     assert {name: report[name] for name in ("before", "after", "stages")} == {
         name: said[name] for name in ("before", "after", "stages")
@@ -63,14 +63,14 @@ def test_the_files_keep_their_contract_and_their_answers(fitted, model, noise):
             with Session(out / name) as after:
                 assert after.check().passed
                 assert after.classes == before.classes
-                picture = noise / "class0" / "0.png"
-                np.testing.assert_allclose(after.predict(picture), before.predict(picture), atol=1e-6)
+                image = noise / "class0" / "0.png"
+                np.testing.assert_allclose(after.predict(image), before.predict(image), atol=1e-6)
 
 
 def test_an_onnx_file_is_fitted_as_well_and_for_people(command, exported, budget, noise, tmp_path):
     ran = command("fit", exported / "model.int8.onnx", "--sram", budget, "-o", tmp_path / "out", "--images", noise)
     assert ran.code == 0, ran.err
-    assert "the same integers as before on 12 pictures" in ran.out
+    assert "the same integers as before on 12 images" in ran.out
     assert "fits" in ran.out.splitlines()[-1] or "fits" in ran.out
     assert (tmp_path / "out" / "model.int8.fit.tflite").exists()
 
@@ -187,7 +187,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, model, exported, tmp_
     assert file.read_text() == "in the way"
 
 
-def test_pictures_need_a_contract(command, tmp_path, noise):
+def test_images_need_a_contract(command, tmp_path, noise):
     build = GraphBuilder((1, 12, 12, 3))
     graph = build.graph(build.conv(build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1)), 4))
     random = np.random.default_rng(0)
@@ -218,7 +218,7 @@ def test_a_runtime_that_cannot_run_the_network_at_all_is_left_out(command, tmp_p
     model.write_bytes(write_tflite(in_any_8_bits(build.graph(build.conv(joined, 3)))))
     ran = command("fit", model, "--sram", "1MiB", "-o", tmp_path / "out", "--target", "litert-reference", "--json")
     assert ran.code == 0, ran.err
-    compared = json.loads(ran.out)["compared_pictures"]
+    compared = json.loads(ran.out)["compared_images"]
     assert {"litert", "onnxruntime"} <= set(compared)
     assert "tflite-micro" not in compared
     ran = command("fit", model, "--sram", "1MiB", "-o", tmp_path / "late")

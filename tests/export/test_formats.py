@@ -19,13 +19,13 @@ from firebox.runtime.graph.rewrite import explicit_padding
 runs = settings(max_examples=60)
 
 
-def pictures(graph: Graph, count: int = 2) -> list[np.ndarray]:
+def images(graph: Graph, count: int = 2) -> list[np.ndarray]:
     random = np.random.default_rng(0)
     return [random.standard_normal(graph.tensors["input"].shape, np.float32) for _ in range(count)]
 
 
 def quantized(graph: Graph) -> Graph:
-    return quantize(graph, calibrate(graph, pictures(graph)))
+    return quantize(graph, calibrate(graph, images(graph)))
 
 
 def run_onnx(data: bytes, x: np.ndarray) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_what_is_read_is_what_was_written(graph):
 @runs
 @given(graphs())
 def test_three_runtimes_give_one_float_answer(graph):
-    (x,) = pictures(graph, 1)
+    (x,) = images(graph, 1)
     expected = run_onnx(write_onnx(graph), x)
     data = write_tflite(graph)
     for backend in ("litert", "tflite-runtime"):
@@ -100,7 +100,7 @@ def test_four_runtimes_give_one_int8_answer(graph):
     source = network.tensors["input"].quantization
     assert source is not None
     tflite, onnx_file = write_tflite(network), write_onnx(network)
-    for x in pictures(graph, 3):
+    for x in images(graph, 3):
         x = source.quantize(x, "int8")
         expected = run_onnx_int8(onnx_file, x)
         # Both rescale in floats. The other two do in fixed point, a step off now and then; a mean over pixels that are
@@ -118,7 +118,7 @@ def test_an_average_pool_is_a_step_apart_at_most(window):
     network = quantized(build.graph(build.add(AveragePool, "input", window=window, stride=(2, 1))))
     source = network.tensors["input"].quantization
     assert source is not None
-    x = source.quantize(pictures(network, 1)[0], "int8")
+    x = source.quantize(images(network, 1)[0], "int8")
     data = write_tflite(network)
     expected = run_onnx_int8(write_onnx(network), x)
     for answer in (run_tflite(data, x), run_tflite(data, x, "tflite-runtime"), run_micro(data, x)):
@@ -131,7 +131,7 @@ def test_uint8_input_is_the_same_numbers_plus_128(graph):
     network = quantized(graph)
     source = network.tensors["input"].quantization
     assert source is not None
-    x = source.quantize(pictures(graph, 1)[0], "int8")
+    x = source.quantize(images(graph, 1)[0], "int8")
     data = write_tflite(with_input_type(network, "uint8"))
     shifted = (x.astype(np.int16) + 128).astype(np.uint8)
     np.testing.assert_array_equal(run_tflite(data, shifted), run_tflite(write_tflite(network), x))
@@ -149,7 +149,7 @@ def test_ceil_pool_is_same_or_valid_and_never_an_operation_more(rows):
 def test_other_padding_becomes_an_operation_that_a_max_pool_never_chooses():
     build = GraphBuilder((1, 6, 6, 2))
     graph = build.graph(build.add(MaxPool, "input", window=(3, 3), stride=(1, 1), padding=(2, 0, 0, 2)))
-    x = -np.abs(pictures(graph, 1)[0]) - 1
+    x = -np.abs(images(graph, 1)[0]) - 1
     data = write_tflite(graph)
     assert [type(op) for op in read_graph(data).ops] == [Pad, MaxPool]
     np.testing.assert_array_equal(run_tflite(data, x), run_onnx(write_onnx(graph), x))
@@ -163,7 +163,7 @@ def test_other_padding_becomes_an_operation_that_a_max_pool_never_chooses():
 def test_a_window_shorter_than_its_stride_is_right_in_tflite_runtime_too():
     build = GraphBuilder((1, 6, 6, 3))
     graph = build.graph(build.conv("input", 3, (1, 3), stride=(2, 1), padding=(0, 0, 1, 1)))
-    (x,) = pictures(graph, 1)
+    (x,) = images(graph, 1)
     answer = run_tflite(write_tflite(graph), x, "tflite-runtime")
     np.testing.assert_allclose(answer, run_onnx(write_onnx(graph), x), atol=1e-5)
 
@@ -175,7 +175,7 @@ def test_what_a_format_cannot_say_is_refused_by_name():
         write_tflite(build.graph(pool))
     build = GraphBuilder((1, 4, 4, 2))
     flat = build.add(Reshape, "input", shape=(1, 32))
-    with pytest.raises(UnsupportedError, match="'reshape0' flattens a picture"):
+    with pytest.raises(UnsupportedError, match="'reshape0' flattens a image"):
         write_onnx(build.graph(build.add(Softmax, flat)))
     build = GraphBuilder((1, 4, 4, 2))
     with pytest.raises(UnsupportedError, match=r"reshape 'reshape0' from \(1, 4, 4, 2\)"):
@@ -209,7 +209,7 @@ def test_constants_lie_at_multiples_of_16_bytes():
 def test_a_network_is_quantized_once():
     build = GraphBuilder((1, 4, 4, 2))
     network = with_input_type(quantized(build.graph(build.conv("input", 3))), "uint8")
-    ranges = calibrate(build.graph("conv0"), pictures(network))
+    ranges = calibrate(build.graph("conv0"), images(network))
     with pytest.raises(QuantizationError, match="quantized already"):
         quantize(network, {**ranges, "input/int8": ranges["input"]})
     with pytest.raises(QuantizationError, match="'conv0' was not calibrated"):

@@ -20,7 +20,7 @@ from firebox.runtime.memory.measure import measure_arena
 runs = settings(max_examples=30)
 
 
-def pictures(graph: Graph, count: int = 2) -> list[np.ndarray]:
+def images(graph: Graph, count: int = 2) -> list[np.ndarray]:
     random = np.random.default_rng(0)
     return [random.standard_normal(graph.tensors["input"].shape, np.float32) for _ in range(count)]
 
@@ -65,8 +65,8 @@ def test_float16_weights_answer_as_the_same_numbers_in_float32(graph):
         name: replace(tensor, dtype="float32", data=tensor.real()) if tensor.dtype == "float16" else tensor
         for name, tensor in half.tensors.items()
     }
-    expected = run_onnx(write_onnx(replace(half, tensors=tensors)), pictures(graph)[0])
-    (x, _) = pictures(graph)
+    expected = run_onnx(write_onnx(replace(half, tensors=tensors)), images(graph)[0])
+    (x, _) = images(graph)
     np.testing.assert_allclose(run_onnx(write_onnx(half), x), expected, atol=1e-4)
     for backend in ("litert", "tflite-runtime"):
         np.testing.assert_allclose(run_tflite(write_tflite(half), x, backend), expected, atol=1e-4)
@@ -88,7 +88,7 @@ def test_mixed_graphs_come_back_from_both_formats(graph):
 
 def test_int8_weights_between_floats_are_a_quarter_and_stay_close_in_every_runtime():
     graph = fire()
-    samples = pictures(graph, 16)
+    samples = images(graph, 16)
     mixed = with_int8_weights(graph, input_moments(graph, samples))
     weights = [mixed.tensors[op.inputs[1]] for op in mixed.ops if isinstance(op, Conv | FullyConnected)]
     assert {(tensor.dtype, tensor.nbytes * 4) for tensor in weights} == {
@@ -102,9 +102,9 @@ def test_int8_weights_between_floats_are_a_quarter_and_stay_close_in_every_runti
             assert np.abs(run_tflite(write_tflite(mixed), x, backend) - expected).max() < limit
 
 
-def test_calibration_pictures_make_int8_weights_better():
+def test_calibration_images_make_int8_weights_better():
     graph = fire()
-    samples, unseen = pictures(graph, 64)[:32], pictures(graph, 64)[32:]
+    samples, unseen = images(graph, 64)[:32], images(graph, 64)[32:]
     expected = [run_onnx(write_onnx(graph), x) for x in unseen]
 
     def error(found: Graph) -> float:
@@ -117,10 +117,10 @@ def test_calibration_pictures_make_int8_weights_better():
 @runs
 @given(graphs(leave_out=("average", "groups")))
 def test_16_bit_layers_are_the_same_numbers_in_three_runtimes(graph):
-    small = quantize(graph, calibrate(graph, pictures(graph)))
+    small = quantize(graph, calibrate(graph, images(graph)))
     wide = with_int16_layers(small, ["*"])
     assert {tensor.dtype for tensor in wide.activations[1:]} == {"int16"}
-    x = small.tensors["input"].quantization.quantize(pictures(graph)[0], "int8")
+    x = small.tensors["input"].quantization.quantize(images(graph)[0], "int8")
     expected = run_onnx(write_onnx(wide), (x.astype(np.int16) + 128).astype(np.uint8)).astype(int)
     for answer in (run_tflite(write_tflite(wide), x), run_micro(write_tflite(wide), x)):
         # Rescaling in fixed point is a step of 16 bits off now and then.
@@ -129,7 +129,7 @@ def test_16_bit_layers_are_the_same_numbers_in_three_runtimes(graph):
 
 def test_16_bit_layers_come_nearer_to_float_than_8_bits():
     graph = fire()
-    samples = pictures(graph, 8)
+    samples = images(graph, 8)
     small = quantize(graph, calibrate(graph, samples))
     errors = []
     for layers in ([], ["fullyconnected*", "reshape*", "add*"], ["*"]):
@@ -144,7 +144,7 @@ def test_16_bit_layers_come_nearer_to_float_than_8_bits():
 
 def test_only_what_changes_between_8_and_16_bits_goes_through_a_quantize():
     graph = fire(softmax=True)
-    small = quantize(graph, calibrate(graph, pictures(graph)))
+    small = quantize(graph, calibrate(graph, images(graph)))
     conv = small.ops[0].name
     wide = with_int16_layers(small, [conv])
     assert [op.output for op in wide.ops if isinstance(op, Quantize)] == ["input/int16", f"{conv}/int8"]
@@ -160,7 +160,7 @@ def test_only_what_changes_between_8_and_16_bits_goes_through_a_quantize():
 
 def test_tflite_runtime_cannot_turn_8_into_16_bits_and_says_so():
     graph = fire()
-    wide = with_int16_layers(quantize(graph, calibrate(graph, pictures(graph))), ["*"])
+    wide = with_int16_layers(quantize(graph, calibrate(graph, images(graph))), ["*"])
     with pytest.raises(FormatError, match="tflite-runtime cannot load the file"):
         Session(write_tflite(wide), "tflite-runtime")
 
@@ -249,7 +249,7 @@ def test_layers_without_weight_or_with_one_of_zeros_stay_what_they_are():
         if isinstance(op, Conv | FullyConnected)
     }
     graph = replace(graph, tensors={**graph.tensors, **zeros})
-    x = pictures(graph)[0]
+    x = images(graph)[0]
     for backend in ("litert", "tflite-runtime"):
         found = run_tflite(write_tflite(with_int8_weights(graph)), x, backend)
         np.testing.assert_allclose(found, run_onnx(write_onnx(graph), x), atol=1e-6)

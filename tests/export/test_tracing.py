@@ -80,9 +80,9 @@ def shaken(module: nn.Module) -> nn.Module:
 
 
 def answers(graph: Graph, x: torch.Tensor) -> dict[str, np.ndarray]:
-    picture = x.numpy()
-    nhwc = np.ascontiguousarray(picture.transpose(0, 2, 3, 1))
-    found = {"onnxruntime": Session(write_onnx(graph)).run(picture)}
+    image = x.numpy()
+    nhwc = np.ascontiguousarray(image.transpose(0, 2, 3, 1))
+    found = {"onnxruntime": Session(write_onnx(graph)).run(image)}
     tflite = write_tflite(graph)
     for backend in ("litert", "tflite-runtime"):
         y = Session(tflite, backend).run(nhwc)

@@ -17,13 +17,13 @@ def firebox(command) -> Callable[..., Ran]:
     return command
 
 
-def paint_pictures(folder: Path, classes: int = 2, pictures: int = 8, size: int = 12) -> Path:
-    """Class folders of PNG pictures: noise, brighter from class to class."""
+def paint_images(folder: Path, classes: int = 2, images: int = 8, size: int = 12) -> Path:
+    """Class folders of PNG images: noise, brighter from class to class."""
     random = np.random.default_rng(0)
     for label in range(classes):
         parent = folder / f"class{label}"
         parent.mkdir(parents=True)
-        for index in range(pictures):
+        for index in range(images):
             low = 160 * label // max(1, classes - 1)
             pixels = random.integers(low, low + 90, (size, size, 3), np.uint8)
             Image.fromarray(pixels).save(parent / f"{index}.png")
@@ -32,20 +32,20 @@ def paint_pictures(folder: Path, classes: int = 2, pictures: int = 8, size: int 
 
 @pytest.fixture(scope="session")
 def paint() -> Callable[..., Path]:
-    return paint_pictures
+    return paint_images
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    return paint_pictures(tmp_path / "pictures")
+def images(tmp_path) -> Path:
+    return paint_images(tmp_path / "images")
 
 
 @pytest.fixture(scope="session")
 def trained(once) -> TrainingResult:
-    """A run of squeezenet_micro on three classes of small colour pictures."""
+    """A run of squeezenet_micro on three classes of small colour images."""
 
     def fill(folder: Path) -> None:
-        data = paint_pictures(folder / "pictures", classes=3, pictures=10)
+        data = paint_images(folder / "images", classes=3, images=10)
         config = TrainingConfig(data=str(data), epochs=3, batch_size=8)
         found = asdict(train(config, folder / "run", quiet=True))
         (folder / "result.json").write_text(json.dumps(found, default=str))

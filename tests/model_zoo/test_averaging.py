@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from firebox.model_zoo import Network, TrainingConfig, average_checkpoints, load_network, load_pictures, train
+from firebox.model_zoo import Network, TrainingConfig, average_checkpoints, load_images, load_network, train
 from firebox.model_zoo.training.data import prepare
 from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
 from firebox.runtime import LabelledImages, open_images, split_images
@@ -18,17 +18,17 @@ from firebox.runtime.images.datasets import per_class
 
 @pytest.fixture(scope="module")
 def snapshots(tmp_path_factory, paint):
-    """Two snapshots of a short run, with its pictures."""
+    """Two snapshots of a short run, with its images."""
     folder = tmp_path_factory.mktemp("cycles")
-    pictures = paint(folder / "pictures", classes=3, pictures=10)
-    config = TrainingConfig(data=str(pictures), epochs=2, batch_size=8, snapshots=2)
-    return train(config, folder / "run", quiet=True).snapshots, pictures
+    images = paint(folder / "images", classes=3, images=10)
+    config = TrainingConfig(data=str(images), epochs=2, batch_size=8, snapshots=2)
+    return train(config, folder / "run", quiet=True).snapshots, images
 
 
 def first_batch_norm(network: Network, images: LabelledImages) -> tuple[nn.BatchNorm2d, Tensor]:
-    """The layer, and what it gets of all pictures at once, as (channels, values)."""
+    """The layer, and what it gets of all images at once, as (channels, values)."""
     layer = next(module for module in network.module.modules() if isinstance(module, nn.BatchNorm2d))
-    ((pixels, _),) = load_pictures(images, network.preprocessing, quiet=True).batches([torch.arange(len(images))])
+    ((pixels, _),) = load_images(images, network.preprocessing, quiet=True).batches([torch.arange(len(images))])
     seen: list[Tensor] = []
     with layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])), torch.inference_mode():
         network.module.eval()(prepare(pixels, network.preprocessing))
@@ -36,9 +36,9 @@ def first_batch_norm(network: Network, images: LabelledImages) -> tuple[nn.Batch
 
 
 @pytest.mark.parametrize("drawn", [None, 40])
-def test_statistics_are_those_of_the_training_pictures(firebox, paint, tmp_path, drawn):
+def test_statistics_are_those_of_the_training_images(firebox, paint, tmp_path, drawn):
     # More than one batch, no multiple of it, and unlike each other from class to class, which come one after the other.
-    data = paint(tmp_path / "pictures", classes=3, pictures=60)
+    data = paint(tmp_path / "images", classes=3, images=60)
     config = TrainingConfig(data=str(data), epochs=2, batch_size=16, snapshots=2, images_per_class=drawn)
     paths = train(config, tmp_path / "run", quiet=True).snapshots
     out = tmp_path / "average.safetensors"
@@ -60,21 +60,21 @@ def test_statistics_are_those_of_the_training_pictures(firebox, paint, tmp_path,
 
 
 def test_weights_are_means(firebox, snapshots, tmp_path):
-    paths, pictures = snapshots
+    paths, images = snapshots
     out = tmp_path / "average.safetensors"
-    assert firebox("average", *paths, "--data", pictures, "--out", out).code == 0
+    assert firebox("average", *paths, "--data", images, "--out", out).code == 0
     found, (one, two) = read_checkpoint(out), (read_checkpoint(path) for path in paths)
     for name, weight in found.weights.items():
         mean = (one.weights[name].double() + two.weights[name].double()) / 2
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(weight, mean.float())
     assert load_network(out).training == load_network(paths[0]).training
-    assert firebox("evaluate", out, *paths, "--data", pictures, "--split", "all").code == 0
+    assert firebox("evaluate", out, *paths, "--data", images, "--split", "all").code == 0
 
 
 def test_an_average_of_equals_is_the_network(snapshots, tmp_path):
-    paths, pictures = snapshots
-    images = open_images(pictures)
+    paths, folder = snapshots
+    images = open_images(folder)
     once = average_checkpoints([paths[0]] * 2, tmp_path / "once.safetensors", images, quiet=True)
     again = average_checkpoints([tmp_path / "once.safetensors"] * 3, tmp_path / "again.safetensors", images, quiet=True)
     for name, weight in once.weights.items():
@@ -82,7 +82,7 @@ def test_an_average_of_equals_is_the_network(snapshots, tmp_path):
 
 
 def test_what_cannot_be_averaged_is_one_line(firebox, snapshots, tmp_path):
-    paths, pictures = snapshots
+    paths, images = snapshots
     checkpoint = read_checkpoint(paths[0])
     other = tmp_path / "other.safetensors"
     other.write_bytes(pack_checkpoint(replace(checkpoint, classes=("x", "y", "z"))))
@@ -93,31 +93,31 @@ def test_what_cannot_be_averaged_is_one_line(firebox, snapshots, tmp_path):
         ((paths[0], tmp_path / "nowhere"), "no such file"),
     )
     for given, said in cases:
-        outcome = firebox("average", *given, "--data", pictures, "--out", out)
+        outcome = firebox("average", *given, "--data", images, "--out", out)
         assert (outcome.code, said in outcome.err, outcome.err.count("\n")) == (2, True, 1), outcome.err
         assert not out.exists()
-    assert firebox("average", *paths, "--data", pictures, "--out", tmp_path / "average").code == 2
+    assert firebox("average", *paths, "--data", images, "--out", tmp_path / "average").code == 2
     for name in ("model.onnx", "model.pth"):
         (tmp_path / name).write_bytes(b"")
         for given in ((paths[0], tmp_path / name), (tmp_path / name, paths[0])):
-            outcome = firebox("average", *given, "--data", pictures, "--out", out)
+            outcome = firebox("average", *given, "--data", images, "--out", out)
             assert outcome.code == 2
             assert outcome.err.startswith(f"error: {tmp_path / name} is no checkpoint of firebox train; averages are ")
     with pytest.raises(UsageError, match="its config"):
         wide = replace(checkpoint.config, dropout=0.3)
         other.write_bytes(pack_checkpoint(replace(checkpoint, config=wide)))
-        average_checkpoints([paths[0], other], out, open_images(pictures), quiet=True)
+        average_checkpoints([paths[0], other], out, open_images(images), quiet=True)
 
 
 def test_no_input_is_written_over(firebox, snapshots, tmp_path):
-    paths, pictures = snapshots
+    paths, images = snapshots
     (tmp_path / "run").mkdir()
     copies = [tmp_path / "run" / "checkpoint.safetensors", tmp_path / "other.safetensors"]
     for path, copy in zip(paths, copies, strict=True):
         copy.write_bytes(path.read_bytes())
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for out in (copies[0], copies[1], tmp_path / "link" / copies[0].name):
-        outcome = firebox("average", tmp_path / "run", copies[1], "--data", pictures, "--out", out)
+        outcome = firebox("average", tmp_path / "run", copies[1], "--data", images, "--out", out)
         said = f"error: {out} is one of the checkpoints to average and would be lost; choose another name\n"
         assert (outcome.code, outcome.err) == (2, said)
     assert [copy.read_bytes() for copy in copies] == [path.read_bytes() for path in paths]
@@ -140,7 +140,7 @@ def test_no_input_is_written_over(firebox, snapshots, tmp_path):
 @pytest.mark.parametrize("kind", ["weight", "num_batches_tracked"])
 @pytest.mark.parametrize("place", [0, 1])
 def test_each_checkpoint_is_checked(firebox, snapshots, tmp_path, change, said, kind, place):
-    (path, _), pictures = snapshots
+    (path, _), images = snapshots
     checkpoint = read_checkpoint(path)
     name = next(name for name in checkpoint.weights if name.endswith(kind))
     weights = dict(checkpoint.weights)
@@ -149,7 +149,7 @@ def test_each_checkpoint_is_checked(firebox, snapshots, tmp_path, change, said, 
     damaged.write_bytes(pack_checkpoint(replace(checkpoint, weights=weights)))
     given = [path, path]
     given[place] = damaged
-    outcome = firebox("average", *given, "--data", pictures, "--out", out)
+    outcome = firebox("average", *given, "--data", images, "--out", out)
     assert (outcome.code, outcome.err.count("\n")) == (1, 1), outcome.err
     assert outcome.err.startswith(f"error: {damaged} ")
     assert re.search(said, outcome.err)
@@ -158,7 +158,7 @@ def test_each_checkpoint_is_checked(firebox, snapshots, tmp_path, change, said, 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that root cannot write to either")
 def test_the_file_that_cannot_be_written_is_named(firebox, snapshots):
-    paths, pictures = snapshots
-    outcome = firebox("average", *paths, "--data", pictures, "--out", "/proc/self/average.safetensors")
+    paths, images = snapshots
+    outcome = firebox("average", *paths, "--data", images, "--out", "/proc/self/average.safetensors")
     assert outcome.code == 1
     assert "error: cannot write /proc/self/average.safetensors: " in outcome.err

@@ -25,7 +25,7 @@ OLD_KEYS = {
 def stopped(tmp_path_factory, paint):
     """Folders of runs that have an epoch to go, plain and with an average of the weights."""
     folder = tmp_path_factory.mktemp("stopped")
-    data = str(paint(folder / "pictures"))
+    data = str(paint(folder / "images"))
     for name, changes in (("plain", {}), ("average", EMA)):
         train(TrainingConfig(data=data, epochs=1, batch_size=4, **changes), folder / name, quiet=True)
         path = folder / name / "checkpoint.safetensors"

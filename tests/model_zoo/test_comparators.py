@@ -45,7 +45,7 @@ CHECKPOINT = "checkpoint.safetensors"
 def residual(paint, tmp_path_factory) -> Path:
     """The checkpoint of a small residual network."""
     folder = tmp_path_factory.mktemp("residual")
-    data = str(paint(folder / "pictures"))
+    data = str(paint(folder / "images"))
     return train(TrainingConfig(model="resnet20", data=data, epochs=1), folder / "run", quiet=True).checkpoint
 
 
@@ -185,10 +185,10 @@ def test_weights_tell_their_classes_and_heads_are_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("name", "size"), [("resnet20", None), ("densenet22", None), ("vgg_cifar", None), ("googlenet", 32)]
 )
-def test_training_writes_a_network_that_loads_again(firebox, pictures, tmp_path, name, size):
+def test_training_writes_a_network_that_loads_again(firebox, images, tmp_path, name, size):
     run = tmp_path / "run"
     options = ("--input-size", size) if size else ()
-    outcome = firebox("train", name, "--data", pictures, "--epochs", 1, "--out", run, *options, "--json")
+    outcome = firebox("train", name, "--data", images, "--epochs", 1, "--out", run, *options, "--json")
     assert outcome.code == 0, outcome.err
     network = load_network(run)
     assert json.loads(outcome.out)["parameters"] == network.config.parameters
@@ -200,7 +200,7 @@ def test_training_writes_a_network_that_loads_again(firebox, pictures, tmp_path,
 
 
 def small_network(name: str, size: int, **changes) -> Network:
-    """A network of the zoo in small, whose batch norms have seen pictures."""
+    """A network of the zoo in small, whose batch norms have seen images."""
     torch.manual_seed(0)
     module = create_model(name, num_classes=3, input_size=(size, size), **changes)
     for _ in range(3):
@@ -218,7 +218,7 @@ def small_network(name: str, size: int, **changes) -> Network:
     ],
 )
 def test_exported_files_agree_with_the_network(paint, tmp_path, name, size, changes):
-    images = open_images(str(paint(tmp_path / "pictures", classes=3)))
+    images = open_images(str(paint(tmp_path / "images", classes=3)))
     found = export_network(
         small_network(name, size, **changes), tmp_path / "files", images, ExportConfig(effort="fast"), quiet=True
     )
@@ -245,8 +245,8 @@ def test_batch_norm_is_folded_exactly(name, size, changes):
     torch.testing.assert_close(folded(x), module(x), rtol=1e-4, atol=1e-4)
 
 
-def test_densenets_are_not_trained_in_int8(firebox, pictures, tmp_path):
-    assert firebox("train", "densenet22", "--data", pictures, "--epochs", 1, "--out", tmp_path / "run").code == 0
+def test_densenets_are_not_trained_in_int8(firebox, images, tmp_path):
+    assert firebox("train", "densenet22", "--data", images, "--epochs", 1, "--out", tmp_path / "run").code == 0
     outcome = firebox("train", "--qat", tmp_path / "run", "--out", tmp_path / "int8")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "a densenet has batch norm before its convolutions, where it cannot be folded" in outcome.err

@@ -6,16 +6,16 @@ import os
 QUICK = ("--epochs", 1, "--batch-size", 4, "--threads", 1)
 
 
-def test_runs_among_the_pictures_are_no_classes_and_files_of_others_stay(firebox, pictures):
+def test_runs_among_the_images_are_no_classes_and_files_of_others_stay(firebox, images):
     own = (".bashrc.old", ".thesis.part")
     for run in ("one", "two"):
-        out = pictures / run
+        out = images / run
         out.mkdir()
         for name in own:
             (out / name).write_text("kept")
         (out / ".config.old").mkdir()
         (out / ".log.csv.0123abcd.part").write_text("left by a process that was killed")
-        outcome = firebox("train", "--data", pictures, "--out", out, *QUICK)
+        outcome = firebox("train", "--data", images, "--out", out, *QUICK)
         assert outcome.code == 0, outcome.err
         assert (out / "curves.png").exists()
         assert json.loads((out / "config.json").read_text())["classes"] == ["class0", "class1"]
@@ -23,25 +23,25 @@ def test_runs_among_the_pictures_are_no_classes_and_files_of_others_stay(firebox
         assert {(out / name).read_text() for name in own} == {"kept"}
 
 
-def test_each_class_is_trained_on_however_much_is_held_back(firebox, pictures, tmp_path):
-    for path in sorted((pictures / "class1").iterdir())[2:]:
+def test_each_class_is_trained_on_however_much_is_held_back(firebox, images, tmp_path):
+    for path in sorted((images / "class1").iterdir())[2:]:
         path.unlink()
-    outcome = firebox("train", "--data", pictures, "--out", tmp_path / "run", "--val-fraction", 0.99, *QUICK)
+    outcome = firebox("train", "--data", images, "--out", tmp_path / "run", "--val-fraction", 0.99, *QUICK)
     assert outcome.code == 0, outcome.err
     found = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (found["train_pictures"], found["val_pictures"]) == (2, 8)
+    assert (found["train_images"], found["val_images"]) == (2, 8)
 
 
-def test_what_cannot_be_trained_on_is_one_line(firebox, pictures, tmp_path):
+def test_what_cannot_be_trained_on_is_one_line(firebox, images, tmp_path):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-        (tmp_path / split / "class0").symlink_to(pictures / "class0")
-    (tmp_path / "val" / "class1").symlink_to(pictures / "class1")
+        (tmp_path / split / "class0").symlink_to(images / "class0")
+    (tmp_path / "val" / "class1").symlink_to(images / "class1")
     lacking = firebox("train", "--data", tmp_path, "--out", tmp_path / "run", *QUICK)
-    said = f"error: class 'class1' in {tmp_path} has no picture to train on; add some or remove it\n"
+    said = f"error: class 'class1' in {tmp_path} has no image to train on; add some or remove it\n"
     assert (lacking.code, lacking.err) == (1, said)
-    os.mkfifo(pictures / "class0" / "pipe.png")
-    stuck = firebox("train", "--data", pictures, "--out", tmp_path / "run", *QUICK)
+    os.mkfifo(images / "class0" / "pipe.png")
+    stuck = firebox("train", "--data", images, "--out", tmp_path / "run", *QUICK)
     assert stuck.code == 1
-    assert stuck.err.endswith(f"error: {pictures}/class0/pipe.png is not a regular file; remove it\n")
+    assert stuck.err.endswith(f"error: {images}/class0/pipe.png is not a regular file; remove it\n")
     assert not (tmp_path / "run").exists()

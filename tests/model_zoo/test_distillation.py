@@ -12,14 +12,14 @@ from firebox.runtime.errors import CheckpointError, UsageError
 
 
 class Constant(nn.Module):
-    """Answers the same to all pictures."""
+    """Answers the same to all images."""
 
     def __init__(self, logits: torch.Tensor):
         super().__init__()
         self.logits = logits
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.logits.expand(len(pictures), -1)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(images), -1)
 
 
 def test_teachers_answer_with_the_mean_of_their_softened_shares():
@@ -45,7 +45,7 @@ def test_the_objective_is_that_of_the_paper():
 
 
 def student(trained, **changes) -> TrainingConfig:
-    data = trained.out.parent / "pictures"
+    data = trained.out.parent / "images"
     config = TrainingConfig(data=str(data), teachers=(str(trained.out),), batch_size=8, augment="none", epochs=6)
     return replace(config, **changes)
 
@@ -79,12 +79,12 @@ def test_a_teacher_may_move_but_not_change(firebox, trained, tmp_path, monkeypat
     assert load_network(out).training["epochs"] == 2
 
 
-def test_teachers_of_other_classes_or_pictures_are_refused(trained, pictures, tmp_path):
-    with pytest.raises(UsageError, match=r"knows the classes 3 .*, the pictures are of 2 .*; they must agree"):
-        train(student(trained, data=str(pictures)), tmp_path / "run", quiet=True)
+def test_teachers_of_other_classes_or_images_are_refused(trained, images, tmp_path):
+    with pytest.raises(UsageError, match=r"knows the classes 3 .*, the images are of 2 .*; they must agree"):
+        train(student(trained, data=str(images)), tmp_path / "run", quiet=True)
     with pytest.raises(UsageError, match="prepared in another way than the student's"):
         train(student(trained, input_size=(24, 24)), tmp_path / "run", quiet=True)
-    with pytest.raises(UsageError, match="teachers see pictures"):
+    with pytest.raises(UsageError, match="teachers see images"):
         student(trained, learn="head", start=str(trained.out))
     with pytest.raises(UsageError, match="no such run folder or checkpoint"):
         train(student(trained, teachers=("no/where",)), tmp_path / "run", quiet=True)

@@ -99,9 +99,9 @@ def together(folder: Path, *arguments: object, mishap: str = "") -> list[Said]:
     return [Said(int(process.exitcode or 0), *pair) for process, pair in zip(processes, texts, strict=True)]
 
 
-def test_two_processes_train_as_one_does(firebox, pictures, tmp_path):
+def test_two_processes_train_as_one_does(firebox, images, tmp_path):
     more = ("--freezeout", "linear", "--freeze-first", 0.25, "--accumulation", 2, "--ema", 0.9)
-    options = ("train", "--data", pictures, "--epochs", 3, "--batch-size", 4, *EQUAL, *more, "--json")
+    options = ("train", "--data", images, "--epochs", 3, "--batch-size", 4, *EQUAL, *more, "--json")
     first, second = together(tmp_path / "said", *options, "--out", tmp_path / "two")
     assert (first.code, second.code) == (0, 0)
     assert (second.out, second.err) == ("", "")
@@ -118,18 +118,18 @@ def test_two_processes_train_as_one_does(firebox, pictures, tmp_path):
     assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
 
 
-def test_a_loss_that_is_no_number_in_one_process_ends_all(pictures, tmp_path):
+def test_a_loss_that_is_no_number_in_one_process_ends_all(images, tmp_path):
     out = tmp_path / "run"
-    options = ("train", "--data", pictures, "--epochs", 5, "--batch-size", 4, "--out", out)
+    options = ("train", "--data", images, "--epochs", 5, "--batch-size", 4, "--out", out)
     for said in together(tmp_path / "said", *options, mishap="not a number"):
         assert said.code == 1
         assert "the loss is nan at step 4" in said.err
     assert read_checkpoint(out / "checkpoint.safetensors").epoch == 1
 
 
-def test_a_process_that_is_killed_ends_all(pictures, tmp_path):
+def test_a_process_that_is_killed_ends_all(images, tmp_path):
     out = tmp_path / "run"
-    options = ("train", "--data", pictures, "--epochs", 5, "--batch-size", 4, "--out", out)
+    options = ("train", "--data", images, "--epochs", 5, "--batch-size", 4, "--out", out)
     first, second = together(tmp_path / "said", *options, mishap="killed")
     assert second.code == -signal.SIGKILL
     assert (first.code, first.err.count("\n")) == (1, 1)
@@ -137,41 +137,41 @@ def test_a_process_that_is_killed_ends_all(pictures, tmp_path):
     assert read_checkpoint(out / "checkpoint.safetensors").epoch == 1
 
 
-def test_what_cannot_be_shared_is_one_line(pictures, tmp_path):
+def test_what_cannot_be_shared_is_one_line(images, tmp_path):
     out = tmp_path / "run"
-    for said in together(tmp_path / "said", "train", "--data", pictures, "--batch-size", 5, "--out", out):
+    for said in together(tmp_path / "said", "train", "--data", images, "--batch-size", 5, "--out", out):
         assert (said.code, said.err.count("\n")) == (2, 1)
-        assert "a batch of 5 pictures cannot be shared equally by 2 processes" in said.err
+        assert "a batch of 5 images cannot be shared equally by 2 processes" in said.err
     assert not out.exists()
 
 
-def test_processes_with_other_pictures_are_told(pictures, tmp_path):
+def test_processes_with_other_images_are_told(images, tmp_path):
     out, said = tmp_path / "run", tmp_path / "said"
     for rank in ("0", "1"):
-        shutil.copytree(pictures, said / rank / "pictures")
-    picture = said / "1" / "pictures" / "class0" / "0.png"
-    picture.rename(picture.with_name("other.png"))
-    options = ("train", "--data", "pictures", "--epochs", 2, "--batch-size", 4, "--out", out)
+        shutil.copytree(images, said / rank / "images")
+    image = said / "1" / "images" / "class0" / "0.png"
+    image.rename(image.with_name("other.png"))
+    options = ("train", "--data", "images", "--epochs", 2, "--batch-size", 4, "--out", out)
     for each in together(said, *options, mishap="elsewhere"):
         assert (each.code, each.err.count("\n")) == (2, 1)
-        assert "the processes do not train the same: pictures, options and weights must be" in each.err
+        assert "the processes do not train the same: images, options and weights must be" in each.err
     assert not out.exists()
 
 
-def test_files_may_lie_elsewhere_for_each_process(trained, pictures, tmp_path):
+def test_files_may_lie_elsewhere_for_each_process(trained, images, tmp_path):
     for rank in ("0", "1"):
         (tmp_path / rank).mkdir()
         shutil.copy(trained.checkpoint, tmp_path / rank / "start.safetensors")
-        shutil.copytree(pictures, tmp_path / rank / "pictures")
-    files = ("--data", tmp_path / "RANK" / "pictures", "--start", tmp_path / "RANK" / "start.safetensors")
+        shutil.copytree(images, tmp_path / rank / "images")
+    files = ("--data", tmp_path / "RANK" / "images", "--start", tmp_path / "RANK" / "start.safetensors")
     options = ("train", *files, "--epochs", 1, "--batch-size", 4, "--out", tmp_path / "run")
     assert [said.code for said in together(tmp_path / "said", *options)] == [0, 0]
 
 
-def test_torchrun_starts_the_command(pictures, tmp_path):
+def test_torchrun_starts_the_command(images, tmp_path):
     out = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    options = ["--data", str(pictures), "--epochs", "2", "--batch-size", "4", "--out", str(out), "--json"]
+    options = ["--data", str(images), "--epochs", "2", "--batch-size", "4", "--out", str(out), "--json"]
     ran = subprocess.run(
         [*torchrun, sys.executable, "-c", PROGRAM, "train", *options],
         capture_output=True,

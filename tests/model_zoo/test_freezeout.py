@@ -7,7 +7,7 @@ from torch import nn
 
 from firebox.model_zoo import FreezeOut, Loop, Resources, TrainingConfig, predict, train
 from firebox.model_zoo.training.callbacks import call
-from firebox.model_zoo.training.data import DecodedPictures
+from firebox.model_zoo.training.data import DecodedImages
 from firebox.model_zoo.training.distributed import Workers
 from firebox.model_zoo.training.freezeout import freezing_times, macs_of, measured_saving, predicted_saving
 from firebox.model_zoo.training.layer_groups import layers_of
@@ -94,8 +94,8 @@ def learner_of(config: TrainingConfig) -> tuple[Learner, torch.Tensor, torch.Ten
     return Learner(checkpoint, torch.device("cpu"), steps, Workers()), pixels, torch.tensor([0, 1, 0, 1])
 
 
-def test_frozen_layers_rest_in_every_way(pictures):
-    learner, pixels, labels = learner_of(replace(CONFIG, data=str(pictures), ema=0.5))
+def test_frozen_layers_rest_in_every_way(images):
+    learner, pixels, labels = learner_of(replace(CONFIG, data=str(images), ema=0.5))
     layers, optimizer = layers_of(learner.module), learner.loop.optimizer
     seen = set()
     for _ in range(learner.loop.total_steps):
@@ -105,7 +105,7 @@ def test_frozen_layers_rest_in_every_way(pictures):
         learner.step(pixels, labels)
         # Validation in between, with the average and with the network itself.
         for module in (learner.network(), learner.module):
-            predict(module, DecodedPictures(pixels, labels), learner.start.preprocessing)
+            predict(module, DecodedImages(pixels, labels), learner.start.preprocessing)
         assert [layer.learns for layer in layers] == sorted(layer.learns for layer in layers)
         in_optimizer = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for parameter in (parameter for layer in frozen for parameter in layer.parameters()):
@@ -120,8 +120,8 @@ def test_frozen_layers_rest_in_every_way(pictures):
     assert len(layers) - 4 < max(seen) < len(layers)
 
 
-def test_frozen_layers_are_outside_of_the_graph(pictures):
-    learner, pixels, labels = learner_of(replace(CONFIG, data=str(pictures), network={"bypass": "none"}))
+def test_frozen_layers_are_outside_of_the_graph(images):
+    learner, pixels, labels = learner_of(replace(CONFIG, data=str(images), network={"bypass": "none"}))
     stem = learner.module.features[0]
     outputs = []
     stem.register_forward_hook(lambda module, inputs, output: outputs.append(output.requires_grad))
@@ -132,7 +132,7 @@ def test_frozen_layers_are_outside_of_the_graph(pictures):
     assert outputs == sorted(outputs, reverse=True)
 
 
-def test_what_is_compiled_is_compiled_anew_after_freezing(pictures, monkeypatch):
+def test_what_is_compiled_is_compiled_anew_after_freezing(images, monkeypatch):
     compiled, compile = [], torch.compile
 
     def quickly(module):
@@ -141,7 +141,7 @@ def test_what_is_compiled_is_compiled_anew_after_freezing(pictures, monkeypatch)
         return compile(module, backend="eager")
 
     monkeypatch.setattr(torch, "compile", quickly)
-    config = replace(CONFIG, data=str(pictures), network={"num_fires": 2, "pools": (1, 2)}, freeze_first=0.5)
+    config = replace(CONFIG, data=str(images), network={"num_fires": 2, "pools": (1, 2)}, freeze_first=0.5)
     plain, pixels, labels = learner_of(config)
     learner, _, _ = learner_of(replace(config, compile=True))
     for _ in range(learner.loop.total_steps):
@@ -150,19 +150,19 @@ def test_what_is_compiled_is_compiled_anew_after_freezing(pictures, monkeypatch)
     assert compiled == sorted(set(compiled))
 
 
-def test_a_machine_without_compiler_is_told_in_a_line(pictures, tmp_path, monkeypatch):
+def test_a_machine_without_compiler_is_told_in_a_line(images, tmp_path, monkeypatch):
     def broken(graph, inputs):
         raise RuntimeError("no C++ compiler")
 
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: compile(module, backend=broken))
-    config = TrainingConfig(data=str(pictures), epochs=1, batch_size=4, compile=True)
+    config = TrainingConfig(data=str(images), epochs=1, batch_size=4, compile=True)
     with pytest.raises(TrainingError, match=r"cannot be compiled here \(.*no C\+\+ compiler.*leave out --compile"):
         train(config, tmp_path / "run", quiet=True)
 
 
-def test_the_savings_are_told(firebox, pictures, tmp_path):
-    options = ("--data", pictures, "--epochs", 4, "--batch-size", 4, "--out", tmp_path / "run")
+def test_the_savings_are_told(firebox, images, tmp_path):
+    options = ("--data", images, "--epochs", 4, "--batch-size", 4, "--out", tmp_path / "run")
     outcome = firebox("train", *options, "--freezeout", "linear", "--freeze-first", 0.5)
     assert outcome.code == 0
     assert "of the arithmetic saved, as predicted; measured: " in outcome.err

@@ -32,8 +32,8 @@ hold_after(19)
 HELD_COMMAND = [sys.executable, "-c", HELD, "train"]
 
 
-def options(pictures: Path, out: Path) -> list[str]:
-    return ["--data", str(pictures), "--out", str(out), "--epochs", "20", "--batch-size", "4"]
+def options(images: Path, out: Path) -> list[str]:
+    return ["--data", str(images), "--out", str(out), "--epochs", "20", "--batch-size", "4"]
 
 
 def wait_for_epochs(log: Path, epochs: int, process: subprocess.Popen[str]) -> None:
@@ -44,9 +44,9 @@ def wait_for_epochs(log: Path, epochs: int, process: subprocess.Popen[str]) -> N
     )
 
 
-def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(pictures, tmp_path):
+def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(images, tmp_path):
     out = tmp_path / "broken"
-    with subprocess.Popen([*HELD_COMMAND, *options(pictures, out)], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*HELD_COMMAND, *options(images, out)], stderr=subprocess.PIPE, text=True) as process:
         wait_for_epochs(out / "log.csv", 2, process)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=CEILING)
@@ -67,7 +67,7 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(pictures, tmp_pat
     with (out / "log.csv").open("a") as log:
         log.write("19,1,0.1,9,0,0,1\n")
     resumed = resume(out, quiet=True)
-    config = TrainingConfig(data=str(pictures), epochs=20, batch_size=4)
+    config = TrainingConfig(data=str(images), epochs=20, batch_size=4)
     unbroken = train(config, tmp_path / "unbroken", quiet=True)
     assert resumed.checkpoint.read_bytes() == unbroken.checkpoint.read_bytes()
     with (out / "log.csv").open() as log:
@@ -76,9 +76,9 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(pictures, tmp_pat
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="Ctrl-C goes to the processes of a terminal")
 @pytest.mark.parametrize("attempt", range(3))
-def test_ctrl_c_ends_the_processes_that_decode_pictures(pictures, tmp_path, attempt):
+def test_ctrl_c_ends_the_processes_that_decode_images(images, tmp_path, attempt):
     out = tmp_path / "run"
-    command = [*HELD_COMMAND, *options(pictures, out), "--memory", "1", "--workers", "2"]
+    command = [*HELD_COMMAND, *options(images, out), "--memory", "1", "--workers", "2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         wait_for_epochs(out / "log.csv", 1, process)
         # Another moment in each attempt; it passes in any.
@@ -92,10 +92,10 @@ def test_ctrl_c_ends_the_processes_that_decode_pictures(pictures, tmp_path, atte
 
 
 @pytest.mark.parametrize("limit", [100_000, 500_000], ids=["at the start", "after an epoch"])
-def test_a_full_disk_leaves_whole_files_or_none(pictures, tmp_path, limit):
+def test_a_full_disk_leaves_whole_files_or_none(images, tmp_path, limit):
     out = tmp_path / "full"
     process = subprocess.run(
-        [*COMMAND, *options(pictures, out)],
+        [*COMMAND, *options(images, out)],
         stderr=subprocess.PIPE,
         text=True,
         timeout=CEILING,

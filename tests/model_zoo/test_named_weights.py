@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from firebox.model_zoo import PublicFile, create_model, find_model, load_network, load_pictures, predict
+from firebox.model_zoo import PublicFile, create_model, find_model, load_images, load_network, predict
 from firebox.model_zoo.networks import registry
 from firebox.model_zoo.weights import names as named_weights
 from firebox.model_zoo.weights.checkpoint import pack_compact, read_checkpoint, read_safetensors
@@ -31,12 +31,12 @@ def test_what_ships_is_small_and_has_its_card():
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
-def test_what_ships_knows_the_pictures(name, data_dir):
+def test_what_ships_knows_the_images(name, data_dir):
     test = sample(open_images(data_dir / "cifar10-images.tar").split("test"), 500, 0)
     network = load_network(name)
     assert network.classes == test.classes
-    pictures = load_pictures(test, network.preprocessing, quiet=True)
-    answers = predict(network.module, pictures, network.preprocessing).argmax(1).numpy()
+    images = load_images(test, network.preprocessing, quiet=True)
+    answers = predict(network.module, images, network.preprocessing).argmax(1).numpy()
     assert (answers == test.labels).mean() > 0.85
 
 
@@ -66,8 +66,8 @@ def test_weights_that_come_with_firebox_are_those_of_a_bare_name(shipped, traine
     assert found.sha256 == hashlib.sha256(shipped.read_bytes()).hexdigest()
     assert (found.classes, found.preprocessing, found.config) == (run.classes, run.preprocessing, run.config)
     assert {parameter.dtype for parameter in found.module.parameters()} == {torch.float32}
-    pictures = torch.randn(4, 3, 32, 32)
-    torch.testing.assert_close(found.module(pictures), run.module(pictures), atol=0.05, rtol=0.01)
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(found.module(images), run.module(images), atol=0.05, rtol=0.01)
 
     model = create_model(MODEL, num_classes=3, weights="default")
     assert model.training
@@ -78,7 +78,7 @@ def test_the_commands_take_them(shipped, trained, firebox):
     (listed,) = json.loads(firebox("models", MODEL, "--json").out)["models"]
     assert listed["weights"] == ["default"]
     assert "default" in firebox("models", MODEL).out
-    data = trained.out.parent / "pictures"
+    data = trained.out.parent / "images"
     ran = firebox("evaluate", MODEL, trained.out, "--data", data, "--json")
     assert ran.code == 0, ran.err
     first, second = (model["agreement_with_first"] for model in json.loads(ran.out)["models"])
@@ -118,7 +118,7 @@ def test_public_weights_come_from_the_cache(public, trained, firebox):
     assert load_network(MODEL, "imagenet").sha256 == hashlib.sha256(public.read_bytes()).hexdigest()
     (listed,) = json.loads(firebox("models", MODEL, "--json").out)["models"]
     assert "imagenet" in listed["weights"]
-    data = trained.out.parent / "pictures"
+    data = trained.out.parent / "images"
     ran = firebox("evaluate", MODEL, "--weights", "imagenet", "--data", data, "--json")
     # A bare state dict does not know its classes.
     assert ran.code == 1

@@ -10,8 +10,8 @@ from firebox.model_zoo import (
     create_model,
     export_network,
     imagenet_classes,
+    load_images,
     load_network,
-    load_pictures,
     predict,
     top_k,
     train,
@@ -115,19 +115,19 @@ def test_a_changed_header_never_ends_in_someone_elses_error(trained, tmp_path):
         ("squeezenet1_0", "compressed_SqueezeNet.net", (227, 227), 0.5, 0.72),
     ],
 )
-def test_published_weights_recognize_real_pictures(data_dir: Path, name, file, size, top1, top5):
+def test_published_weights_recognize_real_images(data_dir: Path, name, file, size, top1, top5):
     network = load_network(name, data_dir / file)
     assert network.preprocessing.size == network.config.input_size == size
-    # Sixty pictures: enough to tell right from swapped channels, few enough for a test.
+    # Sixty images: enough to tell right from swapped channels, few enough for a test.
     images = sample(open_images(data_dir / "imagenet-samples.tar"), 60)
     labels = torch.from_numpy(match_labels(images, network.classes, network.class_ids))
-    pictures = load_pictures(images, network.preprocessing, quiet=True)
-    found = top_k(predict(network.module, pictures, network.preprocessing), labels)
+    dataset = load_images(images, network.preprocessing, quiet=True)
+    found = top_k(predict(network.module, dataset, network.preprocessing), labels)
     assert found[0] >= top1
     assert found[1] >= top5
 
 
-def test_a_bypass_before_the_relu_is_a_residual_sum_and_reaches_the_files(pictures, tmp_path):
+def test_a_bypass_before_the_relu_is_a_residual_sum_and_reaches_the_files(images, tmp_path):
     torch.manual_seed(0)
     fire = create_model("squeezenet_micro", bypass_before_relu=True).features[4].eval()
     x = torch.randn(2, 64, 8, 8)
@@ -139,11 +139,11 @@ def test_a_bypass_before_the_relu_is_a_residual_sum_and_reaches_the_files(pictur
     torch.testing.assert_close(fire(x), (torch.cat(expanded, 1) + x).relu())
 
     network = {"bypass": "complex", "bypass_before_relu": True}
-    config = TrainingConfig(data=str(pictures), epochs=2, batch_size=4, network=network)
+    config = TrainingConfig(data=str(images), epochs=2, batch_size=4, network=network)
     trained = load_network(train(config, tmp_path / "run", quiet=True).out)
-    images = open_images(pictures)
+    labelled = open_images(images)
     tolerance = Tolerance(agreement=0.5, sqnr_db=10)
-    found = export_network(trained, tmp_path / "files", images, ExportConfig(8, tolerance=tolerance), quiet=True)
+    found = export_network(trained, tmp_path / "files", labelled, ExportConfig(8, tolerance=tolerance), quiet=True)
     # The sum and its ReLU are one operation.
     graph = read_graph(tmp_path / "files" / "model.int8.tflite")
     assert {op.activation for op in graph.ops if isinstance(op, Add)} == {"relu"}

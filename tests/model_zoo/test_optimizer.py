@@ -67,8 +67,8 @@ def test_kernels_with_batch_norm_are_muons_but_the_first():
         make_optimizer(create_model("squeezenet1_1", num_classes=10), config)
 
 
-def test_the_same_seed_gives_the_same_bytes(firebox, pictures, tmp_path):
-    config = TrainingConfig(data=str(pictures), epochs=2, batch_size=4, optimizer="muon")
+def test_the_same_seed_gives_the_same_bytes(firebox, images, tmp_path):
+    config = TrainingConfig(data=str(images), epochs=2, batch_size=4, optimizer="muon")
     first, again = (train(config, tmp_path / name, quiet=True) for name in ("first", "again"))
     assert first.checkpoint.read_bytes() == again.checkpoint.read_bytes()
     outcome = firebox("train", "--optimizer", "muon", "--muon-rate", 0, "--out", tmp_path / "bad")

@@ -68,13 +68,13 @@ def test_runtimes_reproduce_what_training_computed(firebox, digits, quantized, t
     trained, unseen = TorchClassifier(network), split_images(open_images("digits"), 0.2, 0)[1]
     preprocessing = network.preprocessing
     pixels = [preprocessing.crop(unseen.read(name), unseen.where(name)) for name in unseen.names]
-    expected = np.array([trained.predict_pixels(picture) for picture in pixels])
+    expected = np.array([trained.predict_pixels(image) for image in pixels])
     assert np.mean(expected.argmax(1) == unseen.labels) == pytest.approx(quantized.val_accuracy)
     for file, backend in (("onnx", "onnxruntime"), ("tflite", "litert"), ("tflite", "tflite-runtime")):
         with Session(out / f"model.int8.{file}", backend) as session:
             step = session.contract.output.scale
             assert step
-            steps = np.abs(np.array([session.predict_pixels(picture) for picture in pixels]) - expected) / step
+            steps = np.abs(np.array([session.predict_pixels(image) for image in pixels]) - expected) / step
         if backend != "tflite-runtime":
             assert (steps < 0.5).all(), backend
         # It rescales in fixed point, so that a layer may be a step off, and those behind it more.
@@ -119,11 +119,11 @@ def test_a_network_is_tuned_from_the_command_line_and_then_further(firebox, trai
     once, again = tmp_path / "once", tmp_path / "again"
     outcome = firebox("train", "--qat", trained.out, "--epochs", 1, "--out", once)
     assert outcome.code == 0
-    assert "in int8 on 6 pictures" in outcome.out
+    assert "in int8 on 6 images" in outcome.out
     outcome = firebox("train", "squeezenet_micro", "--qat", once / CHECKPOINT, "--out", again, "--json")
     result = json.loads(outcome.out)
     # Epochs are fewer than otherwise, and the rest is as in the float run.
-    assert (result["epochs"], result["train_pictures"], result["quantized"]) == (3, trained.train_pictures, True)
+    assert (result["epochs"], result["train_images"], result["quantized"]) == (3, trained.train_images, True)
     training = read_checkpoint(again / CHECKPOINT).training
     assert training["batch_size"] == read_checkpoint(trained.checkpoint).training["batch_size"]
     assert load_network(again).ranges.keys() == load_network(once).ranges.keys()
@@ -138,25 +138,25 @@ def test_what_was_for_the_long_training_is_not_inherited(digits):
     assert config.momentum == 0.8
 
 
-def test_weights_alone_need_the_name_of_their_network(firebox, trained, pictures, tmp_path):
+def test_weights_alone_need_the_name_of_their_network(firebox, trained, images, tmp_path):
     bare = tmp_path / "bare.safetensors"
     save_file(dict(load_network(trained.out).module.state_dict()), bare)
-    outcome = firebox("train", "--qat", bare, "--data", pictures, "--out", tmp_path / "run")
+    outcome = firebox("train", "--qat", bare, "--data", images, "--out", tmp_path / "run")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "does not say which network it is of; give a name from the zoo" in outcome.err
-    outcome = firebox("train", "squeezenet_micro", "--qat", bare, "--data", pictures, "--out", tmp_path / "run")
+    outcome = firebox("train", "squeezenet_micro", "--qat", bare, "--data", images, "--out", tmp_path / "run")
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
     assert "the classes of" in outcome.err
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_be_tuned_is_one_line(firebox, trained, pictures, tmp_path):
+def test_what_cannot_be_tuned_is_one_line(firebox, trained, images, tmp_path):
     network = load_network(trained.out)
     with pytest.raises(DataError, match=r"2 \(class0, class1 …\).*3 \(class0, class1, class2 …\).*must agree"):
-        train_quantized(network, replace(quantized_config(network), data=str(pictures)), tmp_path / "run", quiet=True)
+        train_quantized(network, replace(quantized_config(network), data=str(images)), tmp_path / "run", quiet=True)
     cases = (
         (("--qat", tmp_path / "nowhere"), 2, "no such run folder"),
-        (("--qat", pictures), 2, "is no run folder"),
+        (("--qat", images), 2, "is no run folder"),
         (("--qat", trained.out, "--input-size", 40), 2, "input size cannot be set with fake quantization"),
         (("--qat", trained.out, "--lr", 0), 2, "learning_rate 0.0"),
         (("--qat", trained.out, "--data", "digits"), 1, "the classes of"),

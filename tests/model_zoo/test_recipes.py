@@ -31,13 +31,13 @@ def test_recipes_are_listed_and_shown(firebox):
     assert found["squeezenet-imagenet"]["iterations"] == 170_000
 
 
-def test_the_command_line_overrides_a_recipe(firebox, pictures, tmp_path):
+def test_the_command_line_overrides_a_recipe(firebox, images, tmp_path):
     recipe = tmp_path / "mine.toml"
     recipe.write_text(
         'model = "squeezenet_micro"\nepochs = 7\nbatch_size = 4\nmomentum = 0.5\n[network]\npools = [3, 5]\nfreq = 3\n'
     )
     out = tmp_path / "run"
-    options = ("--recipe", recipe, "--data", pictures, "--epochs", 1, "--set", "bypass=none", "--out", out)
+    options = ("--recipe", recipe, "--data", images, "--epochs", 1, "--set", "bypass=none", "--out", out)
     assert firebox("train", *options).code == 0
     checkpoint = read_checkpoint(out / "checkpoint.safetensors")
     training = TrainingConfig.from_json(checkpoint.training)
@@ -57,7 +57,7 @@ def test_the_command_line_overrides_a_recipe(firebox, pictures, tmp_path):
         ("teachers = 3", 2, "teachers 3 is not usable; give texts"),
         ("[network]\nbypass = 1", 2, "bypass 1 is not usable"),
         ("[network]\nbypas = 'none'", 2, "squeezenet_micro has no 'bypas'; did you mean bypass?"),
-        ("[network]\nnum_classes = 3", 2, "the network's num_classes follows from the pictures"),
+        ("[network]\nnum_classes = 3", 2, "the network's num_classes follows from the images"),
         ("epochs = ", 1, "is not TOML"),
         (f"seed = {'9' * 5000}", 1, "is not TOML"),
         (f"seed = {'[' * 5000}", 1, "is not TOML"),

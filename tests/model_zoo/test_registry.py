@@ -16,7 +16,7 @@ from firebox.runtime.errors import UsageError
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_every_entry_is_a_network_for_its_pictures(name):
+def test_every_entry_is_a_network_for_its_images(name):
     entry = find_model(name)
     config, preprocessing = entry.config, entry.preprocessing
     assert (preprocessing.size, preprocessing.depth) == (config.input_size, config.in_channels)

@@ -24,7 +24,7 @@ from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoin
 from firebox.runtime.errors import CheckpointError, UsageError
 
 CASES = {
-    "average, mixed pictures, parts, teachers": {
+    "average, mixed images, parts, teachers": {
         "ema": 0.9, "mixup": 0.5, "cutmix": 1.0, "accumulation": 2, "nesterov": True, "teachers": True,
     },
     "snapshots within epochs": {"snapshots": 2, "iterations": 8, "ema": 0.5, "momentum": 0.0},
@@ -65,7 +65,7 @@ def stopping_after_an_epoch() -> Iterator[None]:
 def test_a_stopped_run_becomes_the_unbroken_one(trained, tmp_path, changes):
     named = {"start": str(trained.out), "teachers": (str(trained.out),)}
     changes = {name: named[name] if value is True and name in named else value for name, value in changes.items()}
-    data = str(trained.out.parent / "pictures")
+    data = str(trained.out.parent / "images")
     config = replace(TrainingConfig(data=data, epochs=3, batch_size=8), **changes)
     unbroken = train(config, tmp_path / "unbroken", quiet=True)
 
@@ -100,7 +100,7 @@ class Counts(Callback):
 
 
 def test_callbacks_of_the_caller_go_on_with_their_state(trained, tmp_path):
-    data = str(trained.out.parent / "pictures")
+    data = str(trained.out.parent / "images")
     config, counts = TrainingConfig(data=data, epochs=3, batch_size=8), Counts()
     unbroken = train(config, tmp_path / "unbroken", callbacks=[counts], quiet=True)
     assert int(counts.steps) == unbroken.steps
@@ -116,24 +116,24 @@ def test_callbacks_of_the_caller_go_on_with_their_state(trained, tmp_path):
 
 @pytest.fixture
 def begun(trained, tmp_path) -> Path:
-    """A run that has not taken a step yet, on pictures of its own."""
-    shutil.copytree(trained.out.parent / "pictures", tmp_path / "pictures")
-    config = TrainingConfig(data=str(tmp_path / "pictures"), epochs=2, batch_size=8)
+    """A run that has not taken a step yet, on images of its own."""
+    shutil.copytree(trained.out.parent / "images", tmp_path / "images")
+    config = TrainingConfig(data=str(tmp_path / "images"), epochs=2, batch_size=8)
     file = train(config, tmp_path / "run", quiet=True).checkpoint
     checkpoint = replace(read_checkpoint(file), epoch=0, step=0, optimizer={}, callbacks={})
     file.write_bytes(pack_checkpoint(checkpoint))
     return file.parent
 
 
-def test_as_many_other_pictures_are_not_gone_on_with(firebox, begun, tmp_path):
-    picture = min((tmp_path / "pictures" / "class1").iterdir())
-    picture.rename(tmp_path / "pictures" / "class0" / "moved.png")
-    other = min((tmp_path / "pictures" / "class2").iterdir())
-    shutil.copy(other, tmp_path / "pictures" / "class1" / "copied.png")
+def test_as_many_other_images_are_not_gone_on_with(firebox, begun, tmp_path):
+    image = min((tmp_path / "images" / "class1").iterdir())
+    image.rename(tmp_path / "images" / "class0" / "moved.png")
+    other = min((tmp_path / "images" / "class2").iterdir())
+    shutil.copy(other, tmp_path / "images" / "class1" / "copied.png")
     other.unlink()
     outcome = firebox("train", "--resume", begun)
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
-    assert "its classes or its pictures have changed" in outcome.err
+    assert "its classes or its images have changed" in outcome.err
 
 
 def test_a_changed_bit_is_told(firebox, begun, tmp_path):
@@ -141,7 +141,7 @@ def test_a_changed_bit_is_told(firebox, begun, tmp_path):
     data = bytearray(file.read_bytes())
     data[-5] ^= 64
     file.write_bytes(data)
-    for command in (("train", "--resume", begun), ("evaluate", begun, "--data", tmp_path / "pictures")):
+    for command in (("train", "--resume", begun), ("evaluate", begun, "--data", tmp_path / "images")):
         outcome = firebox(*command)
         assert (outcome.code, outcome.err.count("\n")) == (1, 1)
         assert "is damaged: its tensors are not those that were written; copy it again" in outcome.err
@@ -153,7 +153,7 @@ def test_a_run_is_one_process_at_a_time(firebox, begun, tmp_path):
     assert (again.code, again.err.count("\n")) == (2, 1)
     assert f"another process is training in {begun}" in again.err
     with claim(tmp_path / "new"):
-        assert firebox("train", "--data", tmp_path / "pictures", "--out", tmp_path / "new").code == 2
+        assert firebox("train", "--data", tmp_path / "images", "--out", tmp_path / "new").code == 2
     assert not (tmp_path / "new").exists()
     assert firebox("train", "--resume", begun).code == 0
 
@@ -163,7 +163,7 @@ def test_an_older_checkpoint_is_gone_on_with(begun, tmp_path):
     file = begun / "checkpoint.safetensors"
     tensors, metadata = read_safetensors(file.read_bytes(), "")
     header = json.loads(metadata["firebox"])
-    for name in ("tensors_sha256", "pictures_sha256", "teachers_sha256"):
+    for name in ("tensors_sha256", "images_sha256", "teachers_sha256"):
         del header[name]
     del header["training"]["teachers"]
     file.write_bytes(safetensors.torch.save(tensors, {"firebox": json.dumps(header)}))
@@ -179,10 +179,10 @@ def test_other_processes_than_before_are_told(begun, capsys):
     assert "was begun with a number of processes of 2 and goes on with 1" in capsys.readouterr().err
 
 
-def test_tensorboard_follows_a_run_that_is_resumed_within_a_second(pictures, tmp_path):
+def test_tensorboard_follows_a_run_that_is_resumed_within_a_second(images, tmp_path):
     out = tmp_path / "run"
     with stopping_after_an_epoch():
-        train(TrainingConfig(data=str(pictures), epochs=3, batch_size=4), out, quiet=True)
+        train(TrainingConfig(data=str(images), epochs=3, batch_size=4), out, quiet=True)
     (events,) = (out / "tensorboard").iterdir()
     # As if of a process with a higher number.
     events.rename(events.with_name(f"events.out.tfevents.{int(time.time())}.vm.~.0"))
@@ -190,9 +190,9 @@ def test_tensorboard_follows_a_run_that_is_resumed_within_a_second(pictures, tmp
     assert epochs_on_tensorboard(out) == [1, 2, 3]
 
 
-def test_killed_at_random_moments(pictures, tmp_path):
+def test_killed_at_random_moments(images, tmp_path):
     out, moments = tmp_path / "killed", random.Random(0)
-    config = TrainingConfig(data=str(pictures), epochs=27, batch_size=4, snapshots=3, ema=0.9, cutmix=1.0)
+    config = TrainingConfig(data=str(images), epochs=27, batch_size=4, snapshots=3, ema=0.9, cutmix=1.0)
     # Processes that have loaded torch, and computed nothing yet.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["firebox.model_zoo.training.trainer", "torch._dynamo", "matplotlib.font_manager"])

@@ -10,7 +10,7 @@ from firebox.model_zoo.weights.checkpoint import read_checkpoint
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, paint):
     folder = tmp_path_factory.mktemp("snapshots")
-    config = TrainingConfig(data=str(paint(folder / "pictures")), epochs=2, batch_size=4, snapshots=3)
+    config = TrainingConfig(data=str(paint(folder / "images")), epochs=2, batch_size=4, snapshots=3)
     return train(config, folder / "run", quiet=True)
 
 
@@ -28,15 +28,15 @@ def test_a_snapshot_is_a_network_of_its_own(run):
 
 
 def test_snapshots_answer_together(firebox, run, paint, tmp_path):
-    data = ("--data", paint(tmp_path / "pictures"), "--split", "all")
+    data = ("--data", paint(tmp_path / "images"), "--split", "all")
     outcome = firebox("evaluate", *run.snapshots, "--combine", "softmax", *data, "--json")
     assert outcome.code == 0
     assert "ensemble" in json.dumps(json.loads(outcome.out))
 
 
-def test_the_command_says_how_to_ask_them_together(firebox, pictures, tmp_path):
+def test_the_command_says_how_to_ask_them_together(firebox, images, tmp_path):
     out = tmp_path / "run"
-    outcome = firebox("train", "--data", pictures, "--batch-size", 4, "--iterations", 4, "--snapshots", 2, "--out", out)
+    outcome = firebox("train", "--data", images, "--batch-size", 4, "--iterations", 4, "--snapshots", 2, "--out", out)
     assert outcome.code == 0
     names = " ".join(str(out / "snapshots" / f"snapshot{number}.safetensors") for number in (1, 2))
     assert f"firebox evaluate {names} --combine softmax" in outcome.err

@@ -13,8 +13,8 @@ from PIL import Image
 from firebox.model_zoo import (
     Resources,
     TrainingConfig,
+    load_images,
     load_network,
-    load_pictures,
     predict,
     resume,
     top_k,
@@ -40,9 +40,9 @@ def test_digits_are_learned_from_the_command_line(firebox, tmp_path):
     assert network.preprocessing.channels == "L"
     # The accuracy that is reported is that of the checkpoint.
     _, validated = split_images(open_images("digits"))
-    pictures = load_pictures(validated, network.preprocessing, quiet=True)
-    logits = predict(network.module, pictures, network.preprocessing)
-    assert top_k(logits, pictures.labels, (1,))[0] == pytest.approx(result["val_accuracy"])
+    images = load_images(validated, network.preprocessing, quiet=True)
+    logits = predict(network.module, images, network.preprocessing)
+    assert top_k(logits, images.labels, (1,))[0] == pytest.approx(result["val_accuracy"])
 
 
 def test_a_run_folder_can_be_read_and_plotted(trained):
@@ -55,7 +55,7 @@ def test_a_run_folder_can_be_read_and_plotted(trained):
     ]
     config = json.loads((trained.out / "config.json").read_text())
     assert config["classes"] == ["class0", "class1", "class2"]
-    assert config["train_pictures"] == trained.train_pictures == 24
+    assert config["train_images"] == trained.train_images == 24
     with (trained.out / "log.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -64,8 +64,8 @@ def test_a_run_folder_can_be_read_and_plotted(trained):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_same_seed_same_bytes_other_seed_other_weights(pictures, tmp_path, precision):
-    config = TrainingConfig(data=str(pictures), epochs=2, batch_size=4, precision=precision)
+def test_same_seed_same_bytes_other_seed_other_weights(images, tmp_path, precision):
+    config = TrainingConfig(data=str(images), epochs=2, batch_size=4, precision=precision)
     before = torch.random.get_rng_state()
     first, again = (train(config, tmp_path / name, quiet=True) for name in ("first", "again"))
     other = train(replace(config, seed=1), tmp_path / "other", quiet=True)
@@ -74,8 +74,8 @@ def test_same_seed_same_bytes_other_seed_other_weights(pictures, tmp_path, preci
     assert first.checkpoint.read_bytes() != other.checkpoint.read_bytes()
 
 
-def test_pictures_decoded_by_workers_train_the_same_weights(pictures, tmp_path):
-    config = TrainingConfig(data=str(pictures), epochs=1, batch_size=4)
+def test_images_decoded_by_workers_train_the_same_weights(images, tmp_path):
+    config = TrainingConfig(data=str(images), epochs=1, batch_size=4)
     kept = train(config, tmp_path / "kept", quiet=True)
     streamed = train(config, tmp_path / "streamed", Resources(memory_bytes=1, workers=1), quiet=True)
     assert kept.checkpoint.read_bytes() == streamed.checkpoint.read_bytes()
@@ -116,14 +116,14 @@ def test_bad_usage_is_one_line_and_leaves_nothing(firebox, tmp_path, arguments, 
     assert not out.exists()
 
 
-def test_a_finished_run_and_changed_pictures_cannot_be_resumed(trained, pictures, tmp_path):
+def test_a_finished_run_and_changed_images_cannot_be_resumed(trained, images, tmp_path):
     with pytest.raises(UsageError, match="has finished its 3 epochs"):
         resume(trained.out)
-    config = TrainingConfig(data=str(pictures), epochs=2, batch_size=4, learning_rate=1e20)
+    config = TrainingConfig(data=str(images), epochs=2, batch_size=4, learning_rate=1e20)
     with pytest.raises(TrainingError):
         train(config, tmp_path / "run", quiet=True)
-    (pictures / "class0" / "0.png").unlink()
-    with pytest.raises(DataError, match="its pictures have changed"):
+    (images / "class0" / "0.png").unlink()
+    with pytest.raises(DataError, match="its images have changed"):
         resume(tmp_path / "run", quiet=True)
 
 
@@ -137,10 +137,10 @@ def stopped_run(config: TrainingConfig, out: Path) -> Path:
     return out
 
 
-def test_a_run_goes_on_where_its_pictures_are_now(firebox, pictures, tmp_path):
-    config = TrainingConfig(data=str(pictures), epochs=1, batch_size=4)
+def test_a_run_goes_on_where_its_images_are_now(firebox, images, tmp_path):
+    config = TrainingConfig(data=str(images), epochs=1, batch_size=4)
     out = stopped_run(config, tmp_path / "run")
-    moved = pictures.rename(tmp_path / "moved")
+    moved = images.rename(tmp_path / "moved")
     lost = firebox("train", "--resume", out)
     assert (lost.code, "no such data" in lost.err) == (2, True)
     outcome = firebox("train", "--resume", out, "--data", moved, "--json")
@@ -160,8 +160,8 @@ def test_a_run_goes_on_where_its_pictures_are_now(firebox, pictures, tmp_path):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_checkpoint_that_contradicts_itself_is_not_resumed(pictures, tmp_path, change):
-    config = TrainingConfig(data=str(pictures), epochs=1, batch_size=4)
+def test_a_checkpoint_that_contradicts_itself_is_not_resumed(images, tmp_path, change):
+    config = TrainingConfig(data=str(images), epochs=1, batch_size=4)
     out = stopped_run(config, tmp_path / "run")
     path = out / "checkpoint.safetensors"
     path.write_bytes(pack_checkpoint(replace(read_checkpoint(path), **change)))
@@ -169,36 +169,36 @@ def test_a_checkpoint_that_contradicts_itself_is_not_resumed(pictures, tmp_path,
         resume(out, quiet=True)
 
 
-def test_a_rate_that_is_too_high_is_told_and_the_checkpoint_stays_good(pictures, tmp_path):
-    config = TrainingConfig(data=str(pictures), batch_size=4, learning_rate=1e20)
+def test_a_rate_that_is_too_high_is_told_and_the_checkpoint_stays_good(images, tmp_path):
+    config = TrainingConfig(data=str(images), batch_size=4, learning_rate=1e20)
     with pytest.raises(TrainingError, match=r"the loss is \w+ at step \d+.*lower --lr"):
         train(config, tmp_path / "run", quiet=True)
     load_network(tmp_path / "run")
 
 
-def test_the_rate_of_a_layer_that_was_frozen_is_told(pictures, tmp_path):
-    config = TrainingConfig(data=str(pictures), batch_size=4, freezeout="cubic", freeze_first=1e-9)
+def test_the_rate_of_a_layer_that_was_frozen_is_told(images, tmp_path):
+    config = TrainingConfig(data=str(images), batch_size=4, freezeout="cubic", freeze_first=1e-9)
     with pytest.raises(TrainingError, match=r"after a learning rate of 1e\+26.*--lr, or --freeze-unscaled, in another"):
         train(config, tmp_path / "run", quiet=True)
 
 
-def test_odd_pictures_are_learned_from(tmp_path, paint):
-    folder = paint(tmp_path / "pictures")
+def test_odd_images_are_learned_from(tmp_path, paint):
+    folder = paint(tmp_path / "images")
     deep = np.arange(100, dtype=np.uint16).reshape(10, 10) * 600
     Image.fromarray(deep).save(folder / "class0" / "deep.png")
     Image.new("CMYK", (20, 10), (0, 90, 200, 10)).save(folder / "class0" / "print.jpg")
     Image.new("RGB", (1, 1), (9, 9, 9)).save(folder / "class1" / "dot.png")
     Image.new("RGBA", (7, 30), (9, 9, 9, 0)).save(folder / "class1" / "clear.png")
     Image.new("P", (15, 15)).save(folder / "class1" / "palette.gif")
-    (folder / "class1" / "notes.txt").write_text("not a picture")
+    (folder / "class1" / "notes.txt").write_text("not a image")
     config = TrainingConfig(data=str(folder), epochs=1, batch_size=4)
     result = train(config, tmp_path / "run", quiet=True)
-    assert result.train_pictures + result.val_pictures == 21
+    assert result.train_images + result.val_images == 21
 
 
 @pytest.mark.parametrize("memory", ["2GiB", "1"])
 def test_a_cut_jpeg_is_named(firebox, tmp_path, paint, memory):
-    folder = paint(tmp_path / "pictures")
+    folder = paint(tmp_path / "images")
     path = folder / "class1" / "cut.jpg"
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:700])
@@ -212,17 +212,17 @@ def test_a_cut_jpeg_is_named(firebox, tmp_path, paint, memory):
 def test_folders_without_classes_are_refused(firebox, tmp_path, paint):
     (tmp_path / "empty").mkdir()
     outcome = firebox("train", "--data", tmp_path / "empty", "--out", tmp_path / "run")
-    assert (outcome.code, "holds no pictures" in outcome.err) == (1, True)
+    assert (outcome.code, "holds no images" in outcome.err) == (1, True)
     paint(tmp_path / "one", classes=1)
     outcome = firebox("train", "--data", tmp_path / "one", "--out", tmp_path / "run")
     assert (outcome.code, "one class only ('class0')" in outcome.err) == (1, True)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_cannot_be_written(pictures, tmp_path):
+def test_a_folder_that_cannot_be_written(images, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WriteError, match="cannot write"):
-        train(TrainingConfig(data=str(pictures)), tmp_path / "file" / "run", quiet=True)
+        train(TrainingConfig(data=str(images)), tmp_path / "file" / "run", quiet=True)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "polynomial"])
@@ -240,18 +240,18 @@ def test_rates_rise_then_fall_to_nothing(schedule):
 @pytest.mark.parametrize("policy", ["none", "light", "standard", "cutout"])
 def test_augmentation_keeps_shape_and_range_and_follows_the_generator(policy):
     change = augmentation(policy, (16, 24))
-    pictures = torch.rand(6, 3, 16, 24)
+    images = torch.rand(6, 3, 16, 24)
     torch.manual_seed(3)
-    first = change(pictures)
+    first = change(images)
     torch.manual_seed(3)
-    assert torch.equal(change(pictures), first)
-    assert first.shape == pictures.shape
+    assert torch.equal(change(images), first)
+    assert first.shape == images.shape
     assert first.min() >= -1e-5
     assert first.max() <= 1 + 1e-5
-    assert torch.equal(first, pictures) == (policy == "none")
+    assert torch.equal(first, images) == (policy == "none")
 
 
-def test_cutout_blanks_a_square_anywhere_in_each_picture():
+def test_cutout_blanks_a_square_anywhere_in_each_image():
     torch.manual_seed(0)
     blank = augmentation("cutout", (32, 32))(torch.ones(200, 3, 32, 32)) == 0
     assert (blank.sum((2, 3)) == 144).all()
@@ -300,8 +300,8 @@ def test_without_torch_the_zoo_lists_and_says_what_to_install(firebox, monkeypat
     assert outcome.err == "error: torch is not installed; run: pip install 'firebox[train]'\n"
 
 
-def test_validation_may_be_seldom_and_always_comes_last(pictures, tmp_path):
-    config = TrainingConfig(data=str(pictures), epochs=5, batch_size=4)
+def test_validation_may_be_seldom_and_always_comes_last(images, tmp_path):
+    config = TrainingConfig(data=str(images), epochs=5, batch_size=4)
     seldom = train(replace(config, validate_every=2), tmp_path / "seldom", quiet=True)
     often = train(config, tmp_path / "often", quiet=True)
     with (seldom.out / "log.csv").open() as stream:

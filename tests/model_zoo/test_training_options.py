@@ -32,7 +32,7 @@ from firebox.runtime.images.datasets import open_images, split_images
         (("--freezeout", "linear", "--freeze-first", "nan"), 2, "freeze_first nan is not usable"),
         (("--accumulation", 7), 2, "batch_size 64 cannot be computed in 7 equal parts"),
         (("--accumulation", 0), 2, "accumulation 0 is not between 1"),
-        (("--batch-size", 4, "--accumulation", 4), 2, "leaves batch norm one picture at once"),
+        (("--batch-size", 4, "--accumulation", 4), 2, "leaves batch norm one image at once"),
         (("--ema", 1), 2, "ema 1.0 is not between 0 and 0.999999"),
         (("--mixup", -1), 2, "mixup -1.0 is not between 0 and 100"),
         (("--mixup", 1e-50), 2, "mixup 1e-50 is below 0.001; give 0 for none"),
@@ -69,22 +69,22 @@ from firebox.runtime.images.datasets import open_images, split_images
         (("--freeze-unscaled",), 2, "--freeze-scaled says nothing without --freezeout"),
         (("--teacher-share", 0.5), 2, "--teacher-share says nothing without --teacher"),
         (("--optimizer", "muon", "--set", "batch_norm=false"), 2, "no kernel that learns has a batch norm behind it"),
-        (("--images-per-class", 100), 1, "has 6 pictures, not 100; ask for fewer"),
+        (("--images-per-class", 100), 1, "has 6 images, not 100; ask for fewer"),
         (("--images-per-class", 0), 2, "images_per_class 0 is not between 1"),
         (("--set", "bypas=none"), 2, "squeezenet_micro has no 'bypas'; did you mean bypass?"),
         (("--set", "bypass"), 2, "--set 'bypass' is not KEY=VALUE"),
         (("--set", "squeeze_ratio=-1"), 2, "squeeze_ratio -1"),
         (("--set", "freq=1e999"), 2, "freq inf is not usable"),
         (("--set", f"pools={'[' * 3000}"), 2, "pools '[[["),
-        (("--set", "input_size=[8,8]"), 2, "the network's input_size follows from the pictures"),
+        (("--set", "input_size=[8,8]"), 2, "the network's input_size follows from the images"),
         (("--recipe", "nothing"), 2, "no recipe 'nothing'"),
         (("--start", "no/where"), 2, "no such weights to start with: no/where"),
         (("--teacher", "no/where"), 2, "no such run folder or checkpoint: no/where"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_leaves_nothing(firebox, pictures, tmp_path, arguments, code, said):
+def test_what_cannot_be_is_one_line_and_leaves_nothing(firebox, images, tmp_path, arguments, code, said):
     out = tmp_path / "run"
-    outcome = firebox("train", "--data", pictures, "--out", out, *arguments)
+    outcome = firebox("train", "--data", images, "--out", out, *arguments)
     assert outcome.code == code
     assert said in outcome.err
     assert outcome.err.count("\n") == 1
@@ -106,7 +106,7 @@ def test_int8_weights_are_no_start(firebox, trained, tmp_path):
     quantized = tmp_path / "int8.safetensors"
     checkpoint = replace(read_checkpoint(trained.checkpoint), ranges={"input": Range(-1, 1)})
     quantized.write_bytes(pack_checkpoint(checkpoint))
-    data = trained.out.parent / "pictures"
+    data = trained.out.parent / "images"
     outcome = firebox("train", "--start", quantized, "--data", data, "--out", tmp_path / "run")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "was trained in int8; begin with the float run" in outcome.err
@@ -117,9 +117,9 @@ def learner_of(config: TrainingConfig) -> Learner:
     return Learner(start(config, images, Resources("cpu")), torch.device("cpu"), 3, Workers())
 
 
-def test_parts_of_a_batch_give_the_gradients_of_the_whole(pictures):
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(images):
     config = TrainingConfig(
-        data=str(pictures), batch_size=12, augment="none", precision="float32", network={"batch_norm": False}
+        data=str(images), batch_size=12, augment="none", precision="float32", network={"batch_norm": False}
     )
     pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(12) % 2
@@ -133,8 +133,8 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(pictures):
 
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"accumulation": 2}, {"snapshots": 3}], ids=str)
-def test_a_loss_that_is_no_number_stops_and_the_checkpoint_before_stays(pictures, tmp_path, changes, monkeypatch):
-    config = TrainingConfig(data=str(pictures), epochs=3, batch_size=4, **changes)
+def test_a_loss_that_is_no_number_stops_and_the_checkpoint_before_stays(images, tmp_path, changes, monkeypatch):
+    config = TrainingConfig(data=str(images), epochs=3, batch_size=4, **changes)
     steps, step = [], Learner.step
 
     def poisoned(learner, pixels, labels):
@@ -151,30 +151,30 @@ def test_a_loss_that_is_no_number_stops_and_the_checkpoint_before_stays(pictures
     load_network(tmp_path / "run")
 
 
-def test_mixed_pictures_have_mixed_classes():
+def test_mixed_images_have_mixed_classes():
     torch.manual_seed(0)
     labels = torch.arange(8)
     targets = torch.nn.functional.one_hot(labels, 8).float()
-    # Each picture is of one value, that of its class.
-    pictures = labels.float()[:, None, None, None].expand(8, 3, 10, 10).contiguous()
-    before = pictures.clone()
+    # Each image is of one value, that of its class.
+    images = labels.float()[:, None, None, None].expand(8, 3, 10, 10).contiguous()
+    before = images.clone()
     for mixup, cutmix in ((0.5, 0.0), (0.0, 1.0), (0.5, 1.0), (1e-30, 0.0), (100.0, 100.0)):
         for _ in range(20):
-            mixed, shares = mix(pictures, targets, mixup, cutmix)
+            mixed, shares = mix(images, targets, mixup, cutmix)
             assert torch.isfinite(mixed).all()
             assert torch.allclose(shares.sum(1), torch.ones(8))
-            # The mean value of a picture is the mean of the classes, in their shares.
+            # The mean value of a image is the mean of the classes, in their shares.
             assert torch.allclose(mixed.mean((1, 2, 3)), shares @ labels.float(), atol=1e-4)
-    assert torch.equal(pictures, before)
-    assert mix(pictures, targets, 0.0, 0.0)[0] is pictures
+    assert torch.equal(images, before)
+    assert mix(images, targets, 0.0, 0.0)[0] is images
 
 
 @pytest.mark.parametrize(
     ("changes", "epochs"),
     [({}, 1), ({"epochs": 4}, 0), ({"iterations": 10}, 0), ({"snapshots": 1}, 0), ({"freezeout": "linear"}, 0)],
 )
-def test_warm_up_is_left_out_of_short_trainings_and_where_others_set_the_rates(pictures, changes, epochs):
-    config = TrainingConfig(data=str(pictures), batch_size=4, learning_rate=0.1, **{"epochs": 5, **changes})
+def test_warm_up_is_left_out_of_short_trainings_and_where_others_set_the_rates(images, changes, epochs):
+    config = TrainingConfig(data=str(images), batch_size=4, learning_rate=0.1, **{"epochs": 5, **changes})
     learner = learner_of(config)
     assert learner.config.warmup_epochs == epochs
     learner.step(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from firebox.model_zoo import Resources, TrainingConfig, create_model, load_network, load_pictures, predict, train
+from firebox.model_zoo import Resources, TrainingConfig, create_model, load_images, load_network, predict, train
 from firebox.model_zoo.training.features import Coded, encode
 from firebox.model_zoo.training.layer_groups import layers_of
 from firebox.model_zoo.training.optimizer import make_optimizer
@@ -17,8 +17,8 @@ from firebox.runtime.images.datasets import open_images, split_images
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory, paint):
-    """Pictures of four classes, where the run that is begun with knows three."""
-    return paint(tmp_path_factory.mktemp("other") / "pictures", classes=4, pictures=6)
+    """Images of four classes, where the run that is begun with knows three."""
+    return paint(tmp_path_factory.mktemp("other") / "images", classes=4, images=6)
 
 
 def config_for(trained, data, **changes) -> TrainingConfig:
@@ -65,16 +65,16 @@ def test_as_many_classes_of_other_names_have_a_new_head(trained, other, tmp_path
 
 def test_codes_and_the_head_answer_as_the_network_does(trained, other):
     network = load_network(trained.out)
-    pictures = load_pictures(open_images(other), network.preprocessing, quiet=True)
-    codes = encode(network.module, pictures, network.preprocessing, memory_bytes=2**24, quiet=True)
+    images = load_images(open_images(other), network.preprocessing, quiet=True)
+    codes = encode(network.module, images, network.preprocessing, memory_bytes=2**24, quiet=True)
     assert codes.pixels.dtype == torch.float16
-    assert torch.equal(codes.labels, pictures.labels)
+    assert torch.equal(codes.labels, images.labels)
     found = predict(Coded(network.module), codes, network.preprocessing)
-    wanted = predict(network.module, pictures, network.preprocessing)
+    wanted = predict(network.module, images, network.preprocessing)
     # float16 carries eleven bits.
     assert torch.allclose(found, wanted, rtol=0.01, atol=0.01)
-    with pytest.raises(UsageError, match=r"codes of 24 pictures take .* more than 1.0 KiB; raise --memory"):
-        encode(network.module, pictures, network.preprocessing, memory_bytes=1024, quiet=True)
+    with pytest.raises(UsageError, match=r"codes of 24 images take .* more than 1.0 KiB; raise --memory"):
+        encode(network.module, images, network.preprocessing, memory_bytes=1024, quiet=True)
 
 
 def test_codes_beyond_the_memory_are_one_line(firebox, trained, other, tmp_path):
@@ -122,7 +122,7 @@ def test_a_start_can_be_public_weights(data_dir, other, tmp_path):
         ({"start": "nowhere"}, UsageError, "no such weights to start with: nowhere"),
         ({"model": "squeezenet_cifar"}, CheckpointError, "is of another network"),
         ({"learn": 8}, UsageError, "the network has 7 blocks before its head, not 8; have fewer learn"),
-        ({"images_per_class": 50}, DataError, "has 5 pictures, not 50; ask for fewer"),
+        ({"images_per_class": 50}, DataError, "has 5 images, not 50; ask for fewer"),
         ({"network": {"bypass": "complex"}}, CheckpointError, "it has no features"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

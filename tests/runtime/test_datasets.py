@@ -1,4 +1,4 @@
-"""Labelled pictures from folders and archives, splits, samples, and whose class is whose."""
+"""Labelled images from folders and archives, splits, samples, and whose class is whose."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def pack_zip(folder: Path, path: Path) -> Path:
     return path
 
 
-def test_folder_tar_and_zip_are_the_same_pictures(noise, tmp_path):
+def test_folder_tar_and_zip_are_the_same_images(noise, tmp_path):
     sources = [noise, pack_tar(noise, tmp_path / "a.tar"), pack_zip(noise, tmp_path / "a.zip")]
     folder, *archives = (open_images(source) for source in sources)
     assert folder.classes == ("class0", "class1", "class2")
@@ -42,10 +42,10 @@ def test_folder_tar_and_zip_are_the_same_pictures(noise, tmp_path):
         assert archive.labels.tolist() == folder.labels.tolist()
         for name in folder.names:
             assert archive.read(name) == folder.read(name) == (noise / name).read_bytes()
-        assert archive.picture(3) == folder.picture(3)
+        assert archive.image(3) == folder.image(3)
 
 
-def test_what_is_no_picture_is_passed_by(noise, tmp_path):
+def test_what_is_no_image_is_passed_by(noise, tmp_path):
     import shutil
 
     shutil.copytree(noise, tmp_path / "more")
@@ -59,25 +59,25 @@ def test_what_is_no_picture_is_passed_by(noise, tmp_path):
 
 
 def copy(noise: Path, *names: str, to: Path) -> None:
-    """Two pictures of a class into each of some folders."""
+    """Two images of a class into each of some folders."""
     for name in names:
         (to / name).mkdir(parents=True)
-        for picture in ("0.png", "1.png"):
-            (to / name / picture).write_bytes((noise / "class0" / picture).read_bytes())
+        for image in ("0.png", "1.png"):
+            (to / name / image).write_bytes((noise / "class0" / image).read_bytes())
 
 
 def test_the_folder_of_a_training_is_no_class(noise, tmp_path):
-    pictures = tmp_path / "pictures"
-    copy(noise, "a", "b", "run", "a/deep/run", to=pictures)
+    folder = tmp_path / "images"
+    copy(noise, "a", "b", "run", "a/deep/run", to=folder)
     for run in ("run", "a/deep/run"):
-        (pictures / run / "checkpoint.safetensors").write_bytes(b"")
-        (pictures / run / "snapshots").mkdir()
-    for source in (pictures, pack_tar(pictures, tmp_path / "a.tar"), pack_zip(pictures, tmp_path / "a.zip")):
+        (folder / run / "checkpoint.safetensors").write_bytes(b"")
+        (folder / run / "snapshots").mkdir()
+    for source in (folder, pack_tar(folder, tmp_path / "a.tar"), pack_zip(folder, tmp_path / "a.zip")):
         images = open_images(source)
         assert (images.classes, len(images)) == (("a", "b"), 4)
     # Data that a training was told to write into stay data.
-    (pictures / "checkpoint.safetensors").write_bytes(b"")
-    assert len(open_images(pictures)) == 4
+    (folder / "checkpoint.safetensors").write_bytes(b"")
+    assert len(open_images(folder)) == 4
 
 
 def test_linked_folders_are_followed_but_not_in_circles(noise, tmp_path):
@@ -114,7 +114,7 @@ def test_folders_that_link_to_each_other_come_to_an_end(noise, tmp_path):
         open_images(tmp_path)
 
 
-def test_only_regular_files_are_pictures(noise, tmp_path):
+def test_only_regular_files_are_images(noise, tmp_path):
     copy(noise, "a", "b", to=tmp_path)
     os.mkfifo(tmp_path / "a" / "pipe.png")
     (tmp_path / "b" / "zero.png").symlink_to("/dev/zero")
@@ -145,13 +145,13 @@ def test_a_class_that_cannot_be_read_is_told(noise, tmp_path):
         (tmp_path / "c").chmod(0o700)
 
 
-def test_each_class_needs_a_picture_to_train_on(noise, tmp_path):
+def test_each_class_needs_a_image_to_train_on(noise, tmp_path):
     copy(noise, "all/a", "all/b", to=tmp_path)
     kept, held = split_images(open_images(tmp_path / "all"), 0.99)
     assert counts(kept) == counts(held) == {0: 1, 1: 1}
     copy(noise, "train/a", "val/a", "val/b", "only/val/a", "only/test/a", "only/test/b", to=tmp_path / "own")
     for source in (tmp_path / "own", tmp_path / "own" / "only"):
-        with pytest.raises(DataError, match=r"class 'b' in .* has no picture to train on; add some or remove it"):
+        with pytest.raises(DataError, match=r"class 'b' in .* has no image to train on; add some or remove it"):
             split_images(open_images(source))
 
 
@@ -210,7 +210,7 @@ def test_damage_inside_an_archive_is_found_when_it_is_read(noise, tmp_path):
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_a_changed_archive_is_pictures_or_an_error_of_ours(data, tmp_path_factory):
+def test_a_changed_archive_is_images_or_an_error_of_ours(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     for label in ("a", "b"):
         (folder / "in" / label).mkdir(parents=True)
@@ -232,7 +232,7 @@ def test_a_changed_archive_is_pictures_or_an_error_of_ours(data, tmp_path_factor
 def test_what_holds_no_classes(tmp_path):
     with pytest.raises(UsageError, match="no such data"):
         open_images(tmp_path / "none")
-    with pytest.raises(DataError, match="holds no pictures in class folders"):
+    with pytest.raises(DataError, match="holds no images in class folders"):
         open_images(tmp_path)
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "1.png").write_bytes(b"")
@@ -240,7 +240,7 @@ def test_what_holds_no_classes(tmp_path):
         open_images(tmp_path)
 
 
-def test_a_picture_that_went_away_is_named(noise, tmp_path):
+def test_a_image_that_went_away_is_named(noise, tmp_path):
     import shutil
 
     shutil.copytree(noise, tmp_path / "more")
@@ -253,10 +253,10 @@ def test_a_picture_that_went_away_is_named(noise, tmp_path):
 def test_digits_are_grey_and_whole():
     images = open_images("digits")
     assert (len(images), images.channels, images.classes) == (1797, "L", tuple("0123456789"))
-    picture = images.picture(0)
-    assert isinstance(picture, np.ndarray)
-    assert (picture.shape, picture.dtype) == ((8, 8), np.uint8)
-    assert picture.max() > 200
+    image = images.image(0)
+    assert isinstance(image, np.ndarray)
+    assert (image.shape, image.dtype) == ((8, 8), np.uint8)
+    assert image.max() > 200
 
 
 @st.composite
@@ -303,7 +303,7 @@ def test_a_sample_covers_the_classes_in_turn(images, count, seed):
     assert [truth[name] for name in drawn.names] == drawn.labels.tolist()
 
 
-def test_other_seeds_draw_other_pictures():
+def test_other_seeds_draw_other_images():
     images = open_images("digits")
     assert sample(images, 20, 0).names != sample(images, 20, 1).names
     assert split_images(images, 0.2, 0)[1].names != split_images(images, 0.2, 1)[1].names
@@ -333,7 +333,7 @@ def test_folders_belong_to_classes_by_name_or_id():
         match_labels(named("cat", "bird"), ("dog", "cat"))
 
 
-def test_arrays_of_pictures_stay_what_they_are(noise):
+def test_arrays_of_images_stay_what_they_are(noise):
     images = open_images(noise)
     data = images.read(images.names[0])
     assert isinstance(data, bytes)

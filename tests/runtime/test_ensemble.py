@@ -171,16 +171,16 @@ def test_what_cannot_be_combined_is_told():
         Ensemble({"short": short}).predict_pixels(PIXELS)
 
 
-def test_members_may_take_different_pictures(noise):
+def test_members_may_take_different_images(noise):
     grey = Preprocessing(size=(6, 8), channels="L", mean=(0,), std=(1,))
     ensemble = Ensemble(members([0.0, 1.0, 0.0]) | {"grey": Member(np.array([0.0, 3.0, 0.0]), preprocessing=grey)})
-    picture = noise / "class1" / "0.png"
-    assert ensemble.predict(picture).argmax() == 1
-    with pytest.raises(UsageError, match="grey prepares its pictures otherwise than model 0"):
+    image = noise / "class1" / "0.png"
+    assert ensemble.predict(image).argmax() == 1
+    with pytest.raises(UsageError, match="grey prepares its images otherwise than model 0"):
         ensemble.predict_pixels(PIXELS)
     outer = Ensemble({"inner": ensemble, **members([0.0, 1.0, 0.0])})
-    assert outer.predict(picture).argmax() == 1
-    with pytest.raises(DataError, match="not a picture"):
+    assert outer.predict(image).argmax() == 1
+    with pytest.raises(DataError, match="not a image"):
         ensemble.predict(b"none")
 
 
@@ -194,9 +194,9 @@ def test_in_an_evaluation_members_are_asked_once(noise):
 
 def test_files_of_all_kinds_are_combined(exported, noise):
     sessions = {path.name: Session(path) for path in sorted(exported.glob("model.*"))}
-    picture = noise / "class1" / "0.png"
-    answers = np.array([session.predict(picture) for session in sessions.values()], np.float64)
-    np.testing.assert_allclose(Ensemble(sessions, "logits").predict(picture), answers.mean(0), rtol=1e-12)
+    image = noise / "class1" / "0.png"
+    answers = np.array([session.predict(image) for session in sessions.values()], np.float64)
+    np.testing.assert_allclose(Ensemble(sessions, "logits").predict(image), answers.mean(0), rtol=1e-12)
     exponentials = np.exp(answers)
     expected = (exponentials / exponentials.sum(1, keepdims=True)).mean(0)
-    np.testing.assert_allclose(Ensemble(sessions).predict(picture), expected, rtol=1e-12)
+    np.testing.assert_allclose(Ensemble(sessions).predict(image), expected, rtol=1e-12)

@@ -51,7 +51,7 @@ def network() -> Graph:
 
 
 class Noise(CalibrationDataReader):
-    """Pictures to calibrate with."""
+    """Images to calibrate with."""
 
     def __init__(self):
         random = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def answers(model: bytes | Path, backend: str = "auto") -> np.ndarray:
-    """To eight pictures, of a network with float32 ends."""
+    """To eight images, of a network with float32 ends."""
     random = np.random.default_rng(1)
     with Session(model, backend) as session:
         nchw = session.input_shape[1] == 3
@@ -202,7 +202,7 @@ def operators(model, subgraph, kind: str):
     ]
 
 
-def test_a_mean_without_kept_dimensions_and_a_layer_of_pictures_are_read():
+def test_a_mean_without_kept_dimensions_and_a_layer_of_images_are_read():
     build = GraphBuilder(SHAPE)
     pooled = build.add(GlobalAveragePool, build.conv("input", 6))
     graph = in_any_8_bits(build.graph(build.linear(pooled, 5)))
@@ -238,7 +238,7 @@ def test_a_mean_without_kept_dimensions_and_a_layer_of_pictures_are_read():
 
 
 def network_answers(data: bytes) -> np.ndarray:
-    """To eight pictures of integers."""
+    """To eight images of integers."""
     random = np.random.default_rng(2)
     with Session(data) as session:
         return np.stack(
@@ -279,7 +279,7 @@ def move(model, offset: int) -> None:
             offset += buffer.size
 
 
-def test_pictures_in_nchw_are_transposed_as_torchs_converter_has_it(tmp_path):
+def test_images_in_nchw_are_transposed_as_torchs_converter_has_it(tmp_path):
     build = GraphBuilder((1, 3, 12, 10))
     x = build.conv(build.add(Transpose, "input", order=(0, 2, 3, 1)), 8, (3, 3), activation="relu")
     graph = build.graph(build.add(Transpose, build.conv(x, 5), order=(0, 3, 1, 2)))
@@ -343,20 +343,20 @@ def test_a_session_borrows_what_a_file_does_not_say_and_nothing_else(theirs, exp
     with Session(exported / "model.float32.tflite") as like:
         own = Session(exported / "model.int8.tflite", like=like)
         assert own.contract.golden is not None
-        picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)
-        expected = Session(theirs / "float_ends.onnx", like=like).predict_pixels(picture)
+        image = np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)
+        expected = Session(theirs / "float_ends.onnx", like=like).predict_pixels(image)
         for name in ("integers.onnx", "integers.tflite"):
             session = Session(theirs / name, like=like)
             assert (session.classes, session.preprocessing) == (like.classes, like.preprocessing)
             step = session.contract.output.scale
             assert step is not None
-            np.testing.assert_allclose(session.predict_pixels(picture), expected, atol=1.01 * step)
+            np.testing.assert_allclose(session.predict_pixels(image), expected, atol=1.01 * step)
 
         class Larger:
             preprocessing = Preprocessing(size=(48, 48), mean=(0.5,) * 3, std=(0.5,) * 3)
             classes, class_ids, predict_pixels = like.classes, (), like.predict_pixels
 
-        with pytest.raises(UsageError, match=r"takes \(1, 3, 24, 24\), but the pictures .* are \(1, 48, 48, 3\)"):
+        with pytest.raises(UsageError, match=r"takes \(1, 3, 24, 24\), but the images .* are \(1, 48, 48, 3\)"):
             Session(theirs / "integers.onnx", like=Larger())
 
 

@@ -217,8 +217,8 @@ def wrong_pair(exported: Path, folder: Path) -> Path:
 
 
 def test_the_command_line_warns_in_one_line_and_goes_on(exported, noise, tmp_path):
-    path, picture = wrong_pair(exported, tmp_path), noise / "class0" / "0.png"
-    ran = run_apart("classify", path, picture, picture)
+    path, image = wrong_pair(exported, tmp_path), noise / "class0" / "0.png"
+    ran = run_apart("classify", path, image, image)
     assert ran.code == 0
     assert "class0" in ran.out
     (line,) = ran.err.splitlines()
@@ -227,13 +227,13 @@ def test_the_command_line_warns_in_one_line_and_goes_on(exported, noise, tmp_pat
 
 
 def test_the_command_line_follows_the_variable(exported, noise, tmp_path, command):
-    path, picture = wrong_pair(exported, tmp_path), noise / "class0" / "0.png"
-    strict = command("classify", path, picture, environment={"FIREBOX_CHECK": "strict"})
+    path, image = wrong_pair(exported, tmp_path), noise / "class0" / "0.png"
+    strict = command("classify", path, image, environment={"FIREBOX_CHECK": "strict"})
     assert (strict.code, strict.out) == (1, "")
     assert strict.err.startswith(f"error: {path}: the output for the golden image")
-    off = command("classify", path, picture, environment={"FIREBOX_CHECK": "off"})
+    off = command("classify", path, image, environment={"FIREBOX_CHECK": "off"})
     assert (off.code, off.err) == (0, "")
-    bad = command("classify", path, picture, environment={"FIREBOX_CHECK": "perhaps"})
+    bad = command("classify", path, image, environment={"FIREBOX_CHECK": "perhaps"})
     assert (bad.code, len(bad.err.splitlines())) == (2, 1)
 
 

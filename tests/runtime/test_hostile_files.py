@@ -144,7 +144,7 @@ def constant(name: str, *shape: int) -> TensorProto:
         (("Clip", ["input", "low"], {}), [constant("low")], UnsupportedError, "only ReLU and ReLU6"),
         (("Add", ["input", "other"], {}), [constant("other", 1, 3, 8, 8)], UnsupportedError, "is constant"),
         (("Softmax", ["input"], {"axis": 2}), [], UnsupportedError, "only over the channels"),
-        (("Flatten", ["input"], {}), [], UnsupportedError, "flattened picture"),
+        (("Flatten", ["input"], {}), [], UnsupportedError, "flattened image"),
         (("Reshape", ["input", "to"], {}), [integers("to", 1, -1, 7)], UnsupportedError, "only flattening"),
     ],
 )  # fmt: skip

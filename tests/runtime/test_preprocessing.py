@@ -49,14 +49,14 @@ def test_resize_and_crop_are_those_of_training(width, height):
 
 @settings(max_examples=40)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(0, 30))
-def test_every_picture_becomes_the_size_of_the_input(width, height, size, more):
+def test_every_image_becomes_the_size_of_the_input(width, height, size, more):
     preprocessing = Preprocessing(size=(size, size), resize=size + more)
     found = preprocessing.crop(drawn(width, height))
     assert (found.shape, found.dtype) == ((size, size, 3), np.uint8)
     np.testing.assert_array_equal(found, resize_and_crop(drawn(width, height), size + more, size))
 
 
-def test_without_resize_the_whole_picture_is_scaled():
+def test_without_resize_the_whole_image_is_scaled():
     pixels = drawn(30, 11)
     expected = np.asarray(Image.fromarray(pixels).resize((6, 4), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(WHOLE.crop(pixels), expected)
@@ -74,7 +74,7 @@ def test_numbers_are_those_of_the_formula():
     )
 
 
-def test_grey_networks_and_grey_pictures():
+def test_grey_networks_and_grey_images():
     grey = Preprocessing(size=(4, 6), channels="L", mean=(0.5,), std=(0.5,))
     pixels = drawn(6, 4)
     np.testing.assert_array_equal(grey.crop(pixels)[..., 0], np.asarray(Image.fromarray(pixels).convert("L")))
@@ -94,7 +94,7 @@ def test_16_bits_keep_their_upper_8():
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "P", "1", "LA", "RGBA", "YCbCr"])
-def test_other_kinds_of_pictures_become_rgb(mode):
+def test_other_kinds_of_images_become_rgb(mode):
     image = Image.new("RGB", (6, 4), (250, 30, 20)).convert(mode)
     kind = {"CMYK": "JPEG", "YCbCr": "JPEG"}.get(mode, "PNG")
     found = WHOLE.crop(encoded(image, kind)).reshape(-1, 3)
@@ -108,7 +108,7 @@ def test_transparent_palette_of_one_pixel():
     assert np.unique(found.reshape(-1, 3), axis=0).tolist() == [[90, 100, 110]]
 
 
-def test_pictures_are_turned_as_the_camera_was_held():
+def test_images_are_turned_as_the_camera_was_held():
     pixels = drawn(6, 4)
     for orientation, turned in ((3, pixels[::-1, ::-1]), (6, np.rot90(pixels, -1)), (8, np.rot90(pixels))):
         exif = Image.Exif()
@@ -117,7 +117,7 @@ def test_pictures_are_turned_as_the_camera_was_held():
         np.testing.assert_array_equal(np.asarray(decode(data)), turned)
 
 
-def test_a_damaged_picture_is_named():
+def test_a_damaged_image_is_named():
     jpeg = encoded(Image.fromarray(drawn(60, 60)), "JPEG")
     png = encoded(Image.fromarray(drawn(60, 60)))
     for data in (jpeg[: len(jpeg) // 2], jpeg[:10], png[: len(png) // 2], png[:40], b"", b"just text", bytes(100)):
@@ -126,24 +126,24 @@ def test_a_damaged_picture_is_named():
         assert "\n" not in str(error.value)
 
 
-# Pillow warns of tags it cannot read and of pictures that are only nearly too large.
+# Pillow warns of tags it cannot read and of images that are only nearly too large.
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @settings(max_examples=200)
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]), st.data())
-def test_changed_bytes_are_a_picture_or_an_error_of_ours(kind, data):
-    picture = bytearray(encoded(Image.fromarray(drawn(12, 9)), kind))
-    for position in data.draw(st.lists(st.integers(0, len(picture) - 1), max_size=3)):
-        picture[position] = data.draw(st.integers(0, 255))
+def test_changed_bytes_are_a_image_or_an_error_of_ours(kind, data):
+    image = bytearray(encoded(Image.fromarray(drawn(12, 9)), kind))
+    for position in data.draw(st.lists(st.integers(0, len(image) - 1), max_size=3)):
+        image[position] = data.draw(st.integers(0, 255))
     try:
-        assert WHOLE.crop(bytes(picture)).shape == (4, 6, 3)
+        assert WHOLE.crop(bytes(image)).shape == (4, 6, 3)
     except FireboxError as error:
         assert str(error).startswith("image ")
 
 
-def test_a_text_under_a_pictures_name(tmp_path):
+def test_a_text_under_a_images_name(tmp_path):
     path = tmp_path / "cat.jpg"
     path.write_text("meow")
-    with pytest.raises(DataError, match=r"cat\.jpg is not a picture"):
+    with pytest.raises(DataError, match=r"cat\.jpg is not a image"):
         WHOLE.crop(path)
     with pytest.raises(UsageError, match="no such file"):
         WHOLE.crop(tmp_path / "dog.jpg")
@@ -162,7 +162,7 @@ def test_a_bomb_is_not_unpacked():
             WHOLE.crop(data)
 
 
-def test_a_thread_of_a_picture_is_not_blown_up():
+def test_a_thread_of_a_image_is_not_blown_up():
     with pytest.raises(DataError, match="too long and thin"):
         Preprocessing(size=(224, 224), resize=256).crop(np.zeros((1, 20_000, 3), np.uint8))
 
@@ -178,7 +178,7 @@ def test_a_thread_of_a_picture_is_not_blown_up():
         np.zeros((1, 4, 4, 3), np.uint8),
     ],
 )
-def test_arrays_that_are_no_pictures(array):
+def test_arrays_that_are_no_images(array):
     with pytest.raises(DataError, match="is an array of"):
         WHOLE.crop(array)
 

@@ -42,7 +42,7 @@ def test_a_profile_ends_in_its_time_even_when_nothing_settles(exported, monkeypa
 
 
 class Knowing:
-    """A classifier that reads the answer off the picture's brightness, and can be made to lie."""
+    """A classifier that reads the answer off the image's brightness, and can be made to lie."""
 
     classes = ("class0", "class1", "class2")
     class_ids = ()
@@ -64,10 +64,10 @@ def test_accuracy_and_agreement_are_counted(exported, noise):
     assert (truth.top1, truth.top5, lies.top5) == (1.0, 1.0, 1.0)
     assert lies.top1 == truth.agreement(lies) == pytest.approx(1 / 3)
     assert len(ticks) == len(images)
-    assert truth.to_json() == {"name": "truth", "pictures": 12, "top1": 1.0, "top5": 1.0}
+    assert truth.to_json() == {"name": "truth", "images": 12, "top1": 1.0, "top5": 1.0}
     with pytest.raises(UsageError, match="no model"):
         evaluate({}, images)
-    with pytest.raises(DataError, match=r"no pictures of .* to evaluate on; choose another split"):
+    with pytest.raises(DataError, match=r"no images of .* to evaluate on; choose another split"):
         evaluate({"truth": Knowing(preprocessing)}, images.subset([]))
     with pytest.raises(DataError, match="is not one of the model's 3 classes"):
         evaluate({"truth": Knowing(preprocessing)}, open_images("digits"))

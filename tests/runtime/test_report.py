@@ -248,7 +248,7 @@ def test_the_command_writes_all_it_is_asked_for(command, exported, tmp_path):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A tab of Chromium; where there is none the pictures are not looked at, but in CI that is a failure."""
+    """A tab of Chromium; where there is none the images are not looked at, but in CI that is a failure."""
     command = find_chromium()
     if command is None:
         if os.environ.get("CI"):
@@ -279,24 +279,24 @@ def chart(page: Page, index: int) -> dict[str, float]:
     return page.evaluate(f"{find}.getBoundingClientRect().toJSON()")
 
 
-def amount(picture: np.ndarray, colour: str) -> int:
+def amount(image: np.ndarray, colour: str) -> int:
     """Pixels of a colour, give or take what a browser blends."""
     wanted = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
-    return int((abs(picture - wanted).max(axis=2) < 6).sum())
+    return int((abs(image - wanted).max(axis=2) < 6).sum())
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_page_in_a_browser(page, drawn, width, dark):
     page.open(drawn, width, dark)
-    picture = look(page)
-    assert picture.shape[1] == width
+    image = look(page)
+    assert image.shape[1] == width
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    assert (picture[:, :2].mean() < 60) == dark
+    assert (image[:, :2].mean() < 60) == dark
     for index in (0, 1):
         box, above = chart(page, index), page.evaluate("scrollY")
         top, left = int(box["top"] + above), int(box["left"])
-        part = picture[top : top + int(box["height"]), left : left + int(box["width"])]
+        part = image[top : top + int(box["height"]), left : left + int(box["width"])]
         for kind in ("input", "squeeze", "convolution", "concat"):
             assert amount(part, COLOURS[kind]) > 100, kind
         assert amount(part, BUDGET_COLOUR) > 100

@@ -117,8 +117,8 @@ def test_kernels_compute_what_was_foretold(name):
 def run_int8(data: bytes, x: np.ndarray, exact: bool = False) -> np.ndarray:
     """As the graph has it, NHWC and int8."""
     session = open_onnx(data, session_options(1), exact=exact).session
-    picture = np.ascontiguousarray((x.astype(np.int16) + 128).astype(np.uint8).transpose(0, 3, 1, 2))
-    y = session.run(None, {session.get_inputs()[0].name: picture})[0]
+    image = np.ascontiguousarray((x.astype(np.int16) + 128).astype(np.uint8).transpose(0, 3, 1, 2))
+    y = session.run(None, {session.get_inputs()[0].name: image})[0]
     return ((y.transpose(0, 2, 3, 1) if y.ndim == 4 else y).astype(np.int16) - 128).astype(np.int8)
 
 

@@ -26,34 +26,34 @@ RUNS = [(file, backend) for file in FILES for backend in BACKENDS[file.rpartitio
 
 
 @pytest.fixture(scope="module")
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (50, 40, 3), np.uint8)
 
 
 @pytest.mark.parametrize(("file", "backend"), RUNS)
-def test_every_file_answers_in_every_backend(exported, picture, tmp_path, file, backend):
+def test_every_file_answers_in_every_backend(exported, image, tmp_path, file, backend):
     with Session(exported / file, backend) as session:
         assert session.backend == backend
         assert session.classes == ("class0", "class1", "class2")
-        answer = session.predict(picture)
+        answer = session.predict(image)
         assert (answer.shape, answer.dtype) == ((3,), np.float32)
-        pixels = session.preprocessing.crop(picture)
+        pixels = session.preprocessing.crop(image)
         np.testing.assert_array_equal(session.predict_pixels(pixels), answer)
-        Image.fromarray(picture).save(tmp_path / "picture.png")
-        for same in (tmp_path / "picture.png", (tmp_path / "picture.png").read_bytes(), Image.fromarray(picture)):
+        Image.fromarray(image).save(tmp_path / "image.png")
+        for same in (tmp_path / "image.png", (tmp_path / "image.png").read_bytes(), Image.fromarray(image)):
             np.testing.assert_array_equal(session.predict(same), answer)
-        best, *others = session.classify(picture)
+        best, *others = session.classify(image)
         assert best.index == answer.argmax()
         assert best.label == f"class{best.index}"
         assert best.score >= others[0].score >= others[1].score
         assert sum(found.score for found in (best, *others)) == pytest.approx(1)
         assert session.check().passed
     with Session((exported / file).read_bytes(), backend) as session:
-        np.testing.assert_array_equal(session.predict(picture), answer)
+        np.testing.assert_array_equal(session.predict(image), answer)
 
 
-def test_the_files_agree(exported, picture):
-    answers = {run: Session(exported / run[0], run[1]).predict(picture) for run in RUNS}
+def test_the_files_agree(exported, image):
+    answers = {run: Session(exported / run[0], run[1]).predict(image) for run in RUNS}
     truth = answers["model.float32.onnx", "onnxruntime"]
     step = Session(exported / "model.int8.tflite").contract.output.scale
     for (file, backend), answer in answers.items():
@@ -81,14 +81,14 @@ def test_the_input_is_what_the_file_says(exported, file):
 @pytest.mark.parametrize(("file", "backend"), [RUNS[1], RUNS[5], RUNS[6]])
 def test_threads_get_the_answers_of_one(exported, file, backend):
     random = np.random.default_rng(0)
-    pictures = [random.integers(0, 256, (24, 24, 3), np.uint8) for _ in range(24)]
+    images = [random.integers(0, 256, (24, 24, 3), np.uint8) for _ in range(24)]
     with Session(exported / file, backend) as session:
-        alone = [session.predict_pixels(pixels) for pixels in pictures]
+        alone = [session.predict_pixels(pixels) for pixels in images]
         together = threading.Barrier(4)
 
         def work(number: int) -> list[np.ndarray]:
             together.wait()
-            return [session.predict_pixels(pixels) for pixels in pictures[number:] + pictures[:number]]
+            return [session.predict_pixels(pixels) for pixels in images[number:] + images[:number]]
 
         with ThreadPoolExecutor(4) as pool:
             for number, found in enumerate(pool.map(work, range(4))):
@@ -106,12 +106,12 @@ def test_answers_outlive_the_next_inference(exported):
             np.testing.assert_array_equal(first, kept)
 
 
-def test_a_closed_session_says_so(exported, picture):
+def test_a_closed_session_says_so(exported, image):
     for file in FILES[1], FILES[3]:
         with Session(exported / file) as session:
             pass
         session.close()
-        for use in (lambda: session.classify(picture), lambda: session.input_shape, session.check):
+        for use in (lambda: session.classify(image), lambda: session.input_shape, session.check):
             with pytest.raises(UsageError, match="is closed; open another"):
                 use()
 
@@ -159,14 +159,14 @@ def test_networks_of_other_shapes_are_refused_in_words():
             Session(data)
 
 
-def test_a_file_of_someone_else_runs_but_has_no_story(picture):
+def test_a_file_of_someone_else_runs_but_has_no_story(image):
     build = GraphBuilder((1, 4, 4, 2))
     graph = build.graph(build.conv("input", 3))
     for data in (write_onnx(graph), write_tflite(graph)):
         with Session(data) as session:
             assert session.run(np.zeros(session.input_shape, np.float32)).size == 48
             with pytest.raises(UsageError, match="carries no contract"):
-                session.classify(picture)
+                session.classify(image)
 
 
 def small_contract(**changes) -> Contract:
@@ -270,12 +270,12 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("changes", HOSTILE, ids=lambda changes: next(f"{k}={v!r}" for k, v in changes.items()))
-def test_a_hostile_contract_ends_in_one_line(changes, picture):
+def test_a_hostile_contract_ends_in_one_line(changes, image):
     for data in with_contract(changes):
         with pytest.raises(FireboxError) as error:
             session = Session(data)
             session.check()
-            session.classify(picture)
+            session.classify(image)
         assert "\n" not in str(error.value)
 
 
@@ -308,18 +308,18 @@ def test_a_golden_pair_that_was_tampered_with_does_not_pass(exported):
             session.check()
 
 
-def test_probabilities_are_not_softened_again(picture):
+def test_probabilities_are_not_softened_again(image):
     build = GraphBuilder((1, 4, 4, 3))
     from firebox.runtime.graph.graph import Softmax
 
     graph = build.graph(build.add(Softmax, build.linear("input", 2)))
     contract = small_contract(answer="probabilities")
     with Session(write_tflite(graph, {KEY: contract.to_bytes()}), check="off") as session:
-        scores = {found.index: found.score for found in session.classify(picture)}
-        np.testing.assert_allclose([scores[0], scores[1]], session.predict(picture))
+        scores = {found.index: found.score for found in session.classify(image)}
+        np.testing.assert_allclose([scores[0], scores[1]], session.predict(image))
 
 
-@pytest.mark.parametrize("bad", [b"no picture", np.zeros((4, 4), np.float32), np.zeros((0, 4, 3), np.uint8)])
-def test_a_session_refuses_what_is_no_picture(exported, bad):
+@pytest.mark.parametrize("bad", [b"no image", np.zeros((4, 4), np.float32), np.zeros((0, 4, 3), np.uint8)])
+def test_a_session_refuses_what_is_no_image(exported, bad):
     with Session(exported / FILES[3]) as session, pytest.raises(DataError):
         session.classify(bad)

@@ -47,9 +47,9 @@ def run_micro(data: bytes, x: np.ndarray, arena_size: int = ARENA) -> np.ndarray
 
 def run_onnx(data: bytes, x: np.ndarray) -> np.ndarray:
     """onnxruntime: an int8 graph's file has the same numbers plus 128."""
-    picture = x if x.dtype == np.uint8 else (x.astype(np.int16) + 128).astype(np.uint8)
+    image = x if x.dtype == np.uint8 else (x.astype(np.int16) + 128).astype(np.uint8)
     with Session(data) as session:
-        y = session.run(np.ascontiguousarray(picture.transpose(0, 3, 1, 2)))
+        y = session.run(np.ascontiguousarray(image.transpose(0, 3, 1, 2)))
     y = y.transpose(0, 2, 3, 1) if y.ndim == 4 else y
     return (y.astype(np.int16) - 128).astype(np.int8)
 

@@ -1,4 +1,4 @@
-"""SqueezeNet v1.1 with its published weights on real pictures, from torch to every file and runtime."""
+"""SqueezeNet v1.1 with its published weights on real images, from torch to every file and runtime."""
 
 import json
 
@@ -37,20 +37,20 @@ def published(data_dir, network, tmp_path_factory) -> Export:
 
 @pytest.fixture(scope="module")
 def pixels(data_dir, network) -> list[np.ndarray]:
-    """Forty pictures that were not drawn to calibrate, mostly."""
+    """Forty images that were not drawn to calibrate, mostly."""
     images = sample(open_images(data_dir / "imagenet-samples.tar"), 40, seed=7)
     return [network.preprocessing.crop(images.read(name), name) for name in images.names]
 
 
 @pytest.fixture(scope="module")
 def logits(network, published, pixels) -> dict[str, np.ndarray]:
-    """Answers of torch and of every file in every runtime, (pictures, classes)."""
+    """Answers of torch and of every file in every runtime, (images, classes)."""
     torch = TorchClassifier(network)
-    found = {"torch": np.stack([torch.predict_pixels(picture) for picture in pixels])}
+    found = {"torch": np.stack([torch.predict_pixels(image) for image in pixels])}
     runs = [(file, "auto") for file in FILES] + [(FILES[1], "tflite-runtime")]
     for file, backend in runs:
         with Session(published.out / file, backend, threads=2) as session:
-            found[f"{file} {backend}"] = np.stack([session.predict_pixels(picture) for picture in pixels])
+            found[f"{file} {backend}"] = np.stack([session.predict_pixels(image) for image in pixels])
     return found
 
 
@@ -72,8 +72,8 @@ def test_tflite_runtime_is_near(published, pixels, logits):
     with Session(published.out / "model.int8.tflite", "tflite-runtime", threads=2) as session:
         step = session.contract.output.scale
         assert step is not None
-        for picture, expected in zip(pixels[:5], logits["model.int8.tflite auto"], strict=False):
-            assert np.abs(session.predict_pixels(picture) - expected).max() <= 6 * step
+        for image, expected in zip(pixels[:5], logits["model.int8.tflite auto"], strict=False):
+            assert np.abs(session.predict_pixels(image) - expected).max() <= 6 * step
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -89,19 +89,19 @@ def test_the_arena_is_what_tflite_micro_takes(published, arena_head):
     assert arena_head(data) == 982_144
 
 
-def test_the_report_tells_where_the_pictures_are_from(published, data_dir, network):
+def test_the_report_tells_where_the_images_are_from(published, data_dir, network):
     report = json.loads((published.out / "export.json").read_text())
     assert report == json.loads(json.dumps(published.report))
     assert report["checkpoint_sha256"] == network.sha256
     assert report["calibration"]["source"] == str(data_dir / "imagenet-samples.tar")
-    assert (report["calibration"]["pictures"], report["parity"]["pictures"]) == (30, 100)
+    assert (report["calibration"]["images"], report["parity"]["images"]) == (30, 100)
     assert report["parity"]["seen_in_calibration"] is False
     for result in published.parity:
         assert result.sqnr_db is not None
         assert result.sqnr_db > (60 if "float32" in result.file else 12)
 
 
-def test_a_picture_is_what_it_is(published, data_dir):
+def test_a_image_is_what_it_is(published, data_dir):
     images = open_images(data_dir / "imagenet-samples.tar")
     drawn = sample(images, 60, seed=3)
     with Session(published.out / "model.int8.tflite", threads=2) as session:

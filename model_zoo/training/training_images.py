@@ -1,4 +1,4 @@
-"""The pictures of a training: which it learns from, which it is validated on, and their codes for a head alone."""
+"""The images of a training: which it learns from, which it is validated on, and their codes for a head alone."""
 
 import json
 
@@ -8,16 +8,16 @@ from ..networks.families import build
 from ..training_config import TrainingConfig
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import Weights, load_weights_into
-from .data import Pictures, load_pictures
+from .data import ImageDataset, load_images
 from .features import encode
 from .resources import Resources
 
-# Trained and validated pictures.
-Images = tuple[LabelledImages, LabelledImages]
+# Trained and validated images.
+ImageSplits = tuple[LabelledImages, LabelledImages]
 
 
-def open_training_images(config: TrainingConfig, data: str | None = None) -> Images:
-    """The pictures that a config trains on, and those that it validates on; ``data`` says where they are now.
+def open_training_images(config: TrainingConfig, data: str | None = None) -> ImageSplits:
+    """The images that a config trains on, and those that it validates on; ``data`` says where they are now.
 
     Raises ``UsageError`` when there are none and ``DataError`` for those that cannot be split as the config says.
     """
@@ -27,20 +27,20 @@ def open_training_images(config: TrainingConfig, data: str | None = None) -> Ima
     return trained, validated
 
 
-def digest_of(images: Images) -> str:
-    """Of the names and classes of all pictures."""
+def digest_of(images: ImageSplits) -> str:
+    """Of the names and classes of all images."""
     parts = [[[name, int(label)] for name, label in zip(part.names, part.labels, strict=True)] for part in images]
     return sha256(json.dumps(parts).encode())
 
 
-def load_training_pictures(
-    checkpoint: Checkpoint, config: TrainingConfig, images: Images, resources: Resources, quiet: bool
-) -> tuple[Pictures, Pictures]:
-    """Pictures, or their codes, to train and to validate on, sharing the memory in proportion to their number."""
-    total = sum(checkpoint.pictures)
+def load_training_images(
+    checkpoint: Checkpoint, config: TrainingConfig, images: ImageSplits, resources: Resources, quiet: bool
+) -> tuple[ImageDataset, ImageDataset]:
+    """ImageDataset, or their codes, to train and to validate on, sharing the memory in proportion to their number."""
+    total = sum(checkpoint.images)
     shares = [resources.memory_bytes * len(part) // total for part in images]
     trained, validated = (
-        load_pictures(part, checkpoint.preprocessing, memory_bytes=share, workers=resources.workers, quiet=quiet)
+        load_images(part, checkpoint.preprocessing, memory_bytes=share, workers=resources.workers, quiet=quiet)
         for part, share in zip(images, shares, strict=True)
     )
     if config.learn != "head":
@@ -48,7 +48,7 @@ def load_training_pictures(
     module = build(checkpoint.config).to(resources.torch_device())
     load_weights_into(module, Weights("the checkpoint", "", checkpoint.weights))
     coded = [
-        encode(module, pictures, checkpoint.preprocessing, memory_bytes=share, quiet=quiet)
-        for pictures, share in zip((trained, validated), shares, strict=True)
+        encode(module, dataset, checkpoint.preprocessing, memory_bytes=share, quiet=quiet)
+        for dataset, share in zip((trained, validated), shares, strict=True)
     ]
     return coded[0], coded[1]
