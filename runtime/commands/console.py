@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..progress import SILENT, Advance, Progress
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as Bars
 
 # Seconds between the lines that stand in for a progress bar where stderr is not a terminal.
 _LOG_INTERVAL = 15.0
@@ -65,50 +68,80 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     console.print(view)
 
 
+class TerminalProgress(Progress):
+    """Bars with rate and time left on stderr; where it is not a terminal, a line every few seconds instead."""
+
+    def __init__(self) -> None:
+        self._bars: Bars | None = None
+        self._open = 0
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Advance]:
+        """A bar, or its lines."""
+        if not sys.stderr.isatty():
+            yield _log(description, total)
+            return
+        # rich shows one display at a time: the first task opens it, tasks within that one add their bars.
+        self._bars = self._bars or _bars()
+        self._open += 1
+        if self._open == 1:
+            self._bars.start()
+        task = self._bars.add_task(description, total=total, text="")
+
+        def advance(steps: int = 1, text: str = "") -> None:
+            fields: dict[str, Any] = {"text": text} if text else {}
+            assert self._bars is not None
+            self._bars.update(task, advance=steps, **fields)
+
+        try:
+            yield advance
+        finally:
+            self._bars.remove_task(task)
+            self._open -= 1
+            if not self._open:
+                self._bars.stop()
+                self._bars = None
+
+    def note(self, text: str) -> None:
+        """A line on stderr, above the bars."""
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            note(text)
+
+
+def progress_unless(silent: bool) -> Progress:
+    """Progress for a command: none where its output is for programs (``--json``)."""
+    return SILENT if silent else TerminalProgress()
+
+
 @contextmanager
 def progress(description: str, total: int | None = None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A bar with rate and time left on stderr; yields ``advance(steps=1, text="")``.
-
-    Where stderr is not a terminal, a line every few seconds instead; ``quiet`` shows nothing.
-    """
-    if quiet:
-        yield lambda steps=1, text="": None
-    elif sys.stderr.isatty():
-        with _bar(description, total) as advance:
-            yield advance
-    else:
-        yield _log(description, total)
+    """A bar with rate and time left on stderr; yields ``advance(steps=1, text="")``."""
+    with progress_unless(quiet).task(description, total) as advance:
+        yield advance
 
 
-@contextmanager
-def _bar(description: str, total: int | None) -> Iterator[Callable[..., None]]:
+def _bars() -> "Bars":
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         ProgressColumn,
         Task,
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.progress import Progress as Bars
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> str:
             return f"{task.speed:,.1f}/s" if task.speed else ""
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=_console(stderr=True), transient=True)
-    with bar:
-        task = bar.add_task(description, total=total, text="")
-
-        def advance(steps: int = 1, text: str = "") -> None:
-            fields: dict[str, Any] = {"text": text} if text else {}
-            bar.update(task, advance=steps, **fields)
-
-        yield advance
+    return Bars(*columns, TextColumn("{task.fields[text]}"), console=_console(stderr=True), transient=True)
 
 
-def _log(description: str, total: int | None) -> Callable[..., None]:
+def _log(description: str, total: int | None) -> Advance:
     start = last = time.monotonic()
     done = 0
 
