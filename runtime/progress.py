@@ -8,7 +8,8 @@ from typing import Protocol
 class Advance(Protocol):
     """Reports finished steps of a task, and optionally a short text about the latest one."""
 
-    def __call__(self, steps: int = 1, text: str = "") -> None: ...
+    def __call__(self, steps: int = 1, text: str = "") -> None:
+        """Report ``steps`` more steps."""
 
 
 class Progress:

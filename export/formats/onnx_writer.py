@@ -179,7 +179,7 @@ def onnx_side(tensor: Tensor) -> tuple[str, int]:
 
 
 def onnx_shape(shape: Shape) -> Shape:
-    """A image's shape in NCHW."""
+    """An image's shape in NCHW."""
     return (shape[0], shape[3], shape[1], shape[2]) if len(shape) == 4 else shape
 
 
@@ -253,7 +253,7 @@ def _reshape(file: _File, op: Reshape, inputs: list[str], output: str) -> str:
     users = file.graph.consumers[op.output]
     spatial = len(source) == 4 and source[1:3] != (1, 1)
     if spatial and not all(isinstance(user, (FullyConnected, *ELEMENTWISE)) for user in users):
-        raise UnsupportedError(f"{op.name!r} flattens a image for something else than a fully connected layer")
+        raise UnsupportedError(f"{op.name!r} flattens an image for something else than a fully connected layer")
     shape = file.constant(f"{op.name}/shape", np.array(onnx_shape(op.shape), np.int64))
     return file.node("Reshape", [*inputs, shape], output)
 

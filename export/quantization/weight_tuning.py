@@ -29,7 +29,7 @@ EPOCHS = 8
 _BATCH = 10
 # What a step of the optimizer moves: this share of a weight's, or for a bias of its output's, integer step.
 _PACE = 0.003
-# The least share of a image's sides that is looked at.
+# The least share of an image's sides that is looked at.
 _LEAST_SHARE = 0.6
 # How much the squared error of the answers counts beside the divergence of the classes they stand for.
 _SQUARED = 100.0
@@ -79,7 +79,7 @@ def learn(
 
 
 def _view(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A part of a image (1, H, W, C) in its full size, mirrored or not; what is no image as it is."""
+    """A part of an image (1, H, W, C) in its full size, mirrored or not; what is no image as it is."""
     if sample.ndim != 4:
         return sample
     from torch import from_numpy

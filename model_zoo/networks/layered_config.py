@@ -53,7 +53,7 @@ class LayeredConfig(NetworkConfig):
 
     @property
     def input_shape(self) -> Shape:
-        """Of a image."""
+        """Of an image."""
         return Shape(self.in_channels, *self.input_size)
 
     @cached_property

@@ -64,7 +64,7 @@ class GlobalAveragePool:
 
 @dataclass(frozen=True)
 class Flatten:
-    """All values of a image in one row."""
+    """All values of an image in one row."""
 
 
 @dataclass(frozen=True)

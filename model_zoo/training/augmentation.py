@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..training_config import Augment
 
-# Of a image's area.
+# Of an image's area.
 _BLANK = 9 / 64
 
 

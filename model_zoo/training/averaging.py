@@ -80,7 +80,7 @@ def average_checkpoints(
 def _batches(images: int) -> Sequence[Tensor]:
     """All images once, shuffled: the variance within a batch of one class would lack that between classes.
 
-    Batches are of equal size, to a image, because each counts as much as any other.
+    Batches are of equal size, to an image, because each counts as much as any other.
     """
     shuffled = np.random.default_rng(0).permutation(images)
     return torch.from_numpy(shuffled).tensor_split(math.ceil(images / _BATCH))

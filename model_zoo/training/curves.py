@@ -1,4 +1,4 @@
-"""The curves of a training as a image: loss, accuracies and learning rate over the epochs."""
+"""The curves of a training as an image: loss, accuracies and learning rate over the epochs."""
 
 import io
 import math

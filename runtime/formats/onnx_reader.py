@@ -398,7 +398,7 @@ def _global_average(reader: _Reader, node: "NodeProto") -> None:
 
 
 def _reshape(reader: _Reader, node: "NodeProto") -> None:
-    """Flatten, Reshape and Squeeze: of a image to (N, values), or between shapes without rows and columns."""
+    """Flatten, Reshape and Squeeze: of an image to (N, values), or between shapes without rows and columns."""
     if node.input[0] in reader.constants:
         shape = [int(n) for n in reader.value(node.input[1])]
         reader.constants[node.output[0]] = _Constant(reader.value(node.input[0]).reshape(shape))

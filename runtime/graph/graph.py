@@ -1,4 +1,4 @@
-"""The spine: a small, framework-free, immutable image of a network.
+"""The spine: a small, framework-free, immutable representation of a network.
 
 Activations are NHWC (or N, C once flattened). A convolution's weight is OHWI: (out, height, width, in / groups); a
 fully connected layer's is (out, in). Integer tensors carry the affine quantization ``real = scale * (q - zero_point)``

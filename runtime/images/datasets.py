@@ -49,7 +49,7 @@ class LabelledImages:
         return len(self.names)
 
     def where(self, name: str) -> str:
-        """A image's name with its source, for messages."""
+        """An image's name with its source, for messages."""
         return f"{self.source}/{name}"
 
     def image(self, index: int) -> bytes | np.ndarray:
@@ -106,7 +106,7 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
     """Training and validation images, the same share of every class in both (stratified), by seed.
 
     The source's own ``train`` and ``val`` are kept when it names both; its ``test`` is never part of either. However
-    large the ``fraction``, a image of each class is left to train on. Raises ``DataError`` for a class without one.
+    large the ``fraction``, an image of each class is left to train on. Raises ``DataError`` for a class without one.
     """
     own_train, own_val = images.split("train"), images.split("val")
     if own_train and own_val:
@@ -335,4 +335,4 @@ def _named(source: str, read: Callable[[str], bytes]) -> Callable[[str], bytes]:
 
 def _check_size(name: str, size: int) -> None:
     if size > _MAX_FILE_BYTES:
-        raise DataError(f"{name} has {size:,} bytes, more than the {_MAX_FILE_BYTES:,} a image may have")
+        raise DataError(f"{name} has {size:,} bytes, more than the {_MAX_FILE_BYTES:,} an image may have")

@@ -1,4 +1,4 @@
-"""From a image to the numbers a network was trained on: one value that training, export and sessions share."""
+"""From an image to the numbers a network was trained on: one value that training, export and sessions share."""
 
 import io
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from ..files import read_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    # What a image may be given as.
+    # What an image may be given as.
     ImageLike: TypeAlias = str | Path | bytes | np.ndarray | Image
 
 _MAX_PIXELS = 100_000_000
@@ -108,7 +108,7 @@ class Preprocessing:
 
 
 def decode(image: "ImageLike", name: str = "image") -> "Image":
-    """A image from a path, from the bytes of a file, from an array or from PIL, with its orientation applied.
+    """An image from a path, from the bytes of a file, from an array or from PIL, with its orientation applied.
 
     Arrays are uint8, shape (height, width), (height, width, 1) or (height, width, 3) in RGB order. 16-bit images
     keep their upper 8 bits. Raises ``DataError`` with ``name`` for anything that is not a whole image.
@@ -128,7 +128,7 @@ def decode(image: "ImageLike", name: str = "image") -> "Image":
         with Image.open(io.BytesIO(image)) as opened:
             return _upright(opened, name)
     except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not a image; use JPEG, PNG or another format that Pillow reads") from error
+        raise DataError(f"{name} is not an image; use JPEG, PNG or another format that Pillow reads") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} is damaged or cut short ({error}); replace or remove it") from error
 

@@ -120,7 +120,7 @@ class View:
         self._answers: dict[int, np.ndarray] = {}
 
     def answer(self, model: "Classifier") -> np.ndarray:
-        """What a model answers, shape (classes,). Raises ``DataError`` for a image that cannot be read."""
+        """What a model answers, shape (classes,). Raises ``DataError`` for an image that cannot be read."""
         if id(model) not in self._answers:
             self._answers[id(model)] = (
                 model.combined([self.answer(member) for member in model.members.values()])

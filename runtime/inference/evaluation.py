@@ -68,7 +68,7 @@ def evaluate(
 ) -> list[Evaluation]:
     """Run every model on every image; each image is decoded once for all models of the same preprocessing.
 
-    A model that is also a member of an ensemble answers once for both. ``tick`` is called once a image. Raises
+    A model that is also a member of an ensemble answers once for both. ``tick`` is called once an image. Raises
     ``DataError`` where there are no images, for one that cannot be read or a class that a model does not know.
     """
     if not models:

@@ -151,7 +151,7 @@ def test_a_disagreement_is_counted(noise, tmp_path):
     ids=["gelu", "hardswish"],
 )
 def test_an_unknown_operation_is_named_before_a_image_is_read(last, said, noise, tmp_path):
-    images = replace(open_images(noise), read=lambda name: pytest.fail("a image was read"))
+    images = replace(open_images(noise), read=lambda name: pytest.fail("an image was read"))
     with pytest.raises(UnsupportedError, match=said):
         send(tiny(last), tmp_path / "out", images)
 
@@ -189,8 +189,8 @@ def test_no_images_one_image_and_black_ones(tmp_path):
 
 
 def test_a_image_that_cannot_be_read_is_named(noise, tmp_path):
-    images = replace(open_images(noise), read=lambda name: b"not a image")
-    with pytest.raises(DataError, match=r"class\d/\d.png is not a image"):
+    images = replace(open_images(noise), read=lambda name: b"not an image")
+    with pytest.raises(DataError, match=r"class\d/\d.png is not an image"):
         send(tiny(), tmp_path / "out", images)
 
 

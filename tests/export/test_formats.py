@@ -175,7 +175,7 @@ def test_what_a_format_cannot_say_is_refused_by_name():
         write_tflite(build.graph(pool))
     build = GraphBuilder((1, 4, 4, 2))
     flat = build.add(Reshape, "input", shape=(1, 32))
-    with pytest.raises(UnsupportedError, match="'reshape0' flattens a image"):
+    with pytest.raises(UnsupportedError, match="'reshape0' flattens an image"):
         write_onnx(build.graph(build.add(Softmax, flat)))
     build = GraphBuilder((1, 4, 4, 2))
     with pytest.raises(UnsupportedError, match=r"reshape 'reshape0' from \(1, 4, 4, 2\)"):

@@ -143,7 +143,7 @@ def test_two_processes_do_not_spoil_each_others_download(server, folder, killed)
     server.go_on.clear()
     # The server is silent until the second process has begun.
     program = (
-        f"{QUIET}; import sys; from firebox.model_zoo import download; from pathlib import Path; "
+        f"{QUIET}; import sys; from firebox.model_zoo.weights import download; from pathlib import Path; "
         f"download._TIMEOUT_S = {CEILING}; print(download.fetch(sys.argv[1], sys.argv[2], Path(sys.argv[3])))"
     )
     command, part = [sys.executable, "-c", program, server.url, SHA256, str(folder)], folder / "weights.bin.part"

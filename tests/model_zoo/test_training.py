@@ -190,7 +190,7 @@ def test_odd_images_are_learned_from(tmp_path, paint):
     Image.new("RGB", (1, 1), (9, 9, 9)).save(folder / "class1" / "dot.png")
     Image.new("RGBA", (7, 30), (9, 9, 9, 0)).save(folder / "class1" / "clear.png")
     Image.new("P", (15, 15)).save(folder / "class1" / "palette.gif")
-    (folder / "class1" / "notes.txt").write_text("not a image")
+    (folder / "class1" / "notes.txt").write_text("not an image")
     config = TrainingConfig(data=str(folder), epochs=1, batch_size=4)
     result = train(config, tmp_path / "run", quiet=True)
     assert result.train_images + result.val_images == 21

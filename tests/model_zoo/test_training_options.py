@@ -163,7 +163,7 @@ def test_mixed_images_have_mixed_classes():
             mixed, shares = mix(images, targets, mixup, cutmix)
             assert torch.isfinite(mixed).all()
             assert torch.allclose(shares.sum(1), torch.ones(8))
-            # The mean value of a image is the mean of the classes, in their shares.
+            # The mean value of an image is the mean of the classes, in their shares.
             assert torch.allclose(mixed.mean((1, 2, 3)), shares @ labels.float(), atol=1e-4)
     assert torch.equal(images, before)
     assert mix(images, targets, 0.0, 0.0)[0] is images

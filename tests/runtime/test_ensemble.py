@@ -180,7 +180,7 @@ def test_members_may_take_different_images(noise):
         ensemble.predict_pixels(PIXELS)
     outer = Ensemble({"inner": ensemble, **members([0.0, 1.0, 0.0])})
     assert outer.predict(image).argmax() == 1
-    with pytest.raises(DataError, match="not a image"):
+    with pytest.raises(DataError, match="not an image"):
         ensemble.predict(b"none")
 
 

@@ -143,7 +143,7 @@ def test_changed_bytes_are_a_image_or_an_error_of_ours(kind, data):
 def test_a_text_under_a_images_name(tmp_path):
     path = tmp_path / "cat.jpg"
     path.write_text("meow")
-    with pytest.raises(DataError, match=r"cat\.jpg is not a image"):
+    with pytest.raises(DataError, match=r"cat\.jpg is not an image"):
         WHOLE.crop(path)
     with pytest.raises(UsageError, match="no such file"):
         WHOLE.crop(tmp_path / "dog.jpg")

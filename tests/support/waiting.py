@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 # Seconds after which something will not happen any more; no test is meant to get here.
 CEILING = 600
 # What keeps lines about progress, of which there is one every few seconds, off the standard error of a process.
-QUIET = "from firebox.runtime import console; console._LOG_INTERVAL = float('inf')"
+QUIET = "from firebox.runtime.commands import console; console._LOG_INTERVAL = float('inf')"
 
 
 def wait_until(happened: Callable[[], bool], what: str, going_on: Callable[[], bool] = lambda: True) -> None:
