@@ -1,4 +1,4 @@
-"""How the house is built: what may import what, what a board without torch has to load, and what tests may draw."""
+"""Structure: the direction of imports, the packages that imports load, and the seeds of tests."""
 
 import ast
 import subprocess
@@ -6,37 +6,108 @@ import sys
 from pathlib import Path
 
 import pytest
+from house import Floors, circles, imports, misplaced, upward
 from waiting import CEILING
 
 ROOT = Path(__file__).parent.parent
-FORBIDDEN = {"runtime": {"export", "model_zoo"}, "export": {"model_zoo"}, "model_zoo": set()}
-FILES = [path for room in FORBIDDEN for path in sorted((ROOT / room).glob("*.py"))]
+# Rooms, the ground floor first, and the floors of their sub-rooms, lowest first.
+FLOORS: Floors = {
+    "runtime": [
+        {"errors", "progress"},
+        {"files", "units", "processor"},
+        {"graph"},
+        {"formats", "images"},
+        {"exactness", "contract"},
+        {"onnx_session"},
+        {"memory"},
+        {"inference"},
+        {"profiling"},
+        {"report"},
+        {"commands"},
+    ],
+    "export": [
+        {"formats"},
+        {"activations", "trace"},
+        {"parity", "runtime_check"},
+        {"quantization", "fit"},
+        {"blame", "exporter"},
+        {"commands"},
+    ],
+    "model_zoo": [
+        {"fields"},
+        {"training_config"},
+        {"networks", "recipes"},
+        {"weights"},
+        {"network"},
+        {"training"},
+        {"demo"},
+        {"commands"},
+    ],
+}
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """The rooms that a module imports from, at its head or inside a function."""
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            if node.level == 2:
-                names = [module.split(".")[0]] if module else [alias.name for alias in node.names]
-            else:
-                names = module.split(".")[1:2] if module.split(".")[0] == "firebox" else []
-            rooms.update(names)
-        elif isinstance(node, ast.Import):
-            rooms.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("firebox."))
-    return rooms
+def test_every_sub_room_has_its_floor():
+    assert misplaced(ROOT, FLOORS) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_imports_run_downwards_only(path):
-    assert not imported_rooms(path) & FORBIDDEN[path.parent.name]
+def test_imports_run_downwards_only():
+    assert upward(imports(ROOT, list(FLOORS)), FLOORS) == []
 
 
-def test_the_check_sees_imports():
-    assert imported_rooms(ROOT / "export" / "exporter.py") == {"runtime"}
-    assert imported_rooms(ROOT / "model_zoo" / "demo.py") == {"runtime", "export"}
+def test_no_modules_import_each_other_in_a_circle():
+    assert circles(imports(ROOT, list(FLOORS))) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("low/here.py", "from ..high.there import x"),
+        ("low/here.py", "def lazily():\n    from ..high import there"),
+        ("low/here.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..high.there import X"),
+        ("low/here.py", "from firebox.ground.high.there import x"),
+        ("low/here.py", "import firebox.ground.high.there"),
+        ("low/here.py", "from ..high import anything"),
+        ("low/here.py", "from ... import above"),
+        ("low/here.py", "from ...above.any import x"),
+        ("low/here.py", "from ..beside.there import x"),
+        ("low/deeper/here.py", "from ...high.there import x"),
+        ("high/there.py", "from .. import x"),
+        ("high/there.py", "from ..commands import run"),
+    ],
+)
+def test_the_check_finds_imports_upward(tmp_path, path, source):
+    floors = {"ground": [{"low", "beside"}, {"high"}, {"commands"}], "above": [{"any"}]}
+    for module in (
+        "ground",
+        "ground/low",
+        "ground/low/deeper",
+        "ground/beside",
+        "ground/high",
+        "ground/commands",
+        "above",
+    ):
+        (tmp_path / module).mkdir(parents=True)
+        (tmp_path / module / "__init__.py").write_text("")
+    for module in ("ground/low/here", "ground/beside/there", "ground/high/there", "ground/commands/run", "above/any"):
+        (tmp_path / f"{module}.py").write_text("from . import x\n" if "low" in module else "")
+    assert misplaced(tmp_path, floors) == []
+    assert upward(imports(tmp_path, list(floors)), floors) == []
+    (tmp_path / "ground" / path).write_text(source)
+    assert len(upward(imports(tmp_path, list(floors)), floors)) == 1
+    (tmp_path / "ground" / "new.py").write_text("")
+    assert misplaced(tmp_path, floors) == ["ground/new has no floor"]
+
+
+@pytest.mark.parametrize("back", ["from .a import x", "def lazily():\n    from . import a", "from . import face"])
+def test_the_check_finds_circles(tmp_path, back):
+    room = tmp_path / "room"
+    room.mkdir()
+    (room / "__init__.py").write_text("from .a import face")
+    (room / "a.py").write_text("from .b import x")
+    (room / "b.py").write_text("import ast")
+    assert circles(imports(tmp_path, ["room"])) == []
+    (room / "b.py").write_text(back)
+    assert circles(imports(tmp_path, ["room"]))
 
 
 def loaded_by(code: str) -> set[str]:
