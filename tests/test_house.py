@@ -1,12 +1,13 @@
 """Structure: the direction of imports, the packages that imports load, and the seeds of tests."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from house import Floors, circles, imports, misplaced, upward
+from house import Floors, circles, imports, misplaced, modules, upward
 from waiting import CEILING
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,12 @@ def test_every_sub_room_has_its_floor():
 
 def test_imports_run_downwards_only():
     assert upward(imports(ROOT, list(FLOORS)), FLOORS) == []
+
+
+def test_rooms_import_each_other_by_relative_names():
+    files = modules(ROOT, list(FLOORS)).values()
+    absolute = re.compile(r"^\s*(from|import) firebox\b", re.MULTILINE)
+    assert [str(path) for path in files if absolute.search(path.read_text())] == []
 
 
 def test_no_modules_import_each_other_in_a_circle():
