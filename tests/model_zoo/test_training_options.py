@@ -93,7 +93,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(firebox, images, tmp_path
 
 @pytest.mark.parametrize("package", ["matplotlib", "tensorboard"])
 def test_a_missing_package_is_told_before_anything_is_done(firebox, tmp_path, monkeypatch, package):
-    homes = tuple(f"firebox.model_zoo.{home}" for home in ("curves", "run_folder", "training", "training_result"))
+    homes = tuple(f"firebox.model_zoo.training.{home}" for home in ("curves", "run", "trainer", "result"))
     for name in [name for name in sys.modules if name in homes or name.startswith((package, "torch.utils.tensorb"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
