@@ -4,47 +4,11 @@ import ast
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import draw_house
 import pytest
-from house import Floors, circles, imports, misplaced, modules, upward
+from house import FLOORS, ROOT, circles, imports, misplaced, modules, upward
 from waiting import CEILING
-
-ROOT = Path(__file__).parent.parent
-# Rooms, the ground floor first, and the floors of their sub-rooms, lowest first.
-FLOORS: Floors = {
-    "runtime": [
-        {"errors", "progress"},
-        {"files", "units", "processor"},
-        {"graph"},
-        {"formats", "images"},
-        {"exactness", "contract"},
-        {"onnx_session"},
-        {"memory"},
-        {"inference"},
-        {"profiling"},
-        {"report"},
-        {"commands"},
-    ],
-    "export": [
-        {"formats"},
-        {"activations", "trace"},
-        {"parity", "runtime_check"},
-        {"quantization", "fit"},
-        {"blame", "exporter"},
-        {"commands"},
-    ],
-    "model_zoo": [
-        {"fields"},
-        {"training_config"},
-        {"networks", "recipes"},
-        {"weights"},
-        {"network"},
-        {"training"},
-        {"demo"},
-        {"commands"},
-    ],
-}
 
 
 def test_every_sub_room_has_its_floor():
@@ -59,6 +23,12 @@ def test_rooms_import_each_other_by_relative_names():
     files = modules(ROOT, list(FLOORS)).values()
     absolute = re.compile(r"^\s*(from|import) firebox\b", re.MULTILINE)
     assert [str(path) for path in files if absolute.search(path.read_text())] == []
+
+
+def test_the_drawing_shows_the_floors_as_they_are():
+    assert (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8") == draw_house.draw(), (
+        "run: python tests/support/draw_house.py docs/architecture.svg"
+    )
 
 
 def test_no_modules_import_each_other_in_a_circle():

@@ -10,6 +10,42 @@ from pathlib import Path
 # Rooms stand above each other in the same way.
 Floors = dict[str, Sequence[set[str]]]
 
+ROOT = Path(__file__).resolve().parents[2]
+# Rooms, the ground floor first, and the floors of their sub-rooms, lowest first.
+FLOORS: Floors = {
+    "runtime": [
+        {"errors", "progress"},
+        {"files", "units", "processor"},
+        {"graph"},
+        {"formats", "images"},
+        {"exactness", "contract"},
+        {"onnx_session"},
+        {"memory"},
+        {"inference"},
+        {"profiling"},
+        {"report"},
+        {"commands"},
+    ],
+    "export": [
+        {"formats"},
+        {"activations", "trace"},
+        {"parity", "runtime_check"},
+        {"quantization", "fit"},
+        {"blame", "exporter"},
+        {"commands"},
+    ],
+    "model_zoo": [
+        {"fields"},
+        {"training_config"},
+        {"networks", "recipes"},
+        {"weights"},
+        {"network"},
+        {"training"},
+        {"demo"},
+        {"commands"},
+    ],
+}
+
 
 @dataclass(frozen=True)
 class Import:
