@@ -32,7 +32,7 @@ from firebox.runtime.commands.console import progress
 from firebox.runtime.formats.read import format_of
 from firebox.runtime.graph.graph import Graph
 from firebox.runtime.inference.backends import installed_backends
-from firebox.runtime.inference.evaluation import Classifier
+from firebox.runtime.inference.classifier import Classifier
 
 _MODEL = "squeezenet_cifar_small"
 _FLOAT, _INT8 = "float", "int8"

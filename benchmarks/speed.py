@@ -39,7 +39,7 @@ from firebox.runtime import (
 )
 from firebox.runtime.commands.console import progress
 from firebox.runtime.inference.backends import BACKENDS, installed_backends
-from firebox.runtime.inference.evaluation import Classifier
+from firebox.runtime.inference.classifier import Classifier
 
 _SMALL = "squeezenet_micro"
 

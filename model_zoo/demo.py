@@ -9,7 +9,8 @@ from ..export import ExportConfig
 from ..runtime.commands.console import note, progress
 from ..runtime.files import check_writable, write_file
 from ..runtime.images.datasets import open_images, split_images
-from ..runtime.inference.evaluation import Classifier, Evaluation, evaluate
+from ..runtime.inference.classifier import Classifier
+from ..runtime.inference.evaluation import Evaluation, evaluate
 from ..runtime.inference.session import Session
 from ..runtime.profiling.latency import Profile, profile
 from .classifier import TorchClassifier

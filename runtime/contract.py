@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import FormatError
+from .formats.read import read_metadata
 from .images.preprocessing import Preprocessing
 
 # The name of the metadata entry, in both formats.
@@ -97,6 +98,15 @@ class Contract:
             return contract
         except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, zlib.error, RecursionError) as error:
             raise FormatError(f"the file's contract is damaged: {error!r}") from error
+
+
+def read_contract(data: bytes) -> Contract | None:
+    """The contract in the bytes of an ``.onnx`` or ``.tflite`` file, or ``None`` if firebox did not write it.
+
+    Raises ``FormatError`` for a damaged file or contract.
+    """
+    found = read_metadata(data, KEY)
+    return Contract.from_bytes(found) if found is not None else None
 
 
 def golden_pixels(preprocessing: Preprocessing) -> np.ndarray:

@@ -1,5 +1,6 @@
 """One family of errors. Each message is one sentence with the offending value and what to do next."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -93,3 +94,22 @@ class DoesNotFitError(FireboxError):
         self.sram_bytes = sram_bytes
         self.smallest_bytes = smallest_bytes
         self.binding = binding
+
+
+def first_line(error: BaseException) -> str:
+    """First line of another library's error message, or the error's type if the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """End of a message about an unknown name: ``did you mean A or B?``.
+
+    If no known name is close, ``otherwise``, or by default the list of all known names.
+    """
+    from difflib import get_close_matches
+
+    names = sorted(known)
+    near = get_close_matches(name, names, n=2)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return otherwise or f"choose one of {', '.join(names)}"

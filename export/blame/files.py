@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.commands.console import progress
-from ...runtime.contract import Contract
+from ...runtime.contract import Contract, read_contract
 from ...runtime.errors import DataError, UsageError
 from ...runtime.files import check_writable, read_file, write_files
 from ...runtime.graph.graph import Graph
@@ -17,7 +17,6 @@ from ...runtime.images.datasets import LabelledImages, sample
 from ...runtime.inference.session import Session
 from ...runtime.report.summary import node_data
 from ..activations import answers
-from ..fit.files import read_contract
 from ..formats.contract_writer import complete, for_file
 from ..formats.onnx_writer import write_onnx
 from ..formats.tflite_writer import write_tflite

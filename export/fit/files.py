@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ...runtime.commands.console import progress
-from ...runtime.contract import KEY, Contract, golden_pixels
+from ...runtime.contract import KEY, Contract, golden_pixels, read_contract
 from ...runtime.errors import FormatError, ParityError, UsageError
 from ...runtime.files import check_writable, read_file, sha256, write_files
-from ...runtime.formats.read import read_metadata, read_placed
+from ...runtime.formats.read import read_placed
 from ...runtime.graph.graph import Graph, Tensor
 from ...runtime.graph.rewrite import integer_ends
 from ...runtime.images.datasets import LabelledImages, sample
@@ -131,12 +131,6 @@ def judged(
             if stage.bands
         ],
     }
-
-
-def read_contract(data: bytes) -> Contract | None:
-    """What a file says about itself, if firebox wrote it."""
-    found = read_metadata(data, KEY)
-    return Contract.from_bytes(found) if found is not None else None
 
 
 def written(graph: Graph, contract: Contract | None, offsets: Mapping[str, int] | None = None) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from ...runtime.errors import UsageError
 from ...runtime.formats.read import format_of
 from ...runtime.images.datasets import LabelledImages, split_images
 from ...runtime.inference.backends import installed_backends
-from ...runtime.inference.evaluation import Classifier
+from ...runtime.inference.classifier import Classifier
 from ...runtime.inference.session import Session, check_threads
 from ..networks.registry import list_models
 

@@ -1,13 +1,12 @@
 """The networks of the zoo by name: ``@register`` adds one, ``create_model`` builds one."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.errors import UsageError
+from ...runtime.errors import UsageError, suggestion
 from ...runtime.images.preprocessing import Preprocessing
 from .baselines import AlexNetConfig, DenseNetConfig, GoogLeNetConfig, NINConfig, ResNetConfig, VGGConfig
 from .config import NetworkConfig
@@ -62,9 +61,7 @@ def list_models(pattern: str = "*") -> list[str]:
 def find_model(name: str) -> ZooEntry:
     """The entry of that name. Raises ``UsageError`` with near matches."""
     if name not in _ENTRIES:
-        near = difflib.get_close_matches(name, _ENTRIES, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(list_models())}"
-        raise UsageError(f"no model {name!r} in the zoo; {hint}")
+        raise UsageError(f"no model {name!r} in the zoo; {suggestion(name, _ENTRIES)}")
     return _ENTRIES[name]
 
 
@@ -79,8 +76,7 @@ def model_config(
     config = find_model(name).config
     known = {value.name for value in fields(config)}
     for key in overrides.keys() - known:
-        near = difflib.get_close_matches(key, known, n=1) or sorted(known)
-        raise UsageError(f"{name} has no {key!r}; did you mean {', '.join(near)}?")
+        raise UsageError(f"{name} has no {key!r}; {suggestion(key, known)}")
     given = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
     overrides.update({key: value for key, value in given.items() if value is not None})
     return replace(config, **overrides)

@@ -1,12 +1,11 @@
 """Recipes: trainings worth repeating, as small TOML files with the keys of ``TrainingConfig``."""
 
-import difflib
 import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import FormatError, UsageError
+from ...runtime.errors import FormatError, UsageError, suggestion
 from ...runtime.files import read_file
 from ..fields import with_tuples
 from ..training_config import TrainingConfig
@@ -25,8 +24,8 @@ def recipe_text(name: str | Path) -> str:
     path = Path(name)
     if path.suffix != _SUFFIX:
         if str(name) not in list_recipes():
-            near = difflib.get_close_matches(str(name), list_recipes(), n=2) or list_recipes()
-            raise UsageError(f"no recipe {str(name)!r}; did you mean {' or '.join(near)}? a file's name ends in .toml")
+            hint = suggestion(str(name), list_recipes())
+            raise UsageError(f"no recipe {str(name)!r}; {hint} (the name of a file ends in .toml)")
         path = _FOLDER / f"{name}{_SUFFIX}"
     try:
         # Some editors begin a file with the mark of its byte order.
@@ -44,6 +43,5 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
         raise FormatError(f"the recipe {name} is not TOML: {error}") from error
     known = {field.name for field in fields(TrainingConfig)}
     for key in values.keys() - known:
-        near = difflib.get_close_matches(key, known, n=1) or sorted(known)
-        raise UsageError(f"the recipe {name} has an unknown key {key!r}; did you mean {', '.join(near)}?")
+        raise UsageError(f"the recipe {name} has an unknown key {key!r}; {suggestion(key, known)}")
     return with_tuples(values)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..contract import KEY, TensorSpec
-from ..errors import FireboxError, FormatError, MissingExtraError, UsageError
+from ..errors import FireboxError, FormatError, MissingExtraError, UsageError, first_line
 from ..formats.read import Format
 from ..formats.tflite_reader import read_tflite_metadata
 from ..graph.graph import Tensor
@@ -256,8 +256,3 @@ def _foreign(package: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise FormatError(f"{package} cannot load the file: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a foreign complaint, or at least its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,10 +8,10 @@ import numpy as np
 
 from ..errors import FormatError, UsageError
 from ..images.preprocessing import Preprocessing
+from .classifier import Classifier, softmax
 
 if TYPE_CHECKING:
     from ..images.preprocessing import ImageLike
-    from .evaluation import Classifier
 
 Combine: TypeAlias = Literal["vote", "softmax", "logits"]
 
@@ -32,7 +32,7 @@ class Ensemble:
     ``UsageError`` for no member, a way to combine that there is not, and naming a member of other classes.
     """
 
-    members: Mapping[str, "Classifier"]
+    members: Mapping[str, Classifier]
     combine: Combine = "softmax"
 
     def __post_init__(self) -> None:
@@ -84,8 +84,7 @@ class Ensemble:
         logits = np.array([self._logits(name, answer) for name, answer in zip(self.members, answers, strict=True)])
         if self.combine == "logits":
             return _mean(logits)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        mean = _mean(exponentials / exponentials.sum(axis=1, keepdims=True))
+        mean = _mean(softmax(logits))
         if self.combine == "softmax":
             return mean
         votes = np.bincount(logits.argmax(axis=1), minlength=len(mean))
@@ -119,7 +118,7 @@ class View:
         self._crops: dict[Preprocessing, np.ndarray] = {}
         self._answers: dict[int, np.ndarray] = {}
 
-    def answer(self, model: "Classifier") -> np.ndarray:
+    def answer(self, model: Classifier) -> np.ndarray:
         """What a model answers, shape (classes,). Raises ``DataError`` for an image that cannot be read."""
         if id(model) not in self._answers:
             self._answers[id(model)] = (
@@ -140,7 +139,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.sort(values, axis=0).mean(axis=0)
 
 
-def _other_classes(one: "Classifier", other: "Classifier") -> str:
+def _other_classes(one: Classifier, other: Classifier) -> str:
     """How the classes of a model differ from those of another; empty when they are the same."""
     ours, theirs = tuple(one.classes), tuple(other.classes)
     if ours == theirs or (one.class_ids and tuple(one.class_ids) == tuple(other.class_ids)):

@@ -1,37 +1,17 @@
 """How often models are right on labelled images, and how often they agree with each other."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError, UsageError
 from ..images.datasets import LabelledImages, match_labels
-from ..images.preprocessing import Preprocessing
+from .classifier import Classifier
 from .ensemble import View
 
 _TOP = 5
-
-
-class Classifier(Protocol):
-    """Anything that answers pixels: a session, a network in torch, or an ensemble of them."""
-
-    @property
-    def preprocessing(self) -> Preprocessing: ...  # noqa: D102
-
-    @property
-    def classes(self) -> Sequence[str]: ...  # noqa: D102
-
-    @property
-    def class_ids(self) -> Sequence[str]: ...  # noqa: D102
-
-    @property
-    def answer(self) -> Literal["logits", "probabilities"]: ...  # noqa: D102
-
-    def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Real-valued output, shape (classes,), for uint8 pixels (height, width, channels)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..contract import Contract, Layout
-from ..errors import FireboxError, FormatError, UsageError
+from ..errors import FireboxError, FormatError, UsageError, first_line
 from ..files import read_file
 from ..formats.read import format_of
 from ..processor import this_processor
-from .backends import backend_version, first_line, load_backend
+from .backends import backend_version, load_backend
+from .classifier import Classifier, softmax
 from .golden import Check, CheckMode, GoldenResult, check_mode, check_once, compare_golden, complain
 
 if TYPE_CHECKING:
     from ..images.preprocessing import ImageLike, Preprocessing
-    from .evaluation import Classifier
 
 # With many more threads than cores, runtimes start for minutes.
 _MAX_THREADS = 128
@@ -78,7 +78,7 @@ class Session:
         model: str | Path | bytes,
         backend: str = "auto",
         threads: int = 1,
-        like: "Classifier | None" = None,
+        like: Classifier | None = None,
         *,
         exact: bool = True,
         check: CheckMode | None = None,
@@ -178,8 +178,7 @@ class Session:
             raise UsageError(f"top is {top}; ask for at least 1 class")
         scores = self.predict(image)
         if self.contract.answer == "logits":
-            exponentials = np.exp(scores - scores.max())
-            scores = exponentials / exponentials.sum()
+            scores = softmax(scores)
         order = np.argsort(-scores, kind="stable")[:top]
         return [Prediction(self.contract.classes[i], int(i), float(scores[i])) for i in order]
 
@@ -217,7 +216,7 @@ class Session:
         result = check_once(golden, mode, data, circumstances, self.predict_pixels, self.name)
         return Facts(self.backend, version, processor, weights, result)
 
-    def _borrowed(self, like: "Classifier") -> Contract:
+    def _borrowed(self, like: Classifier) -> Contract:
         """The contract of a file that has none: its own input and output, all else from another model."""
         source, target = self._running().ends()
         height, width = like.preprocessing.size

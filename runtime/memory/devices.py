@@ -5,11 +5,10 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, UsageError
+from ..errors import FormatError, UsageError, suggestion
 from ..files import read_file
 from ..units import parse_size
 
@@ -71,8 +70,7 @@ def find_device(name: str, devices: Mapping[str, Device]) -> Device:
     """The device of that id. Raises ``UsageError`` with near matches."""
     found = devices.get(name.lower())
     if found is None:
-        near = get_close_matches(name.lower(), devices, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "firebox devices lists them"
+        hint = suggestion(name.lower(), devices, "`firebox devices` lists them")
         raise UsageError(f"no device {name!r}; {hint}")
     return found
 

@@ -69,7 +69,7 @@ def test_random_weights_are_the_seeds_and_leave_torchs_generator_alone():
         ("squeezenet1_1", {"weights": "x.pth"}, "no such file: x.pth"),
         ("squeezenet1_1", {"weights": "x.pth", "random_init": True}, "contradict"),
         ("squeezenet1_l", {}, "did you mean squeezenet1_1"),
-        ("wings", {}, "no model 'wings' in the zoo; it has alexnet,"),
+        ("wings", {}, "no model 'wings' in the zoo; choose one of alexnet,"),
         ("runs/nowhere", {}, "no such run folder or checkpoint: runs/nowhere"),
         (".", {}, "is no run folder"),
         (".", {"random_init": True}, "go with a name from the zoo"),

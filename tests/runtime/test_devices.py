@@ -61,7 +61,7 @@ def test_a_budget_is_a_size_or_a_device():
         budget("1MiB", "stm32h743")
     with pytest.raises(UsageError, match="no device 'stm32h742'; did you mean stm32h743"):
         budget(None, "stm32h742")
-    with pytest.raises(UsageError, match="no device 'µ'; firebox devices lists them"):
+    with pytest.raises(UsageError, match="no device 'µ'; `firebox devices` lists them"):
         find_device("µ", known_devices())
 
 
