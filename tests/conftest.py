@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-# Before they are loaded, here and in the processes that tests start.
+# Set before the libraries load, here and in the processes that tests start.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 import numpy as np
@@ -19,7 +19,7 @@ from PIL import Image
 
 from firebox.runtime.commands import console
 
-# Files whose tests take longest, longest first: what begins last on one worker should not keep the other waiting.
+# Test files by duration, longest first, so that no worker starts a long file last while the other waits.
 _LONGEST = (
     "fit_command",
     "qat",
@@ -46,7 +46,7 @@ _LONGEST = (
 
 _NO_DATA = "FIREBOX_DATA is not set"
 
-# Everyone tries the same examples, however long they take; `make test-random` tries others.
+# Fixed examples for everyone, without a deadline; `make test-random` draws new ones.
 settings.register_profile(
     "fixed",
     derandomize=True,
@@ -61,7 +61,7 @@ settings.load_profile("fixed")
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of real data that FIREBOX_DATA names; tests that need it are skipped without."""
+    """Folder of real data, named by FIREBOX_DATA; tests that need it are skipped without it."""
     folder = os.environ.get("FIREBOX_DATA")
     if not folder:
         pytest.skip(_NO_DATA)
@@ -70,24 +70,24 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory) -> None:
-    """Tests leave nothing in the user's cache, and find nothing there."""
+    """An empty cache for this run, separate from the user's."""
     os.environ["FIREBOX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """The networks are small, and tests run beside each other: threads would only wait for their turn."""
+    """One thread per process: the networks are small, and test processes run in parallel."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet() -> None:
-    """Where a machine is slow, no lines about progress stand among those that tests read."""
+    """No progress lines in the output that tests read, even on a slow machine."""
     console._LOG_INTERVAL = math.inf
 
 
 def _seed() -> None:
-    """The generators that libraries share begin anew: no test draws what depends on which ran before it."""
+    """Reset the shared generators, so that no test depends on the tests before it."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def _seed() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup() -> None:
-    """Fixtures of a module or of the session draw the same, whichever test asks for them first."""
+    """Module and session fixtures draw the same values, whichever test requests them first."""
     _seed()
 
 
@@ -105,23 +105,23 @@ def pytest_runtest_call() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The smoke test first: it says in seconds whether anything works at all. Then the files that take longest."""
+    """Run the smoke test first, because it fails within seconds if nothing works; then the longest files."""
     places = {f"test_{name}.py": place for place, name in enumerate(("smoke", *_LONGEST))}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item):
-    """Where nothing works, nothing else is tried."""
+    """Stop the session when the smoke test fails."""
     report = yield
     if report.failed and item.path.name == "test_smoke.py":
-        item.session.shouldfail = "the smoke test failed: nothing else is worth a try"
+        item.session.shouldfail = "the smoke test failed; the other tests are not run"
     return report
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """Workers take whole files, in the order of above: what a file builds for its tests is built once."""
+    """Give workers whole files, in the order above, so that the fixtures of a file are built once."""
     from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False
@@ -129,11 +129,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """How much was not tested for want of real data, and how to get it tested."""
+    """Report the tests that were skipped for lack of real data, and how to run them."""
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if _NO_DATA in str(report.longrepr)]
     if skipped:
         terminalreporter.write_line(
-            f"{len(skipped)} tests skipped: they need real data; set FIREBOX_DATA to a folder of it (docs/data.md)"
+            f"{len(skipped)} tests skipped: they need real data; set FIREBOX_DATA to its folder (docs/data.md)"
         )
 
 
@@ -159,10 +159,10 @@ def noise(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory, request) -> Callable[[str, Callable[[Path], object]], Path]:
-    """``once(name, fill)``: a folder that the first worker to need it fills, and that is there for the others."""
+    """``once(name, fill)``: a folder shared by all workers; the first worker that needs it fills it."""
     shared = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
-        # Each worker has its own within that of the run.
+        # Each worker has its own folder inside the run's.
         shared = shared.parent
 
     def folder(name: str, fill: Callable[[Path], object]) -> Path:
@@ -180,7 +180,7 @@ def once(tmp_path_factory, request) -> Callable[[str, Callable[[Path], object]],
 
 @pytest.fixture(scope="session")
 def exported(once, noise) -> Path:
-    """squeezenet_micro with random weights as its four files, and as the same with uint8 input in ``uint8/``."""
+    """The four exported files of squeezenet_micro with random weights; with uint8 input in ``uint8/``."""
 
     def fill(folder: Path) -> None:
         from firebox.export import ExportConfig, Tolerance, export
@@ -206,7 +206,7 @@ def exported(once, noise) -> Path:
 
 @pytest.fixture
 def arena_head(capfd) -> Callable[[bytes], int]:
-    """Bytes that tflite-micro takes for activations and scratch, in a run of its own allocator on the file."""
+    """Bytes of activations and scratch that tflite-micro's own allocator takes for a file."""
 
     def measure(model: bytes) -> int:
         from tflite_micro.python.tflite_micro import runtime
@@ -214,7 +214,7 @@ def arena_head(capfd) -> Callable[[bytes], int]:
         interpreter = runtime.Interpreter.from_bytes(model, arena_size=8 * 1024**2)
         capfd.readouterr()
         interpreter.print_allocations()
-        # The library writes to the file descriptor, past Python.
+        # The library writes to the file descriptor directly.
         found = re.search(r"Arena allocation head (\d+) bytes", "".join(capfd.readouterr()))
         assert found is not None
         return int(found[1])

@@ -88,7 +88,7 @@ def test_the_check_finds_circles(tmp_path, back):
 
 
 def loaded_by(code: str) -> set[str]:
-    """Top-level packages that a fresh interpreter loads for some code."""
+    """Top-level packages that a new interpreter imports when it runs some code."""
     command = [sys.executable, "-X", "importtime", "-c", code]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=CEILING)
     lines = [line for line in ran.stderr.splitlines() if line.startswith("import time:")]
@@ -110,58 +110,58 @@ HEAVY |= {"bokeh"}
         "from firebox.runtime import plan, Session; from firebox.runtime.commands.main import firebox",
     ],
 )
-def test_importing_loads_nothing_heavy(code):
+def test_imports_load_no_heavy_package(code):
     loaded = loaded_by(code)
     assert "firebox" in loaded
     assert not loaded & HEAVY
 
 
-def test_planning_a_tflite_file_takes_numpy_only(exported):
+def test_planning_a_tflite_file_needs_numpy_only(exported):
     model = str(exported / "model.int8.tflite")
     assert not loaded_by(f"from firebox.runtime import plan; plan({model!r}).to_json()") & HEAVY
 
 
-def test_help_takes_no_torch():
+def test_help_loads_no_torch():
     code = "import sys; sys.argv = ['firebox', '--help']; from firebox.runtime.commands.main import main\ntry: main()\nexcept SystemExit: pass"  # noqa: E501
     assert not loaded_by(code) & (HEAVY - {"rich"})
 
 
-# Generators that the system seeds unless they are given a seed, and what has none.
+# Generators that the system seeds unless an argument does, and sources that cannot be seeded.
 SEEDED_BY_AN_ARGUMENT = {"default_rng", "Random", "RandomState", "SeedSequence", "PCG64", "MT19937", "Philox", "SFC64"}
 WITHOUT_A_SEED = {"SystemRandom", "urandom", "getrandom", "token_bytes", "token_hex", "randbelow", "uuid1", "uuid4"}
 
 
 def unseeded(source: str) -> list[int]:
-    """Lines of a test that draw something else in every run; conftest.py seeds what the libraries share."""
+    """Lines of a test that draw other values in each run; conftest.py seeds the shared generators."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             bare = not node.args and not node.keywords
-            # `torch.seed()` and `generator.seed()` take a seed of the system's; `random.seed(None)` does, too.
+            # `torch.seed()`, `generator.seed()` and `random.seed(None)` take their seed from the system.
             nothing = bare or any(isinstance(value, ast.Constant) and value.value is None for value in node.args)
             if name in WITHOUT_A_SEED or (name in SEEDED_BY_AN_ARGUMENT | {"seed", "manual_seed"} and nothing):
                 found.append(node.lineno)
     return found
 
 
-# random_run.py draws a seed, and prints it.
+# random_run.py draws a seed and prints it.
 DRAWING = sorted(path for path in ROOT.glob("tests/**/*.py") if path.name != "random_run.py")
 
 
 @pytest.mark.parametrize("path", DRAWING, ids=lambda path: path.name)
-def test_tests_draw_nothing_without_a_seed(path):
+def test_tests_seed_their_generators(path):
     lines = unseeded(path.read_text())
-    assert not lines, f"{path}: lines {lines} draw without a seed; give one"
+    assert not lines, f"{path}: lines {lines} draw without a seed; pass one"
 
 
-def test_the_check_sees_what_has_no_seed():
+def test_the_check_finds_generators_without_a_seed():
     for line in ("np.random.default_rng()", "random.Random()", "torch.seed()", "random.seed(None)", "uuid4()"):
         assert unseeded(line) == [1]
     assert unseeded("np.random.default_rng(0), random.Random(seed), torch.manual_seed(3), torch.rand(3)") == []
 
 
-def test_generators_that_are_shared_begin_anew_in_each_test():
+def test_shared_generators_are_reset_before_each_test():
     import random
 
     import numpy as np

@@ -301,8 +301,8 @@ def test_the_page_in_a_browser(page, drawn, width, dark):
             assert amount(part, COLOURS[kind]) > 100, kind
         assert amount(part, BUDGET_COLOUR) > 100
     assert page.evaluate("document.querySelectorAll('.chart').length") == 5
-    assert page.asked_for() == set()
-    assert page.complaints() == []
+    assert page.requests() == set()
+    assert page.problems() == []
     assert page.evaluate("document.querySelectorAll('img').length") == 0
 
 
@@ -336,5 +336,5 @@ def test_hovering_names_the_tensor(page, drawn, index):
     assert "conv" in said
     assert "KiB" in said
     assert "alive" in said
-    assert page.asked_for() == set()
-    assert page.complaints() == []
+    assert page.requests() == set()
+    assert page.problems() == []

@@ -24,10 +24,10 @@ _FLAGS = (
     "--disable-dev-shm-usage",
     "--no-first-run",
     "--hide-scrollbars",
-    # Whatever a page asks for, nothing is found.
+    # No host name resolves.
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
-# The protocol is spoken on the file descriptors 3 and 4.
+# Chromium speaks the protocol on file descriptors 3 and 4.
 _START = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -44,16 +44,16 @@ new Promise(done => {
 
 
 def find_chromium() -> str | None:
-    """The browser's command, if there is one."""
+    """The command of an installed browser, or ``None``."""
     return next((found for name in _NAMES if (found := shutil.which(name))), None)
 
 
 @contextmanager
 def chromium(command: str, folder: Path) -> Iterator["Page"]:
-    """A page of a fresh browser whose profile lies in ``folder``."""
+    """A page in a new browser with its profile in ``folder``."""
     here_out, there_in = _pipe()
     there_out, here_in = _pipe()
-    # As root, as in a container, Chromium runs only without its sandbox.
+    # Chromium refuses its sandbox as root, as in containers.
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     flags = [*_FLAGS, *sandbox, f"--user-data-dir={folder}"]
     process = subprocess.Popen(
@@ -77,7 +77,7 @@ def chromium(command: str, folder: Path) -> Iterator["Page"]:
 
 
 def _pipe() -> tuple[int, int]:
-    """The ends (to read, to write), both above those that the browser wants."""
+    """The ends (read, write) of a pipe, above the descriptors that the browser uses."""
     ends = os.pipe()
     moved = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in ends]
     for end in ends:
@@ -86,7 +86,7 @@ def _pipe() -> tuple[int, int]:
 
 
 class Page:
-    """One tab; ``events`` holds everything the browser told of."""
+    """One tab; ``events`` holds all events that the browser has sent."""
 
     def __init__(self, target: int, source: int):
         self._target, self._source, self._rest, self._count = target, source, b"", 0
@@ -98,21 +98,21 @@ class Page:
             self.send(f"{domain}.enable")
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """Call a method and wait for its answer."""
+        """Call a method and wait for its result."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": params}
         if self._session and not method.startswith("Browser."):
             message["sessionId"] = self._session
         os.write(self._target, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive()
-            if answer.get("id") == self._count:
-                assert "error" not in answer, answer
-                return answer["result"]
-            self.events.append(answer)
+            message = self._receive()
+            if message.get("id") == self._count:
+                assert "error" not in message, message
+                return message["result"]
+            self.events.append(message)
 
     def open(self, path: Path, width: int, dark: bool) -> None:
-        """Show a report, as wide as asked for and as high as it is, and wait until its charts are drawn."""
+        """Open a report at a given width and wait until its charts are drawn."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.send("Emulation.setDeviceMetricsOverride", **size)
         self.theme(dark)
@@ -121,27 +121,27 @@ class Page:
         self.drawn()
 
     def theme(self, dark: bool) -> None:
-        """What the page is told of ``prefers-color-scheme``."""
+        """Emulate ``prefers-color-scheme``."""
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.send("Emulation.setEmulatedMedia", features=features)
 
     def drawn(self) -> None:
-        """Wait until bokeh has drawn."""
+        """Wait until bokeh is idle."""
         self.evaluate(_DRAWN)
 
     def evaluate(self, expression: str) -> Any:
-        """The value of some JavaScript, awaited."""
-        answer = self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        """The value of a JavaScript expression, awaited."""
+        found = self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
 
     def hover(self, x: float, y: float) -> None:
-        """Move the mouse there."""
+        """Move the mouse to a position."""
         for shift in (2, 0):
             self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x + shift, y=y)
 
     def until(self, expression: str) -> None:
-        """Wait until some JavaScript is true of the page."""
+        """Wait until a JavaScript expression is true."""
         self.evaluate(
             f"new Promise(done => {{ const look = () => ({expression}) ? done() : setTimeout(look, 50); look() }})"
         )
@@ -150,14 +150,14 @@ class Page:
         """The whole page as PNG."""
         return base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=True)["data"])
 
-    def asked_for(self) -> set[str]:
-        """Addresses that were asked for, but for files and what is in the page itself."""
-        requests = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+    def requests(self) -> set[str]:
+        """Requested addresses, except files and data URLs."""
+        loaded = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
         sockets = [e["params"]["url"] for e in self.events if e["method"] == "Network.webSocketCreated"]
-        return {url for url in (*requests, *sockets) if not url.startswith(("file:", "data:"))}
+        return {url for url in (*loaded, *sockets) if not url.startswith(("file:", "data:"))}
 
-    def complaints(self) -> list[Any]:
-        """Errors, warnings and breaches of the page's policy."""
+    def problems(self) -> list[Any]:
+        """Errors, warnings and violations of the content security policy."""
         thrown = [e["params"] for e in self.events if e["method"] == "Runtime.exceptionThrown"]
         logged = [e["params"]["entry"] for e in self.events if e["method"] == "Log.entryAdded"]
         called = [e["params"] for e in self.events if e["method"] == "Runtime.consoleAPICalled"]
@@ -172,7 +172,7 @@ class Page:
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._source], [], [], max(end - time.monotonic(), 0))
             part = os.read(self._source, 1 << 20) if ready else b""
-            assert part, "the browser does not answer"
+            assert part, "the browser does not respond"
             self._rest += part
         message, _, self._rest = self._rest.partition(b"\0")
         return json.loads(message)

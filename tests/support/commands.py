@@ -1,4 +1,4 @@
-"""The command line as people and programs meet it: exit code, standard output and standard error."""
+"""Runs of the command line: exit code, standard output and standard error."""
 
 import ctypes
 import os
@@ -16,13 +16,13 @@ from waiting import CEILING, QUIET
 
 from firebox.runtime.commands.main import main
 
-# The command in a process of its own, of the Python that runs the tests.
+# The command for a separate process of the same Python.
 PROGRAM = f"{QUIET}; from firebox.runtime.commands.main import main; main()"
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command left: exit code, standard output and standard error."""
+    """Exit code, standard output and standard error of a command."""
 
     code: int
     out: str
@@ -30,10 +30,10 @@ class Ran:
 
 
 def run_here(*arguments: object, cwd: Path | None = None, environment: dict[str, str] | None = None) -> Ran:
-    """``firebox ...`` in this process, which has loaded everything; what libraries write past Python is seen, too."""
+    """Run ``firebox ...`` in this process; output that libraries write past Python is captured, too."""
     with pytest.MonkeyPatch.context() as patch, _caught(patch, 1, "stdout") as out, _caught(patch, 2, "stderr") as err:
         patch.setattr(sys, "argv", ["firebox", *map(str, arguments)])
-        # click takes the name of the command from here, and would call it `python -m pytest`.
+        # click derives the program name from this attribute; it would be `python -m pytest`.
         patch.setattr(sys.modules["__main__"], "__package__", None, raising=False)
         for name, value in (environment or {}).items():
             patch.setenv(name, value)
@@ -46,7 +46,7 @@ def run_here(*arguments: object, cwd: Path | None = None, environment: dict[str,
 
 
 def run_apart(*arguments: object) -> Ran:
-    """``firebox ...`` in a process of its own; whatever it is given, it never ends in a traceback."""
+    """Run ``firebox ...`` in a separate process and assert that it prints no traceback."""
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, *map(str, arguments)],
         capture_output=True,
@@ -60,7 +60,7 @@ def run_apart(*arguments: object) -> Ran:
 
 @contextmanager
 def _caught(patch: pytest.MonkeyPatch, descriptor: int, name: str) -> Iterator[BinaryIO]:
-    """What is written to a file descriptor, by Python as the stream of that name or by anyone."""
+    """Capture output to a file descriptor, from Python's stream of that name and from libraries."""
     _flush()
     before = os.dup(descriptor)
     with TemporaryFile() as file, open(descriptor, "w", closefd=False, encoding="utf-8") as stream:
@@ -77,7 +77,7 @@ def _caught(patch: pytest.MonkeyPatch, descriptor: int, name: str) -> Iterator[B
 
 
 def _flush() -> None:
-    """Everything that Python and C have not written yet."""
+    """Flush the buffers of Python and of C."""
     sys.stdout.flush()
     sys.stderr.flush()
     ctypes.CDLL(None).fflush(None)
@@ -85,5 +85,5 @@ def _flush() -> None:
 
 def _read(file: BinaryIO) -> str:
     file.seek(0)
-    # As Python reads the output of other processes.
+    # subprocess normalizes line ends in text mode in the same way.
     return file.read().decode().replace("\r\n", "\n")
