@@ -17,9 +17,7 @@ _TESTS = Path(__file__).resolve().parent
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the property tests on new random examples.")
     parser.add_argument("--seed", type=int, help="seed of the first round (default: random)")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="number of rounds, each with the next seed (default: %(default)s)"
-    )
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds, a seed each (default: %(default)s)")
     parser.add_argument("files", nargs="*", help="test files (default: all with property tests)")
     given = parser.parse_args()
     first = secrets.randbelow(2**31) if given.seed is None else given.seed
