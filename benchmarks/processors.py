@@ -35,7 +35,7 @@ from pairs import measure as time_pairs
 from weight_ranges import FOLDS, Result, kept
 
 from firebox.export import ExportConfig
-from firebox.export.activations import answers
+from firebox.export.activations import run_outputs
 from firebox.export.formats.tflite_writer import write_tflite
 from firebox.export.quantization.ptq import quantize_network
 from firebox.export.trace import trace
@@ -330,11 +330,11 @@ def _rounding_rows(name: str, seed: str, network: ZooNetwork, calibration, judge
         return [preprocessing.normalize(pixels)[None] for pixels in crops]
 
     samples, views = inputs(calibration), inputs(judged)
-    expected = answers(graph, views)
+    expected = run_outputs(graph, views)
     for title, ways in (("as calibrated", _as_calibrated()), ("as written", nullcontext())):
         with ways:
             found = quantize_network(graph, samples, "fast", quiet=True).graph
-        onnx, tflite = answers(found, views), _in_litert(found, views)
+        onnx, tflite = run_outputs(found, views), _in_litert(found, views)
         noise = ((onnx - expected) ** 2).sum()
         yield (
             name,

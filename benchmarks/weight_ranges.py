@@ -14,7 +14,7 @@ import click
 import numpy as np
 from common import IMAGES, REFERENCES, data_option, load_reference
 
-from firebox.export.activations import answers
+from firebox.export.activations import run_outputs
 from firebox.export.formats.onnx_writer import write_onnx
 from firebox.export.quantization.ptq import quantize_network
 from firebox.export.quantization.weight_grid import WeightRange
@@ -72,7 +72,7 @@ def main(data_folder: Path, cache: Path, networks: Sequence[str], fresh: bool) -
         crops = [network.preprocessing.crop(images.read(one), one) for one in images.names]
         samples = [network.preprocessing.normalize(pixels)[None] for pixels in crops]
         labels = match_labels(images, network.classes, network.class_ids)
-        expected = answers(graph, samples)
+        expected = run_outputs(graph, samples)
         with progress(name, FOLDS * len(get_args(WeightRange))) as advance:
             for fold, drawn in enumerate(parts):
                 rest = np.setdiff1d(np.arange(len(images)), drawn)
@@ -81,7 +81,7 @@ def main(data_folder: Path, cache: Path, networks: Sequence[str], fresh: bool) -
                     if fresh or not file.is_file():
                         calibration = [samples[i] for i in np.sort(drawn)]
                         found = quantize_network(graph, calibration, weight_range=weight_range, quiet=True).graph
-                        outputs = answers(found, [samples[i] for i in rest])
+                        outputs = run_outputs(found, [samples[i] for i in rest])
                         layers = check_saturation(write_onnx(found)).layers
                         result = Result(
                             name,

@@ -39,7 +39,7 @@ def run_activations(
         }
 
 
-def answers(graph: Graph, samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None) -> np.ndarray:
+def run_outputs(graph: Graph, samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None) -> np.ndarray:
     """Real-valued outputs (images, values) of a network; ``tick`` is called once a sample.
 
     Raises ``QuantizationError`` without samples.

@@ -29,15 +29,15 @@ from .parity import (
     Precision,
     Tolerance,
     compare,
-    first_to_leave,
+    first_divergence,
     judge,
-    module_answers,
+    module_outputs,
     refuse,
-    session_answers,
+    session_outputs,
 )
 from .quantization.gptq import input_moments
 from .quantization.precisions import find_layers, with_float16_weights, with_int8_weights, with_int16_layers
-from .quantization.ptq import Effort, Quantized, calibration_samples, check_effort, quantize_network
+from .quantization.ptq import Effort, PTQResult, calibration_samples, check_effort, quantize_network
 from .quantization.quantize import quantize, with_input_type
 from .quantization.ranges import Calibrator, Range
 from .quantization.weight_grid import DEFAULT_RANGE, WeightRange
@@ -136,7 +136,7 @@ def export(
     if ranges:
         calibration = calibration.subset(())
     graphs: dict[Precision, Graph] = {"float32": graph}
-    quantized: Quantized | None = None
+    quantized: PTQResult | None = None
     seen = _crops(calibration, preprocessing) if {"int8", "dynamic"} & set(config.precisions) else []
     if "int8" in config.precisions:
         if ranges:
@@ -252,13 +252,13 @@ def _through_gate(
     inputs = np.stack([preprocessing.normalize(image).transpose(2, 0, 1) for image in pixels])
     inputs = np.ascontiguousarray(inputs)
     with progress("comparing", 1 + len(files), quiet=quiet) as advance:
-        expected = module_answers(module, inputs)
+        expected = module_outputs(module, inputs)
         advance()
         exact = reference_outputs(graphs["int8"], pixels, preprocessing) if "int8" in graphs else None
         outputs, results = [], []
         for file, (precision, data) in files.items():
             with Session(data, check="off") as session:
-                outputs.append(session_answers(session, pixels))
+                outputs.append(session_outputs(session, pixels))
                 result = compare(file, precision, session.backend, expected, outputs[-1])
                 if exact is not None and precision == "int8":
                     beside = exactness(graphs["int8"], exact, outputs[-1])
@@ -272,7 +272,7 @@ def _through_gate(
         graph, integer = graphs[complaint.precision], complaint.precision == "int8"
         # An equalized network has other activations than the module.
         floats, truth = (reference, None) if integer else (graphs["float32"], module)
-        raise refuse(complaint, first_to_leave(graph, floats, inputs, tolerance, truth))
+        raise refuse(complaint, first_divergence(graph, floats, inputs, tolerance, truth))
     return results, _identical(results, outputs)
 
 

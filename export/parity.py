@@ -10,7 +10,7 @@ from ..runtime.errors import ParityError, UsageError
 from ..runtime.graph.graph import Graph
 from ..runtime.inference.session import Session
 from .activations import run_activations
-from .trace import device_of, evaluating, one_thread
+from .trace import device_of, in_eval_mode, one_thread
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,17 +83,17 @@ def compare(file: str, precision: Precision, backend: str, expected: np.ndarray,
     return Parity(file, precision, backend, error, error / largest if largest else error, sqnr, same)
 
 
-def session_answers(session: Session, pixels: Sequence[np.ndarray]) -> np.ndarray:
+def session_outputs(session: Session, pixels: Sequence[np.ndarray]) -> np.ndarray:
     """Real-valued outputs (images, classes) of a file."""
     return np.stack([session.predict_pixels(image) for image in pixels])
 
 
-def module_answers(module: "nn.Module", inputs: np.ndarray) -> np.ndarray:
+def module_outputs(module: "nn.Module", inputs: np.ndarray) -> np.ndarray:
     """Outputs (images, classes) of the module for normalized inputs (images, channels, height, width)."""
     import torch
 
     device = device_of(module)
-    with evaluating(module), one_thread(), torch.inference_mode():
+    with in_eval_mode(module), one_thread(), torch.inference_mode():
         values = [module(torch.from_numpy(x[None]).to(device)).float().cpu().numpy() for x in inputs]
     return np.concatenate(values).reshape(len(inputs), -1)
 
@@ -130,7 +130,7 @@ def _complaint(result: Parity, output: np.ndarray, limit: Tolerance) -> str:
     return ""
 
 
-def first_to_leave(
+def first_divergence(
     graph: Graph, reference: Graph, inputs: np.ndarray, tolerance: Tolerance, module: "nn.Module | None" = None
 ) -> str:
     """The first layer, in the order of the network, at which a graph leaves the float graph ``reference``, in words.
@@ -184,7 +184,7 @@ def _module_activations(module: "nn.Module", graph: Graph, x: np.ndarray) -> dic
                 )
             )
     try:
-        with evaluating(module), torch.inference_mode():
+        with in_eval_mode(module), torch.inference_mode():
             module(torch.from_numpy(x).to(device_of(module)))
     finally:
         for hook in hooks:

@@ -31,7 +31,7 @@ def trace(module: "nn.Module", input_shape: tuple[int, int, int, int], name: str
         raise MissingExtraError(error.name or "torch", "export") from error
     example = torch.zeros(input_shape, device=device_of(module))
     try:
-        with _quiet(), evaluating(module), torch.no_grad():
+        with _quiet(), in_eval_mode(module), torch.no_grad():
             program = torch.onnx.export(
                 module, (example,), dynamo=True, external_data=False, opset_version=OPSET, verbose=False,
                 input_names=["input"], output_names=["output"],
@@ -50,7 +50,7 @@ def device_of(module: "nn.Module") -> "torch.device | None":
 
 
 @contextlib.contextmanager
-def evaluating(module: "nn.Module") -> Iterator[None]:
+def in_eval_mode(module: "nn.Module") -> Iterator[None]:
     """The module in eval mode; afterwards each of its parts is in the mode it was in, frozen ones too."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 
 from ...runtime.graph.graph import Conv, FullyConnected, Graph, Op
-from .float_layers import surroundings
+from .float_layers import adjacent_ops
 from .matching import Match
-from .tensor_errors import TensorSums, spread
+from .tensor_errors import ErrorSums, spread
 
 Fix = Literal["calibrate", "equalize", "correct bias", "round weights", "keep float", "none"]
 
@@ -35,7 +35,7 @@ class Advice:
     reason: str
 
 
-def advise(found: Match, layer: str, sums: TensorSums, recovered: float) -> Advice:
+def advise(found: Match, layer: str, sums: ErrorSums, recovered: float) -> Advice:
     """What would help a layer that costs the share ``recovered`` of the noise in the network's output."""
     graph = found.quantized
     op = graph.producers.get(layer)
@@ -60,7 +60,7 @@ def advise(found: Match, layer: str, sums: TensorSums, recovered: float) -> Advi
 
 def equalizable(graph: Graph, tensor: str) -> bool:
     """Whether factors may move, channel by channel, from the weights that make a tensor to those that take it."""
-    around = [graph.producers.get(name) for name in surroundings(graph, tensor)]
+    around = [graph.producers.get(name) for name in adjacent_ops(graph, tensor)]
     scaled = all(isinstance(op, Conv | FullyConnected) and op.activation != "relu6" for op in around)
     return scaled and len(around) > 1 and tensor not in graph.outputs
 

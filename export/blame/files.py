@@ -16,19 +16,19 @@ from ...runtime.graph.graph import Graph
 from ...runtime.images.datasets import LabelledImages, sample
 from ...runtime.inference.session import Session
 from ...runtime.report.summary import node_data
-from ..activations import answers
+from ..activations import run_outputs
 from ..formats.contract_writer import complete, for_file
 from ..formats.onnx_writer import write_onnx
 from ..formats.tflite_writer import write_tflite
-from ..parity import session_answers
+from ..parity import session_outputs
 from ..quantization.quantize import with_input_type
 from .matching import match
 from .repair import Repair, check_target, repair
-from .sensitivity import Blame, agree, as_graph, blame_match, passes
+from .sensitivity import Blame, as_graph, blame_match, class_agreement, passes
 
 
 @dataclass(frozen=True)
-class Blamed:
+class BlameFiles:
     """What was found and written; ``report`` is what ``blame.json`` says of it.
 
     ``repair`` is None when none was asked for. ``fixed`` is, for each repaired file, the share of the judged images
@@ -63,7 +63,7 @@ def blame_files(
     seed: int = 0,
     target: float | None = None,
     quiet: bool = False,
-) -> Blamed:
+) -> BlameFiles:
     """Blame the layers of an int8 file, against a float32 file of the same network, on ``count`` images.
 
     With a ``target``, the share of images that are to get the float network's class, the float network is quantized
@@ -93,11 +93,11 @@ def blame_files(
             )
         if repaired.reached and repaired.steps:
             files = _written(repaired.graph, found.quantized, contract, Path(quantized).stem)
-            fixed = _judged(files, answers(floats, samples), pixels)
+            fixed = _judged(files, run_outputs(floats, samples), pixels)
     report = _report(reference, quantized, images, blamed, repaired, fixed, len(calibration))
     contents: dict[str, bytes | str] = {"blame.json": json.dumps(report, indent=2, allow_nan=False) + "\n"}
     contents |= {f"{Path(quantized).stem}.{name}.json": text for name, text in explorer_data(blamed).items()}
-    found_out = Blamed(blamed, repaired, fixed, (), report)
+    found_out = BlameFiles(blamed, repaired, fixed, (), report)
     if found_out.reached:
         contents |= files
     return replace(found_out, files=tuple(write_files(out, contents)) if out is not None else ())
@@ -153,7 +153,7 @@ def _judged(files: Mapping[str, bytes], expected: np.ndarray, pixels: Sequence[n
     found = {}
     for name, data in files.items():
         with Session(data, check="off") as session:
-            found[name] = agree(expected, session_answers(session, pixels))
+            found[name] = class_agreement(expected, session_outputs(session, pixels))
     return found
 
 

@@ -24,7 +24,7 @@ def quantizers(graph: Graph) -> dict[str, str]:
     return found
 
 
-def unquantized(found: Match, layer: str) -> Graph:
+def with_float_layer(found: Match, layer: str) -> Graph:
     """The int8 network with one layer's weight, and what that layer gives, left in float; all else as it is.
 
     ``layer`` is one of ``quantizers``. onnxruntime runs it; TFLite knows no operations on integers and reals at once.
@@ -48,7 +48,7 @@ def unquantized(found: Match, layer: str) -> Graph:
     return Graph.of(graph.name, tensors.values(), ops, graph.inputs, outputs)
 
 
-def surroundings(graph: Graph, tensor: str) -> set[str]:
+def adjacent_ops(graph: Graph, tensor: str) -> set[str]:
     """The operations that have to compute in float for an integer tensor, and what it is joined to, to become real."""
     group = _group(graph, tensor)
     around = [op for op in graph.ops if group & {*op.inputs, op.output} and not _without_quantizer(graph, op)]
@@ -96,7 +96,7 @@ def _extended(graph: Graph, layers: set[str]) -> tuple[set[str], set[str]]:
     floats, real = set(layers), set[str]()
     for layer, tensor in quantizers(graph).items():
         group = _group(graph, tensor)
-        if layer in layers and surroundings(graph, tensor) <= layers and not group & {*graph.inputs, *graph.outputs}:
+        if layer in layers and adjacent_ops(graph, tensor) <= layers and not group & {*graph.inputs, *graph.outputs}:
             real |= group
             floats |= {op.output for op in graph.ops if op.output in group}
     return floats, real

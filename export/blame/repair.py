@@ -9,17 +9,17 @@ import numpy as np
 
 from ...runtime.errors import UsageError
 from ...runtime.graph.graph import Graph
-from ..activations import answers
-from ..quantization.calibration import choose_ranges, observe
+from ..activations import run_outputs
+from ..quantization.calibration import choose_ranges, collect_histograms
 from ..quantization.equalization import channel_peaks, equalize
 from ..quantization.gptq import Moments, input_moments
 from ..quantization.quantize import quantize
 from ..quantization.ranges import CALIBRATORS, Calibrator
-from ..quantization.weight_tuning import learn
+from ..quantization.weight_tuning import tune_weights
 from .advice import Fix
-from .float_layers import keep_float, quantizers, surroundings
+from .float_layers import adjacent_ops, keep_float, quantizers
 from .matching import match
-from .sensitivity import LayerBlame, agree, blame_match, sqnr
+from .sensitivity import LayerBlame, blame_match, class_agreement, sqnr
 
 Weights = Literal["nearest", "corrected", "rounded", "learned"]
 
@@ -147,7 +147,7 @@ class _Bench:
     seen: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.expected = answers(self.reference, self.judged)
+        self.expected = run_outputs(self.reference, self.judged)
         self.best = self.kept = self.judge(self.quantized)
 
     @property
@@ -155,8 +155,8 @@ class _Bench:
         return self.best.agreement >= self.target
 
     def judge(self, graph: Graph, float_layers: tuple[str, ...] = ()) -> _Candidate:
-        found = answers(graph, self.judged)
-        return _Candidate(graph, agree(self.expected, found), sqnr(self.expected, found), float_layers)
+        found = run_outputs(graph, self.judged)
+        return _Candidate(graph, class_agreement(self.expected, found), sqnr(self.expected, found), float_layers)
 
     def try_change(self, fix: Fix, detail: str, changes: dict[str, Any]) -> None:
         """Quantize with one thing changed; keep it when the answer is better, the first in any case."""
@@ -199,12 +199,12 @@ class _Bench:
         graph, samples = self.reference, self.calibration
         if recipe.equalized:
             graph = self.once("equalized", lambda: equalize(graph, channel_peaks(graph, samples)))
-        observed = self.once((recipe.equalized, "observed"), lambda: observe(graph, samples))
+        observed = self.once((recipe.equalized, "observed"), lambda: collect_histograms(graph, samples))
         ranges = choose_ranges(graph, observed, recipe.calibrator)
         if recipe.weights == "nearest":
             return quantize(graph, ranges)
         if recipe.weights == "learned":
-            return quantize(learn(graph, ranges, samples), ranges)
+            return quantize(tune_weights(graph, ranges, samples), ranges)
         moments = self.once((recipe.equalized, "moments"), lambda: input_moments(graph, samples))
         if recipe.weights == "corrected":
             moments = {name: Moments(m.mean, np.zeros_like(m.covariance)) for name, m in moments.items()}
@@ -221,4 +221,4 @@ def _island(graph: Graph, layer: LayerBlame) -> set[str]:
     quantizer, weights = (np.inf if db is None else db for db in (layer.error.quantizer_db, layer.error.weights_db))
     if weights < quantizer:
         return {layer.layer}
-    return surroundings(graph, quantizers(graph)[layer.layer])
+    return adjacent_ops(graph, quantizers(graph)[layer.layer])

@@ -13,12 +13,12 @@ import numpy as np
 
 from ...runtime.formats.read import read_graph
 from ...runtime.graph.graph import Conv, FullyConnected, Graph
-from ..activations import answers
+from ..activations import run_outputs
 from ..quantization.calibration import calibrate
 from .advice import Advice, advise
-from .float_layers import quantizers, unquantized
+from .float_layers import quantizers, with_float_layer
 from .matching import Match, match
-from .tensor_errors import KL_BINS, TensorError, decibels, measure, squares
+from .tensor_errors import KL_BINS, TensorError, decibels, measure, sum_squares
 
 # Fewer images than this say little of how often two networks agree.
 _FEW = 20
@@ -84,12 +84,12 @@ def blame_match(found: Match, samples: Sequence[np.ndarray], tick: Callable[[], 
     """As ``blame``, of two networks that are matched already."""
     ranges = calibrate(found.reference, samples, "minmax", tick)
     sums = measure(found, ranges, samples, tick)
-    expected, given = answers(found.reference, samples, tick), answers(found.quantized, samples, tick)
-    noise, agreement = squares(given - expected), agree(expected, given)
+    expected, given = run_outputs(found.reference, samples, tick), run_outputs(found.quantized, samples, tick)
+    noise, agreement = sum_squares(given - expected), class_agreement(expected, given)
     layers = []
     for layer, tensor in quantizers(found.quantized).items():
-        alone = answers(unquantized(found, layer), samples, tick)
-        left = squares(alone - expected)
+        alone = run_outputs(with_float_layer(found, layer), samples, tick)
+        left = sum_squares(alone - expected)
         recovered = (noise - left) / noise if noise else 0.0
         op = found.quantized.producers.get(layer)
         layers.append(
@@ -98,7 +98,7 @@ def blame_match(found: Match, samples: Sequence[np.ndarray], tick: Callable[[], 
                 op.kind if op else "Input",
                 recovered,
                 decibels(noise, left) if noise else 0.0,
-                agree(expected, alone) - agreement,
+                class_agreement(expected, alone) - agreement,
                 sums[tensor].error(),
                 *_weight_ratios(found, layer),
                 advise(found, layer, sums[tensor], recovered),
@@ -106,7 +106,7 @@ def blame_match(found: Match, samples: Sequence[np.ndarray], tick: Callable[[], 
         )
     ranked = sorted(layers, key=lambda layer: -layer.recovered)
     errors = tuple(total.error() for total in sums.values())
-    total = decibels(squares(expected), noise)
+    total = decibels(sum_squares(expected), noise)
     return Blame(len(samples), agreement, total, tuple(ranked), errors, _notes(samples, expected))
 
 
@@ -120,14 +120,14 @@ def passes(quantized: Graph) -> int:
     return len(quantizers(quantized)) + 4
 
 
-def agree(expected: np.ndarray, given: np.ndarray) -> float:
+def class_agreement(expected: np.ndarray, given: np.ndarray) -> float:
     """The share of images for which both answers (images, classes) have the same best class."""
     return float((expected.argmax(1) == given.argmax(1)).mean())
 
 
 def sqnr(expected: np.ndarray, given: np.ndarray) -> float | None:
     """Signal to noise of an answer in dB; ``None`` when nothing differs."""
-    return decibels(squares(expected), squares(given - expected))
+    return decibels(sum_squares(expected), sum_squares(given - expected))
 
 
 def _weight_ratios(found: Match, layer: str) -> tuple[float | None, float | None]:
@@ -137,9 +137,9 @@ def _weight_ratios(found: Match, layer: str) -> tuple[float | None, float | None
     expected = found.reference.constant(found.layer(op).inputs[1]).real()
     expected = expected.reshape(len(expected), -1).astype(np.float64)
     error = found.quantized.constant(op.inputs[1]).real().reshape(expected.shape) - expected
-    channels = [decibels(squares(w), squares(e)) for w, e in zip(expected, error, strict=True) if w.any()]
+    channels = [decibels(sum_squares(w), sum_squares(e)) for w, e in zip(expected, error, strict=True) if w.any()]
     noisy = [ratio for ratio in channels if ratio is not None]
-    return decibels(squares(expected), squares(error)), min(noisy, default=None)
+    return decibels(sum_squares(expected), sum_squares(error)), min(noisy, default=None)
 
 
 def _notes(samples: Sequence[np.ndarray], expected: np.ndarray) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...runtime.graph.graph import Conv, FullyConnected, Graph, Quantization, Relu, Tensor
 from ..activations import run_activations
-from ..quantization.ranges import Range, counted
+from ..quantization.ranges import Range, bin_counts
 from .matching import Match
 
 # Bins over the range of the float tensor in which the divergence is told; of 256 levels four fall in each.
@@ -41,7 +41,7 @@ class TensorError:
 
 
 @dataclass
-class TensorSums:
+class ErrorSums:
     """The sums over images that a ``TensorError`` is made of; noise and signal are sums of squares."""
 
     name: str
@@ -71,23 +71,23 @@ class TensorSums:
         flat = expected.reshape(expected.shape[1], -1)
         own = self.quantization.dequantize(self.quantization.quantize(flat, self.dtype))
         given = own if found is None else found.reshape(flat.shape)
-        self.signal += squares(flat)
-        self.power += squares(given)
+        self.signal += sum_squares(flat)
+        self.power += sum_squares(given)
         self.product += float(np.vdot(flat, given))
-        self.noise += squares(given - flat)
+        self.noise += sum_squares(given - flat)
         rounding = own - flat
-        self.quantizer_noise += squares(rounding)
+        self.quantizer_noise += sum_squares(rounding)
         # What is past the ends is off by more than half a step.
         past = rounding[np.abs(rounding) > 0.501 * self.quantization.scale[0]]
-        self.clip_noise += squares(past)
+        self.clip_noise += sum_squares(past)
         self.clipped += past.size
         self.values += flat.size
         self.largest = np.maximum(self.largest, np.abs(flat).max(1))
-        self.expected_counts += counted(flat, self.seen, _FINE_BINS)
-        self.found_counts += counted(given, self.seen, _FINE_BINS)
+        self.expected_counts += bin_counts(flat, self.seen, _FINE_BINS)
+        self.found_counts += bin_counts(given, self.seen, _FINE_BINS)
         if with_weights is not None:
             error = with_weights.reshape(flat.shape) - flat
-            self.weights_noise += squares(error)
+            self.weights_noise += sum_squares(error)
             self.shift = self.shift + error.sum(1, dtype=np.float64)
 
     def error(self) -> TensorError:
@@ -126,7 +126,7 @@ class TensorSums:
 
 def measure(
     found: Match, ranges: Mapping[str, Range], samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None
-) -> dict[str, TensorSums]:
+) -> dict[str, ErrorSums]:
     """Every integer tensor of the int8 network against the float network; ``ranges`` are those of the float tensors.
 
     ``tick`` is called once a sample.
@@ -137,7 +137,7 @@ def measure(
         theirs = found.reference.tensors[found.names[tensor.name]]
         # What one of the two pads in an operation of its own has no counterpart.
         if tensor.quantization and math.prod(tensor.shape) == math.prod(theirs.shape):
-            sums[tensor.name] = TensorSums(tensor.name, tensor.quantization, tensor.dtype, ranges[theirs.name])
+            sums[tensor.name] = ErrorSums(tensor.name, tensor.quantization, tensor.dtype, ranges[theirs.name])
     probed = _with_int8_weights(found)
     for floats, integers in zip(run_activations(probed, samples), run_activations(graph, samples), strict=True):
         for name, total in sums.items():
@@ -190,7 +190,7 @@ def _probe(name: str) -> str:
     return f"{name}/with_int8_weights"
 
 
-def squares(values: np.ndarray) -> float:
+def sum_squares(values: np.ndarray) -> float:
     """The sum of the squares of all values."""
     return float(np.vdot(values, values))
 

@@ -7,7 +7,7 @@ import numpy as np
 from ...runtime.errors import QuantizationError
 from ...runtime.graph.graph import Graph
 from ..activations import run_activations
-from .ranges import CALIBRATORS, Calibrator, Histogram, Range, check_calibrator, counted
+from .ranges import CALIBRATORS, Calibrator, Histogram, Range, bin_counts, check_calibrator
 from .scales import passes_on, scale_groups
 
 _BINS = 2048
@@ -29,10 +29,10 @@ def calibrate(
     ``QuantizationError`` without samples, or naming the first tensor that is not finite.
     """
     check_calibrator(calibrator)
-    return choose_ranges(graph, observe(graph, samples, tick), calibrator)
+    return choose_ranges(graph, collect_histograms(graph, samples, tick), calibrator)
 
 
-def observe(
+def collect_histograms(
     graph: Graph, samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None
 ) -> dict[str, Histogram]:
     """The values of all activations that share a scale, under the name of the first of them.
@@ -56,7 +56,9 @@ def observe(
             if not passes_on(graph.producers.get(name)):
                 kept[group].append(_spaced(values[name].ravel(), max(_LEAST_KEPT, _KEPT // len(samples)), index))
         tick()
-    return {group: Histogram(seen[group], counted(np.concatenate(kept[group]), seen[group], _BINS)) for group in seen}
+    return {
+        group: Histogram(seen[group], bin_counts(np.concatenate(kept[group]), seen[group], _BINS)) for group in seen
+    }
 
 
 def choose_ranges(graph: Graph, observed: Mapping[str, Histogram], calibrator: Calibrator) -> dict[str, Range]:

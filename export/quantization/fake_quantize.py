@@ -42,7 +42,7 @@ from .exact_scales import exact_scales
 from .quantize import quantize_layer
 from .ranges import Range
 from .scales import activation_scales, fixed_groups, scale_groups
-from .weight_grid import DEFAULT_RANGE, WeightRange, grid_of
+from .weight_grid import DEFAULT_RANGE, WeightRange, layer_grid
 
 _LEVELS = 255
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -83,7 +83,7 @@ class FakeQuantized(nn.Module):
         self._integers: dict[str, tuple[Quantization, tuple[GraphTensor, GraphTensor], list[np.ndarray]]] = {}
         self._last_use = {name: op for op in graph.ops for name in op.inputs}
         layers = [op for op in graph.ops if isinstance(op, Conv | FullyConnected)]
-        self._grids = {op.name: grid_of(graph, op, weight_range) for op in layers}
+        self._grids = {op.name: layer_grid(graph, op, weight_range) for op in layers}
         names = dict.fromkeys(name for op in layers for name in op.inputs[1:])
         self._constants = {name: index for index, name in enumerate(names)}
         self.weights = nn.ParameterList((weights or {}).get(name, _parameter(graph, name)) for name in names)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...runtime.graph.graph import Conv, FullyConnected, Graph, Op, Quantization
 from ..activations import run_activations
-from .weight_grid import FULL, WeightGrid, bounds, on_grid
+from .weight_grid import FULL, WeightGrid, bounds, round_to_grid
 
 # Input windows looked at for each layer, over all samples.
 _WINDOWS = 40_000
@@ -64,7 +64,7 @@ def round_weight(
     """int8 integers on a grid for a weight (out, ...) with one scale per output; to the nearest without moments."""
     real = weight if moments is None else compensate(weight, quantization, moments, grid)
     rows = real.reshape(len(real), -1) / np.asarray(quantization.scale, np.float32)[:, None]
-    return on_grid(rows, grid, importance(moments, rows.shape[1])).astype(np.int8).reshape(weight.shape)
+    return round_to_grid(rows, grid, importance(moments, rows.shape[1])).astype(np.int8).reshape(weight.shape)
 
 
 def compensate(weight: np.ndarray, quantization: Quantization, moments: Moments, grid: WeightGrid = FULL) -> np.ndarray:

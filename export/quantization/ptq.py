@@ -10,14 +10,14 @@ from ...runtime.commands.console import note, progress
 from ...runtime.errors import QuantizationError, UsageError
 from ...runtime.graph.graph import Graph, Softmax
 from ...runtime.images.preprocessing import Preprocessing
-from ..activations import answers
-from .calibration import choose_ranges, observe
+from ..activations import run_outputs
+from .calibration import choose_ranges, collect_histograms
 from .equalization import channel_peaks, equalize
 from .gptq import input_moments
 from .quantize import check_float, quantize
 from .ranges import CALIBRATORS, Calibrator, Histogram, Range, check_calibrator
 from .weight_grid import DEFAULT_RANGE, WeightRange
-from .weight_tuning import EPOCHS, learn
+from .weight_tuning import EPOCHS, tune_weights
 
 Effort = Literal["fast", "good", "best"]
 
@@ -28,7 +28,7 @@ _FEW = 10
 
 
 @dataclass(frozen=True)
-class Quantized:
+class PTQResult:
     """An int8 graph and how it was made; ``reference`` is the float network on its scales, channel by channel, and
     ``divergence`` what was found for each choice that was compared."""
 
@@ -81,7 +81,7 @@ def quantize_network(
     *,
     weight_range: WeightRange = DEFAULT_RANGE,
     quiet: bool = False,
-) -> Quantized:
+) -> PTQResult:
     """A float graph in int8, calibrated on ``samples`` (network inputs, NHWC with the batch).
 
     ``fast`` takes ranges of the least squared error and rounds weights for the least error of each layer's output, mean
@@ -97,7 +97,7 @@ def quantize_network(
     if effort == "fast":
         chosen = _Choice(graph, calibrator or _USUAL, False)
         with progress("calibrating", len(samples), quiet=quiet) as advance:
-            observed = observe(graph, samples, advance)
+            observed = collect_histograms(graph, samples, advance)
         _remark(observed, quiet)
         ranges = choose_ranges(graph, observed, chosen.calibrator)
         divergence: dict[str, float] = {}
@@ -107,13 +107,13 @@ def quantize_network(
         )
     if effort == "best":
         with progress("learning weights", (EPOCHS + 1) * len(samples), quiet=quiet) as advance:
-            learned = learn(chosen.graph, ranges, samples, seed, advance, weight_range)
+            learned = tune_weights(chosen.graph, ranges, samples, seed, advance, weight_range)
             result = quantize(learned, ranges, None, weight_range)
     else:
         with progress("rounding weights", len(samples), quiet=quiet) as advance:
             moments = input_moments(chosen.graph, samples, seed, advance)
             result = quantize(chosen.graph, ranges, moments, weight_range)
-    return Quantized(result, chosen.graph, effort, chosen.calibrator, chosen.equalized, divergence)
+    return PTQResult(result, chosen.graph, effort, chosen.calibrator, chosen.equalized, divergence)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,16 +138,16 @@ def _compare(
     """The choice whose answers, with weights rounded to the nearest, diverge least from the float network's."""
     looks = 4 + 2 * len(calibrators)
     with progress("choosing scales", looks * len(samples), quiet=quiet) as advance:
-        observed = {False: observe(graph, samples, advance)}
+        observed = {False: collect_histograms(graph, samples, advance)}
         networks = {False: graph, True: equalize(graph, channel_peaks(graph, samples, advance))}
-        observed[True] = observe(networks[True], samples, advance)
-        expected = answers(graph, samples, advance)
+        observed[True] = collect_histograms(networks[True], samples, advance)
+        expected = run_outputs(graph, samples, advance)
         tried: dict[_Choice, tuple[float, dict[str, Range]]] = {}
         for equalized, network in networks.items():
             for calibrator in calibrators:
                 ranges = choose_ranges(network, observed[equalized], calibrator)
                 # The ranges of activations are chosen; what the weights lose is the same for all.
-                found = answers(quantize(network, ranges, None, "full"), samples, advance)
+                found = run_outputs(quantize(network, ranges, None, "full"), samples, advance)
                 tried[_Choice(network, calibrator, equalized)] = _divergence(graph, expected, found), ranges
     _remark(observed[False], quiet)
     best = min(tried, key=lambda choice: tried[choice][0])

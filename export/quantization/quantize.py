@@ -23,7 +23,7 @@ from ...runtime.graph.rewrite import averages_as_convolutions
 from .gptq import Moments, compensate, importance, mean_error, round_weight
 from .ranges import Range
 from .scales import activation_scales
-from .weight_grid import DEFAULT_RANGE, FULL, WeightGrid, WeightRange, fitted_scales, grid_of
+from .weight_grid import DEFAULT_RANGE, FULL, WeightGrid, WeightRange, fit_scales, layer_grid
 
 _MAX_BIAS = 2**30
 
@@ -58,7 +58,7 @@ def quantize(
                 bias,
                 scales[op.inputs[0]],
                 (moments or {}).get(op.name),
-                grid_of(graph, op, weight_range),
+                layer_grid(graph, op, weight_range),
             )
             tensors.update((tensor.name, tensor) for tensor in constants)
             op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
@@ -75,7 +75,7 @@ def check_float(graph: Graph) -> None:
         )
 
 
-def compensated(
+def compensate_layers(
     graph: Graph,
     ranges: Mapping[str, Range],
     moments: Mapping[str, Moments],
@@ -86,7 +86,7 @@ def compensated(
     for op in graph.ops:
         if isinstance(op, Conv | FullyConnected) and op.name in moments:
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
-            x, own, grid = scales[op.inputs[0]], moments[op.name], grid_of(graph, op, weight_range)
+            x, own, grid = scales[op.inputs[0]], moments[op.name], layer_grid(graph, op, weight_range)
             per_channel = _weight_scales(op.name, weight, bias, x, own, grid)
             real = compensate(weight, per_channel, own, grid)
             error = mean_error(weight, per_channel.dequantize(round_weight(real, per_channel, None, grid)), own)
@@ -154,7 +154,7 @@ def _weight_scales(
     )
     scale[largest == 0] = np.maximum(floor, 1.0)[largest == 0]
     rows = weight.reshape(len(weight), -1)
-    scale = fitted_scales(rows, scale, grid, importance(moments, rows.shape[1]))
+    scale = fit_scales(rows, scale, grid, importance(moments, rows.shape[1]))
     return Quantization(tuple(map(float, scale)), 0, 0)
 
 

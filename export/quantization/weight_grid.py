@@ -41,14 +41,14 @@ class WeightGrid:
 FULL = WeightGrid()
 
 
-def grid_of(graph: Graph, op: Conv | FullyConnected, weight_range: WeightRange) -> WeightGrid:
+def layer_grid(graph: Graph, op: Conv | FullyConnected, weight_range: WeightRange) -> WeightGrid:
     """The grid of a layer's weights, its columns in the order of the graph's weight (rows, columns, channels)."""
     if weight_range != "saturation-free":
         return FULL if weight_range == "full" else WeightGrid(LIMIT // 2)
     return WeightGrid(pairs=tuple(weight_pairs(graph, op)))
 
 
-def fitted_scales(weight: np.ndarray, scales: np.ndarray, grid: WeightGrid, importance: np.ndarray) -> np.ndarray:
+def fit_scales(weight: np.ndarray, scales: np.ndarray, grid: WeightGrid, importance: np.ndarray) -> np.ndarray:
     """The scale of each output for which a weight (outputs, columns) loses least on the grid, float32.
 
     ``scales`` are those at which nothing is clipped; ``importance`` weighs the squared error of each column.
@@ -63,14 +63,14 @@ def fitted_scales(weight: np.ndarray, scales: np.ndarray, grid: WeightGrid, impo
     best = np.full(len(rows), np.inf)
     for widening in _WIDENINGS:
         tried = (own * np.float32(widening)).astype(np.float32)[:, None]
-        error = ((on_grid(rows / tried, grid, importance) * tried - rows) ** 2 * importance).sum(axis=1)
+        error = ((round_to_grid(rows / tried, grid, importance) * tried - rows) ** 2 * importance).sum(axis=1)
         better = error < best
         chosen[offending[better]] = tried[better, 0]
         best[better] = error[better]
     return chosen
 
 
-def on_grid(steps: np.ndarray, grid: WeightGrid, importance: np.ndarray) -> np.ndarray:
+def round_to_grid(steps: np.ndarray, grid: WeightGrid, importance: np.ndarray) -> np.ndarray:
     """The nearest integers (rows, columns), pairs cut where they are too large: the less important weight more."""
     found = np.clip(np.rint(steps), -grid.largest, grid.largest)
     # Cutting a pair makes none of another walk larger.

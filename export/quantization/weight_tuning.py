@@ -13,9 +13,9 @@ import numpy as np
 
 from ...runtime.errors import MissingExtraError
 from ...runtime.graph.graph import Conv, FullyConnected, Graph, Softmax
-from ..activations import answers
+from ..activations import run_outputs
 from .gptq import input_moments
-from .quantize import compensated
+from .quantize import compensate_layers
 from .ranges import Range
 from .scales import activation_scales
 from .weight_grid import DEFAULT_RANGE, WeightRange
@@ -35,7 +35,7 @@ _LEAST_SHARE = 0.6
 _SQUARED = 100.0
 
 
-def learn(
+def tune_weights(
     graph: Graph,
     ranges: Mapping[str, Range],
     samples: Sequence[np.ndarray],
@@ -59,13 +59,13 @@ def learn(
 
     rng = np.random.default_rng(seed)
     with one_thread():
-        start = compensated(graph, ranges, input_moments(graph, samples, seed, tick), weight_range)
+        start = compensate_layers(graph, ranges, input_moments(graph, samples, seed, tick), weight_range)
         module = FakeQuantized(start, ranges, weight_range=weight_range)
         optimizer = torch.optim.Adam(_paced(start, ranges, module), betas=(0.9, 0.99))
         slowing = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, EPOCHS * -(-len(samples) // _BATCH))
         for _ in range(EPOCHS):
             views = [_view(samples[index], rng) for index in rng.permutation(len(samples))]
-            expected = answers(graph, views).astype(np.float32)
+            expected = run_outputs(graph, views).astype(np.float32)
             for first in range(0, len(views), _BATCH):
                 batch = slice(first, first + _BATCH)
                 loss = _loss(graph, module, np.concatenate(views[batch]), expected[batch])

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ...export.trace import in_eval_mode
 from ...runtime.errors import UsageError
 from ..training_config import FreezeSchedule
 from .callbacks import Callback, Loop
 from .layer_groups import Layer, freeze, layers_of
 from .log import LogRow
-from .predict import in_eval_mode
 from .schedules import half_cosine
 
 _EXPONENTS = {"linear": 1, "squared": 2, "cubic": 3}

@@ -1,11 +1,11 @@
 """What a network answers, and how often it is right."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ...export.trace import in_eval_mode
 from ...runtime.commands.console import progress
 from ...runtime.images.preprocessing import Preprocessing
 from .data import ImageDataset, prepare
@@ -32,19 +32,6 @@ def predict(
             logits.append(module(prepare(pixels.to(device), preprocessing)).cpu())
             advance(len(labels))
     return torch.cat(logits)
-
-
-@contextmanager
-def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Within, the whole module is in eval mode; afterwards each part is in its own mode again."""
-    # Not every part of a module that trains need be in training mode.
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def top_k(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> tuple[float, ...]:

@@ -13,10 +13,10 @@ from PIL import Image
 from strategies import GraphBuilder, graphs
 
 from firebox.export import Range, blame, calibrate, fit, quantize, write_onnx, write_tflite
-from firebox.export.activations import answers
-from firebox.export.blame.float_layers import keep_float, quantizers, surroundings, unquantized
+from firebox.export.activations import run_outputs
+from firebox.export.blame.float_layers import adjacent_ops, keep_float, quantizers, with_float_layer
 from firebox.export.blame.matching import match
-from firebox.export.blame.sensitivity import agree, sqnr
+from firebox.export.blame.sensitivity import class_agreement, sqnr
 from firebox.export.formats.contract_writer import for_file
 from firebox.runtime import Session, plan
 from firebox.runtime.contract import KEY, Contract, TensorSpec
@@ -39,7 +39,7 @@ def network(seed: int = 0) -> Graph:
     x = build.conv(x, 16, (3, 3), padding=(1, 1, 1, 1), activation="relu")
     pooled = build.add(GlobalAveragePool, build.conv(x, 24, activation="relu"))
     graph = build.graph(build.linear(pooled, CLASSES))
-    features = answers(build.graph(pooled), samples(200, seed=3))
+    features = run_outputs(build.graph(pooled), samples(200, seed=3))
     scores = np.eye(CLASSES)[np.arange(200) % CLASSES] - 0.1
     centred = features - features.mean(0)
     solved = np.linalg.solve(centred.T @ centred + 1e-3 * np.eye(24) * (centred**2).sum() / 24, centred.T @ scores)
@@ -231,9 +231,12 @@ def test_layers_stay_float_where_no_scale_serves():
     found = match(graph, in_int8(graph))
     ranked = blame(graph, in_int8(graph), samples(20, seed=2))
     layer = ranked.layers[0].layer
-    island = keep_float(found, surroundings(found.quantized, quantizers(found.quantized)[layer]))
-    expected = answers(graph, judged)
-    assert agree(expected, answers(island, judged)) > agree(expected, answers(found.quantized, judged)) + 0.5
+    island = keep_float(found, adjacent_ops(found.quantized, quantizers(found.quantized)[layer]))
+    expected = run_outputs(graph, judged)
+    assert (
+        class_agreement(expected, run_outputs(island, judged))
+        > class_agreement(expected, run_outputs(found.quantized, judged)) + 0.5
+    )
 
 
 def test_nothing_differs_where_nothing_was_rounded():
@@ -355,23 +358,23 @@ def test_layers_in_float_run_in_both_formats_and_give_the_same():
     graph, fed = fire_network(), samples(10)
     quantized = quantize(graph, calibrate(graph, fed))
     found = match(graph, quantized)
-    expected = answers(graph, fed)
-    before = sqnr(expected, answers(quantized, fed))
+    expected = run_outputs(graph, fed)
+    before = sqnr(expected, run_outputs(quantized, fed))
     squeeze = "conv1"
-    for layers in ({"conv0"}, {squeeze}, surroundings(quantized, squeeze), {op.name for op in quantized.ops}):
+    for layers in ({"conv0"}, {squeeze}, adjacent_ops(quantized, squeeze), {op.name for op in quantized.ops}):
         island = keep_float(found, layers)
         assert (island.inputs, island.outputs) == (quantized.inputs, quantized.outputs)
         onnx, tflite = read_graph(write_onnx(island)), read_graph(write_tflite(island))
-        np.testing.assert_array_equal(answers(onnx, fed), answers(island, fed))
-        np.testing.assert_array_equal(answers(tflite, fed), answers(island, fed))
+        np.testing.assert_array_equal(run_outputs(onnx, fed), run_outputs(island, fed))
+        np.testing.assert_array_equal(run_outputs(tflite, fed), run_outputs(island, fed))
         source, target = (island.tensors[name].quantization for name in (*island.inputs, *island.outputs))
         assert source is not None and target is not None
         with Session(write_tflite(island), "litert") as session:
             given = [target.dequantize(session.run(source.quantize(x, "int8"))).ravel() for x in fed]
-        assert np.abs(np.stack(given) - answers(island, fed)).max() <= target.scale[0] * 1.01
+        assert np.abs(np.stack(given) - run_outputs(island, fed)).max() <= target.scale[0] * 1.01
     # All in float, but for what goes in and comes out.
-    assert sqnr(expected, answers(keep_float(found, {op.name for op in quantized.ops}), fed)) > before
-    assert answers(keep_float(found, set()), fed).tolist() == answers(quantized, fed).tolist()
+    assert sqnr(expected, run_outputs(keep_float(found, {op.name for op in quantized.ops}), fed)) > before
+    assert run_outputs(keep_float(found, set()), fed).tolist() == run_outputs(quantized, fed).tolist()
 
 
 def test_a_layer_without_its_quantizer_is_the_float_layer():
@@ -385,7 +388,9 @@ def test_a_layer_without_its_quantizer_is_the_float_layer():
     source = quantized.tensors["input"].quantization
     assert source is not None
     rounded = [source.dequantize(source.quantize(fed[0], "int8"))]
-    np.testing.assert_allclose(answers(unquantized(found, "conv0"), fed), answers(graph, rounded), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        run_outputs(with_float_layer(found, "conv0"), fed), run_outputs(graph, rounded), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_what_is_not_one_network_in_float_and_in_int8_is_told(tmp_path):

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from strategies import GraphBuilder, graphs
 
 from firebox.export import calibrate, quantize
-from firebox.export.activations import answers
+from firebox.export.activations import run_outputs
 from firebox.export.formats.onnx_writer import write_onnx
-from firebox.export.quantization.calibration import observe
+from firebox.export.quantization.calibration import collect_histograms
 from firebox.export.quantization.equalization import channel_peaks, equalize
 from firebox.export.quantization.gptq import input_moments
 from firebox.export.quantization.ptq import calibration_samples, quantize_network
-from firebox.export.quantization.quantize import compensated
+from firebox.export.quantization.quantize import compensate_layers
 from firebox.export.quantization.ranges import CALIBRATORS, Histogram, Range
-from firebox.export.quantization.weight_tuning import learn
+from firebox.export.quantization.weight_tuning import tune_weights
 from firebox.runtime import Preprocessing
 from firebox.runtime.errors import QuantizationError, UsageError
 from firebox.runtime.graph.graph import Add, Concat, Conv, GlobalAveragePool, Graph, MaxPool, Reshape, Tensor
@@ -61,8 +61,8 @@ def uneven(graph: Graph, factor: float = 100.0) -> Graph:
 
 
 def noise(graph: Graph, found: Graph, samples: list[np.ndarray]) -> float:
-    expected = answers(graph, samples)
-    return float(((answers(found, samples) - expected) ** 2).sum() / (expected**2).sum())
+    expected = run_outputs(graph, samples)
+    return float(((run_outputs(found, samples) - expected) ** 2).sum() / (expected**2).sum())
 
 
 @given(graphs())
@@ -71,8 +71,8 @@ def test_an_equalized_network_is_the_same_function(graph):
     shape = graph.tensors[graph.inputs[0]].shape
     samples = list(np.random.default_rng(0).standard_normal((3, *shape), np.float32))
     found = equalize(graph, channel_peaks(graph, samples))
-    expected = answers(graph, samples)
-    np.testing.assert_allclose(answers(found, samples), expected, atol=1e-4 * max(np.abs(expected).max(), 1e-3))
+    expected = run_outputs(graph, samples)
+    np.testing.assert_allclose(run_outputs(found, samples), expected, atol=1e-4 * max(np.abs(expected).max(), 1e-3))
 
 
 def test_equalization_brings_channels_together():
@@ -104,7 +104,9 @@ def test_tensors_that_share_a_scale_are_seen_as_one():
     ranges = calibrate(graph, samples, "mse")
     assert {ranges[name] for name in join.inputs} == {ranges[join.output]}
     # The values of the join are those of its parts, and are counted once.
-    (counted,) = (found for name, found in observe(graph, samples).items() if name in (*join.inputs, join.output))
+    (counted,) = (
+        found for name, found in collect_histograms(graph, samples).items() if name in (*join.inputs, join.output)
+    )
     assert int(counted.counts.sum()) == 2 * SIZE * SIZE * 4 * len(samples)
 
 
@@ -126,7 +128,7 @@ def test_a_calibrator_that_is_given_is_taken():
 def test_learned_weights_answer_better_and_the_same_again():
     graph, samples = fire(3), images(30)
     ranges = calibrate(graph, samples)
-    once, again = (quantize(learn(graph, ranges, samples, seed=2), ranges) for _ in range(2))
+    once, again = (quantize(tune_weights(graph, ranges, samples, seed=2), ranges) for _ in range(2))
     assert write_onnx(once) == write_onnx(again)
     assert noise(graph, once, images(30, seed=7)) < noise(graph, quantize(graph, ranges), images(30, seed=7))
 
@@ -140,14 +142,14 @@ def test_layers_that_share_their_weights_are_learned():
     graph = replace(graph, ops=(first, shared, *graph.ops[2:]))
     samples = images(30)
     ranges = calibrate(graph, samples)
-    learned = quantize(learn(graph, ranges, samples), ranges)
+    learned = quantize(tune_weights(graph, ranges, samples), ranges)
     assert noise(graph, learned, images(30, seed=7)) < noise(graph, quantize(graph, ranges), images(30, seed=7))
 
 
 def test_compensated_weights_round_to_what_quantize_gives():
     graph, samples = fire(1), images(12)
     ranges, moments = calibrate(graph, samples), input_moments(graph, samples)
-    found = quantize(compensated(graph, ranges, moments), ranges)
+    found = quantize(compensate_layers(graph, ranges, moments), ranges)
     expected = quantize(graph, ranges, moments)
     for op in graph.ops:
         if isinstance(op, Conv):
@@ -211,4 +213,4 @@ def test_a_constant_activation_is_remarked_on(effort, capsys):
     }
     found = quantize_network(replace(graph, tensors={**graph.tensors, **silent}), images(12), effort)
     assert f"activation '{op.output}' is 0 on all calibration images" in capsys.readouterr().err
-    assert np.isfinite(answers(found.graph, images(2))).all()
+    assert np.isfinite(run_outputs(found.graph, images(2))).all()

@@ -13,7 +13,7 @@ from strategies import GraphBuilder, graphs
 from firebox.export import Range, calibrate, input_moments, quantize, write_onnx
 from firebox.export.quantization.fake_quantize import FakeQuantized
 from firebox.export.quantization.gptq import Moments, round_weight
-from firebox.export.quantization.weight_grid import FULL, WeightGrid, WeightRange, fitted_scales, grid_of, on_grid
+from firebox.export.quantization.weight_grid import FULL, WeightGrid, WeightRange, fit_scales, layer_grid, round_to_grid
 from firebox.runtime.exactness.saturation import LIMIT, ExactForm, exact_form, integer_layers, weight_pairs
 from firebox.runtime.formats.onnx_wire import OnnxMessage
 from firebox.runtime.graph.graph import Conv, FullyConnected, Graph, Quantization, Tensor
@@ -138,24 +138,24 @@ def test_a_channel_without_offending_pairs_keeps_its_scale():
 def test_the_less_important_weight_of_a_pair_gives_way():
     grid = WeightGrid(pairs=(np.array([[0, 1]]),))
     steps = np.array([[100.0, 100.0], [-100.0, -100.0], [100.0, -100.0], [127.4, 2.6]])
-    assert on_grid(steps, grid, np.array([1.0, 1.0])).tolist() == [[64, 64], [-64, -64], [100, -100], [126, 2]]
-    found = on_grid(steps, grid, np.array([1.0, 1e9]))
+    assert round_to_grid(steps, grid, np.array([1.0, 1.0])).tolist() == [[64, 64], [-64, -64], [100, -100], [126, 2]]
+    found = round_to_grid(steps, grid, np.array([1.0, 1e9]))
     assert found.tolist() == [[28, 100], [-28, -100], [100, -100], [125, 3]]
-    assert on_grid(steps, FULL, np.ones(2)).tolist() == [[100, 100], [-100, -100], [100, -100], [127, 3]]
-    assert on_grid(steps, WeightGrid(64), np.ones(2)).max() == 64
+    assert round_to_grid(steps, FULL, np.ones(2)).tolist() == [[100, 100], [-100, -100], [100, -100], [127, 3]]
+    assert round_to_grid(steps, WeightGrid(64), np.ones(2)).max() == 64
 
 
 def test_scales_are_fitted_where_cutting_costs_more():
     grid = WeightGrid(pairs=(np.array([[0, 1]]),))
     rows = np.float32([[1, 1], [1, 0.001]])
     scales = np.float32([1 / 127, 1 / 127])
-    assert fitted_scales(rows, scales, FULL, np.ones(2)).tolist() == scales.tolist()
-    found = fitted_scales(rows, scales, grid, np.ones(2))
+    assert fit_scales(rows, scales, FULL, np.ones(2)).tolist() == scales.tolist()
+    found = fit_scales(rows, scales, grid, np.ones(2))
     assert found[0] == pytest.approx(1 / 64)
     assert found[1] == scales[1]
     # A column that nothing comes through is cut, for one that would be rounded.
     rows = np.float32([[1, 1, 1 / 127]])
-    assert fitted_scales(rows, scales[:1], grid, np.array([1.0, 1e-9, 1.0])) == scales[0]
+    assert fit_scales(rows, scales[:1], grid, np.array([1.0, 1e-9, 1.0])) == scales[0]
 
 
 def correlated(columns: int, seed: int) -> Moments:
@@ -205,7 +205,7 @@ def test_rounding_keeps_the_shape_and_the_grid():
     scale = Quantization(tuple((np.abs(data).reshape(5, -1).max(axis=1) / 127).tolist()), 0, 0)
     build = GraphBuilder((1, 6, 6, 3))
     graph = build.graph(build.conv("input", 5, (3, 3)))
-    grid = grid_of(graph, layers(graph)[0], "saturation-free")
+    grid = layer_grid(graph, layers(graph)[0], "saturation-free")
     assert len(grid.pairs) == 2
     for moments in (None, correlated(27, 1)):
         found = round_weight(data, scale, moments, grid)
