@@ -1,27 +1,27 @@
-# `make demo` and `make test` need nothing but Python 3.11 and make; everything else goes into .venv.
+# `make demo` and `make test` need only Python 3.11 and make; everything else is installed into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Processes that tests run in, and the test that says in seconds whether they are worth a try.
+# The number of test processes, and a test of a few seconds that runs before all others.
 WORKERS ?= 2
 SMOKE := tests/test_smoke.py
-# The stock PyTorch-to-LiteRT converter, which docs/quantization.md compares with, has an environment of its own (2 GB).
+# The environment (2 GB) of the stock PyTorch-to-LiteRT converter, which docs/quantization.md compares firebox with.
 STOCK := build/stock_litert
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-random test-processors lint types check format tables training clean
 
 help:
-	@echo "make demo    train, export, check, plan and profile a network on real scans of digits"
-	@echo "make test    run the tests"
-	@echo "make test-random  run tests of properties on new random examples (SEED=n repeats a run)"
-	@echo "make test-processors  run int8 files on emulated processors (QEMU), beside the reference"
-	@echo "make check   what CI runs: lint, types, test-processors, test"
-	@echo "make format  put the code into its standard form"
-	@echo "make tables  measure again what docs/ shows (needs FIREBOX_DATA; about two and a half hours)"
-	@echo "make training train again what docs/training.md compares (half a day)"
-	@echo "make clean   remove .venv and what was built"
+	@echo "make demo             train, export, check, plan and profile a network on real scans of digits"
+	@echo "make test             run the tests"
+	@echo "make test-random      run the property tests on new random examples (SEED=n repeats a run)"
+	@echo "make test-processors  compare int8 files on emulated processors (QEMU) with the reference"
+	@echo "make check            run what CI runs: lint, types, test-processors, test"
+	@echo "make format           format the code"
+	@echo "make tables           measure the tables in docs/ again (needs FIREBOX_DATA; about two and a half hours)"
+	@echo "make training         train the networks of docs/training.md again (needs FIREBOX_DATA; half a day)"
+	@echo "make clean            remove .venv and everything built"
 
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time)"
@@ -39,7 +39,7 @@ $(STOCK)/.ready: benchmarks/stock_litert/requirements.txt
 demo: $(READY)
 	$(BIN)/firebox demo --out build/demo
 
-# The smoke test first: where nothing works, it ends here.
+# The smoke test comes first, to fail early when nothing works.
 test: $(READY)
 	$(BIN)/python -m pytest -q --no-header $(SMOKE)
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore $(SMOKE)
@@ -47,7 +47,7 @@ test: $(READY)
 test-random: $(READY)
 	$(BIN)/python tests/random_run.py $(if $(SEED),--seed $(SEED))
 
-# QEMU's user mode is installed where that needs no question; without it only this machine's processor is tried.
+# Installs QEMU's user mode if that needs no password; without QEMU, only this machine's processor is tested.
 test-processors: $(READY)
 	@if ! command -v qemu-x86_64-static >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  { apt-get update -qq && \
@@ -83,7 +83,7 @@ tables: $(READY) $(STOCK)/.ready
 	$(BIN)/python benchmarks/resume.py
 
 training: $(READY)
-	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/training.py --fresh
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

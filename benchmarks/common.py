@@ -31,14 +31,20 @@ _DOCS = Path(__file__).resolve().parent.parent / "docs"
 _PACKAGES = ("numpy", "pillow", "torch", "onnx", "onnxruntime", "ai-edge-litert", "tflite-runtime", "tflite-micro")
 _INSTRUCTIONS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
-data_option = click.option(
-    "--data-folder",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    envvar="FIREBOX_DATA",
-    show_envvar=True,
-    required=True,
-    help="Folder of the weights and the images.",
-)
+
+def _data_option(required: bool):
+    return click.option(
+        "--data-folder",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        envvar="FIREBOX_DATA",
+        show_envvar=True,
+        required=required,
+        help="Folder of the weights and images; see docs/data.md.",
+    )
+
+
+data_option = _data_option(required=True)
+optional_data_option = _data_option(required=False)
 
 
 def out_option(name: str):

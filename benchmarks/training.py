@@ -1,6 +1,7 @@
-"""The papers' methods beside each other: snapshot ensembles, FreezeOut, transfer, shapes; writes docs/training.md.
+"""Training methods compared: snapshot ensembles, FreezeOut, transfer and shapes; writes docs/training.md.
 
-Every training is a run folder with its result beside it, so that what was stopped goes on where it was.
+The page is written from ``results/training.json``. Experiments without figures there are trained first. Each training
+is a run folder that also holds its result, so that a benchmark that was stopped continues where it was.
 """
 
 import io
@@ -16,9 +17,20 @@ from typing import Any
 
 import click
 import numpy as np
-from common import CIFAR, REFERENCES, accuracy, data_option, out_option, test_images, test_logits, write_page
+from common import (
+    CIFAR,
+    REFERENCES,
+    accuracy,
+    optional_data_option,
+    out_option,
+    surroundings,
+    test_images,
+    test_logits,
+    write_page,
+)
 from freeze_timing import measure_saving, measure_step
-from training_page import Results, logits_file, page
+from training_figures import EXPERIMENTS, KEPT, Kept, Results, logits_file, read_kept, to_json
+from training_page import page
 from training_trials import FREEZE_COMPILED, Experiment, Trial, experiments
 
 from firebox.model_zoo import (
@@ -34,10 +46,10 @@ from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
 from firebox.runtime import LabelledImages
 from firebox.runtime.commands.console import note, progress
 from firebox.runtime.errors import FireboxError, UsageError
-from firebox.runtime.files import sha256, write_files
+from firebox.runtime.files import sha256, write_file, write_files
 
 _FOLDER = Path(__file__).resolve().parent.parent / "build" / "training"
-# One thread each; with large pages, and memory that is kept, a step takes a sixth less time where glibc serves it.
+# One thread each. Huge pages, and memory that is not returned to the system, make a step a sixth faster with glibc.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -50,19 +62,19 @@ _RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Bench:
-    """Where runs lie and what they learn from."""
+    """The folders of the runs and of the images."""
 
     folder: Path
     data: Path
 
     @property
     def experiments(self) -> list[Experiment]:
-        """All that is compared."""
+        """All experiments, with their trials."""
         return experiments(self.folder, self.data / CIFAR, self.data / REFERENCES["squeezenet1_1"])
 
     @property
     def test(self) -> LabelledImages:
-        """The images that all are measured on."""
+        """The images that accuracies are measured on."""
         return test_images(self.data)
 
     @property
@@ -71,7 +83,7 @@ class Bench:
         return {trial.name: trial for experiment in self.experiments for trial in experiment.trials}
 
     def result(self, trial: Trial) -> dict[str, Any] | None:
-        """What a finished trial of the same config found."""
+        """The result of a finished trial with the same config."""
         try:
             kept = json.loads((self.folder / trial.name / _RESULT).read_text())
         except FileNotFoundError:
@@ -80,38 +92,63 @@ class Bench:
 
 
 @click.command()
-@data_option
+@optional_data_option
 @out_option("training.md")
 @click.option(
     "--folder", type=click.Path(path_type=Path), default=_FOLDER, help="Folder of the runs.  [default: build/training]"
 )
-@click.option("--only", multiple=True, help="Run these experiments only; the page shows what is known of others.")
+@click.option("--only", multiple=True, type=click.Choice(list(EXPERIMENTS)), help="Train these experiments only.")
+@click.option("--fresh", is_flag=True, help="Train experiments again that have figures in results/training.json.")
 @click.option("--jobs", type=int, default=2, show_default=True, help="Trainings at a time, one thread each.")
 @click.option("--trial", hidden=True, help="Run this training and no other; write no page.")
-def main(data_folder: Path, out: Path, folder: Path, only: tuple[str, ...], jobs: int, trial: str | None) -> None:
-    """Train what is compared, where it has not been trained yet, and write the page.
+def main(
+    data_folder: Path | None,
+    out: Path,
+    folder: Path,
+    only: tuple[str, ...],
+    fresh: bool,
+    jobs: int,
+    trial: str | None,
+) -> None:
+    """Write the page from the kept figures; train experiments that have none.
 
     \b
     Example:
-      python benchmarks/training.py --data-folder ~/firebox-data --only snapshots
+      python benchmarks/training.py
+      python benchmarks/training.py --data-folder ~/firebox-data --only snapshots --fresh
     """
-    bench = Bench(folder.resolve(), data_folder)
+    bench = Bench(folder.resolve(), data_folder or Path())
     if trial is not None:
         run(bench, bench.trials[trial])
         return
-    names = [experiment.name for experiment in bench.experiments]
-    if not set(only) <= set(names):
-        raise click.UsageError(f"--only {' '.join(only)}: the experiments are {', '.join(names)}")
-    wanted = [each for each in bench.experiments if not only or each.name in only]
-    run_all(bench, [each for experiment in wanted for each in experiment.trials], jobs, data_folder)
-    found = {name: result for name, each in bench.trials.items() if (result := bench.result(each))}
-    write_page(out, page(Results(found, bench.folder, bench.test.labels), out.parent))
+    kept = read_kept()
+    for experiment in bench.experiments:
+        if (only and experiment.name not in only) or (experiment.name in kept and not fresh):
+            continue
+        if data_folder is None:
+            raise click.UsageError(f"training {experiment.name} needs --data-folder (FIREBOX_DATA); see docs/data.md")
+        run_all(bench, experiment.trials, jobs, data_folder)
+        kept[experiment.name] = summary(bench, experiment)
+        write_file(KEPT, to_json(kept))
+    write_page(out, page(read_kept(), out.parent))
+
+
+def summary(bench: Bench, experiment: Experiment) -> Kept:
+    """The figures of an experiment whose trials have all run."""
+    found = {trial.name: result for trial in experiment.trials if (result := bench.result(trial))}
+    figures = EXPERIMENTS[experiment.name].of(Results(found, bench.folder, bench.test.labels))
+    return Kept(experiment_key(experiment), surroundings(), figures)
+
+
+def experiment_key(experiment: Experiment) -> str:
+    """Identifies the configs of all trials of an experiment."""
+    return sha256("".join(map(key, experiment.trials)).encode())
 
 
 def run_all(bench: Bench, trials: Sequence[Trial], jobs: int, data: Path) -> None:
-    """Each training in a process of its own, so many at a time; those that another needs come before it.
+    """Train ``jobs`` trials at a time, each in its own process and after the trials that it needs.
 
-    Raises ``ClickException`` in the end where some have failed.
+    Raises ``ClickException`` after all of them if some have failed.
     """
     missing = [trial for trial in trials if bench.result(trial) is None]
     pending: dict[str, Future[None]] = {}
@@ -134,11 +171,11 @@ def run_all(bench: Bench, trials: Sequence[Trial], jobs: int, data: Path) -> Non
                 failed.append(name)
             advance(text=name)
     if failed:
-        raise click.ClickException(f"no page is written, for these have failed: {', '.join(failed)}")
+        raise click.ClickException(f"no page is written, because these trainings failed: {', '.join(failed)}")
 
 
 def run(bench: Bench, trial: Trial) -> None:
-    """Train, or go on, and measure on the test images: the network and, where there are some, its snapshots."""
+    """Train, or resume, then measure the network and its snapshots, if any, on the test images."""
     folder = bench.folder / trial.name
     if trial.averages:
         snapshots = sorted((bench.folder / trial.needs[0] / SNAPSHOTS).iterdir())
@@ -146,7 +183,7 @@ def run(bench: Bench, trial: Trial) -> None:
     elif not (folder / FILE_NAME).is_file():
         train(trial.config, folder)
     else:
-        _go_on(trial, folder)
+        _resume(trial, folder)
     files: dict[str, bytes | str] = {}
     test = bench.test
     accuracies: dict[str, float] = {}
@@ -175,22 +212,25 @@ def run(bench: Bench, trial: Trial) -> None:
     note(f"{trial.name}: {accuracies['checkpoint']:.2%} of the test images")
 
 
-def _go_on(trial: Trial, folder: Path) -> None:
-    """To the end of a run that was stopped. Raises ``UsageError`` if it is of another config."""
+def _resume(trial: Trial, folder: Path) -> None:
+    """Finish a run that was stopped. Raises ``UsageError`` if the run has another config."""
     checkpoint = read_checkpoint(folder / FILE_NAME)
     config = TrainingConfig.from_json(checkpoint.training)
-    # What the trial leaves open was filled in; iterations settle the epochs.
+    # The run has values for options that the trial leaves open; the number of iterations determines that of epochs.
     left_open: dict[str, Any] = {name: None for name, value in vars(trial.config).items() if value is None}
     if trial.config.iterations:
         left_open["epochs"] = trial.config.epochs
     if key(replace(trial, config=replace(config, **left_open))) != key(trial):
-        raise UsageError(f"{folder} is the run of another config; remove it")
+        raise UsageError(f"{folder} is a run with another config; remove it")
     if checkpoint.epoch < config.epochs:
         resume(folder)
 
 
 def key(trial: Trial) -> str:
-    """Of every option that was given, without the folders of files; options that are new since change nothing."""
+    """Identifies a trial by the options that differ from their defaults, without the folders of files.
+
+    An option that is added to firebox later does not change the key.
+    """
     plain = TrainingConfig().to_json()
     given = {name: value for name, value in trial.config.to_json().items() if value != plain[name]}
     for name in ("data", "start"):

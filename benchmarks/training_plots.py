@@ -7,19 +7,20 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from training_figures import Spread
 
 
 def plot_lines(
-    lines: Mapping[str, Sequence[tuple[float, np.ndarray]]], across: str, up: str, logarithmic: bool = False
+    lines: Mapping[str, Sequence[tuple[float, Spread]]], across: str, up: str, logarithmic: bool = False
 ) -> bytes:
-    """A PNG with a line for each name: means over the seeds, bars from the lowest to the highest."""
+    """A PNG with one line per name: means over the seeds, with bars from the lowest to the highest."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for (name, points), marker in zip(lines.items(), "osD^v*", strict=False):
         places = [place for place, _ in points]
-        means = np.array([found.mean() for _, found in points])
-        bars = np.array([[found.mean() - found.min(), found.max() - found.mean()] for _, found in points]).T
+        means = [spread.mean for _, spread in points]
+        bars = np.array([[spread.mean - spread.low, spread.high - spread.mean] for _, spread in points]).T
         axes.errorbar(places, means, yerr=bars, marker=marker, capsize=3, label=name)
     if logarithmic:
         axes.set_xscale("log")

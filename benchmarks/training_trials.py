@@ -1,4 +1,4 @@
-"""The trainings that docs/training.md compares: each a config with a name, and the runs that must have ended before."""
+"""The trainings that docs/training.md compares: each a named config, with the runs that it depends on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,38 +9,47 @@ from firebox.model_zoo import SqueezeNetConfig, TrainingConfig, model_config
 from firebox.model_zoo.training.run import snapshot_file
 
 SEEDS = (0, 1, 2)
-# Of every training's images, kept to validate; rates of transfer are chosen by them, and nothing else.
+# The share of the training images held out for validation; only the learning rates of transfer are chosen by it.
 VALIDATION = 0.02
 
-# Sized for a CPU: the smallest network of the zoo, where little else is said.
-_SMALL = "squeezenet_micro"
+# Sized for a CPU: the smallest network of the zoo, unless an experiment names another.
+SMALL = "squeezenet_micro"
+CLASSES = 10
 RATE = 0.2
-# As in the article, cycles long enough for each network to converge: so many epochs need few images on a CPU.
+# As in the paper, cycles are long enough for each network to converge; on a CPU that leaves time for few images.
 SNAPSHOT_NETWORK = "squeezenet_cifar_small"
 SNAPSHOT_COUNT, SNAPSHOT_EPOCHS, SNAPSHOT_IMAGES = 5, 300, 250
-# Set by hand: better than RATE for the ensemble and for the single network, on a tenth of the images (seed 0).
+# Chosen by hand: better than RATE for the ensemble and for the single network, on a tenth of the images (seed 0).
 SNAPSHOT_RATE = 0.6
 SHAPE_EPOCHS, SHAPE_IMAGES = 6, 2000
 SQUEEZE_RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
 SHARES_3X3 = (0.01, 0.25, 0.5, 0.75, 0.99)
 SHARE_SQUEEZE_RATIO = 0.5
-# Names of shape trials: that of the small network without bypass, of which the squeeze ratio is the zoo's.
-PLAIN = "sr0.25"
+# The paper's accuracy does not rise beyond these (sections 5.2 and 5.3).
+FLAT_RATIO, FLAT_SHARE = 0.75, 0.5
+# The small network without bypass, at its squeeze ratio in the zoo.
+ZOO_RATIO = 0.25
+PLAIN = f"sr{ZOO_RATIO}"
 _EARLY = (1, 3)
 FREEZE_NETWORKS = ("squeezenet_micro", "densenet22", "resnet20", "vgg_cifar")
 FREEZE_EPOCHS, FREEZE_IMAGES, FREEZE_BATCH = 10, 500, 64
-# Learns as "everything" does in transfer: early layers that have learned elsewhere may lose less.
+# Trained like "everything" in transfer: pretrained early layers may lose less by freezing.
 FREEZE_TUNED = "squeezenet1_1 from ImageNet"
 FREEZE_TUNED_STEPS, FREEZE_TUNED_IMAGES = 1000, 500
 NO_FREEZING = "no freezing"
-# The article's choice, and one that stops the first layers sooner and saves a little more.
+# The paper's choice, and one that freezes the first layers sooner and saves a little more.
 FREEZE_PAPER = "cubic, first at 0.8"
 FREEZE_WAYS: Mapping[str, Mapping[str, Any]] = {
     NO_FREEZING: {},
     FREEZE_PAPER: {"freezeout": "cubic", "freeze_first": 0.8},
     "linear, first at 0.42": {"freezeout": "linear", "freeze_first": 0.42},
 }
-# What the article says (arXiv 1706.04983, abstract), of larger networks of these families.
+FREEZE_TITLES: Mapping[str, str] = {
+    NO_FREEZING: "no freezing",
+    FREEZE_PAPER: "cubic, t0 = 0.8",
+    "linear, first at 0.42": "linear, t0 = 0.42",
+}
+# The paper's figures for larger networks of these families (arXiv 1706.04983, abstract).
 FREEZE_CLAIMS: Mapping[str, str] = {
     "densenet22": "up to 20%, -3%",
     "resnet20": "20%, no loss",
@@ -49,16 +58,22 @@ FREEZE_CLAIMS: Mapping[str, str] = {
 TRANSFER_IMAGES = (10, 50, 500)
 TRANSFER_SIZE = 96
 TRANSFER_STEPS, TRANSFER_BATCH = 300, 50
-# The number of images at which rates are tried, with one seed, and looked at on the validation images.
+# Images per class for choosing the learning rate, with one seed, on the validation images.
 TRANSFER_TRIED = 50
-# With a ReLU behind it a new head loses classes.
+# A new head with a ReLU after it loses classes.
 TRANSFER_NETWORK = {"head_relu": False}
 TRANSFER_WAYS: Mapping[str, Mapping[str, Any]] = {
     "extractor": {"learn": "head", "learning_rate": 0.003},
     "last blocks": {"learn": 2, "learning_rate": 0.003},
     "everything": {"learn": "all", "layer_decay": 0.8, "learning_rate": 0.001},
-    # Without batch norm new weights hardly begin to learn in so few steps.
+    # Without batch norm, random weights hardly start to learn in so few steps.
     "from scratch": {"learning_rate": 0.03, "network": {**TRANSFER_NETWORK, "batch_norm": True}},
+}
+TRANSFER_TITLES: Mapping[str, str] = {
+    "extractor": "head only",
+    "last blocks": "last blocks",
+    "everything": "all layers",
+    "from scratch": "from scratch",
 }
 TRANSFER_RATES: Mapping[str, Sequence[float]] = {
     "extractor": (0.001, 0.003, 0.01),
@@ -70,9 +85,9 @@ TRANSFER_RATES: Mapping[str, Sequence[float]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """A training: ``name`` is that of its folder; ``needs`` are the trials whose weights it learns from.
+    """A training: ``name`` is also its folder; ``needs`` are the trials whose weights it learns from.
 
-    With ``averages`` nothing is trained: the snapshots of what it needs are averaged.
+    With ``averages`` nothing is trained: the snapshots of the trial it needs are averaged.
     """
 
     name: str
@@ -83,16 +98,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Trainings that are compared with each other."""
+    """Trainings that are compared with one another."""
 
     name: str
     trials: Sequence[Trial]
 
 
 def experiments(folder: Path, cifar: Path, imagenet_weights: Path) -> list[Experiment]:
-    """All of them; runs lie below ``folder``."""
+    """All experiments; their runs are below ``folder``."""
     base = TrainingConfig(
-        model=_SMALL,
+        model=SMALL,
         data=str(cifar),
         batch_size=128,
         learning_rate=RATE,
@@ -117,7 +132,7 @@ def _snapshots(base: TrainingConfig, folder: Path) -> Iterator[Trial]:
         images_per_class=SNAPSHOT_IMAGES,
         epochs=SNAPSHOT_EPOCHS,
         learning_rate=SNAPSHOT_RATE,
-        # Epochs of few images are short beside the validation.
+        # With few images an epoch is short compared with a validation.
         validate_every=SNAPSHOT_EPOCHS // SNAPSHOT_COUNT,
     )
     for seed in SEEDS:
@@ -137,17 +152,17 @@ def _shapes(base: TrainingConfig) -> Iterator[Trial]:
 
 
 def shapes() -> dict[str, dict[str, Any]]:
-    """What is changed of the small network, by name."""
+    """Options of the small network that each trial changes, by the name of the trial."""
     plain = {"bypass": "none"}
     ratios = {ratio_trial(ratio): {**plain, "squeeze_ratio": ratio} for ratio in SQUEEZE_RATIOS}
     shares = {
         share_trial(share): {**plain, "squeeze_ratio": SHARE_SQUEEZE_RATIO, "pct3x3": share} for share in SHARES_3X3
     }
-    # Both curves meet in one network.
+    # Both curves share one network.
     shares.pop(ratio_trial(SHARE_SQUEEZE_RATIO), None)
     bypasses = {bypass: {"bypass": bypass} for bypass in ("simple", "complex")}
-    # The small network's own pools are late.
-    early = _of_equal_macs({**plain, "pools": _EARLY}, model_config(_SMALL, 10, **plain).macs)
+    # The small network of the zoo has late pools.
+    early = _of_equal_macs({**plain, "pools": _EARLY}, model_config(SMALL, CLASSES, **plain).macs)
     return {**shares, **ratios, **bypasses, "early": early}
 
 
@@ -156,7 +171,7 @@ def ratio_trial(ratio: float) -> str:
 
 
 def share_trial(share: float) -> str:
-    zoo = model_config(_SMALL)
+    zoo = model_config(SMALL)
     assert isinstance(zoo, SqueezeNetConfig)
     return ratio_trial(SHARE_SQUEEZE_RATIO) if share == zoo.pct3x3 else f"pct{share}"
 
@@ -166,13 +181,13 @@ def shape_name(name: str, seed: int) -> str:
 
 
 def _of_equal_macs(network: Mapping[str, Any], macs: int) -> dict[str, Any]:
-    """The network with so many filters that its multiply-accumulates are nearest to ``macs``."""
+    """The network with the number of filters that brings its multiply-accumulates nearest to ``macs``."""
 
     def widened(base: int) -> dict[str, Any]:
         return {**network, "base_e": base, "incr_e": base // 2}
 
     def distance(base: int) -> int:
-        return abs(model_config(_SMALL, 10, **widened(base)).macs - macs)
+        return abs(model_config(SMALL, CLASSES, **widened(base)).macs - macs)
 
     return widened(min(range(32, 257, 4), key=distance))
 
@@ -190,7 +205,7 @@ def _transfer(base: TrainingConfig, weights: Path) -> Iterator[Trial]:
 
 
 def _transfer_config(base: TrainingConfig, weights: Path, name: str) -> TrainingConfig:
-    """One of the ways of transfer."""
+    """The config of one method of transfer."""
     way = TRANSFER_WAYS[name]
     small = replace(
         base,
@@ -203,7 +218,7 @@ def _transfer_config(base: TrainingConfig, weights: Path, name: str) -> Training
         batch_size=TRANSFER_BATCH,
         warmup_epochs=0,
         weight_decay=2e-4,
-        # Epochs of few images are short beside the validation.
+        # With few images an epoch is short compared with a validation.
         validate_every=1000,
     )
     return replace(small, **way)
@@ -214,7 +229,7 @@ def transfer_name(way: str, count: int, seed: int) -> str:
 
 
 def rate_name(way: str, rate: float) -> str:
-    """The trial of a way at a rate, with few images."""
+    """The trial of a method at a learning rate, with few images."""
     if rate == TRANSFER_WAYS[way]["learning_rate"]:
         return transfer_name(way, TRANSFER_TRIED, SEEDS[0])
     return f"{transfer_name(way, TRANSFER_TRIED, SEEDS[0])}-at-{rate}"
@@ -242,5 +257,5 @@ def freeze_name(network: str, way: str, seed: int) -> str:
     return f"freeze-{network}-{way}-{seed}".replace(",", "").replace(" ", "-")
 
 
-# Whose steps are timed when they are compiled, too.
-FREEZE_COMPILED = freeze_name(_SMALL, FREEZE_PAPER, SEEDS[0])
+# The trial whose steps are also timed when compiled.
+FREEZE_COMPILED = freeze_name(SMALL, FREEZE_PAPER, SEEDS[0])

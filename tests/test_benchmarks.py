@@ -1,4 +1,4 @@
-"""Pages of benchmarks that take hours are written from what made-up trainings would have found."""
+"""The page of training methods: computed from made-up runs, and written from the figures that are kept."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-_FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+_ROOT = Path(__file__).resolve().parent.parent
+_FOLDER = _ROOT / "benchmarks"
+_HEADINGS = {
+    "snapshots": "## Snapshot ensembles",
+    "freezeout": "## FreezeOut",
+    "transfer": "## Transfer",
+    "shapes": "## The shape",
+}
 
 
 @pytest.fixture
@@ -17,9 +24,11 @@ def benchmarks(monkeypatch):
         del sys.modules[name]
 
 
-def test_the_page_of_trainings_shows_what_is_known(benchmarks, tmp_path):
+@pytest.fixture
+def made_up(benchmarks, tmp_path):
+    """The figures of every experiment, from trials with random results."""
     import training
-    import training_page
+    import training_figures
 
     rng = np.random.default_rng(0)
     bench = training.Bench(tmp_path / "runs", tmp_path)
@@ -30,28 +39,53 @@ def test_the_page_of_trainings_shows_what_is_known(benchmarks, tmp_path):
         (bench.folder / name).mkdir(parents=True)
         for checkpoint in names:
             logits = rng.normal(size=(50, 10)).astype(np.float32)
-            np.save(bench.folder / name / training_page.logits_file(checkpoint), logits)
+            np.save(bench.folder / name / training_figures.logits_file(checkpoint), logits)
         found[name] = {
-            "key": training.key(trial),
-            "model": trial.config.model,
-            "parameters": 1000,
-            "macs": 10**6,
-            "test": dict.fromkeys(names, 0.5),
+            "test": dict.fromkeys(names, rng.random()),
             "val": 0.5,
             "step": [0.3, 0.2],
             "saving": {"predicted": 0.25, "measured": 0.2} if trial.config.freezeout else None,
         }
-    headings = {
-        "snapshots": "## Snapshot ensembles",
-        "freezeout": "## FreezeOut",
-        "transfer": "## Transfer",
-        "shapes": "## The shape",
+    results = training_figures.Results(found, bench.folder, labels)
+    return {
+        experiment.name: training_figures.Kept(
+            training.experiment_key(experiment), "somewhere", training_figures.EXPERIMENTS[experiment.name].of(results)
+        )
+        for experiment in bench.experiments
     }
-    for experiment in bench.experiments:
-        known = {trial.name: found[trial.name] for trial in experiment.trials}
-        text = "\n".join(training_page.page(training_page.Results(known, bench.folder, labels), tmp_path))
-        assert [name for name, heading in headings.items() if heading in text] == [experiment.name]
-    whole = "\n".join(training_page.page(training_page.Results(found, bench.folder, labels), tmp_path))
-    assert all(heading in whole for heading in headings.values())
+
+
+def test_figures_of_trainings_survive_the_file(made_up, tmp_path):
+    import training_figures
+
+    (tmp_path / "kept.json").write_text(training_figures.to_json(made_up))
+    assert training_figures.read_kept(tmp_path / "kept.json") == made_up
+    assert training_figures.read_kept(tmp_path / "missing.json") == {}
+
+
+def test_the_page_of_trainings_shows_the_experiments_that_have_figures(made_up, tmp_path):
+    import training_page
+
+    for name in made_up:
+        text = "\n".join(training_page.page({name: made_up[name]}, tmp_path))
+        assert [each for each, heading in _HEADINGS.items() if heading in text] == [name]
+    whole = "\n".join(training_page.page(made_up, tmp_path))
+    assert all(heading in whole for heading in _HEADINGS.values())
     for image in ("training-transfer.png", "training-shapes.png"):
         assert f"({image})" in whole and (tmp_path / image).read_bytes().startswith(b"\x89PNG")
+
+
+def test_kept_figures_are_of_the_trainings_that_the_benchmark_describes(benchmarks, tmp_path):
+    import training
+    import training_figures
+
+    keys = {each.name: training.experiment_key(each) for each in training.Bench(tmp_path, tmp_path).experiments}
+    assert {name: each.key for name, each in training_figures.read_kept().items()} == keys
+
+
+def test_the_page_of_trainings_is_the_one_its_figures_give(benchmarks, tmp_path):
+    import training_figures
+    import training_page
+
+    text = "\n\n".join(training_page.page(training_figures.read_kept(), tmp_path)) + "\n"
+    assert text == (_ROOT / "docs" / "training.md").read_text()
