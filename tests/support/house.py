@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS: Floors = {
     "runtime": [
         {"errors", "progress"},
-        {"files", "units", "processor"},
+        {"files", "lazy", "units", "processor"},
         {"graph"},
         {"formats", "images"},
         {"exactness", "contract"},
