@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from ...runtime.commands.console import json_option, note, print_json, say, table
+from ...runtime.commands.console import note, print_json, say, table
+from ...runtime.commands.options import json_option
 from ...runtime.errors import UsageError
 from ...runtime.units import format_size
 

@@ -7,25 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.commands.console import json_option, note, print_json, progress, say, table
-from ...runtime.commands.options import device_options, model_argument, sram_option
-from ...runtime.errors import DoesNotFitError, UnknownOperationError, UsageError
+from ...runtime.commands.console import note, print_json, progress, say, table
+from ...runtime.commands.options import fit_target_option, json_option, model_argument, required_budget_options
+from ...runtime.errors import DoesNotFitError, UnknownOperationError
 from ...runtime.units import format_size
 
 if TYPE_CHECKING:
     from ...runtime.memory.targets import Target
 
-_TARGETS = ("tflm", "litert-reference", "static")
-target_option = click.option(
-    "--target", type=click.Choice(_TARGETS), default="tflm", show_default=True, help="What it is to fit on."
-)
-
 
 @click.command("fit")
 @model_argument
-@sram_option
-@device_options
-@target_option
+@required_budget_options
+@fit_target_option
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the files.  [default: MODEL.fit]")
 @click.option(
     "--images",
@@ -37,9 +31,7 @@ target_option = click.option(
 def fit_command(
     context: click.Context,
     model: Path,
-    sram: str | None,
-    device: str | None,
-    devices: Path | None,
+    sram_bytes: int,
     target: "Target",
     out: Path | None,
     source: str | None,
@@ -59,12 +51,8 @@ def fit_command(
       firebox fit model.int8.tflite --device stm32h743 --images images.tar -o build/fitted
     """
     from ...runtime.images.datasets import open_images
-    from ...runtime.memory.devices import budget
     from ..fit.files import fit_file
 
-    sram_bytes = budget(sram, device, devices)
-    if sram_bytes is None:
-        raise UsageError("fit needs a budget; give --sram 256KiB, or --device with a name that firebox devices lists")
     images = open_images(source) if source is not None else None
     try:
         fitted = fit_file(model, sram_bytes, out or Path(f"{model}.fit"), target=target, images=images, quiet=as_json)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.commands.console import progress
+from ...runtime.commands.console import progress, progress_unless
 from ...runtime.contract import KEY, Contract, golden_pixels, read_contract
 from ...runtime.errors import FormatError, ParityError, UsageError
 from ...runtime.files import check_writable, read_file, sha256, write_files
@@ -277,7 +277,7 @@ def summaries(found: Fit, name: str, files: Mapping[str, bytes], *, quiet: bool 
 def _profile(onnx: bytes, quiet: bool) -> Profile | None:
     if not find_spec("onnxruntime"):
         return None
-    with TemporaryDirectory() as folder, progress("measuring", quiet=quiet) as advance:
+    with TemporaryDirectory() as folder:
         path = Path(folder) / "fitted.onnx"
         path.write_bytes(onnx)
-        return profile(path, backend="onnxruntime", max_seconds=_SECONDS, tick=advance)
+        return profile(path, backend="onnxruntime", max_seconds=_SECONDS, progress=progress_unless(quiet))

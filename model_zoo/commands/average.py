@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from ...runtime.commands.console import json_option, print_json, say
+from ...runtime.commands.console import print_json, say
+from ...runtime.commands.options import json_option
 
 
 @click.command("average")

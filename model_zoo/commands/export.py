@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ...export.commands.fit import advise, show_fit, target_option
-from ...runtime.commands.console import json_option, note, print_json, progress, say, table
-from ...runtime.commands.options import device_options, sram_option
+from ...export.commands.fit import advise, show_fit
+from ...runtime.commands.console import note, print_json, progress, say, table
+from ...runtime.commands.options import budget_options, fit_target_option, json_option
 from ...runtime.errors import DoesNotFitError, MissingExtraError, UsageError
 from ...runtime.inference.ensemble import Combine, Ensemble
 from ...runtime.units import format_size, parse_size
@@ -153,9 +153,8 @@ def _percent(value: float | None) -> str:
     help="Least share of images on which int8 must name the network's class.  [default: 0.8]",
 )
 @click.option("--min-sqnr", type=float, help="Least signal to quantization noise of int8, in dB.  [default: 12]")
-@sram_option
-@device_options
-@target_option
+@budget_options
+@fit_target_option
 @json_option
 @click.pass_context
 def export_command(
@@ -176,9 +175,7 @@ def export_command(
     seed: int,
     min_agreement: float | None,
     min_sqnr: float | None,
-    sram: str | None,
-    device: str | None,
-    devices: Path | None,
+    sram_bytes: int | None,
     target: Any,
     as_json: bool,
 ) -> None:
@@ -198,12 +195,10 @@ def export_command(
     from ...export.quantization.weight_grid import DEFAULT_RANGE
     from ...runtime.exactness.check import check_saturation
     from ...runtime.images.datasets import open_images
-    from ...runtime.memory.devices import budget
     from .. import TrainingConfig, export_network, load_network, open_training_images
 
     given = {"agreement": min_agreement, "sqnr_db": min_sqnr}
     tolerance = Tolerance(**{name: value for name, value in given.items() if value is not None})
-    sram_bytes = budget(sram, device, devices)
     config = ExportConfig(
         images,
         effort,

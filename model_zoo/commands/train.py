@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from click.core import ParameterSource
 
-from ...runtime.commands.console import json_option, note, print_json, say, table
+from ...runtime.commands.console import note, print_json, say, table
+from ...runtime.commands.options import json_option
 from ...runtime.errors import UsageError
 from ...runtime.units import parse_size
 from ..fields import with_tuples

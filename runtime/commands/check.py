@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import json_option, note, print_json, progress, say, table
-from .options import model_argument
+from .console import note, print_json, progress, say, table
+from .options import json_option, model_argument
 
 if TYPE_CHECKING:
     from ..exactness.check import Damage, SaturationCheck

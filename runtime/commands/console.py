@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 # Seconds between the lines that stand in for a progress bar where stderr is not a terminal.
 _LOG_INTERVAL = 15.0
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-
 
 def print_json(values: Any) -> None:
     """One JSON object on stdout."""

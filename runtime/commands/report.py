@@ -8,8 +8,8 @@ import click
 
 from ..errors import UsageError
 from ..units import format_size
-from .console import json_option, print_json, progress, say
-from .options import backend_option, device_options, model_argument, sram_option, threads_option
+from .console import print_json, progress_unless, say
+from .options import backend_option, budget_options, json_option, model_argument, seconds_option, threads_option
 
 if TYPE_CHECKING:
     from ..memory.plan import MemoryPlan, Verdict
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 @click.command("report")
 @model_argument
 @click.option("--before", type=click.Path(path_type=Path), help="The file as it was, to be drawn beside MODEL.")
-@sram_option
-@device_options
+@budget_options
 @click.option("--measure-time", is_flag=True, help="Run MODEL on this machine and show the times.")
 @backend_option
 @threads_option
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="Longest time to measure for.")
+@seconds_option
 @click.option(
     "-o",
     "--out",
@@ -41,9 +40,7 @@ def report_command(
     context: click.Context,
     model: Path,
     before: Path | None,
-    sram: str | None,
-    device: str | None,
-    devices: Path | None,
+    sram_bytes: int | None,
     measure_time: bool,
     backend: str,
     threads: int,
@@ -62,20 +59,22 @@ def report_command(
       firebox report model.int8.tflite --sram 256KiB
       firebox report fitted.tflite --before model.int8.tflite --measure-time -o report.html --csv report.csv
     """
-    from ..memory.devices import budget
     from ..memory.plan import plan
     from ..profiling.latency import profile
     from ..report.charts import load_bokeh
 
     load_bokeh()
-    sram_bytes = budget(sram, device, devices)
     after, earlier = plan(model), plan(before) if before is not None else None
     measured = None
     if measure_time:
-        with progress("measuring", quiet=as_json) as advance:
-            measured = profile(
-                model, sram=sram_bytes, backend=backend, threads=threads, max_seconds=seconds, tick=advance
-            )
+        measured = profile(
+            model,
+            sram=sram_bytes,
+            backend=backend,
+            threads=threads,
+            max_seconds=seconds,
+            progress=progress_unless(as_json),
+        )
     verdict = after.verdict(sram_bytes) if sram_bytes is not None else None
     written = _write(_contents(model, after, earlier, verdict, measured, out, table, node_data))
     if as_json:

@@ -1,7 +1,6 @@
 """How long a file takes on this machine, what memory it needs, and whether it fits a budget."""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ..files import read_file
 from ..inference.session import Facts, Session
 from ..memory.plan import MemoryLine, MemoryPlan, Verdict, memory_json, plan
 from ..memory.targets import Target
+from ..progress import SILENT, Advance, Progress
 
 _WARM_UP = 3
 _MIN_RUNS = 30
@@ -59,12 +59,12 @@ def profile(
     backend: str = "auto",
     threads: int = 1,
     max_seconds: float = 10.0,
-    tick: Callable[[], None] = lambda: None,
+    progress: Progress = SILENT,
 ) -> Profile:
     """Load a file, run it until its median latency has settled (at most ``max_seconds``), and account for its memory.
 
     The memory is planned for tflite-micro, or for a static compiler where that has no kernels for the file; the verdict
-    holds it against ``sram`` bytes. ``tick`` is called once an inference. Raises as ``Session`` and ``plan`` do.
+    holds it against ``sram`` bytes. ``progress`` advances once an inference. Raises as ``Session`` and ``plan`` do.
     """
     if not 0 < max_seconds < float("inf"):
         raise UsageError(f"time limit {max_seconds} is not a positive number of seconds")
@@ -78,7 +78,8 @@ def profile(
         x = _random_input(session)
         first_ms = _time(session, x)
         after = resident_bytes()
-        times, settled = _repeat(session, x, max_seconds, tick)
+        with progress.task("measuring") as advance:
+            times, settled = _repeat(session, x, max_seconds, advance)
         op_ms = session.op_times_ms(x, _OP_RUNS)
     # The check of the golden pair is not what is measured.
     with Session(model, backend, threads) as checked:
@@ -135,7 +136,7 @@ def _time(session: Session, x: np.ndarray) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def _repeat(session: Session, x: np.ndarray, max_seconds: float, tick: Callable[[], None]) -> tuple[list[float], bool]:
+def _repeat(session: Session, x: np.ndarray, max_seconds: float, advance: Advance) -> tuple[list[float], bool]:
     """Times after the warm-up, and whether their median settled; the number of runs grows until it does."""
     for _ in range(_WARM_UP):
         session.run(x)
@@ -144,7 +145,7 @@ def _repeat(session: Session, x: np.ndarray, max_seconds: float, tick: Callable[
     while True:
         while len(times) < goal and (time.perf_counter() < end or not times):
             times.append(_time(session, x))
-            tick()
+            advance()
         first, second = np.array_split(np.array(times), 2)
         settled = bool(len(times) >= _MIN_RUNS and abs(np.median(second) / np.median(first) - 1) < _SETTLED)
         if settled or len(times) >= _MAX_RUNS or time.perf_counter() >= end:

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from recorder import Recorder
 
 from firebox.runtime import Session, evaluate, open_images, plan, profile
 from firebox.runtime.errors import DataError, UsageError
@@ -9,10 +10,10 @@ from firebox.runtime.errors import DataError, UsageError
 
 @pytest.mark.parametrize("file", ["model.int8.onnx", "model.int8.tflite", "model.float32.tflite"])
 def test_a_profile_accounts_for_time_and_memory(exported, file):
-    ticks = []
-    found = profile(exported / file, sram=64 * 1024, max_seconds=0.3, tick=lambda: ticks.append(1))
+    progress = Recorder()
+    found = profile(exported / file, sram=64 * 1024, max_seconds=0.3, progress=progress)
     assert 0 < found.p50_ms <= found.p90_ms <= found.p99_ms
-    assert found.runs == len(ticks)
+    assert found.runs == progress.steps["measuring"]
     assert found.load_ms > 0
     assert found.first_ms > 0
     memory = {line.name: line for line in found.memory}
