@@ -17,7 +17,7 @@ from firebox.export import ExportConfig, write_onnx
 from firebox.model_zoo import SqueezeNet, export_network, load_network, model_config
 from firebox.runtime import LabelledImages, Preprocessing, open_images, read_graph, sample
 from firebox.runtime.exactness.check import check_saturation
-from firebox.runtime.graph.graph import Conv, Graph, Quantization, Tensor
+from firebox.runtime.graph import Graph, Quantization, Tensor, ops
 from firebox.runtime.graph.reference import run_reference
 
 
@@ -139,7 +139,7 @@ def _all_127(folder: Path) -> Iterator[Job]:
         Tensor("bias", (8,), "int32", steps, np.zeros(8, np.int32)),
         Tensor("output", (1, size - 2, size - 2, 8), "int8", Quantization((127 * 9.0 * channels,), -128)),
     ]
-    graph = Graph.of("all_127", tensors, [Conv(("input", "weight", "bias"), "output")], ["input"], ["output"])
+    graph = Graph.of("all_127", tensors, [ops.Conv(("input", "weight", "bias"), "output")], ["input"], ["output"])
     file = folder / "all_127.onnx"
     file.write_bytes(write_onnx(graph))
     x = np.full((1, size, size, channels), 127, np.int8)

@@ -40,7 +40,7 @@ from firebox.runtime import Graph, LabelledImages, Session, format_size, measure
 from firebox.runtime.commands.console import note
 from firebox.runtime.contract import read_contract
 from firebox.runtime.errors import DoesNotFitError, FormatError
-from firebox.runtime.graph.graph import Conv
+from firebox.runtime.graph import ops
 from firebox.runtime.memory.measure import run_in_arena
 
 KiB = 1024
@@ -392,7 +392,7 @@ def _joined(parts: Iterable[str]) -> str:
 
 def _stage(stage: Stage) -> str | None:
     """A stretch that is not computed as before, in words."""
-    convolutions = [op.output for op in stage.graph.ops if isinstance(op, Conv)]
+    convolutions = [op.output for op in stage.graph.ops if isinstance(op, ops.Conv)]
     groups = sum("/channels" in name for name in convolutions)
     said = []
     if stage.bands:

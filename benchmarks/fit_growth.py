@@ -14,7 +14,7 @@ from firebox.export import Range, quantize
 from firebox.export.fit.search import Fit, fit, needed
 from firebox.runtime import Graph, plan
 from firebox.runtime.commands.console import progress
-from firebox.runtime.graph.graph import Concat, Conv, GlobalAveragePool, MaxPool, Op, Reshape, Tensor
+from firebox.runtime.graph import Op, Tensor, ops
 
 SIZES = (50, 100, 200, 500, 1_000, 2_000)
 # Rows of the image of a chain of 50 operations. The area grows with the operations, so that what tflite-micro keeps
@@ -35,7 +35,7 @@ class Growth:
 
     graph: Graph
     untiled_bytes: int
-    ops: int
+    operations: int
     plan_seconds: np.ndarray
     fit_seconds: np.ndarray
 
@@ -47,16 +47,16 @@ def measure_growth(reference: Graph, sizes: Sequence[int], pairs: int) -> list[G
 
 
 def _measure(reference: Graph, graph: Graph, pairs: int, advance: Callable[[], None]) -> Growth:
-    plans, fits, ops = [], [], 0
+    plans, fits, operations = [], [], 0
     for _ in range(pairs):
         plans.append([_seconds(partial(_plan_often, each))[0] / _PLANS for each in (reference, graph)])
         advance()
     for _ in range(pairs):
         (before, _), (after, found) = (_seconds(partial(_halve, each)) for each in (reference, graph))
         fits.append([before, after])
-        ops = len(found.after.graph.ops)
+        operations = len(found.after.graph.ops)
         advance()
-    return Growth(graph, needed(plan(graph)), ops, np.array(plans), np.array(fits))
+    return Growth(graph, needed(plan(graph)), operations, np.array(plans), np.array(fits))
 
 
 def _plan_often(graph: Graph) -> None:
@@ -108,7 +108,7 @@ def _rows(
         middle, size = float(np.median(ratios)), len(item.graph.ops)
         exponent = f"{math.log(middle / last[1]) / math.log(size / last[0]):.2f}" if last else ""
         last = size, middle
-        sizes = f"{size:,}", f"{item.untiled_bytes:,}", *([f"{item.ops:,}"] if after else [])
+        sizes = f"{size:,}", f"{item.untiled_bytes:,}", *([f"{item.operations:,}"] if after else [])
         seconds = f"{np.median(times(item)[:, 1]):.{digits}f}"
         rows.append((*sizes, f"{middle:.2f}", f"{ratios.min():.2f} to {ratios.max():.2f}", exponent, seconds))
     return rows
@@ -125,13 +125,13 @@ def chain(size: int) -> Graph:
     x = build.conv("input", 64, 3, 2)
     for group in range(_GROUPS):
         if group:
-            x = build.add(MaxPool, x, window=(3, 3), stride=(2, 2))
+            x = build.add(ops.MaxPool, x, window=(3, 3), stride=(2, 2))
         for _ in range(fires * group // _GROUPS, fires * (group + 1) // _GROUPS):
             squeezed = build.conv(x, _SQUEEZE)
-            x = build.add(Concat, build.conv(squeezed, _EXPAND), build.conv(squeezed, _EXPAND, 3))
+            x = build.add(ops.Concat, build.conv(squeezed, _EXPAND), build.conv(squeezed, _EXPAND, 3))
     for _ in range(rest + 1):
         x = build.conv(x, 10)
-    x = build.add(Reshape, build.add(GlobalAveragePool, x), shape=(1, 10))
+    x = build.add(ops.Reshape, build.add(ops.GlobalAveragePool, x), shape=(1, 10))
     graph = Graph.of(f"chain of {size}", build.tensors.values(), build.ops, ["input"], [x])
     assert len(graph.ops) == size
     return quantize(graph, {tensor.name: Range(-1.0, 1.0) for tensor in graph.activations})
@@ -159,4 +159,4 @@ class _Builder:
             data = self.random.normal(0, 0.1, shape).astype(np.float32)
             names.append(f"constant{len(self.tensors)}")
             self.tensors[names[-1]] = Tensor(names[-1], shape, data=data)
-        return self.add(Conv, x, *names, stride=(stride, stride), padding=(pad,) * 4, activation="relu")
+        return self.add(ops.Conv, x, *names, stride=(stride, stride), padding=(pad,) * 4, activation="relu")

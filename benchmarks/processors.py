@@ -44,7 +44,7 @@ from firebox.model_zoo import export_network, load_network
 from firebox.runtime import Session, open_images, sample
 from firebox.runtime.commands.console import note, progress
 from firebox.runtime.files import read_file
-from firebox.runtime.graph.graph import Graph
+from firebox.runtime.graph import Graph
 from firebox.runtime.inference import golden
 from firebox.runtime.onnx_session import kernels_saturate, open_onnx, session_options
 from firebox.runtime.processor import this_processor

@@ -30,7 +30,7 @@ from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
 from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, sample, split_images
 from firebox.runtime.commands.console import progress
 from firebox.runtime.formats.read import format_of
-from firebox.runtime.graph.graph import Graph
+from firebox.runtime.graph import Graph
 from firebox.runtime.inference.backends import installed_backends
 from firebox.runtime.inference.classifier import Classifier
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.errors import QuantizationError, UsageError
-from ..runtime.graph.graph import Graph
+from ..runtime.graph import Graph
 from ..runtime.onnx_session import open_onnx, session_options
 from .formats.onnx_writer import onnx_side, write_onnx
 

@@ -13,7 +13,7 @@ from ..runtime.commands.console import progress
 from ..runtime.contract import Contract, TensorSpec
 from ..runtime.errors import UsageError
 from ..runtime.files import check_writable, sha256, write_files
-from ..runtime.graph.graph import Graph, Softmax
+from ..runtime.graph import Graph, ops
 from ..runtime.images.datasets import LabelledImages, sample
 from ..runtime.images.preprocessing import Preprocessing
 from ..runtime.inference.session import Session
@@ -229,7 +229,7 @@ def _contract(
     shape = graph.tensors[graph.outputs[0]].shape
     if len(graph.outputs) != 1 or int(np.prod(shape)) != len(classes):
         raise UsageError(f"the network's output {shape} does not give one value for each of its {len(classes)} classes")
-    answer = "probabilities" if isinstance(graph.producers.get(graph.outputs[0]), Softmax) else "logits"
+    answer = "probabilities" if isinstance(graph.producers.get(graph.outputs[0]), ops.Softmax) else "logits"
     none = TensorSpec("float32", ())
     return Contract(name, preprocessing, classes, class_ids, "NHWC", answer, none, none, checkpoint_sha256)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..runtime.errors import ParityError, UsageError
-from ..runtime.graph.graph import Graph
+from ..runtime.graph import Graph
 from ..runtime.inference.session import Session
 from .activations import run_activations
 from .trace import device_of, in_eval_mode, one_thread

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runtime.errors import ParityError, UnsupportedError
-from ..runtime.graph.graph import Graph
+from ..runtime.graph import Graph
 from ..runtime.graph.reference import run_reference
 from ..runtime.images.preprocessing import Preprocessing
 from ..runtime.inference.session import Facts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..runtime.errors import MissingExtraError, UnsupportedError
 from ..runtime.formats.onnx_reader import read_onnx
-from ..runtime.graph.graph import Graph, rename
+from ..runtime.graph import Graph, ops
 from ..runtime.graph.rewrite import fold_batch_norm, fuse_activations
 from .formats.onnx_writer import OPSET
 
@@ -83,8 +83,8 @@ def _named_after_modules(graph: Graph) -> Graph:
         if kind == "weight" and not taken and module not in names.values() and op.output not in graph.outputs:
             names[op.output] = module
     tensors = [replace(tensor, name=names.get(tensor.name, tensor.name)) for tensor in graph.tensors.values()]
-    ops = [rename(op, names) for op in graph.ops]
-    return Graph.of(graph.name, tensors, ops, graph.inputs, graph.outputs)
+    operations = [ops.rename(op, names) for op in graph.ops]
+    return Graph.of(graph.name, tensors, operations, graph.inputs, graph.outputs)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .graph.graph import Graph
+    from .graph import Graph
     from .memory.targets import Target
 
 

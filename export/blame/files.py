@@ -12,7 +12,7 @@ from ...runtime.commands.console import progress
 from ...runtime.contract import Contract, read_contract
 from ...runtime.errors import DataError, UsageError
 from ...runtime.files import check_writable, read_file, write_files
-from ...runtime.graph.graph import Graph
+from ...runtime.graph import Graph
 from ...runtime.images.datasets import LabelledImages, sample
 from ...runtime.inference.session import Session
 from ...runtime.report.summary import node_data

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ...runtime.graph.graph import Add, Conv, Dequantize, FullyConnected, Graph, Op, Quantize, Tensor, rename
+from ...runtime.graph import Graph, Op, Tensor, ops
 from ..quantization.scales import passes_on
 from .matching import Match
 
@@ -17,7 +17,7 @@ def quantizers(graph: Graph) -> dict[str, str]:
     for op in graph.ops:
         if _without_quantizer(graph, op):
             continue
-        if isinstance(op, Quantize) and graph.tensors[op.inputs[0]].quantization is None:
+        if isinstance(op, ops.Quantize) and graph.tensors[op.inputs[0]].quantization is None:
             found[op.inputs[0]] = op.output
         elif graph.tensors[op.output].quantization is not None:
             found[op.output] = op.output
@@ -36,23 +36,23 @@ def with_float_layer(found: Match, layer: str) -> Graph:
             real.add(op.output)
     tensors = {name: _as_real(tensor) if name in real else tensor for name, tensor in graph.tensors.items()}
     names: dict[str, str] = {}
-    ops: list[Op] = []
+    operations: list[Op] = []
     for op in graph.ops:
         op = replace(op, inputs=tuple(names.get(name, name) for name in op.inputs))
-        if isinstance(op, Quantize | Dequantize) and (op.output in real or op.inputs[0] in real):
+        if isinstance(op, ops.Quantize | ops.Dequantize) and (op.output in real or op.inputs[0] in real):
             # Nothing is left to turn: its users take what it takes.
             names[op.output] = op.inputs[0]
             continue
-        ops.append(_as_float(found, op, tensors) if op.output == layer else op)
+        operations.append(_as_float(found, op, tensors) if op.output == layer else op)
     outputs = [names.get(name, name) for name in graph.outputs]
-    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, outputs)
+    return Graph.of(graph.name, tensors.values(), operations, graph.inputs, outputs)
 
 
 def adjacent_ops(graph: Graph, tensor: str) -> set[str]:
     """The operations that have to compute in float for an integer tensor, and what it is joined to, to become real."""
     group = _group(graph, tensor)
     around = [op for op in graph.ops if group & {*op.inputs, op.output} and not _without_quantizer(graph, op)]
-    return {op.inputs[0] if isinstance(op, Quantize) and op.output in group else op.output for op in around}
+    return {op.inputs[0] if isinstance(op, ops.Quantize) and op.output in group else op.output for op in around}
 
 
 def keep_float(found: Match, layers: Iterable[str]) -> Graph:
@@ -63,23 +63,23 @@ def keep_float(found: Match, layers: Iterable[str]) -> Graph:
     graph = found.quantized
     floats, real = _extended(graph, set(layers))
     tensors = {name: _as_real(tensor) if name in real else tensor for name, tensor in graph.tensors.items()}
-    ops: dict[str, Op] = {}
+    operations: dict[str, Op] = {}
     for op in graph.ops:
         parts = _in_float(found, op, tensors) if op.output in floats else [op]
-        ops.update((part.output, part) for part in parts if part.output not in ops)
-    return Graph.of(graph.name, tensors.values(), ops.values(), graph.inputs, graph.outputs)
+        operations.update((part.output, part) for part in parts if part.output not in operations)
+    return Graph.of(graph.name, tensors.values(), operations.values(), graph.inputs, graph.outputs)
 
 
 def _without_quantizer(graph: Graph, op: Op) -> bool:
     """Whether an operation has no quantizer of its own: it gives on its inputs' integers, or their mean."""
-    if isinstance(op, Dequantize):
+    if isinstance(op, ops.Dequantize):
         return True
     output = graph.tensors[op.output]
     sources = [graph.tensors[name].quantization for name in op.inputs]
     if output.quantization is None or None in sources:
         return passes_on(op) and output.quantization is None and sources == [None] * len(sources)
     same = all(source is not None and source.scale == output.quantization.scale for source in sources)
-    return same and (passes_on(op) or isinstance(op, Quantize))
+    return same and (passes_on(op) or isinstance(op, ops.Quantize))
 
 
 def _group(graph: Graph, tensor: str) -> set[str]:
@@ -105,12 +105,12 @@ def _extended(graph: Graph, layers: set[str]) -> tuple[set[str], set[str]]:
 def _in_float(found: Match, op: Op, tensors: dict[str, Tensor]) -> list[Op]:
     """An operation in float, and what turns its inputs and its output where those are integers."""
     integers = [name for name in op.inputs if tensors[name].data is None and tensors[name].quantization]
-    parts: list[Op] = [Dequantize((name,), f"{name}/dequantized") for name in integers]
-    inner = rename(op, {part.inputs[0]: part.output for part in parts})
+    parts: list[Op] = [ops.Dequantize((name,), f"{name}/dequantized") for name in integers]
+    inner = ops.rename(op, {part.inputs[0]: part.output for part in parts})
     after: list[Op] = []
     if tensors[op.output].quantization:
         inner = replace(inner, output=f"{op.output}/unquantized")
-        after = [Quantize((inner.output,), op.output)]
+        after = [ops.Quantize((inner.output,), op.output)]
     for name, turned in [*((part.inputs[0], part.output) for part in parts), (op.output, inner.output)]:
         tensors[turned] = _as_real(tensors[name], turned) if turned != name else tensors[name]
     named = replace(inner, output=op.output)
@@ -123,12 +123,14 @@ def _as_float(found: Match, op: Op, tensors: dict[str, Tensor]) -> Op:
     The rectifier may be missing where integers end at zero, as in files of onnxruntime's quantizer.
     """
     layer = found.layer(op)
-    if isinstance(op, Conv | FullyConnected):
+    if isinstance(op, ops.Conv | ops.FullyConnected):
         names = f"{op.name}/float_weight", f"{op.name}/float_bias"
         for name, source in zip(names, layer.inputs[1:], strict=True):
             tensors[name] = replace(found.reference.constant(source), name=name)
         op = replace(op, inputs=(op.inputs[0], *names))
-    if isinstance(op, Conv | FullyConnected | Add) and isinstance(layer, Conv | FullyConnected | Add):
+    if isinstance(op, ops.Conv | ops.FullyConnected | ops.Add) and isinstance(
+        layer, ops.Conv | ops.FullyConnected | ops.Add
+    ):
         op = replace(op, activation=layer.activation)
     return op
 

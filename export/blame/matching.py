@@ -12,22 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...runtime.errors import QuantizationError, UsageError
-from ...runtime.graph.graph import (
-    AveragePool,
-    Concat,
-    Conv,
-    Dequantize,
-    FullyConnected,
-    Graph,
-    Op,
-    Pad,
-    Quantize,
-    Relu,
-    Reshape,
-    Slice,
-    Softmax,
-    Tensor,
-)  # fmt: skip
+from ...runtime.graph import Graph, Op, Tensor, ops
 from ...runtime.graph.rewrite import averages_as_convolutions
 
 # Factors this near to 1 are taken for rounding errors of the weights.
@@ -35,7 +20,7 @@ _SAME = 0.1
 # Weights of one layer, on the same scale, have at least this cosine when they come from one network.
 _LEAST_COSINE = 0.5
 # What one of two networks may do in an operation of its own where the other does it in passing.
-_SILENT = (Pad, Reshape)
+_SILENT = (ops.Pad, ops.Reshape)
 
 
 @dataclass(frozen=True)
@@ -63,11 +48,11 @@ def match(reference: Graph, quantized: Graph) -> Match:
     """
     _check_kinds(reference, quantized)
     names = _pairs(reference, quantized)
-    pools = {names[op.output] for op in quantized.ops if isinstance(op, Conv)}
+    pools = {names[op.output] for op in quantized.ops if isinstance(op, ops.Conv)}
     reference = averages_as_convolutions(reference, pools)
     found = Match(reference, quantized, names)
     for op in quantized.ops:
-        if isinstance(op, Conv | FullyConnected):
+        if isinstance(op, ops.Conv | ops.FullyConnected):
             _check_finite(reference, found.layer(op))
             _check_finite(quantized, op)
     gains = _gains(found)
@@ -97,7 +82,7 @@ def _pairs(reference: Graph, quantized: Graph) -> dict[str, str]:
     while pending:
         ours, theirs = pending.pop()
         same = [ours]
-        while isinstance(op := quantized.producers.get(ours), Quantize | Dequantize):
+        while isinstance(op := quantized.producers.get(ours), ops.Quantize | ops.Dequantize):
             ours = op.inputs[0]
             same.append(ours)
         while isinstance(other := reference.producers.get(theirs), _SILENT) and (
@@ -111,12 +96,12 @@ def _pairs(reference: Graph, quantized: Graph) -> dict[str, str]:
         if met or (op is None and other is None):
             continue
         padded = _paddings(quantized, ours) > _paddings(reference, theirs)
-        if isinstance(op, Conv) and isinstance(other, AveragePool) and not padded:
+        if isinstance(op, ops.Conv) and isinstance(other, ops.AveragePool) and not padded:
             # An average pool of an even number of values is a convolution in int8.
             pending.append((op.inputs[0], other.inputs[0]))
         elif op is not None and other is not None and type(op) is type(other) and not padded:
             pending += _operands(reference, quantized, op, other)
-        elif isinstance(op, (*_SILENT, Relu)):
+        elif isinstance(op, (*_SILENT, ops.Relu)):
             pending.append((op.inputs[0], theirs))
         else:
             kinds = [f"{o.kind} {o.name!r}" if o else "the input" for o in (op, other)]
@@ -127,7 +112,7 @@ def _pairs(reference: Graph, quantized: Graph) -> dict[str, str]:
 def _paddings(graph: Graph, name: str) -> int:
     """How many operations in a row pad a tensor: of two networks, the one with more has a layer's own among them."""
     count = 0
-    while isinstance(op := graph.producers.get(name), Pad):
+    while isinstance(op := graph.producers.get(name), ops.Pad):
         name, count = op.inputs[0], count + 1
     return count
 
@@ -146,8 +131,8 @@ def _operands(reference: Graph, quantized: Graph, op: Op, other: Op) -> list[tup
 
 
 def _different(quantized: Graph, reference: Graph, why: str) -> UsageError:
-    sliced = any(isinstance(op, Slice) for op in quantized.ops) and not any(
-        isinstance(op, Slice) for op in reference.ops
+    sliced = any(isinstance(op, ops.Slice) for op in quantized.ops) and not any(
+        isinstance(op, ops.Slice) for op in reference.ops
     )
     hint = "it was fitted, it seems: give the file from before the fit" if sliced else "give two files of one network"
     return UsageError(f"{quantized.name} is not {reference.name} in int8, for {why}; {hint}")
@@ -177,7 +162,7 @@ def _gains(found: Match) -> dict[str, np.ndarray]:
 
 def _gain(found: Match, op: Op, gains: Mapping[str, np.ndarray]) -> np.ndarray:
     shape = found.quantized.tensors[op.output].shape
-    if isinstance(op, Conv | FullyConnected):
+    if isinstance(op, ops.Conv | ops.FullyConnected):
         expected = _weight(found, op, gains).reshape(shape[-1], -1)
         weight = found.quantized.constant(op.inputs[1]).real().reshape(shape[-1], -1).astype(np.float64)
         power = (expected**2).sum(1)
@@ -185,21 +170,21 @@ def _gain(found: Match, op: Op, gains: Mapping[str, np.ndarray]) -> np.ndarray:
         gain[gain <= 0] = 1
         return gain if np.abs(gain - 1).max() > _SAME else np.ones_like(gain)
     first = gains[op.inputs[0]]
-    if isinstance(op, Concat) and op.axis == len(shape) - 1:
+    if isinstance(op, ops.Concat) and op.axis == len(shape) - 1:
         return np.concatenate([gains[name] for name in op.inputs])
-    if isinstance(op, Slice):
+    if isinstance(op, ops.Slice):
         return first[op.begin[-1] :][: shape[-1]]
-    if isinstance(op, Softmax):
+    if isinstance(op, ops.Softmax):
         return np.ones(shape[-1])
     # A flattened image has its channels innermost, again and again.
     return np.resize(first, shape[-1])
 
 
-def _weight(found: Match, op: Conv | FullyConnected, gains: Mapping[str, np.ndarray]) -> np.ndarray:
+def _weight(found: Match, op: ops.Conv | ops.FullyConnected, gains: Mapping[str, np.ndarray]) -> np.ndarray:
     """The float network's weight of a layer for inputs of the int8 network's scale."""
     weight = found.reference.constant(found.layer(op).inputs[1]).real().astype(np.float64)
     gain = gains[op.inputs[0]]
-    if isinstance(op, FullyConnected):
+    if isinstance(op, ops.FullyConnected):
         return weight / gain
     per_group = gain.reshape(op.groups, -1)[np.arange(len(weight)) // (len(weight) // op.groups)]
     return weight / per_group[:, None, None, :]
@@ -209,7 +194,7 @@ def _cosines(found: Match, gains: Mapping[str, np.ndarray]) -> dict[str, float]:
     """How like each layer's int8 weight is the float network's, with its channels as much larger as is said."""
     cosines = {}
     for op in found.quantized.ops:
-        if isinstance(op, Conv | FullyConnected):
+        if isinstance(op, ops.Conv | ops.FullyConnected):
             expected = _expected(found, op, gains).ravel()
             weight = found.quantized.constant(op.inputs[1]).real().ravel().astype(np.float64)
             lengths = float(np.sqrt((expected @ expected) * (weight @ weight)))
@@ -217,7 +202,7 @@ def _cosines(found: Match, gains: Mapping[str, np.ndarray]) -> dict[str, float]:
     return cosines
 
 
-def _expected(found: Match, op: Conv | FullyConnected, gains: Mapping[str, np.ndarray]) -> np.ndarray:
+def _expected(found: Match, op: ops.Conv | ops.FullyConnected, gains: Mapping[str, np.ndarray]) -> np.ndarray:
     """The float network's weight of a layer between channels of the int8 network's scale."""
     weight = _weight(found, op, gains)
     return weight * gains[op.output].reshape(-1, *[1] * (weight.ndim - 1))
@@ -227,9 +212,13 @@ def _rescaled(found: Match, gains: Mapping[str, np.ndarray]) -> Graph:
     """The float graph with every channel on the scale that it has in the int8 one."""
     if all((gain == 1).all() for gain in gains.values()):
         return found.reference
-    graph, tensors, ops = found.reference, dict(found.reference.tensors), {op.name: op for op in found.reference.ops}
+    graph, tensors, operations = (
+        found.reference,
+        dict(found.reference.tensors),
+        {op.name: op for op in found.reference.ops},
+    )
     for op in found.quantized.ops:
-        if isinstance(op, Conv | FullyConnected):
+        if isinstance(op, ops.Conv | ops.FullyConnected):
             layer, gain = found.layer(op), gains[op.output]
             weight = _expected(found, op, gains)
             bias = graph.constant(layer.inputs[2]).real() * gain
@@ -238,5 +227,5 @@ def _rescaled(found: Match, gains: Mapping[str, np.ndarray]) -> Graph:
                 for name, data in (("equalized_weight", weight), ("equalized_bias", bias))
             ]
             tensors.update((tensor.name, tensor) for tensor in constants)
-            ops[layer.name] = replace(layer, inputs=(layer.inputs[0], *(tensor.name for tensor in constants)))
-    return Graph.of(graph.name, tensors.values(), ops.values(), graph.inputs, graph.outputs)
+            operations[layer.name] = replace(layer, inputs=(layer.inputs[0], *(tensor.name for tensor in constants)))
+    return Graph.of(graph.name, tensors.values(), operations.values(), graph.inputs, graph.outputs)

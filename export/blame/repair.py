@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...runtime.errors import UsageError
-from ...runtime.graph.graph import Graph
+from ...runtime.graph import Graph
 from ..activations import run_outputs
 from ..quantization.calibration import choose_ranges, collect_histograms
 from ..quantization.equalization import channel_peaks, equalize

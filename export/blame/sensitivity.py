@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.formats.read import read_graph
-from ...runtime.graph.graph import Conv, FullyConnected, Graph
+from ...runtime.graph import Graph, ops
 from ..activations import run_outputs
 from ..quantization.calibration import calibrate
 from .advice import Advice, advise
@@ -132,7 +132,7 @@ def sqnr(expected: np.ndarray, given: np.ndarray) -> float | None:
 
 def _weight_ratios(found: Match, layer: str) -> tuple[float | None, float | None]:
     op = found.quantized.producers.get(layer)
-    if not isinstance(op, Conv | FullyConnected):
+    if not isinstance(op, ops.Conv | ops.FullyConnected):
         return None, None
     expected = found.reference.constant(found.layer(op).inputs[1]).real()
     expected = expected.reshape(len(expected), -1).astype(np.float64)

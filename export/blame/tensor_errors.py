@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ...runtime.graph.graph import Conv, FullyConnected, Graph, Quantization, Relu, Tensor
+from ...runtime.graph import Graph, Quantization, Tensor, ops
 from ..activations import run_activations
 from ..quantization.ranges import Range, bin_counts
 from .matching import Match
@@ -163,7 +163,7 @@ def _with_int8_weights(found: Match) -> Graph:
     graph = found.reference
     tensors, probes = dict(graph.tensors), []
     for op in found.quantized.ops:
-        if not isinstance(op, Conv | FullyConnected):
+        if not isinstance(op, ops.Conv | ops.FullyConnected):
             continue
         layer = found.layer(op)
         constants = [
@@ -181,7 +181,7 @@ def _with_int8_weights(found: Match) -> Graph:
 def _rectified(found: Match, name: str, values: np.ndarray) -> np.ndarray:
     """The values behind the rectifier that only the int8 network has in an operation of its own, if it has."""
     for op in found.quantized.consumers[name]:
-        if isinstance(op, Relu) and found.names[op.output] == found.names[name]:
+        if isinstance(op, ops.Relu) and found.names[op.output] == found.names[name]:
             return np.clip(values, 0, 6 if op.activation == "relu6" else None)
     return values
 

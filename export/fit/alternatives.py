@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...runtime.errors import UnsupportedError
-from ...runtime.graph.graph import Add, Conv, Graph, Op, Reshape, Tensor, rename
+from ...runtime.graph import Graph, Op, Tensor, ops
 
 # Images that are tried, as shares of the network's side and in multiples of 32, and the share of the channels.
 _SIDES = (6 / 7, 5 / 7, 4 / 7, 3 / 7)
@@ -17,7 +17,7 @@ _CHANNELS = 0.5
 
 def alternatives(graph: Graph) -> Iterator[tuple[str, Graph]]:
     """(What is changed, the graph with it), the smallest changes first."""
-    if any(isinstance(op, Add) for op in graph.ops):
+    if any(isinstance(op, ops.Add) for op in graph.ops):
         yield "without its bypasses", without_bypass(graph)
     shape = graph.tensors[graph.inputs[0]].shape
     if len(shape) != 4:
@@ -38,27 +38,27 @@ def rebuilt(graph: Graph, size: tuple[int, int], channels: float = 1.0) -> Graph
 
     Raises ``UnsupportedError`` when it depends on either.
     """
-    answer = next((op for op in reversed(graph.ops) if isinstance(op, Conv)), None)
+    answer = next((op for op in reversed(graph.ops) if isinstance(op, ops.Conv)), None)
     source = graph.tensors[graph.inputs[0]]
     tensors = {source.name: replace(source, shape=(source.shape[0], *size, source.shape[3]))}
-    ops: list[Op] = []
+    operations: list[Op] = []
     for op in graph.ops:
         constants = [graph.tensors[name] for name in op.inputs if graph.tensors[name].data is not None]
-        if isinstance(op, Conv) and op.groups == 1:
+        if isinstance(op, ops.Conv) and op.groups == 1:
             weight, bias = constants
             out = weight.shape[0] if op is answer else max(1, round(weight.shape[0] * channels))
             depth = tensors[op.inputs[0]].shape[3]
             constants = [_part(weight, (out, *weight.shape[1:3], depth)), _part(bias, (out,))]
         tensors.update((tensor.name, tensor) for tensor in constants)
         shapes = [tensors[name].shape for name in op.inputs]
-        if isinstance(op, Reshape) and len(op.shape) == 2:
+        if isinstance(op, ops.Reshape) and len(op.shape) == 2:
             op = replace(op, shape=(op.shape[0], math.prod(shapes[0]) // op.shape[0]))
         try:
             tensors[op.output] = replace(graph.tensors[op.output], shape=op.output_shape(*shapes))
         except (ValueError, IndexError) as error:
             raise UnsupportedError(f"{op.kind} {op.name!r} needs the size that it has: {error}") from error
-        ops.append(op)
-    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+        operations.append(op)
+    return Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
 
 
 def _part(constant: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -75,11 +75,11 @@ def without_bypass(graph: Graph) -> Graph:
     """The network without its additions: what was computed last goes on alone."""
     made = {op.output: step for step, op in enumerate(graph.ops)}
     names: dict[str, str] = {}
-    ops: list[Op] = []
+    operations: list[Op] = []
     for op in graph.ops:
-        if isinstance(op, Add):
+        if isinstance(op, ops.Add):
             names[op.output] = max((names.get(name, name) for name in op.inputs), key=lambda name: made.get(name, -1))
         else:
-            ops.append(rename(op, names))
+            operations.append(ops.rename(op, names))
     outputs = [names.get(name, name) for name in graph.outputs]
-    return Graph.of(graph.name, graph.tensors.values(), ops, graph.inputs, outputs)
+    return Graph.of(graph.name, graph.tensors.values(), operations, graph.inputs, outputs)

@@ -15,7 +15,7 @@ from ...runtime.contract import KEY, Contract, golden_pixels, read_contract
 from ...runtime.errors import FormatError, ParityError, UsageError
 from ...runtime.files import check_writable, read_file, sha256, write_files
 from ...runtime.formats.read import read_placed
-from ...runtime.graph.graph import Graph, Tensor
+from ...runtime.graph import Graph, Tensor
 from ...runtime.graph.rewrite import integer_ends
 from ...runtime.images.datasets import LabelledImages, sample
 from ...runtime.inference.backends import installed_backends

@@ -10,22 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...runtime.graph.graph import (
-    NO_PADS,
-    AveragePool,
-    Concat,
-    Conv,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Pads,
-    Quantization,
-    Slice,
-    Tensor,
-    rename,
-)  # fmt: skip
+from ...runtime.graph import Graph, Op, Quantization, Tensor, ops
 from .tiling import MAX_JOINED
 
 # Into how many groups of output channels convolutions are split: no more than XNNPACK joins.
@@ -48,33 +33,33 @@ def with_padding_ahead(graph: Graph) -> Graph:
 
     Then tiles cut the padded tensor, and only it has to stay.
     """
-    tensors, ops = dict(graph.tensors), []
+    tensors, operations = dict(graph.tensors), []
     renamed: dict[str, str] = {}
     for op in graph.ops:
         x = op.inputs[0]
-        if isinstance(op, Conv) and any(op.padding) and x not in renamed:
-            pads = {o.padding for o in graph.consumers[x] if isinstance(o, Conv) and any(o.padding)}
+        if isinstance(op, ops.Conv) and any(op.padding) and x not in renamed:
+            pads = {o.padding for o in graph.consumers[x] if isinstance(o, ops.Conv) and any(o.padding)}
             if len(pads) == 1:
-                _pad_ahead(graph, x, op.padding, tensors, ops, renamed)
-        if isinstance(op, Conv) and any(op.padding) and x in renamed:
-            op = replace(op, inputs=(f"{x}/padded", *op.inputs[1:]), padding=NO_PADS)
+                _pad_ahead(graph, x, op.padding, tensors, operations, renamed)
+        if isinstance(op, ops.Conv) and any(op.padding) and x in renamed:
+            op = replace(op, inputs=(f"{x}/padded", *op.inputs[1:]), padding=ops.NO_PADS)
         else:
-            op = rename(op, {name: renamed[name] for name in op.inputs if name in renamed})
-        ops.append(op)
-    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+            op = ops.rename(op, {name: renamed[name] for name in op.inputs if name in renamed})
+        operations.append(op)
+    return Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
 
 
 def _pad_ahead(
-    graph: Graph, x: str, padding: Pads, tensors: dict[str, Tensor], ops: list[Op], renamed: dict[str, str]
+    graph: Graph, x: str, padding: ops.Pads, tensors: dict[str, Tensor], operations: list[Op], renamed: dict[str, str]
 ) -> None:
     tensor = graph.tensors[x]
-    pad = Pad((x,), f"{x}/padded", padding)
+    pad = ops.Pad((x,), f"{x}/padded", padding)
     shape = pad.output_shape(tensor.shape)
-    cut = Slice((pad.output,), f"{x}/inner", (0, padding[0], padding[2], 0), tensor.shape)
+    cut = ops.Slice((pad.output,), f"{x}/inner", (0, padding[0], padding[2], 0), tensor.shape)
     # The padding goes before everything that uses the tensor.
-    first = next((i for i, op in enumerate(ops) if x in op.inputs), len(ops))
-    later = [rename(op, {x: cut.output}) for op in ops[first:]]
-    ops[first:] = [pad, cut, *later]
+    first = next((i for i, op in enumerate(operations) if x in op.inputs), len(operations))
+    later = [ops.rename(op, {x: cut.output}) for op in operations[first:]]
+    operations[first:] = [pad, cut, *later]
     tensors[pad.output] = replace(tensor, name=pad.output, shape=shape)
     tensors[cut.output] = replace(tensor, name=cut.output)
     renamed[x] = cut.output
@@ -86,8 +71,8 @@ def with_pools_before_concat(graph: Graph) -> Graph:
     for op in graph.ops:
         joined = graph.producers.get(op.inputs[0])
         if (
-            isinstance(op, MaxPool)
-            and isinstance(joined, Concat)
+            isinstance(op, ops.MaxPool)
+            and isinstance(joined, ops.Concat)
             and joined.axis == 3
             and graph.only_consumer(joined.output) is op
             and len(set(joined.inputs)) == len(joined.inputs)
@@ -96,7 +81,7 @@ def with_pools_before_concat(graph: Graph) -> Graph:
         ):
             taken[joined.output] = op
     moved: dict[str, list[Op]] = {}
-    ops: list[Op] = []
+    operations: list[Op] = []
     gone = {op.output for op in taken.values()}
     for op in graph.ops:
         if op.output in taken:
@@ -108,29 +93,33 @@ def with_pools_before_concat(graph: Graph) -> Graph:
                 )
                 moved.setdefault(name, []).append(part)
                 parts.append(part.output)
-            ops.append(Concat(tuple(parts), pool.output, 3))
+            operations.append(ops.Concat(tuple(parts), pool.output, 3))
         elif op.output not in gone:
-            ops.append(op)
-    return Graph.of(graph.name, tensors.values(), _behind(ops, moved), graph.inputs, graph.outputs)
+            operations.append(op)
+    return Graph.of(graph.name, tensors.values(), _behind(operations, moved), graph.inputs, graph.outputs)
 
 
-def _behind(ops: Iterable[Op], moved: Mapping[str, list[Op]]) -> list[Op]:
+def _behind(operations: Iterable[Op], moved: Mapping[str, list[Op]]) -> list[Op]:
     """Operations with others placed right behind what makes their input, or ahead of all for the graph's input."""
-    ops = list(ops)
-    made = {op.output for op in ops}
+    operations = list(operations)
+    made = {op.output for op in operations}
     placed = [part for name, parts in moved.items() if name not in made for part in parts]
-    for op in ops:
+    for op in operations:
         placed += [op, *moved.get(op.output, [])]
     return placed
 
 
 def with_channels_split(graph: Graph, groups: int) -> Graph:
     """Convolutions that only a pool follows, both in ``groups`` of output channels, one group after the other."""
-    tensors, ops = dict(graph.tensors), []
+    tensors, operations = dict(graph.tensors), []
     done: dict[str, list[str]] = {}
     for op in graph.ops:
         after = graph.only_consumer(op.output)
-        if isinstance(op, Conv) and op.groups == 1 and isinstance(after, MaxPool | AveragePool | GlobalAveragePool):
+        if (
+            isinstance(op, ops.Conv)
+            and op.groups == 1
+            and isinstance(after, ops.MaxPool | ops.AveragePool | ops.GlobalAveragePool)
+        ):
             channels = graph.tensors[op.output].shape[3]
             edges = [channels * i // groups for i in range(groups + 1)]
             if channels >= groups:
@@ -138,7 +127,7 @@ def with_channels_split(graph: Graph, groups: int) -> Graph:
                 for start, stop in pairwise(edges):
                     part = _channels(tensors, op, start, stop)
                     pool = replace(after, inputs=(part.output,), output=f"{after.output}/channels{start}-{stop}")
-                    ops += [part, pool]
+                    operations += [part, pool]
                     for made in (part, pool):
                         shape = made.output_shape(*(tensors[name].shape for name in made.inputs))
                         like = op.output if made is part else after.output
@@ -146,31 +135,31 @@ def with_channels_split(graph: Graph, groups: int) -> Graph:
                     done[after.output].append(pool.output)
                 continue
         if op.output in done:
-            op = Concat(tuple(done[op.output]), op.output, 3)
-        ops.append(op)
-    return _flat(Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs))
+            op = ops.Concat(tuple(done[op.output]), op.output, 3)
+        operations.append(op)
+    return _flat(Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs))
 
 
 def _flat(graph: Graph) -> Graph:
     """Concatenations of concatenations as one."""
     inner: dict[str, Op] = {}
-    ops: list[Op] = []
+    operations: list[Op] = []
     for op in graph.ops:
-        if isinstance(op, Concat):
+        if isinstance(op, ops.Concat):
             parts = [inner[name].inputs if name in inner else (name,) for name in op.inputs]
             if sum(map(len, parts)) <= MAX_JOINED:
                 op = replace(op, inputs=tuple(name for part in parts for name in part))
             else:
-                ops += [inner.pop(name) for name in op.inputs if name in inner]
+                operations += [inner.pop(name) for name in op.inputs if name in inner]
             after = graph.only_consumer(op.output)
-            if isinstance(after, Concat) and after.axis == op.axis:
+            if isinstance(after, ops.Concat) and after.axis == op.axis:
                 inner[op.output] = op
                 continue
-        ops.append(op)
-    return Graph.of(graph.name, graph.tensors.values(), ops, graph.inputs, graph.outputs)
+        operations.append(op)
+    return Graph.of(graph.name, graph.tensors.values(), operations, graph.inputs, graph.outputs)
 
 
-def _channels(tensors: dict[str, Tensor], op: Conv, start: int, stop: int) -> Conv:
+def _channels(tensors: dict[str, Tensor], op: ops.Conv, start: int, stop: int) -> ops.Conv:
     """A convolution of some of the output channels, its constants added to the tensors."""
     names = []
     for name in op.inputs[1:]:

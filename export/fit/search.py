@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 from itertools import pairwise
 
 from ...runtime.errors import DoesNotFitError, UsageError
-from ...runtime.graph.graph import Graph, Op
+from ...runtime.graph import Graph, Op
 from ...runtime.graph.rewrite import explicit_padding
 from ...runtime.memory.allocation import lifetimes, most_alive
 from ...runtime.memory.hill_climb import pack

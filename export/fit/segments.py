@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from ...runtime.graph.graph import Concat, Conv, Graph, Pool
+from ...runtime.graph import Graph, ops
 from ...runtime.graph.rewrite import explicit_padding
 from ...runtime.memory.allocation import align, lifetimes
 from ...runtime.memory.tflm import EVAL_TENSOR, constants, op_tail_bytes, scratch_bytes
@@ -50,11 +50,11 @@ class Cost:
     peak: int
     macs: int
     tail: int
-    ops: int
+    operations: int
 
     def weighed(self, byte_worth: float) -> float:
         """In multiply-accumulates, when a byte of the tail is worth so many."""
-        return self.macs + byte_worth * self.tail + _OP_WORTH * self.ops
+        return self.macs + byte_worth * self.tail + _OP_WORTH * self.operations
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class _TileCost:
     output: int
     macs: int
     tail: int
-    ops: int
+    operations: int
 
 
 class Stretch:
@@ -150,14 +150,14 @@ class Stretch:
         """Bytes of the tail that joining two tiles takes."""
         shape = self.target.shape
         both = replace(self.target, name="both", shape=(shape[0], 2 * shape[1], *shape[2:]))
-        op = Concat((self.target.name, self.target.name), both.name, 1)
+        op = ops.Concat((self.target.name, self.target.name), both.name, 1)
         tensors = {tensor.name: tensor for tensor in (self.target, both)}
         return self.terms.tail(Graph("join", tensors, (op,), (self.target.name,), (both.name,)))
 
     @cached_property
     def can_tile(self) -> bool:
         """Whether tiles are possible and promise something."""
-        windows = [op for op in self.graph.ops if isinstance(op, Conv | Pool) and _is_wide(self.graph, op)]
+        windows = [op for op in self.graph.ops if isinstance(op, ops.Conv | ops.Pool) and _is_wide(self.graph, op)]
         return len(windows) <= _MAX_WINDOWS and can_tile(self.graph)
 
     def tiled(self, limit: int, byte_worth: float, *, last_first: bool = True) -> Stage | None:
@@ -189,7 +189,7 @@ class Stretch:
         joins = -(-(len(bands) - 1) // (MAX_JOINED - 1)) + sum(len(band) > 1 for band in bands)
         macs = sum(cost.macs for cost in tiles if cost)
         tail = sum(cost.tail for cost in tiles if cost) + joins * self._join_tail
-        return Cost(limit, macs, tail, sum(cost.ops for cost in tiles if cost) + joins)
+        return Cost(limit, macs, tail, sum(cost.operations for cost in tiles if cost) + joins)
 
     def _best_band(
         self, left: Rows, room: int, guess: int, byte_worth: float, last_first: bool
@@ -297,5 +297,5 @@ class Stretch:
         return _TileCost(before, after, output, graph.macs, self.terms.tail(graph), len(graph.ops))
 
 
-def _is_wide(graph: Graph, op: Conv | Pool) -> bool:
-    return (op.window if isinstance(op, Pool) else graph.tensors[op.inputs[1]].shape[1:3]) != (1, 1)
+def _is_wide(graph: Graph, op: ops.Conv | ops.Pool) -> bool:
+    return (op.window if isinstance(op, ops.Pool) else graph.tensors[op.inputs[1]].shape[1:3]) != (1, 1)

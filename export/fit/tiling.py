@@ -7,29 +7,11 @@ arXiv 2110.15352, section 3), each from the part of the input that it reaches, h
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ...runtime.graph.graph import (
-    NO_PADS,
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    Dequantize,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Pads,
-    Pool,
-    Quantize,
-    Relu,
-    Shape,
-    Slice,
-    Tensor,
-)  # fmt: skip
+from ...runtime.graph import Graph, Op, Shape, Tensor, ops
 
 # As many inputs a concatenation has at most in XNNPACK; tflite-micro takes ten.
 MAX_JOINED = 5
-_ELEMENTWISE = (Add, Concat, Dequantize, Quantize, Relu)
+_ELEMENTWISE = (ops.Add, ops.Concat, ops.Dequantize, ops.Quantize, ops.Relu)
 
 
 @dataclass(frozen=True)
@@ -73,26 +55,26 @@ def _can_tile(graph: Graph, op: Op) -> bool:
     shapes = [graph.tensors[name].shape for name in (op.output, *op.inputs) if graph.tensors[name].data is None]
     if any(len(shape) != 4 or shape[0] != 1 for shape in shapes):
         return False
-    if isinstance(op, Concat):
+    if isinstance(op, ops.Concat):
         return op.axis == 3
-    if isinstance(op, Slice):
+    if isinstance(op, ops.Slice):
         return op.begin[3] == 0 and op.size[3] == shapes[1][3]
-    if isinstance(op, AveragePool):
+    if isinstance(op, ops.AveragePool):
         # Windows that count fewer pixels at the border have no word in TFLite once the border is a tile's.
-        return op.padding == NO_PADS
+        return op.padding == ops.NO_PADS
     if graph.tensors[op.inputs[0]].dtype == "uint8":
         # tflite-micro has no kernel that cuts these.
         return False
-    return isinstance(op, (Conv, MaxPool, Pad, *_ELEMENTWISE))
+    return isinstance(op, (ops.Conv, ops.MaxPool, ops.Pad, *_ELEMENTWISE))
 
 
-def reach(graph: Graph, op: Op, region: Region) -> tuple[Region, Pads]:
+def reach(graph: Graph, op: Op, region: Region) -> tuple[Region, ops.Pads]:
     """The region of an operation's input that a region of its output needs, and the padding around it."""
-    if isinstance(op, Slice):
-        return region.shifted(op.begin[1], op.begin[2]), NO_PADS
-    if isinstance(op, Pad):
+    if isinstance(op, ops.Slice):
+        return region.shifted(op.begin[1], op.begin[2]), ops.NO_PADS
+    if isinstance(op, ops.Pad):
         wanted = region.shifted(-op.padding[0], -op.padding[2])
-    elif isinstance(op, Conv | Pool):
+    elif isinstance(op, ops.Conv | ops.Pool):
         (rows, columns), (down, right) = _window(graph, op), op.stride
         wanted = Region(
             region.top * down - op.padding[0],
@@ -101,7 +83,7 @@ def reach(graph: Graph, op: Op, region: Region) -> tuple[Region, Pads]:
             (region.right - 1) * right - op.padding[2] + columns,
         )
     else:
-        return region, NO_PADS
+        return region, ops.NO_PADS
     _, height, width, _ = graph.tensors[op.inputs[0]].shape
     inside = Region(max(wanted.top, 0), min(wanted.bottom, height), max(wanted.left, 0), min(wanted.right, width))
     pads = (
@@ -113,8 +95,8 @@ def reach(graph: Graph, op: Op, region: Region) -> tuple[Region, Pads]:
     return inside, pads
 
 
-def _window(graph: Graph, op: Conv | Pool) -> tuple[int, int]:
-    if isinstance(op, Pool):
+def _window(graph: Graph, op: ops.Conv | ops.Pool) -> tuple[int, int]:
+    if isinstance(op, ops.Pool):
         return op.window
     _, rows, columns, _ = graph.tensors[op.inputs[1]].shape
     return (rows - 1) * op.dilation[0] + 1, (columns - 1) * op.dilation[1] + 1
@@ -139,7 +121,7 @@ def tile(graph: Graph, bands: Sequence[Sequence[Region]]) -> Graph:
     if sum(map(len, bands)) == 1:
         return graph
     target = graph.tensors[graph.outputs[0]]
-    tensors, ops, rows = dict(graph.tensors), [], []
+    tensors, operations, rows = dict(graph.tensors), [], []
 
     def join(names: Sequence[str], name: str, axis: int) -> str:
         if len(names) == 1:
@@ -147,8 +129,8 @@ def tile(graph: Graph, bands: Sequence[Sequence[Region]]) -> Graph:
         while len(names) > MAX_JOINED:
             first = join(names[:MAX_JOINED], f"{name}/joined{len(names)}", axis)
             names = [first, *names[MAX_JOINED:]]
-        op = Concat(tuple(names), name, axis)
-        ops.append(op)
+        op = ops.Concat(tuple(names), name, axis)
+        operations.append(op)
         tensors[name] = replace(target, name=name, shape=op.output_shape(*(tensors[n].shape for n in names)))
         return name
 
@@ -157,14 +139,14 @@ def tile(graph: Graph, bands: Sequence[Sequence[Region]]) -> Graph:
         for column, region in enumerate(band):
             part = tile_of(graph, region, f"tile{index}" if len(band) == 1 else f"tile{index}.{column}")
             assert part is not None
-            ops += part.ops
+            operations += part.ops
             tensors.update(part.tensors)
             outputs += part.outputs
         name = target.name if len(bands) == 1 else f"{target.name}/band{index}"
         rows.append((band[0].top, join(outputs, name, 2)))
     last = join([name for _, name in sorted(rows)], target.name, 1)
     assert last == target.name
-    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+    return Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
 
 
 def tile_of(graph: Graph, region: Region, tag: str) -> Graph | None:
@@ -200,12 +182,12 @@ class _Tile:
     def add(self, op: Op) -> str:
         """Compute what is wanted of an operation's output; the name that it has."""
         inside, pads = reach(self.source, op, self.wanted[op.output])
-        if isinstance(op, Slice):
+        if isinstance(op, ops.Slice):
             return self.part(op.inputs[0], inside)
         inputs = [n if self.source.tensors[n].data is not None else self.part(n, inside) for n in op.inputs]
-        if isinstance(op, Pad) and pads == NO_PADS:
+        if isinstance(op, ops.Pad) and pads == ops.NO_PADS:
             return inputs[0]
-        padding = {"padding": pads} if isinstance(op, Conv | Pool | Pad) else {}
+        padding = {"padding": pads} if isinstance(op, ops.Conv | ops.Pool | ops.Pad) else {}
         here = replace(op, inputs=tuple(inputs), output=f"{op.output}/{self.tag}", **padding)
         tensor = self.source.tensors[op.output]
         return self.emit(here, tensor, self.wanted[op.output].shape(tensor.shape))
@@ -220,7 +202,7 @@ class _Tile:
             shape = region.shape(tensor.shape)
             begin = (0, region.top - around.top, region.left - around.left, 0)
             output = f"{name}/{self.tag}/part{len(self.cut)}"
-            self.cut[held, region] = self.emit(Slice((held,), output, begin, shape), tensor, shape)
+            self.cut[held, region] = self.emit(ops.Slice((held,), output, begin, shape), tensor, shape)
         return self.cut[held, region]
 
     def emit(self, op: Op, like: Tensor, shape: Shape) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...runtime.contract import KEY, Contract, Golden, Layout, TensorSpec, golden_pixels
 from ...runtime.errors import ParityError
-from ...runtime.graph.graph import Graph, Tensor
+from ...runtime.graph import Graph, Tensor
 from ...runtime.inference.session import Session
 from .onnx_writer import onnx_shape, onnx_side
 

@@ -11,31 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.errors import MissingExtraError, UnsupportedError
-from ...runtime.graph.graph import (
-    ELEMENTWISE,
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    Dequantize,
-    FullyConnected,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Pads,
-    Pool,
-    Quantize,
-    Relu,
-    Reshape,
-    Shape,
-    Slice,
-    Softmax,
-    Tensor,
-    Transpose,
-    flattened_image,
-)  # fmt: skip
+from ...runtime.graph import Graph, Op, Shape, Tensor, flattened_image, ops
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto, ValueInfoProto
@@ -116,7 +92,7 @@ class _File:
         return self.node("Relu", [name], output)
 
     def fused(
-        self, op: Conv | FullyConnected | Add, kind: str, inputs: list[str], output: str, **attributes: Any
+        self, op: ops.Conv | ops.FullyConnected | ops.Add, kind: str, inputs: list[str], output: str, **attributes: Any
     ) -> str:
         """A node and the rectifier it has taken in."""
         if op.activation == "none":
@@ -201,19 +177,21 @@ def _arranged(tensor: Tensor, op: Op, graph: Graph) -> np.ndarray:
         if np.abs(tensor.data).max() > np.iinfo(np.int32).max:
             raise UnsupportedError(f"{tensor.name!r} needs more than 32 bits, which ONNX has no quantized bias for")
         return tensor.data.astype(np.int32)
-    image = flattened_image(graph, op.inputs[0]) if isinstance(op, FullyConnected) and tensor.data.ndim == 2 else None
+    image = (
+        flattened_image(graph, op.inputs[0]) if isinstance(op, ops.FullyConnected) and tensor.data.ndim == 2 else None
+    )
     if image is None:
         return tensor.data
     _, h, w, c = image
     return tensor.data.reshape(-1, h, w, c).transpose(0, 3, 1, 2).reshape(tensor.shape)
 
 
-def _pads(padding: Pads) -> list[int]:
+def _pads(padding: ops.Pads) -> list[int]:
     top, bottom, left, right = padding
     return [top, left, bottom, right]
 
 
-def _conv(file: _File, op: Conv, inputs: list[str], output: str) -> str:
+def _conv(file: _File, op: ops.Conv, inputs: list[str], output: str) -> str:
     return file.fused(
         op,
         "Conv",
@@ -227,101 +205,101 @@ def _conv(file: _File, op: Conv, inputs: list[str], output: str) -> str:
     )
 
 
-def _fully_connected(file: _File, op: FullyConnected, inputs: list[str], output: str) -> str:
+def _fully_connected(file: _File, op: ops.FullyConnected, inputs: list[str], output: str) -> str:
     return file.fused(op, "Gemm", inputs, output, transB=1)
 
 
-def _pool(file: _File, op: Pool, inputs: list[str], output: str) -> str:
-    kind = "MaxPool" if isinstance(op, MaxPool) else "AveragePool"
+def _pool(file: _File, op: ops.Pool, inputs: list[str], output: str) -> str:
+    kind = "MaxPool" if isinstance(op, ops.MaxPool) else "AveragePool"
     return file.node(kind, inputs, output, kernel_shape=op.window, strides=op.stride, pads=_pads(op.padding))
 
 
-def _add(file: _File, op: Add, inputs: list[str], output: str) -> str:
+def _add(file: _File, op: ops.Add, inputs: list[str], output: str) -> str:
     return file.fused(op, "Add", inputs, output)
 
 
-def _concat(file: _File, op: Concat, inputs: list[str], output: str) -> str:
+def _concat(file: _File, op: ops.Concat, inputs: list[str], output: str) -> str:
     rank = len(file.graph.tensors[op.output].shape)
     axis = {3: 1, 1: 2, 2: 3}.get(op.axis, op.axis) if rank == 4 else op.axis
     return file.node("Concat", inputs, output, axis=axis)
 
 
-def _reshape(file: _File, op: Reshape, inputs: list[str], output: str) -> str:
+def _reshape(file: _File, op: ops.Reshape, inputs: list[str], output: str) -> str:
     source = file.graph.tensors[op.inputs[0]].shape
     if len(op.shape) not in (2, 4) or (len(op.shape) == 4 and (len(source) != 2 or op.shape[1:3] != (1, 1))):
         raise UnsupportedError(f"reshape {op.name!r} from {source} to {op.shape} cannot be written as ONNX")
     users = file.graph.consumers[op.output]
     spatial = len(source) == 4 and source[1:3] != (1, 1)
-    if spatial and not all(isinstance(user, (FullyConnected, *ELEMENTWISE)) for user in users):
+    if spatial and not all(isinstance(user, (ops.FullyConnected, *ops.ELEMENTWISE)) for user in users):
         raise UnsupportedError(f"{op.name!r} flattens an image for something else than a fully connected layer")
     shape = file.constant(f"{op.name}/shape", np.array(onnx_shape(op.shape), np.int64))
     return file.node("Reshape", [*inputs, shape], output)
 
 
-def _pad(file: _File, op: Pad, inputs: list[str], output: str) -> str:
+def _pad(file: _File, op: ops.Pad, inputs: list[str], output: str) -> str:
     top, bottom, left, right = op.padding
     pads = file.constant(f"{op.name}/pads", np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
     return file.node("Pad", [*inputs, pads, file.constant(f"{op.name}/value", np.float32(op.value))], output)
 
 
-def _relu(file: _File, op: Relu, inputs: list[str], output: str) -> str:
+def _relu(file: _File, op: ops.Relu, inputs: list[str], output: str) -> str:
     return file.rectified(op.activation, inputs[0], output)
 
 
-def _slice(file: _File, op: Slice, inputs: list[str], output: str) -> str:
+def _slice(file: _File, op: ops.Slice, inputs: list[str], output: str) -> str:
     begin = np.array(onnx_shape(op.begin), np.int64)
     end = begin + np.array(onnx_shape(op.size), np.int64)
     ranges = [file.constant(f"slice/{'_'.join(map(str, values))}", values) for values in (begin, end)]
     return file.node("Slice", [*inputs, *ranges], output)
 
 
-def _softmax(file: _File, op: Softmax, inputs: list[str], output: str) -> str:
+def _softmax(file: _File, op: ops.Softmax, inputs: list[str], output: str) -> str:
     return file.node("Softmax", inputs, output, axis=1)
 
 
-def _transpose(file: _File, op: Transpose, inputs: list[str], output: str) -> str:
+def _transpose(file: _File, op: ops.Transpose, inputs: list[str], output: str) -> str:
     if len(op.order) != 4:
         raise UnsupportedError(f"transpose {op.name!r} of {len(op.order)} axes cannot be written as ONNX")
     # Axes are told in NCHW, before and behind.
     return file.node("Transpose", inputs, output, perm=[_OIHW_TO_OHWI[op.order[axis]] for axis in _OHWI_TO_OIHW])
 
 
-def _global_average(file: _File, op: GlobalAveragePool, inputs: list[str], output: str) -> str:
+def _global_average(file: _File, op: ops.GlobalAveragePool, inputs: list[str], output: str) -> str:
     return file.node("GlobalAveragePool", inputs, output)
 
 
-def _quantize(file: _File, op: Quantize, inputs: list[str], output: str) -> str:
+def _quantize(file: _File, op: ops.Quantize, inputs: list[str], output: str) -> str:
     """The QuantizeLinear that stands behind every integer result is all of it, but behind a layer with float weights.
 
     Such a layer between Dequantize and Quantize onnxruntime would make an integer one, with one scale for all weights
     (its ``WeightBiasQuantization``). A LeakyRelu of slope 1, which does nothing, keeps it from that.
     """
     layer = file.graph.producers.get(op.inputs[0])
-    if isinstance(layer, Conv | FullyConnected) and file.graph.tensors[layer.inputs[1]].quantization is None:
+    if isinstance(layer, ops.Conv | ops.FullyConnected) and file.graph.tensors[layer.inputs[1]].quantization is None:
         return file.node("LeakyRelu", inputs, output, alpha=1.0)
     return inputs[0]
 
 
-def _dequantize(file: _File, op: Dequantize, inputs: list[str], output: str) -> str:
+def _dequantize(file: _File, op: ops.Dequantize, inputs: list[str], output: str) -> str:
     """The DequantizeLinear that stands before every use is all of it; here under the name of the result."""
     tensor = file.graph.tensors[op.inputs[0]]
     return file.node("DequantizeLinear", [tensor.name, *file.parameters(tensor)], output)
 
 
 _WRITERS: Mapping[type[Op], Callable[[_File, Any, list[str], str], str]] = {
-    Add: _add,
-    AveragePool: _pool,
-    Concat: _concat,
-    Conv: _conv,
-    Dequantize: _dequantize,
-    FullyConnected: _fully_connected,
-    GlobalAveragePool: _global_average,
-    MaxPool: _pool,
-    Pad: _pad,
-    Quantize: _quantize,
-    Relu: _relu,
-    Reshape: _reshape,
-    Slice: _slice,
-    Softmax: _softmax,
-    Transpose: _transpose,
+    ops.Add: _add,
+    ops.AveragePool: _pool,
+    ops.Concat: _concat,
+    ops.Conv: _conv,
+    ops.Dequantize: _dequantize,
+    ops.FullyConnected: _fully_connected,
+    ops.GlobalAveragePool: _global_average,
+    ops.MaxPool: _pool,
+    ops.Pad: _pad,
+    ops.Quantize: _quantize,
+    ops.Relu: _relu,
+    ops.Reshape: _reshape,
+    ops.Slice: _slice,
+    ops.Softmax: _softmax,
+    ops.Transpose: _transpose,
 }

@@ -18,28 +18,7 @@ from ...runtime.formats.tflite_schema import (
     TABLES,
     TENSOR_TYPES,
 )
-from ...runtime.graph.graph import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    Dequantize,
-    FullyConnected,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Pool,
-    Quantization,
-    Quantize,
-    Relu,
-    Reshape,
-    Slice,
-    Softmax,
-    Tensor,
-    Transpose,
-)  # fmt: skip
+from ...runtime.graph import Graph, Op, Quantization, Tensor, ops
 from ...runtime.graph.rewrite import for_tflite, padding_word
 
 # Kernels read constants with aligned loads.
@@ -167,13 +146,13 @@ def _check_kernel(graph: Graph, op: Op) -> None:
     wide = [graph.tensors[name] for name in (*op.inputs, op.output) if graph.tensors[name].dtype == "int16"]
     if any(tensor.quantization is None or tensor.quantization.zero_point for tensor in wide):
         raise UnsupportedError(f"{op.kind} {op.name!r} has 16-bit integers with a zero point, which TFLite has not")
-    if not isinstance(op, Conv | FullyConnected):
+    if not isinstance(op, ops.Conv | ops.FullyConnected):
         return
     x, weight = (graph.tensors[name] for name in op.inputs[:2])
     if weight.dtype == "int8" and weight.quantization is not None and weight.quantization.zero_point:
         raise UnsupportedError(f"weight {weight.name!r} has a zero point, which TFLite's int8 weights have not")
     per_channel = weight.quantization is not None and weight.quantization.axis is not None
-    if isinstance(op, FullyConnected) and x.dtype == "float32" and per_channel:
+    if isinstance(op, ops.FullyConnected) and x.dtype == "float32" and per_channel:
         # tflite-runtime 2.14 takes the first scale for all.
         raise UnsupportedError(
             f"fully connected {op.name!r} between float32 activations has a scale for each output; TFLite takes one"
@@ -191,7 +170,7 @@ def _version(code: _Code, graph: Graph, op: Op) -> int:
     if "int16" in types:
         return _INT16_VERSIONS.get(code.name, 3)
     if types == {"float32"}:
-        hybrid = isinstance(op, Conv | FullyConnected) and graph.tensors[op.inputs[1]].dtype == "int8"
+        hybrid = isinstance(op, ops.Conv | ops.FullyConnected) and graph.tensors[op.inputs[1]].dtype == "int8"
         return _HYBRID_VERSIONS[code.name] if hybrid else 1
     return _INT8_VERSIONS.get(code.name, 2)
 
@@ -206,14 +185,14 @@ def _quantization(quantization: Quantization | None) -> dict[str, Any] | None:
     }
 
 
-def _padding(graph: Graph, op: Conv | Pool) -> str:
+def _padding(graph: Graph, op: ops.Conv | ops.Pool) -> str:
     word = padding_word(graph, op)
     if word is None:
         raise UnsupportedError(f"average pool {op.name!r} with padding {op.padding} cannot be written as TFLite")
     return word
 
 
-def _conv(file: _File, graph: Graph, op: Conv) -> _Code:
+def _conv(file: _File, graph: Graph, op: ops.Conv) -> _Code:
     options = {
         "padding": PADDINGS[_padding(graph, op)],
         "stride_h": op.stride[0],
@@ -236,7 +215,7 @@ def _conv(file: _File, graph: Graph, op: Conv) -> _Code:
     return _Code("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", options, [file.operand(t) for t in (x, weight, bias)])
 
 
-def _fully_connected(file: _File, graph: Graph, op: FullyConnected) -> _Code:
+def _fully_connected(file: _File, graph: Graph, op: ops.FullyConnected) -> _Code:
     x, weight = (graph.tensors[name] for name in op.inputs[:2])
     # Integer weights between floats: inputs get a zero point, or half of the integers would stand for no input.
     hybrid = x.dtype == "float32" and weight.dtype == "int8"
@@ -244,7 +223,7 @@ def _fully_connected(file: _File, graph: Graph, op: FullyConnected) -> _Code:
     return _Code("FULLY_CONNECTED", "FullyConnectedOptions", options)
 
 
-def _pool(file: _File, graph: Graph, op: Pool) -> _Code:
+def _pool(file: _File, graph: Graph, op: ops.Pool) -> _Code:
     options = {
         "padding": PADDINGS[_padding(graph, op)],
         "stride_h": op.stride[0],
@@ -252,30 +231,30 @@ def _pool(file: _File, graph: Graph, op: Pool) -> _Code:
         "filter_height": op.window[0],
         "filter_width": op.window[1],
     }
-    return _Code("MAX_POOL_2D" if isinstance(op, MaxPool) else "AVERAGE_POOL_2D", "Pool2DOptions", options)
+    return _Code("MAX_POOL_2D" if isinstance(op, ops.MaxPool) else "AVERAGE_POOL_2D", "Pool2DOptions", options)
 
 
-def _global_average(file: _File, graph: Graph, op: GlobalAveragePool) -> _Code:
+def _global_average(file: _File, graph: Graph, op: ops.GlobalAveragePool) -> _Code:
     operands = [file.tensor(graph.tensors[op.inputs[0]]), file.constant("rows_and_columns", [1, 2])]
     return _Code("MEAN", "ReducerOptions", {"keep_dims": 1}, operands)
 
 
-def _add(file: _File, graph: Graph, op: Add) -> _Code:
+def _add(file: _File, graph: Graph, op: ops.Add) -> _Code:
     # 16-bit scales need not be powers of two.
     any_scale = {"pot_scale_int16": 0} if graph.tensors[op.output].dtype == "int16" else {}
     return _Code("ADD", "AddOptions", {"activation": ACTIVATIONS[op.activation], **any_scale})
 
 
-def _concat(file: _File, graph: Graph, op: Concat) -> _Code:
+def _concat(file: _File, graph: Graph, op: ops.Concat) -> _Code:
     return _Code("CONCATENATION", "ConcatenationOptions", {"axis": op.axis})
 
 
-def _reshape(file: _File, graph: Graph, op: Reshape) -> _Code:
+def _reshape(file: _File, graph: Graph, op: ops.Reshape) -> _Code:
     operands = [file.tensor(graph.tensors[op.inputs[0]]), file.constant(f"{op.name}/shape", op.shape)]
     return _Code("RESHAPE", "ReshapeOptions", {"new_shape": list(op.shape)}, operands)
 
 
-def _pad(file: _File, graph: Graph, op: Pad) -> _Code:
+def _pad(file: _File, graph: Graph, op: ops.Pad) -> _Code:
     x = graph.tensors[op.inputs[0]]
     top, bottom, left, right = op.padding
     operands = [file.tensor(x), file.constant(f"{op.name}/pads", [[0, 0], [top, bottom], [left, right], [0, 0]])]
@@ -286,22 +265,22 @@ def _pad(file: _File, graph: Graph, op: Pad) -> _Code:
     return _Code("PADV2", "PadV2Options", {}, operands)
 
 
-def _slice(file: _File, graph: Graph, op: Slice) -> _Code:
+def _slice(file: _File, graph: Graph, op: ops.Slice) -> _Code:
     # Named after their values: many slices begin in the same row or are of one size.
     begin, size = (file.constant(f"slice/{'_'.join(map(str, v))}", v) for v in (op.begin, op.size))
     return _Code("SLICE", "SliceOptions", {}, [file.tensor(graph.tensors[op.inputs[0]]), begin, size])
 
 
-def _transpose(file: _File, graph: Graph, op: Transpose) -> _Code:
+def _transpose(file: _File, graph: Graph, op: ops.Transpose) -> _Code:
     order = file.constant(f"transpose/{'_'.join(map(str, op.order))}", op.order)
     return _Code("TRANSPOSE", "TransposeOptions", {}, [file.tensor(graph.tensors[op.inputs[0]]), order])
 
 
-def _softmax(file: _File, graph: Graph, op: Softmax) -> _Code:
+def _softmax(file: _File, graph: Graph, op: ops.Softmax) -> _Code:
     return _Code("SOFTMAX", "SoftmaxOptions", {"beta": 1.0})
 
 
-def _relu(file: _File, graph: Graph, op: Relu) -> _Code:
+def _relu(file: _File, graph: Graph, op: ops.Relu) -> _Code:
     return _Code(op.activation.upper(), "")
 
 
@@ -310,21 +289,21 @@ def _plain(name: str, options: str) -> Callable[[_File, Graph, Op], _Code]:
 
 
 _WRITERS: Mapping[type[Op], Callable[[_File, Graph, Any], _Code]] = {
-    Add: _add,
-    AveragePool: _pool,
-    Concat: _concat,
-    Conv: _conv,
-    Dequantize: _plain("DEQUANTIZE", "DequantizeOptions"),
-    FullyConnected: _fully_connected,
-    GlobalAveragePool: _global_average,
-    MaxPool: _pool,
-    Pad: _pad,
-    Quantize: _plain("QUANTIZE", "QuantizeOptions"),
-    Relu: _relu,
-    Reshape: _reshape,
-    Slice: _slice,
-    Softmax: _softmax,
-    Transpose: _transpose,
+    ops.Add: _add,
+    ops.AveragePool: _pool,
+    ops.Concat: _concat,
+    ops.Conv: _conv,
+    ops.Dequantize: _plain("DEQUANTIZE", "DequantizeOptions"),
+    ops.FullyConnected: _fully_connected,
+    ops.GlobalAveragePool: _global_average,
+    ops.MaxPool: _pool,
+    ops.Pad: _pad,
+    ops.Quantize: _plain("QUANTIZE", "QuantizeOptions"),
+    ops.Relu: _relu,
+    ops.Reshape: _reshape,
+    ops.Slice: _slice,
+    ops.Softmax: _softmax,
+    ops.Transpose: _transpose,
 }
 
 

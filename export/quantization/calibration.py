@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ...runtime.errors import QuantizationError
-from ...runtime.graph.graph import Graph
+from ...runtime.graph import Graph
 from ..activations import run_activations
 from .ranges import CALIBRATORS, Calibrator, Histogram, Range, bin_counts, check_calibrator
 from .scales import passes_on, scale_groups

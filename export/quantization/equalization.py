@@ -12,19 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...runtime.graph.graph import (
-    Concat,
-    Conv,
-    FullyConnected,
-    Graph,
-    Op,
-    Pad,
-    Reshape,
-    Slice,
-    Softmax,
-    Tensor,
-    Transpose,
-)
+from ...runtime.graph import Graph, Op, Tensor, ops
 from ..activations import run_activations
 
 # Which of both sides counts how much: 1 is all for the activations.
@@ -59,9 +47,9 @@ def equalize(graph: Graph, peaks: Mapping[str, np.ndarray], activations: float =
     channels = _Channels(graph)
     factors = channels.factors(peaks, activations)
     tensors = dict(graph.tensors)
-    ops: list[Op] = []
+    operations: list[Op] = []
     for op in graph.ops:
-        if isinstance(op, Conv | FullyConnected):
+        if isinstance(op, ops.Conv | ops.FullyConnected):
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
             x, y = (factors[channels.ids[name]] for name in (op.inputs[0], op.output))
             weight = weight * _of_inputs(op, weight, x) / y.reshape(-1, *[1] * (weight.ndim - 1))
@@ -72,8 +60,8 @@ def equalize(graph: Graph, peaks: Mapping[str, np.ndarray], activations: float =
             ]
             tensors.update((tensor.name, tensor) for tensor in constants)
             op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
-        ops.append(op)
-    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+        operations.append(op)
+    return Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
 
 
 class _Channels:
@@ -101,7 +89,7 @@ class _Channels:
         for name, ids in self.ids.items():
             np.maximum.at(peak, ids, peaks[name])
         for op in self.graph.ops:
-            if isinstance(op, Conv | FullyConnected):
+            if isinstance(op, ops.Conv | ops.FullyConnected):
                 np.maximum.at(demand, self.ids[op.inputs[0]], _demand(op, self.graph.constant(op.inputs[1]).real()))
         factors = np.ones(len(self._parent))
         for ids in self._together():
@@ -130,19 +118,19 @@ class _Channels:
         # What is cut at, or filled with, a number of its own does not scale.
         bounded = (
             getattr(op, "activation", "none") == "relu6"
-            or isinstance(op, Softmax)
-            or (isinstance(op, Pad) and op.value != 0)
+            or isinstance(op, ops.Softmax)
+            or (isinstance(op, ops.Pad) and op.value != 0)
         )
         if bounded:
             self._tie(target, self._fixed)
-        if isinstance(op, Conv | FullyConnected):
+        if isinstance(op, ops.Conv | ops.FullyConnected):
             return
-        if isinstance(op, Concat) and op.axis == len(shapes[0]) - 1:
+        if isinstance(op, ops.Concat) and op.axis == len(shapes[0]) - 1:
             self._tie(np.concatenate(sources), target)
-        elif isinstance(op, Slice):
+        elif isinstance(op, ops.Slice):
             begin, size = op.begin[-1], op.size[-1]
             self._tie(sources[0][begin : begin + size], target)
-        elif isinstance(op, Transpose) or (isinstance(op, Reshape) and op.shape[-1] != shapes[0][-1]):
+        elif isinstance(op, ops.Transpose) or (isinstance(op, ops.Reshape) and op.shape[-1] != shapes[0][-1]):
             self._tie(np.concatenate([*sources, target]), self._fixed)
         elif bounded:
             self._tie(np.concatenate(sources), self._fixed)
@@ -161,16 +149,16 @@ class _Channels:
         return int(index)
 
 
-def _demand(op: Conv | FullyConnected, weight: np.ndarray) -> np.ndarray:
+def _demand(op: ops.Conv | ops.FullyConnected, weight: np.ndarray) -> np.ndarray:
     """The largest share that each input channel's weights have of the largest weight of an output, shape (in,)."""
     largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
     share = np.abs(weight) / np.where(largest > 0, largest, 1.0).reshape(-1, *[1] * (weight.ndim - 1))
-    groups = op.groups if isinstance(op, Conv) else 1
+    groups = op.groups if isinstance(op, ops.Conv) else 1
     return share.reshape(groups, -1, weight.shape[-1]).max(axis=1).reshape(-1)
 
 
-def _of_inputs(op: Conv | FullyConnected, weight: np.ndarray, factors: np.ndarray) -> np.ndarray:
+def _of_inputs(op: ops.Conv | ops.FullyConnected, weight: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """The factors of the input channels along the last axis of a weight, output channel by output channel."""
-    groups = op.groups if isinstance(op, Conv) else 1
+    groups = op.groups if isinstance(op, ops.Conv) else 1
     rows = np.repeat(factors.reshape(groups, -1), len(weight) // groups, axis=0)
     return rows.reshape(len(weight), *[1] * (weight.ndim - 2), weight.shape[-1])

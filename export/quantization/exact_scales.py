@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...runtime.exactness.rounding import ADD_MARGIN, MEAN_MARGIN
-from ...runtime.graph.graph import Add, GlobalAveragePool, Graph
+from ...runtime.graph import Graph, ops
 
 # The largest odd denominators that keep results this far from a middle, with room to spare.
 _ADD_DENOMINATOR = int(0.45 / ADD_MARGIN)
@@ -85,9 +85,9 @@ def exact_scales(graph: Graph, groups: Mapping[str, str], scales: Mapping[str, f
 def _families(graph: Graph, groups: Mapping[str, str]) -> list[_Family]:
     sums = []
     for op in graph.ops:
-        if isinstance(op, Add):
+        if isinstance(op, ops.Add):
             sums.append(_Sum(tuple(groups[name] for name in op.inputs), groups[op.output]))
-        elif isinstance(op, GlobalAveragePool):
+        elif isinstance(op, ops.GlobalAveragePool):
             _, rows, columns, _ = graph.tensors[op.inputs[0]].shape
             sums.append(_Sum((groups[op.inputs[0]],), groups[op.output], rows * columns))
     families: list[_Family] = []

@@ -17,27 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...runtime.errors import QuantizationError, UnsupportedError
-from ...runtime.graph.graph import (
-    NO_PADS,
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    FullyConnected,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Pads,
-    Quantization,
-    Relu,
-    Reshape,
-    Slice,
-    Softmax,
-    Transpose,
-)  # fmt: skip
-from ...runtime.graph.graph import Tensor as GraphTensor
+from ...runtime.graph import Graph, Op, Quantization, ops
+from ...runtime.graph import Tensor as GraphTensor
 from .exact_scales import exact_scales
 from .quantize import quantize_layer
 from .ranges import Range
@@ -82,7 +63,7 @@ class FakeQuantized(nn.Module):
         self._exact: tuple[list[float], list[float]] = ([], [])
         self._integers: dict[str, tuple[Quantization, tuple[GraphTensor, GraphTensor], list[np.ndarray]]] = {}
         self._last_use = {name: op for op in graph.ops for name in op.inputs}
-        layers = [op for op in graph.ops if isinstance(op, Conv | FullyConnected)]
+        layers = [op for op in graph.ops if isinstance(op, ops.Conv | ops.FullyConnected)]
         self._grids = {op.name: layer_grid(graph, op, weight_range) for op in layers}
         names = dict.fromkeys(name for op in layers for name in op.inputs[1:])
         self._constants = {name: index for index, name in enumerate(names)}
@@ -181,13 +162,13 @@ class _Run:
         one = torch.ones((), device=x.device)
         return _Requantize.apply(x, 0 * one, one, *self.limits(name, activation))  # pyright: ignore[reportReturnType]
 
-    def rescaled(self, sums: Tensor, op: Conv | FullyConnected, bias: Tensor, multiplier: Tensor) -> Tensor:
+    def rescaled(self, sums: Tensor, op: ops.Conv | ops.FullyConnected, bias: Tensor, multiplier: Tensor) -> Tensor:
         """Integers of a layer's output from its sums, which are used up."""
         kernels = -1, *[1] * (sums.ndim - 2)
         limits = self.limits(op.output, op.activation)
         return _Requantize.apply(sums, bias.view(kernels), multiplier.view(kernels), *limits)  # pyright: ignore[reportReturnType]
 
-    def layer(self, op: Conv | FullyConnected) -> tuple[Tensor, Tensor, Tensor]:
+    def layer(self, op: ops.Conv | ops.FullyConnected) -> tuple[Tensor, Tensor, Tensor]:
         """Weight and bias of a layer as integers, and what makes its sums integers of its output, per channel."""
         weight, bias = (self.module.weights[self.module._constants[name]] for name in op.inputs[1:])
         found = self._constants(op, weight, bias)
@@ -208,7 +189,9 @@ class _Run:
             multiplier.detach(),
         )
 
-    def _constants(self, op: Conv | FullyConnected, weight: Tensor, bias: Tensor) -> tuple[GraphTensor, GraphTensor]:
+    def _constants(
+        self, op: ops.Conv | ops.FullyConnected, weight: Tensor, bias: Tensor
+    ) -> tuple[GraphTensor, GraphTensor]:
         """A layer's weight (in the graph's order) and bias as ``quantize`` has them."""
         x, arrays = self.quantization(op.inputs[0]), [weight.detach().cpu().numpy(), bias.detach().cpu().numpy()]
         kept = self.module._integers.get(op.name)
@@ -261,12 +244,12 @@ def _paces(graph: Graph, group: Mapping[str, int], fixed: set[int]) -> list[floa
     return [0.0 if index in fixed else (count * _LEVELS) ** -0.5 for index, count in enumerate(values)]
 
 
-def _padded(x: Tensor, padding: Pads, value: float = 0.0) -> Tensor:
+def _padded(x: Tensor, padding: ops.Pads, value: float = 0.0) -> Tensor:
     top, bottom, left, right = padding
-    return functional.pad(x, (left, right, top, bottom), value=value) if padding != NO_PADS else x
+    return functional.pad(x, (left, right, top, bottom), value=value) if padding != ops.NO_PADS else x
 
 
-def _conv(run: _Run, op: Conv, x: Tensor) -> Tensor:
+def _conv(run: _Run, op: ops.Conv, x: Tensor) -> Tensor:
     weight, *rest = run.layer(op)
     top, bottom, left, right = op.padding
     if (top, left) != (bottom, right):
@@ -275,63 +258,63 @@ def _conv(run: _Run, op: Conv, x: Tensor) -> Tensor:
     return run.rescaled(sums, op, *rest)
 
 
-def _fully_connected(run: _Run, op: FullyConnected, x: Tensor) -> Tensor:
+def _fully_connected(run: _Run, op: ops.FullyConnected, x: Tensor) -> Tensor:
     weight, *rest = run.layer(op)
     return run.rescaled(functional.linear(x, weight), op, *rest)
 
 
-def _max_pool(run: _Run, op: MaxPool, x: Tensor) -> Tensor:
+def _max_pool(run: _Run, op: ops.MaxPool, x: Tensor) -> Tensor:
     return functional.max_pool2d(_padded(x, op.padding, -math.inf), op.window, op.stride)
 
 
-def _average_pool(run: _Run, op: AveragePool, x: Tensor) -> Tensor:
+def _average_pool(run: _Run, op: ops.AveragePool, x: Tensor) -> Tensor:
     def sums(x: Tensor) -> Tensor:
         return functional.avg_pool2d(_padded(x, op.padding), op.window, op.stride, divisor_override=1)
 
     return run.requantized(sums(x.float()) / sums(torch.ones_like(x[:1, :1], dtype=torch.float32)), op.output)
 
 
-def _global_average(run: _Run, op: GlobalAveragePool, x: Tensor) -> Tensor:
+def _global_average(run: _Run, op: ops.GlobalAveragePool, x: Tensor) -> Tensor:
     mean = x.float().mean((2, 3), keepdim=True)
     return run.requantized(mean * (run.scale(op.inputs[0]) / run.scale(op.output)), op.output)
 
 
-def _relu(run: _Run, op: Relu, x: Tensor) -> Tensor:
+def _relu(run: _Run, op: ops.Relu, x: Tensor) -> Tensor:
     return x.clamp(*run.limits(op.output, op.activation))
 
 
-def _add(run: _Run, op: Add, left: Tensor, right: Tensor) -> Tensor:
+def _add(run: _Run, op: ops.Add, left: Tensor, right: Tensor) -> Tensor:
     factors = [run.scale(name) / run.scale(op.output) for name in op.inputs]
     return run.requantized(left.float() * factors[0] + right.float() * factors[1], op.output, op.activation)
 
 
-def _concat(run: _Run, op: Concat, *inputs: Tensor) -> Tensor:
+def _concat(run: _Run, op: ops.Concat, *inputs: Tensor) -> Tensor:
     return torch.cat(inputs, _axis(op.axis, inputs[0]))
 
 
-def _reshape(run: _Run, op: Reshape, x: Tensor) -> Tensor:
+def _reshape(run: _Run, op: ops.Reshape, x: Tensor) -> Tensor:
     flat = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).reshape(len(x), *op.shape[1:])
     return flat.permute(0, 3, 1, 2) if flat.ndim == 4 else flat
 
 
-def _pad(run: _Run, op: Pad, x: Tensor) -> Tensor:
+def _pad(run: _Run, op: ops.Pad, x: Tensor) -> Tensor:
     quantization = run.quantization(op.output)
     return _padded(x, op.padding, int(quantization.quantize(np.array(op.value), "int8")) - quantization.zero_point)
 
 
-def _slice(run: _Run, op: Slice, x: Tensor) -> Tensor:
+def _slice(run: _Run, op: ops.Slice, x: Tensor) -> Tensor:
     for axis in range(1, len(op.size)):
         x = x.narrow(_axis(axis, x), op.begin[axis], op.size[axis])
     return x
 
 
-def _transpose(run: _Run, op: Transpose, x: Tensor) -> Tensor:
+def _transpose(run: _Run, op: ops.Transpose, x: Tensor) -> Tensor:
     if x.ndim != 4:
         return x.permute(op.order)
     return x.permute([_NHWC_IN_NCHW[op.order[axis]] for axis in _NCHW_IN_NHWC])
 
 
-def _softmax(run: _Run, op: Softmax, x: Tensor) -> Tensor:
+def _softmax(run: _Run, op: ops.Softmax, x: Tensor) -> Tensor:
     shares = torch.softmax(x.float() * run.scale(op.inputs[0]), 1)
     return run.requantized(shares / run.scale(op.output), op.output)
 
@@ -342,17 +325,17 @@ def _axis(axis: int, x: Tensor) -> int:
 
 
 _RUNNERS: Mapping[type[Op], Callable[..., Tensor]] = {
-    Add: _add,
-    AveragePool: _average_pool,
-    Concat: _concat,
-    Conv: _conv,
-    FullyConnected: _fully_connected,
-    GlobalAveragePool: _global_average,
-    MaxPool: _max_pool,
-    Pad: _pad,
-    Relu: _relu,
-    Reshape: _reshape,
-    Slice: _slice,
-    Softmax: _softmax,
-    Transpose: _transpose,
+    ops.Add: _add,
+    ops.AveragePool: _average_pool,
+    ops.Concat: _concat,
+    ops.Conv: _conv,
+    ops.FullyConnected: _fully_connected,
+    ops.GlobalAveragePool: _global_average,
+    ops.MaxPool: _max_pool,
+    ops.Pad: _pad,
+    ops.Relu: _relu,
+    ops.Reshape: _reshape,
+    ops.Slice: _slice,
+    ops.Softmax: _softmax,
+    ops.Transpose: _transpose,
 }

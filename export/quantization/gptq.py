@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.graph.graph import Conv, FullyConnected, Graph, Op, Quantization
+from ...runtime.graph import Graph, Op, Quantization, ops
 from ..activations import run_activations
 from .weight_grid import FULL, WeightGrid, bounds, round_to_grid
 
@@ -111,14 +111,14 @@ def mean_error(weight: np.ndarray, rounded: np.ndarray, moments: Moments | None)
 
 def _columns(graph: Graph, op: Op) -> int:
     """Weights per output of a layer whose inputs all meet all outputs; 0 for every other operation."""
-    if isinstance(op, FullyConnected) or (isinstance(op, Conv) and op.groups == 1):
+    if isinstance(op, ops.FullyConnected) or (isinstance(op, ops.Conv) and op.groups == 1):
         return int(np.prod(graph.tensors[op.inputs[1]].shape[1:]))
     return 0
 
 
 def _windows(graph: Graph, op: Op, x: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Input windows of a layer, (count, columns), in the order of its weight's columns; ``x`` is NCHW or (N, C)."""
-    if not isinstance(op, Conv):
+    if not isinstance(op, ops.Conv):
         return x
     _, *window, _ = graph.tensors[op.inputs[1]].shape
     top, bottom, left, right = op.padding

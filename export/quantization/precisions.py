@@ -10,16 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from ...runtime.errors import QuantizationError, UsageError
-from ...runtime.graph.graph import (
-    Conv,
-    FullyConnected,
-    Graph,
-    Op,
-    Quantization,
-    Quantize,
-    Softmax,
-    Tensor,
-)  # fmt: skip
+from ...runtime.graph import Graph, Op, Quantization, Tensor, ops
 from ...runtime.graph.rewrite import SOFTMAX_SCALES
 from .gptq import Moments, mean_error, round_weight
 
@@ -46,12 +37,12 @@ def with_int8_weights(graph: Graph, moments: Mapping[str, Moments] | None = None
     that nothing has to be calibrated. Layers in ``moments`` have their weights rounded for the least error of the
     output, the others to the nearest. Raises ``QuantizationError`` for a weight that is not finite.
     """
-    tensors, ops = dict(graph.tensors), {op.name: op for op in graph.ops}
+    tensors, operations = dict(graph.tensors), {op.name: op for op in graph.ops}
     for op in _layers(graph):
         weight, bias = _int8(graph, op, (moments or {}).get(op.name))
         tensors |= {weight.name: weight, bias.name: bias}
-        ops[op.name] = replace(op, inputs=(op.inputs[0], weight.name, bias.name))
-    return Graph.of(graph.name, tensors.values(), ops.values(), graph.inputs, graph.outputs)
+        operations[op.name] = replace(op, inputs=(op.inputs[0], weight.name, bias.name))
+    return Graph.of(graph.name, tensors.values(), operations.values(), graph.inputs, graph.outputs)
 
 
 def with_int16_layers(graph: Graph, layers: Sequence[str]) -> Graph:
@@ -63,7 +54,7 @@ def with_int16_layers(graph: Graph, layers: Sequence[str]) -> Graph:
     that is not int8.
     """
     named = find_layers(graph, layers)
-    tensors, ops = dict(graph.tensors), []
+    tensors, operations = dict(graph.tensors), []
     for op in graph.ops:
         wide = op.name in named
         if wide:
@@ -76,15 +67,15 @@ def with_int16_layers(graph: Graph, layers: Sequence[str]) -> Graph:
                 passed = replace(_wide(tensor, op) if wide else tensor, name=f"{name}/{'int16' if wide else 'int8'}")
                 if passed.name not in tensors:
                     tensors[passed.name] = passed
-                    ops.append(Quantize((name,), passed.name))
+                    operations.append(ops.Quantize((name,), passed.name))
                 inputs.append(passed.name)
             else:
                 inputs.append(name)
-        if wide and isinstance(op, Conv | FullyConnected):
+        if wide and isinstance(op, ops.Conv | ops.FullyConnected):
             bias = _wide_bias(graph.constant(inputs[2]), tensors[inputs[0]], graph.constant(inputs[1]), op)
             inputs[2], tensors[bias.name] = bias.name, bias
-        ops.append(replace(op, inputs=tuple(inputs)))
-    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+        operations.append(replace(op, inputs=tuple(inputs)))
+    return Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
 
 
 def find_layers(graph: Graph, layers: Sequence[str]) -> set[str]:
@@ -104,7 +95,7 @@ def _wide(tensor: Tensor, op: Op) -> Tensor:
     quantization = tensor.quantization
     if tensor.dtype != "int8" or quantization is None:
         raise QuantizationError(f"{op.name!r} has {tensor.dtype} activations; only layers of int8 go to 16 bits")
-    if isinstance(op, Softmax) and tensor.name == op.output:
+    if isinstance(op, ops.Softmax) and tensor.name == op.output:
         return replace(tensor, dtype="int16", quantization=SOFTMAX_SCALES["int16"])
     reach = max(127 - quantization.zero_point, 128 + quantization.zero_point) * quantization.scale[0]
     return replace(tensor, dtype="int16", quantization=Quantization((float(np.float32(_HEADROOM * reach / 32767)),)))
@@ -119,9 +110,9 @@ def _wide_bias(bias: Tensor, x: Tensor, weight: Tensor, op: Op) -> Tensor:
     return Tensor(f"{op.name}/bias/int64", bias.shape, "int64", quantization, values)
 
 
-def _layers(graph: Graph) -> list[Conv | FullyConnected]:
+def _layers(graph: Graph) -> list[ops.Conv | ops.FullyConnected]:
     """The operations that have weights. Raises ``QuantizationError`` for a graph that is not float32."""
-    layers = [op for op in graph.ops if isinstance(op, Conv | FullyConnected)]
+    layers = [op for op in graph.ops if isinstance(op, ops.Conv | ops.FullyConnected)]
     for op in layers:
         if graph.constant(op.inputs[1]).dtype != "float32":
             raise QuantizationError(
@@ -147,7 +138,7 @@ def _int8(graph: Graph, op: Op, moments: Moments | None) -> tuple[Tensor, Tensor
     largest = np.abs(values).reshape(len(values), -1).max(axis=1)
     scale = np.where(largest == 0, 1, np.maximum(largest / 127, np.finfo(np.float32).tiny)).astype(np.float32)
     quantization = Quantization(tuple(map(float, scale)), 0, 0)
-    if isinstance(op, FullyConnected):
+    if isinstance(op, ops.FullyConnected):
         # tflite-runtime 2.14 reads one scale for all of a fully connected layer, whatever the file says.
         quantization = Quantization((float(max(scale[largest > 0], default=np.float32(1))),))
     integers = round_weight(values, quantization, moments)

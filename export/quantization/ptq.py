@@ -8,7 +8,7 @@ import numpy as np
 
 from ...runtime.commands.console import note, progress
 from ...runtime.errors import QuantizationError, UsageError
-from ...runtime.graph.graph import Graph, Softmax
+from ...runtime.graph import Graph, ops
 from ...runtime.images.preprocessing import Preprocessing
 from ..activations import run_outputs
 from .calibration import choose_ranges, collect_histograms
@@ -172,7 +172,7 @@ def _divergence(graph: Graph, expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def _log_shares(graph: Graph, values: np.ndarray) -> np.ndarray:
-    if isinstance(graph.producers.get(graph.outputs[0]), Softmax):
+    if isinstance(graph.producers.get(graph.outputs[0]), ops.Softmax):
         return np.log(np.maximum(values, 1e-6))
     shifted = values - values.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

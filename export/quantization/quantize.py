@@ -10,15 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...runtime.errors import QuantizationError
-from ...runtime.graph.graph import (
-    Conv,
-    FullyConnected,
-    Graph,
-    Op,
-    Quantization,
-    Quantize,
-    Tensor,
-)  # fmt: skip
+from ...runtime.graph import Graph, Op, Quantization, Tensor, ops
 from ...runtime.graph.rewrite import averages_as_convolutions
 from .gptq import Moments, compensate, importance, mean_error, round_weight
 from .ranges import Range
@@ -48,9 +40,9 @@ def quantize(
     tensors: dict[str, Tensor] = {}
     for tensor in graph.activations:
         tensors[tensor.name] = replace(tensor, dtype="int8", quantization=scales[tensor.name])
-    ops: list[Op] = []
+    operations: list[Op] = []
     for op in graph.ops:
-        if isinstance(op, Conv | FullyConnected):
+        if isinstance(op, ops.Conv | ops.FullyConnected):
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
             constants = quantize_layer(
                 op.name,
@@ -62,8 +54,8 @@ def quantize(
             )
             tensors.update((tensor.name, tensor) for tensor in constants)
             op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
-        ops.append(op)
-    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+        operations.append(op)
+    return Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
 
 
 def check_float(graph: Graph) -> None:
@@ -82,9 +74,9 @@ def compensate_layers(
     weight_range: WeightRange = DEFAULT_RANGE,
 ) -> Graph:
     """The float graph with the weights and biases that ``quantize`` rounds to the nearest when it has ``moments``."""
-    scales, tensors, ops = activation_scales(graph, ranges), dict(graph.tensors), list[Op]()
+    scales, tensors, operations = activation_scales(graph, ranges), dict(graph.tensors), list[Op]()
     for op in graph.ops:
-        if isinstance(op, Conv | FullyConnected) and op.name in moments:
+        if isinstance(op, ops.Conv | ops.FullyConnected) and op.name in moments:
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
             x, own, grid = scales[op.inputs[0]], moments[op.name], layer_grid(graph, op, weight_range)
             per_channel = _weight_scales(op.name, weight, bias, x, own, grid)
@@ -96,8 +88,8 @@ def compensate_layers(
             ]
             tensors.update((tensor.name, tensor) for tensor in constants)
             op = replace(op, inputs=(op.inputs[0], *(tensor.name for tensor in constants)))
-        ops.append(op)
-    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+        operations.append(op)
+    return Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
 
 
 def with_input_type(graph: Graph, dtype: str) -> Graph:
@@ -113,9 +105,11 @@ def with_input_type(graph: Graph, dtype: str) -> Graph:
         dtype="uint8",
         quantization=replace(source.quantization, zero_point=source.quantization.zero_point + 128),
     )
-    ops = [replace(op, inputs=tuple(inner if n == name else n for n in op.inputs)) for op in graph.ops]
+    operations = [replace(op, inputs=tuple(inner if n == name else n for n in op.inputs)) for op in graph.ops]
     tensors = {**graph.tensors, name: outer, inner: replace(source, name=inner)}
-    return Graph.of(graph.name, tensors.values(), [Quantize((name,), inner), *ops], graph.inputs, graph.outputs)
+    return Graph.of(
+        graph.name, tensors.values(), [ops.Quantize((name,), inner), *operations], graph.inputs, graph.outputs
+    )
 
 
 def quantize_layer(

@@ -8,20 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...runtime.errors import QuantizationError
-from ...runtime.graph.graph import (
-    AveragePool,
-    Concat,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Quantization,
-    Relu,
-    Reshape,
-    Slice,
-    Softmax,
-    Transpose,
-)  # fmt: skip
+from ...runtime.graph import Graph, Op, Quantization, ops
 from .exact_scales import exact_scales
 from .ranges import Range
 
@@ -53,7 +40,7 @@ def activation_scales(graph: Graph, ranges: Mapping[str, Range], exact: bool = T
 
 def fixed_groups(graph: Graph, groups: Mapping[str, str]) -> set[str]:
     """The groups whose scale TFLite fixes."""
-    return {groups[op.output] for op in graph.ops if isinstance(op, Softmax)}
+    return {groups[op.output] for op in graph.ops if isinstance(op, ops.Softmax)}
 
 
 def scale_groups(graph: Graph) -> dict[str, str]:
@@ -74,7 +61,9 @@ def scale_groups(graph: Graph) -> dict[str, str]:
 
 def passes_on(op: Op | None) -> bool:
     """Whether an operation gives the integers that it takes, so that all its tensors share one scale."""
-    return isinstance(op, AveragePool | Concat | MaxPool | Pad | Relu | Reshape | Slice | Transpose)
+    return isinstance(
+        op, ops.AveragePool | ops.Concat | ops.MaxPool | ops.Pad | ops.Relu | ops.Reshape | ops.Slice | ops.Transpose
+    )
 
 
 def _scale(found: Range) -> float:

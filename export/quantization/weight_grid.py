@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ...runtime.exactness.saturation import LIMIT, weight_pairs
-from ...runtime.graph.graph import Conv, FullyConnected, Graph
+from ...runtime.graph import Graph, ops
 
 WeightRange = Literal["saturation-free", "full", "7-bit"]
 DEFAULT_RANGE: WeightRange = "saturation-free"
@@ -41,7 +41,7 @@ class WeightGrid:
 FULL = WeightGrid()
 
 
-def layer_grid(graph: Graph, op: Conv | FullyConnected, weight_range: WeightRange) -> WeightGrid:
+def layer_grid(graph: Graph, op: ops.Conv | ops.FullyConnected, weight_range: WeightRange) -> WeightGrid:
     """The grid of a layer's weights, its columns in the order of the graph's weight (rows, columns, channels)."""
     if weight_range != "saturation-free":
         return FULL if weight_range == "full" else WeightGrid(LIMIT // 2)

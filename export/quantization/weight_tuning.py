@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.errors import MissingExtraError
-from ...runtime.graph.graph import Conv, FullyConnected, Graph, Softmax
+from ...runtime.graph import Graph, ops
 from ..activations import run_outputs
 from .gptq import input_moments
 from .quantize import compensate_layers
@@ -102,7 +102,7 @@ def _loss(graph: Graph, module: "FakeQuantized", views: np.ndarray, expected: np
     inputs = views.transpose(0, 3, 1, 2) if views.ndim == 4 else views
     given = torch.from_numpy(expected)
     found = module(torch.from_numpy(np.ascontiguousarray(inputs, np.float32))).flatten(1)
-    in_shares = isinstance(graph.producers.get(graph.outputs[0]), Softmax)
+    in_shares = isinstance(graph.producers.get(graph.outputs[0]), ops.Softmax)
     p, q = (v.clamp_min(1e-6).log() if in_shares else v.log_softmax(1) for v in (given, found))
     divergence = functional.kl_div(q, p, log_target=True, reduction="batchmean")
     return divergence + _SQUARED * functional.mse_loss(found, given) / given.square().mean().clamp_min(1e-12)
@@ -113,7 +113,7 @@ def _paced(graph: Graph, ranges: Mapping[str, Range], module: "FakeQuantized") -
     scales = activation_scales(graph, ranges)
     groups: dict[str, dict[str, Any]] = {}
     for op in graph.ops:
-        if isinstance(op, Conv | FullyConnected):
+        if isinstance(op, ops.Conv | ops.FullyConnected):
             weight, bias = (module.parameter_of(name) for name in op.inputs[1:])
             step = float(weight.detach().abs().flatten(1).amax(1).mean()) / 127
             # Grouped layers that are used twice still share theirs: the first use sets the rate.

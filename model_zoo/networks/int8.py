@@ -15,7 +15,7 @@ from ...export.quantization.scales import scale_groups
 from ...export.trace import trace
 from ...runtime.commands.console import progress
 from ...runtime.errors import UsageError
-from ...runtime.graph.graph import GlobalAveragePool, Graph
+from ...runtime.graph import Graph, ops
 from ...runtime.images.datasets import LabelledImages, sample
 from ...runtime.images.preprocessing import Preprocessing
 from .families import build
@@ -86,7 +86,7 @@ def _no_finer(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
     """
     groups, found = scale_groups(graph), dict[str, Range]()
     for op in graph.ops:
-        if isinstance(op, GlobalAveragePool):
+        if isinstance(op, ops.GlobalAveragePool):
             before, after = (ranges[name].high - ranges[name].low for name in (op.inputs[0], op.output))
             if 0 < after < before / _FINEST:
                 same = [name for name, group in groups.items() if group == groups[op.output]]

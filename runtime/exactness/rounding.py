@@ -9,19 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..graph.graph import (
-    Add,
-    AveragePool,
-    Concat,
-    Dequantize,
-    GlobalAveragePool,
-    Graph,
-    Op,
-    Quantize,
-    Relu,
-    Softmax,
-    Tensor,
-)  # fmt: skip
+from ..graph import Graph, Op, Tensor, ops
 
 # ``identical`` in onnxruntime, in LiteRT (XNNPACK) and in the reference; ``one step``: apart by one integer at most.
 Promise = Literal["identical", "one step", "none"]
@@ -38,17 +26,17 @@ def promise(graph: Graph, op: Op) -> Promise:
     tensors = [graph.tensors[name] for name in (*op.inputs, op.output)]
     if any(t.quantization is None or t.dtype not in ("int8", "uint8") for t in (tensors[0], tensors[-1])):
         # QuantizeLinear divides, XNNPACK multiplies by the reciprocal; float sums depend on their order.
-        return "one step" if isinstance(op, Quantize | Dequantize) else "none"
-    if isinstance(op, Add):
+        return "one step" if isinstance(op, ops.Quantize | ops.Dequantize) else "none"
+    if isinstance(op, ops.Add):
         return "identical" if add_margin(*tensors) > ADD_MARGIN else "one step"
-    if isinstance(op, GlobalAveragePool):
+    if isinstance(op, ops.GlobalAveragePool):
         return "identical" if mean_margin(graph, op) > MEAN_MARGIN else "one step"
-    if isinstance(op, AveragePool):
+    if isinstance(op, ops.AveragePool):
         _, rows, columns, _ = graph.tensors[op.inputs[0]].shape
         return "identical" if all(count % 2 for count in window_counts(op, rows, columns)) else "one step"
-    if isinstance(op, Softmax):
+    if isinstance(op, ops.Softmax):
         return "one step"
-    if isinstance(op, Concat | Quantize | Relu) and len({_real_zero(t) for t in tensors}) > 1:
+    if isinstance(op, ops.Concat | ops.Quantize | ops.Relu) and len({_real_zero(t) for t in tensors}) > 1:
         return "one step"
     return "identical"
 
@@ -63,7 +51,7 @@ def add_margin(left: Tensor, right: Tensor, output: Tensor) -> float:
     return _margin(steps[0][:, None] + steps[1][None, :])
 
 
-def mean_margin(graph: Graph, op: GlobalAveragePool) -> float:
+def mean_margin(graph: Graph, op: ops.GlobalAveragePool) -> float:
     """The same for the mean of all pixels."""
     x, output = graph.tensors[op.inputs[0]], graph.tensors[op.output]
     assert x.quantization is not None and output.quantization is not None
@@ -73,7 +61,7 @@ def mean_margin(graph: Graph, op: GlobalAveragePool) -> float:
     return _margin(sums * (x.quantization.scale[0] / output.quantization.scale[0] / count))
 
 
-def window_counts(op: AveragePool, rows: int, columns: int) -> set[int]:
+def window_counts(op: ops.AveragePool, rows: int, columns: int) -> set[int]:
     """How many values the windows of a pool hold, those at the border too."""
     top, bottom, left, right = op.padding
     heights = _extents(rows, op.window[0], op.stride[0], top, bottom)

@@ -14,32 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import FormatError, MissingExtraError, UnknownOperationError, UnsupportedError
-from ..graph.graph import (
-    NO_PADS,
-    Activation,
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    Dequantize,
-    FullyConnected,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Pads,
-    Quantization,
-    Quantize,
-    Relu,
-    Reshape,
-    Shape,
-    Slice,
-    Softmax,
-    Tensor,
-    Transpose,
-    rename,
-)  # fmt: skip
+from ..graph import Graph, Op, Quantization, Shape, Tensor, ops
 from ..graph.rewrite import fuse_activations
 from .onnx_qoperator import lower
 
@@ -162,7 +137,7 @@ class _Reader:
         x = self.tensors[inputs[0]]
         if x.quantization is None:
             self.add(op, Tensor(op.output, shape))
-        elif isinstance(op, MaxPool | Pad | Reshape | Slice | Transpose):
+        elif isinstance(op, ops.MaxPool | ops.Pad | ops.Reshape | ops.Slice | ops.Transpose):
             # What picks integers from its input leaves them what they are.
             self.add(op, replace(x, name=op.output, shape=shape))
         else:
@@ -176,7 +151,7 @@ class _Reader:
             raise FormatError(f"{output.name!r} is made twice")
         self.ops.append(op)
         self.tensors[output.name] = output
-        if op.inputs[0] in self.flattened and not isinstance(op, FullyConnected):
+        if op.inputs[0] in self.flattened and not isinstance(op, ops.FullyConnected):
             self.flattened[output.name] = self.flattened[op.inputs[0]]
 
     def weight(
@@ -222,7 +197,7 @@ class _Reader:
         """
         index = next((i for i, op in enumerate(self.ops) if op.output == name), None)
         op = self.ops[index] if index is not None else None
-        if index is None or not isinstance(op, Conv | FullyConnected) or self.uses[name] != 1:
+        if index is None or not isinstance(op, ops.Conv | ops.FullyConnected) or self.uses[name] != 1:
             return False
         bias, made = self.tensors[op.inputs[2]], self.tensors[name]
         # ONNX has channels along the second axis.
@@ -304,9 +279,9 @@ def _attributes(node: "NodeProto") -> dict[str, Any]:
     return values
 
 
-def _pads(values: list[int] | None) -> Pads:
+def _pads(values: list[int] | None) -> ops.Pads:
     """ONNX (top, left, bottom, right) as (top, bottom, left, right)."""
-    top, left, bottom, right = values or NO_PADS
+    top, left, bottom, right = values or ops.NO_PADS
     return top, bottom, left, right
 
 
@@ -316,7 +291,7 @@ def _conv(reader: _Reader, node: "NodeProto") -> None:
     bias = reader.bias(node, 2, reader.tensors[weight].shape[0])
     reader.emit(
         node,
-        Conv,
+        ops.Conv,
         node.input[0],
         weight,
         bias,
@@ -333,7 +308,7 @@ def _gemm(reader: _Reader, node: "NodeProto") -> None:
         raise UnsupportedError(f"{_describe(node)} with transA, alpha or beta is not supported")
     order = (0, 1) if node.op_type == "Gemm" and attributes.get("transB") else (1, 0)
     weight = reader.weight(node.input[1], order, reader.columns(node.input[0]))
-    reader.emit(node, FullyConnected, node.input[0], weight, reader.bias(node, 2, reader.tensors[weight].shape[0]))
+    reader.emit(node, ops.FullyConnected, node.input[0], weight, reader.bias(node, 2, reader.tensors[weight].shape[0]))
 
 
 def _batch_norm(reader: _Reader, node: "NodeProto") -> None:
@@ -344,31 +319,31 @@ def _batch_norm(reader: _Reader, node: "NodeProto") -> None:
     reader.constants[names[0]] = _Constant(factor.astype(np.float32).reshape(-1, 1, 1, 1))
     reader.constants[names[1]] = _Constant((offset - mean * factor).astype(np.float32))
     weight, bias = reader.weight(names[0], _OIHW_TO_OHWI), reader.weight(names[1], (0,))
-    reader.emit(node, Conv, node.input[0], weight, bias, groups=len(factor))
+    reader.emit(node, ops.Conv, node.input[0], weight, bias, groups=len(factor))
 
 
 def _pool(reader: _Reader, node: "NodeProto") -> None:
     attributes = _attributes(node)
     if any(d != 1 for d in attributes.get("dilations", ())):
         raise UnsupportedError(f"{_describe(node)} with dilation is not supported")
-    x, kind = node.input[0], MaxPool if node.op_type == "MaxPool" else AveragePool
+    x, kind = node.input[0], ops.MaxPool if node.op_type == "MaxPool" else ops.AveragePool
     window, stride = tuple(attributes["kernel_shape"]), tuple(attributes.get("strides", (1, 1)))
     padding = _pads(attributes.get("pads"))
-    if kind is AveragePool and attributes.get("count_include_pad") and any(padding):
+    if kind is ops.AveragePool and attributes.get("count_include_pad") and any(padding):
         if attributes.get("ceil_mode"):
             raise UnsupportedError(
                 f"{_describe(node)} with padding that counts and ceil_mode is not supported; leave one out"
             )
         padded = f"{node.output[0]}/pad"
-        pad = Pad((x,), padded, padding)
+        pad = ops.Pad((x,), padded, padding)
         reader.add(pad, Tensor(padded, pad.output_shape(reader.tensors[x].shape)))
-        x, padding = padded, NO_PADS
+        x, padding = padded, ops.NO_PADS
     if attributes.get("ceil_mode"):
         padding = _ceil(reader.tensors[x].shape, window, stride, padding)
     reader.emit(node, kind, x, window=window, stride=stride, padding=padding)
 
 
-def _ceil(x: Shape, window: tuple[int, ...], stride: tuple[int, ...], padding: Pads) -> Pads:
+def _ceil(x: Shape, window: tuple[int, ...], stride: tuple[int, ...], padding: ops.Pads) -> ops.Pads:
     """Ceil mode as padding behind: as much as the last window hangs over, unless it would begin in the padding."""
     pads = list(padding)
     for axis in (0, 1):
@@ -391,10 +366,10 @@ def _global_average(reader: _Reader, node: "NodeProto") -> None:
         if not attributes.get("keepdims", 1):
             kept = f"{node.output[0]}/mean"
             n, _, _, c = reader.tensors[x].shape
-            reader.add(GlobalAveragePool((x,), kept), Tensor(kept, (n, 1, 1, c)))
-            reader.emit(node, Reshape, kept, shape=(n, c))
+            reader.add(ops.GlobalAveragePool((x,), kept), Tensor(kept, (n, 1, 1, c)))
+            reader.emit(node, ops.Reshape, kept, shape=(n, c))
             return
-    reader.emit(node, GlobalAveragePool, x)
+    reader.emit(node, ops.GlobalAveragePool, x)
 
 
 def _reshape(reader: _Reader, node: "NodeProto") -> None:
@@ -428,7 +403,7 @@ def _reshape(reader: _Reader, node: "NodeProto") -> None:
         or (len(shape) == 4 and shape[1:3] != (1, 1))
     ):
         raise UnsupportedError(f"{_describe(node)} from {x.shape} to {shape} is not supported, only flattening")
-    reader.emit(node, Reshape, x.name, shape=shape)
+    reader.emit(node, ops.Reshape, x.name, shape=shape)
     if spatial:
         _, h, w, c = x.shape
         reader.flattened[node.output[0]] = (c, h, w)
@@ -439,7 +414,7 @@ def _concat(reader: _Reader, node: "NodeProto") -> None:
     axis = _attributes(node)["axis"] % rank
     if any(name in reader.flattened for name in node.input):
         raise UnsupportedError(f"{_describe(node)} of flattened images is not supported")
-    reader.emit(node, Concat, *node.input, axis={1: 3, 2: 1, 3: 2}.get(axis, axis) if rank == 4 else axis)
+    reader.emit(node, ops.Concat, *node.input, axis={1: 3, 2: 1, 3: 2}.get(axis, axis) if rank == 4 else axis)
 
 
 def _add(reader: _Reader, node: "NodeProto") -> None:
@@ -449,7 +424,7 @@ def _add(reader: _Reader, node: "NodeProto") -> None:
         is_bias = constant in reader.constants and x not in reader.flattened
         if is_bias and reader.add_to_bias(x, reader.value(constant), node.output[0]):
             return
-    reader.emit(node, Add, *node.input)
+    reader.emit(node, ops.Add, *node.input)
 
 
 def _pad(reader: _Reader, node: "NodeProto") -> None:
@@ -463,17 +438,17 @@ def _pad(reader: _Reader, node: "NodeProto") -> None:
     if x.quantization is not None:
         filled = x.quantization.dequantize(_signed(filled, 0)[0])
     value = float(filled[0])
-    reader.emit(node, Pad, node.input[0], padding=_pads([pads[2], pads[3], pads[6], pads[7]]), value=value)
+    reader.emit(node, ops.Pad, node.input[0], padding=_pads([pads[2], pads[3], pads[6], pads[7]]), value=value)
 
 
 def _relu(reader: _Reader, node: "NodeProto") -> None:
-    activation: Activation = "relu"
+    activation: ops.Activation = "relu"
     if node.op_type == "Clip":
         low, high = (reader.value(name).item() if name else None for name in [*node.input[1:3], "", ""][:2])
         if low != 0 or high not in (None, 6.0):
             raise UnsupportedError(f"{_describe(node)} between {low} and {high} is not supported, only ReLU and ReLU6")
         activation = "relu" if high is None else "relu6"
-    reader.emit(node, Relu, node.input[0], activation=activation)
+    reader.emit(node, ops.Relu, node.input[0], activation=activation)
 
 
 def _leaky(reader: _Reader, node: "NodeProto") -> None:
@@ -483,7 +458,7 @@ def _leaky(reader: _Reader, node: "NodeProto") -> None:
     if slope:
         _skip(reader, node)
     else:
-        reader.emit(node, Relu, node.input[0])
+        reader.emit(node, ops.Relu, node.input[0])
 
 
 def _slice(reader: _Reader, node: "NodeProto") -> None:
@@ -499,7 +474,7 @@ def _slice(reader: _Reader, node: "NodeProto") -> None:
         axis = order[axis]
         begin[axis], end[axis], _ = slice(start, stop).indices(x.shape[axis])
     size = tuple(stop - start for start, stop in zip(begin, end, strict=True))
-    reader.emit(node, Slice, x.name, begin=tuple(begin), size=size)
+    reader.emit(node, ops.Slice, x.name, begin=tuple(begin), size=size)
 
 
 def _transpose(reader: _Reader, node: "NodeProto") -> None:
@@ -509,7 +484,7 @@ def _transpose(reader: _Reader, node: "NodeProto") -> None:
         raise UnsupportedError(f"{_describe(node)} of {x.shape} is not supported, only of images")
     # Axes are told in NCHW, before and behind.
     nchw = (0, 3, 1, 2)
-    reader.emit(node, Transpose, x.name, order=tuple(nchw[order[axis]] for axis in _OIHW_TO_OHWI))
+    reader.emit(node, ops.Transpose, x.name, order=tuple(nchw[order[axis]] for axis in _OIHW_TO_OHWI))
 
 
 def _softmax(reader: _Reader, node: "NodeProto") -> None:
@@ -519,7 +494,7 @@ def _softmax(reader: _Reader, node: "NodeProto") -> None:
         raise UnsupportedError(f"{_describe(node)} along axis {axis} is not supported, only over the channels")
     if node.input[0] in reader.flattened:
         raise UnsupportedError(f"{_describe(node)} of a flattened image is not supported")
-    reader.emit(node, Softmax, node.input[0])
+    reader.emit(node, ops.Softmax, node.input[0])
 
 
 def _skip(reader: _Reader, node: "NodeProto") -> None:
@@ -560,7 +535,7 @@ def _quantize(reader: _Reader, node: "NodeProto") -> None:
         return
     x = reader.tensors[node.input[0]]
     output = _as_signed(Tensor(node.output[0], x.shape, dtype, quantization))  # pyright: ignore[reportArgumentType]
-    reader.add(Quantize((x.name,), output.name), output)
+    reader.add(ops.Quantize((x.name,), output.name), output)
 
 
 def _dequantize(reader: _Reader, node: "NodeProto") -> None:
@@ -575,7 +550,7 @@ def _dequantize(reader: _Reader, node: "NodeProto") -> None:
     if x.quantization is None:
         # An input of the network that is fed as integers.
         x = reader.tensors[x.name] = _as_signed(replace(x, quantization=quantization))
-    reader.add(Dequantize((x.name,), node.output[0]), Tensor(node.output[0], x.shape))
+    reader.add(ops.Dequantize((x.name,), node.output[0]), Tensor(node.output[0], x.shape))
 
 
 def _as_signed(tensor: Tensor) -> Tensor:
@@ -633,7 +608,7 @@ _HANDLERS: Mapping[str, Callable[[_Reader, "NodeProto"], None]] = {
 
 def _absorb_quantization(graph: Graph) -> Graph:
     """Turn float operations between DequantizeLinear and QuantizeLinear into the integer operations they stand for."""
-    source = {op.output: op.inputs[0] for op in graph.ops if isinstance(op, Dequantize)}
+    source = {op.output: op.inputs[0] for op in graph.ops if isinstance(op, ops.Dequantize)}
     if not source:
         return graph
     absorbed: dict[str, Op] = {}
@@ -641,14 +616,14 @@ def _absorb_quantization(graph: Graph) -> Graph:
         after = graph.only_consumer(op.output)
         computed = [name for name in op.inputs if graph.tensors[name].data is None]
         # With a weight that is real it stays a float operation.
-        real = isinstance(op, Conv | FullyConnected) and graph.tensors[op.inputs[1]].quantization is None
+        real = isinstance(op, ops.Conv | ops.FullyConnected) and graph.tensors[op.inputs[1]].quantization is None
         if (
-            not isinstance(op, Quantize | Dequantize)
-            and isinstance(after, Quantize)
+            not isinstance(op, ops.Quantize | ops.Dequantize)
+            and isinstance(after, ops.Quantize)
             and all(name in source for name in computed)
             and not real
         ):
-            absorbed[op.name] = rename(op, {**source, op.output: after.output})
+            absorbed[op.name] = ops.rename(op, {**source, op.output: after.output})
             absorbed[after.name] = absorbed[op.name]
-    ops = [absorbed.get(op.name, op) for op in graph.ops]
-    return Graph.of(graph.name, graph.tensors.values(), dict.fromkeys(ops), graph.inputs, graph.outputs)
+    operations = [absorbed.get(op.name, op) for op in graph.ops]
+    return Graph.of(graph.name, graph.tensors.values(), dict.fromkeys(operations), graph.inputs, graph.outputs)

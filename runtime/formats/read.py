@@ -5,7 +5,7 @@ from typing import Literal
 
 from ..errors import FormatError, UsageError
 from ..files import read_file
-from ..graph.graph import Graph
+from ..graph import Graph
 
 Format = Literal["onnx", "tflite"]
 

@@ -8,37 +8,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, UnknownOperationError, UnsupportedError
-from ..graph.graph import (
-    NO_PADS,
-    Activation,
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    Dequantize,
-    FullyConnected,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Pads,
-    Quantization,
-    Quantize,
-    Relu,
-    Reshape,
-    Slice,
-    Softmax,
-    Tensor,
-    Transpose,
-    same_pads,
-)  # fmt: skip
+from ..graph import Graph, Op, Quantization, Tensor, ops
 from .tflite_offline import OFFLINE_PLAN, unpack_offline_plan
 from .tflite_schema import ACTIVATIONS, OPERATORS, PADDINGS, TENSOR_TYPES, read_model
 
 _OPERATOR_NAMES = {code: name for name, code in OPERATORS.items()}
 _DTYPES = {code: name for name, code in TENSOR_TYPES.items()}
-_ACTIVATION_NAMES: dict[int, Activation] = {code: name for name, code in ACTIVATIONS.items()}  # pyright: ignore[reportAssignmentType]
+_ACTIVATION_NAMES: dict[int, ops.Activation] = {code: name for name, code in ACTIVATIONS.items()}  # pyright: ignore[reportAssignmentType]
 # Rows of TFLite's paddings constant: batch, rows, columns, channels; each (before, after).
 _SPATIAL = (1, 2)
 
@@ -154,7 +130,7 @@ class _Subgraph:
     def reshaped(self, x: str, name: str, shape: tuple[int, ...]) -> str:
         """Add a reshape that an operator of TFLite does by the way."""
         self.tensors[name] = replace(self.tensors[x], name=name, shape=shape)
-        self.ops.append(Reshape((x,), name, shape))
+        self.ops.append(ops.Reshape((x,), name, shape))
         return name
 
     def unkept(self, kind: type[Op], inputs: tuple[str, ...], output: str, shape: tuple[int, ...], *values: Any) -> Op:
@@ -164,7 +140,7 @@ class _Subgraph:
         inner = f"{output}/{'x'.join(map(str, shape))}"
         self.tensors[inner] = replace(self.tensors[output], name=inner, shape=shape)
         self.ops.append(kind(inputs, inner, *values))
-        return Reshape((inner,), output, self.tensors[output].shape)
+        return ops.Reshape((inner,), output, self.tensors[output].shape)
 
     def bias(self, inputs: list[str], channels: int) -> tuple[str, ...]:
         """x, weight and bias; zeros where the file has no bias."""
@@ -175,11 +151,11 @@ class _Subgraph:
         self.tensors[name] = Tensor(name, (channels,), dtype, data=np.zeros(channels, dtype))
         return (*inputs, name)
 
-    def padding(self, options: dict[str, Any], x: str, window: tuple[int, int], stride: tuple[int, int]) -> Pads:
+    def padding(self, options: dict[str, Any], x: str, window: tuple[int, int], stride: tuple[int, int]) -> ops.Pads:
         if options["padding"] == PADDINGS["VALID"]:
-            return NO_PADS
+            return ops.NO_PADS
         rows, columns = self.tensors[x].shape[1:3]
-        return (*same_pads(rows, window[0], stride[0]), *same_pads(columns, window[1], stride[1]))
+        return (*ops.same_pads(rows, window[0], stride[0]), *ops.same_pads(columns, window[1], stride[1]))
 
 
 def _tensor(name: str, tensor: dict[str, Any], buffers: list[dict[str, Any]]) -> Tensor:
@@ -231,7 +207,7 @@ def _conv(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, A
     window = ((rows - 1) * dilation[0] + 1, (columns - 1) * dilation[1] + 1)
     padding = graph.padding(options, inputs[0], window, stride)
     activation = _ACTIVATION_NAMES[options["activation"]]
-    return Conv(graph.bias(inputs, out), output, stride, padding, dilation, channels // depth, activation)
+    return ops.Conv(graph.bias(inputs, out), output, stride, padding, dilation, channels // depth, activation)
 
 
 def _fully_connected(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
@@ -243,10 +219,10 @@ def _fully_connected(graph: _Subgraph, output: str, inputs: list[str], options: 
     if x.shape != (rows, columns):
         inputs = [graph.reshaped(x.name, f"{output}/input", (rows, columns)), *inputs[1:]]
     names = graph.bias(inputs, channels)
-    return graph.unkept(FullyConnected, names, output, (rows, channels), _ACTIVATION_NAMES[options["activation"]])
+    return graph.unkept(ops.FullyConnected, names, output, (rows, channels), _ACTIVATION_NAMES[options["activation"]])
 
 
-def _pool(kind: type[MaxPool] | type[AveragePool]) -> Callable[..., Op]:
+def _pool(kind: type[ops.MaxPool] | type[ops.AveragePool]) -> Callable[..., Op]:
     def read(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
         window, stride = (options["filter_height"], options["filter_width"]), (options["stride_h"], options["stride_w"])
         if options["activation"]:
@@ -261,7 +237,7 @@ def _mean(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, A
     shape = graph.tensors[inputs[0]].shape
     if axes != {1, 2} or len(shape) != 4:
         raise UnsupportedError(f"mean {output!r} over {sorted(axes)} is not supported, only over rows and columns")
-    return graph.unkept(GlobalAveragePool, (inputs[0],), output, (shape[0], 1, 1, shape[3]))
+    return graph.unkept(ops.GlobalAveragePool, (inputs[0],), output, (shape[0], 1, 1, shape[3]))
 
 
 def _pad(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
@@ -270,46 +246,46 @@ def _pad(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, An
         raise UnsupportedError(f"pad {output!r} is not of rows and columns only")
     top, bottom, left, right = (int(value) for axis in _SPATIAL for value in pads[axis])
     value = float(graph.tensors[inputs[2]].real().ravel()[0]) if len(inputs) > 2 else 0.0
-    return Pad((inputs[0],), output, (top, bottom, left, right), value)
+    return ops.Pad((inputs[0],), output, (top, bottom, left, right), value)
 
 
 def _add(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
-    return Add(tuple(inputs), output, _ACTIVATION_NAMES[options["activation"]])
+    return ops.Add(tuple(inputs), output, _ACTIVATION_NAMES[options["activation"]])
 
 
 def _concat(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
     rank = len(graph.tensors[output].shape)
-    return Concat(tuple(inputs), output, options["axis"] % rank)
+    return ops.Concat(tuple(inputs), output, options["axis"] % rank)
 
 
 def _reshape(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
-    return Reshape((inputs[0],), output, graph.tensors[output].shape)
+    return ops.Reshape((inputs[0],), output, graph.tensors[output].shape)
 
 
 def _slice(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
     begin, size = (tuple(int(value) for value in graph.constant(name)) for name in inputs[1:])
     shape = graph.tensors[inputs[0]].shape
     ends = (extent if n == -1 else start + n for start, n, extent in zip(begin, size, shape, strict=True))
-    return Slice((inputs[0],), output, begin, tuple(end - start for start, end in zip(begin, ends, strict=True)))
+    return ops.Slice((inputs[0],), output, begin, tuple(end - start for start, end in zip(begin, ends, strict=True)))
 
 
 def _transpose(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
-    return Transpose((inputs[0],), output, tuple(int(axis) for axis in graph.constant(inputs[1])))
+    return ops.Transpose((inputs[0],), output, tuple(int(axis) for axis in graph.constant(inputs[1])))
 
 
 def _softmax(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
     if options["beta"] != 1:
         raise UnsupportedError(f"softmax {output!r} with beta {options['beta']} is not supported, only 1")
-    return Softmax(tuple(inputs), output)
+    return ops.Softmax(tuple(inputs), output)
 
 
-def _relu(activation: Activation) -> Callable[..., Op]:
-    return lambda graph, output, inputs, options: Relu(tuple(inputs), output, activation)
+def _relu(activation: ops.Activation) -> Callable[..., Op]:
+    return lambda graph, output, inputs, options: ops.Relu(tuple(inputs), output, activation)
 
 
 def _dequantize(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op | None:
     if graph.tensors[inputs[0]].data is None:
-        return Dequantize((inputs[0],), output)
+        return ops.Dequantize((inputs[0],), output)
     graph.stored[output] = inputs[0]
     return None
 
@@ -320,17 +296,17 @@ def _plain(kind: type[Op]) -> Callable[..., Op]:
 
 _READERS: dict[str, Callable[..., Op | None]] = {
     "ADD": _add,
-    "AVERAGE_POOL_2D": _pool(AveragePool),
+    "AVERAGE_POOL_2D": _pool(ops.AveragePool),
     "CONCATENATION": _concat,
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _conv,
     "DEQUANTIZE": _dequantize,
     "FULLY_CONNECTED": _fully_connected,
-    "MAX_POOL_2D": _pool(MaxPool),
+    "MAX_POOL_2D": _pool(ops.MaxPool),
     "MEAN": _mean,
     "PAD": _pad,
     "PADV2": _pad,
-    "QUANTIZE": _plain(Quantize),
+    "QUANTIZE": _plain(ops.Quantize),
     "RELU": _relu("relu"),
     "RELU6": _relu("relu6"),
     "RESHAPE": _reshape,

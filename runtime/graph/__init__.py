@@ -1,1 +1,7 @@
-"""What a network is: the graph, its operations, its rewrites and its exact integer reference."""
+"""What a network is: an immutable graph of tensors and operations (``ops``), its rewrites and its integer reference."""
+
+from . import ops
+from .graph import DType, Graph, Quantization, Tensor, flattened_image
+from .ops import Op, Shape
+
+__all__ = ["DType", "Graph", "Op", "Quantization", "Shape", "Tensor", "flattened_image", "ops"]

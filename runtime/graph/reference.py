@@ -11,28 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UnsupportedError, UsageError
-from .graph import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    Dequantize,
-    FullyConnected,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Pool,
-    Quantization,
-    Quantize,
-    Relu,
-    Reshape,
-    Slice,
-    Softmax,
-    Tensor,
-    Transpose,
-)  # fmt: skip
+from . import ops
+from .graph import Graph, Quantization, Tensor
+from .ops import Op
 
 # Sums of a layer: from windows (rows, columns), integers less their zero point, and weights (outputs, columns), to
 # (rows, outputs). ``zero_point`` is that of the windows, ``op`` the layer.
@@ -67,14 +48,14 @@ def run_operation(
     inputs, output = [graph.tensors[name] for name in op.inputs], graph.tensors[op.output]
     _check(op, inputs, output)
     arrays = [values[tensor.name] if tensor.data is None else tensor.data for tensor in inputs]
-    if isinstance(op, Conv | FullyConnected):
+    if isinstance(op, ops.Conv | ops.FullyConnected):
         return _layer(op, inputs, output, arrays, layer_sums)
     return _RUNNERS[type(op)](op, inputs, output, arrays)
 
 
 def _check(op: Op, inputs: list[Tensor], output: Tensor) -> None:
-    reals = isinstance(op, Quantize) and inputs[0].dtype == "float32"
-    reals = reals or (isinstance(op, Dequantize) and output.dtype == "float32")
+    reals = isinstance(op, ops.Quantize) and inputs[0].dtype == "float32"
+    reals = reals or (isinstance(op, ops.Dequantize) and output.dtype == "float32")
     eight_bit = all(t.quantization and t.dtype in ("int8", "uint8") for t in (inputs[0], output))
     if not reals and not eight_bit:
         raise UnsupportedError(f"{op.kind} {op.name!r} is not between 8-bit integers, which the reference computes")
@@ -117,8 +98,8 @@ def _layer(
         raise UnsupportedError(f"{op.kind} {op.name!r} has float weights, which the reference does not compute")
     values, kernel = _centered(arrays[0], x), _centered(arrays[1], weight)
     bias = _bias(inputs[2], x.quantization, weight.quantization)
-    groups = op.groups if isinstance(op, Conv) else 1
-    windows = _windows(op, values, kernel.shape, 0) if isinstance(op, Conv) else values
+    groups = op.groups if isinstance(op, ops.Conv) else 1
+    windows = _windows(op, values, kernel.shape, 0) if isinstance(op, ops.Conv) else values
     outputs, channels = kernel.shape[0] // groups, kernel.shape[-1]
     sums = []
     for group in range(groups):
@@ -139,24 +120,24 @@ def _bias(bias: Tensor, x: Quantization, weight: Quantization) -> np.ndarray:
     return np.rint(bias.data / steps).astype(np.int64)
 
 
-def _windows(op: Conv | Pool, values: np.ndarray, kernel: tuple[int, ...], fill: int) -> np.ndarray:
+def _windows(op: ops.Conv | ops.Pool, values: np.ndarray, kernel: tuple[int, ...], fill: int) -> np.ndarray:
     """What each window of a convolution or pool holds: (N, rows, columns, window rows, window columns, channels)."""
     top, bottom, left, right = op.padding
     padded = np.pad(values, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
-    window = kernel[1:3] if isinstance(op, Conv) else op.window
-    dilation = op.dilation if isinstance(op, Conv) else (1, 1)
+    window = kernel[1:3] if isinstance(op, ops.Conv) else op.window
+    dilation = op.dilation if isinstance(op, ops.Conv) else (1, 1)
     extent = tuple((k - 1) * d + 1 for k, d in zip(window, dilation, strict=True))
     view: Any = np.lib.stride_tricks.sliding_window_view(padded, extent, axis=(1, 2))  # pyright: ignore[reportCallIssue, reportArgumentType]
     view = view[:, :: op.stride[0], :: op.stride[1], :, :: dilation[0], :: dilation[1]]
     return view.transpose(0, 1, 2, 4, 5, 3)
 
 
-def _max_pool(op: MaxPool, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
+def _max_pool(op: ops.MaxPool, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
     windows = _windows(op, arrays[0], (), int(np.iinfo(arrays[0].dtype).min))
     return windows.max(axis=(3, 4))
 
 
-def _average_pool(op: AveragePool, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
+def _average_pool(op: ops.AveragePool, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
     """Means of what lies within the input."""
     counts = _windows(op, np.ones_like(arrays[0], np.int32), (), 0).sum(axis=(3, 4))
     sums = _windows(op, _centered(arrays[0], inputs[0]), (), 0).sum(axis=(3, 4))
@@ -171,7 +152,7 @@ def _global_average(op: Op, inputs: list[Tensor], output: Tensor, arrays: list[n
     return _requantized(sums.astype(np.float32) * scale, output)
 
 
-def _add(op: Add, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
+def _add(op: ops.Add, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
     terms = [
         _centered(array, tensor).astype(np.float32) * _multiplier(_scale(tensor), _scale(output))
         for array, tensor in zip(arrays, inputs, strict=True)
@@ -179,17 +160,17 @@ def _add(op: Add, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]
     return _requantized(terms[0] + terms[1], output, op.activation)
 
 
-def _relu(op: Relu, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
+def _relu(op: ops.Relu, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
     ratio = _multiplier(_scale(inputs[0]), _scale(output))
     return _requantized(_centered(arrays[0], inputs[0]).astype(np.float32) * ratio, output, op.activation)
 
 
-def _concat(op: Concat, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
+def _concat(op: ops.Concat, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
     parts = [_rescaled(array, tensor, output) for array, tensor in zip(arrays, inputs, strict=True)]
     return np.concatenate(parts, axis=op.axis)
 
 
-def _pad(op: Pad, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
+def _pad(op: ops.Pad, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
     assert output.quantization is not None
     top, bottom, left, right = op.padding
     fill = output.quantization.quantize(np.array(op.value), output.dtype)
@@ -197,7 +178,7 @@ def _pad(op: Pad, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]
     return np.pad(moved, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
 
 
-def _slice(op: Slice, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
+def _slice(op: ops.Slice, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
     return arrays[0][tuple(slice(begin, begin + size) for begin, size in zip(op.begin, op.size, strict=True))]
 
 
@@ -232,17 +213,17 @@ def _scale(tensor: Tensor) -> float:
 
 
 _RUNNERS: Mapping[type[Op], Callable[[Any, list[Tensor], Tensor, list[np.ndarray]], np.ndarray]] = {
-    Add: _add,
-    AveragePool: _average_pool,
-    Concat: _concat,
-    Dequantize: _dequantize,
-    GlobalAveragePool: _global_average,
-    MaxPool: _max_pool,
-    Pad: _pad,
-    Quantize: _quantize,
-    Relu: _relu,
-    Reshape: lambda op, inputs, output, arrays: arrays[0].reshape(op.shape),
-    Slice: _slice,
-    Softmax: _softmax,
-    Transpose: lambda op, inputs, output, arrays: arrays[0].transpose(op.order),
+    ops.Add: _add,
+    ops.AveragePool: _average_pool,
+    ops.Concat: _concat,
+    ops.Dequantize: _dequantize,
+    ops.GlobalAveragePool: _global_average,
+    ops.MaxPool: _max_pool,
+    ops.Pad: _pad,
+    ops.Quantize: _quantize,
+    ops.Relu: _relu,
+    ops.Reshape: lambda op, inputs, output, arrays: arrays[0].reshape(op.shape),
+    ops.Slice: _slice,
+    ops.Softmax: _softmax,
+    ops.Transpose: lambda op, inputs, output, arrays: arrays[0].transpose(op.order),
 }

@@ -19,7 +19,7 @@ from ..contract import KEY, TensorSpec
 from ..errors import FireboxError, FormatError, MissingExtraError, UsageError, first_line
 from ..formats.read import Format
 from ..formats.tflite_reader import read_tflite_metadata
-from ..graph.graph import Tensor
+from ..graph import Tensor
 from ..onnx_session import AS_IN_THE_FILE, OpenedSession, open_onnx, session_options
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..graph.graph import Graph, Op, Slice, Tensor
+from ..graph import Graph, Op, Tensor, ops
 
 ALIGNMENT = 16
 
@@ -89,11 +89,11 @@ def _blocks(
 ) -> tuple[Block, ...]:
     padded = align(tensor.nbytes, alignment)
     rows = tensor.shape[1] if len(tensor.shape) == 4 and tensor.shape[0] == 1 else 1
-    if not rowwise or rows == 1 or not any(isinstance(op, Slice) for _, op in reads):
+    if not rowwise or rows == 1 or not any(isinstance(op, ops.Slice) for _, op in reads):
         return (Block(first, max([stays, *(step for step, _ in reads)]), 0, padded),)
     last = np.full(rows, stays)
     for step, op in reads:
-        read = slice(op.begin[1], op.begin[1] + op.size[1]) if isinstance(op, Slice) else slice(None)
+        read = slice(op.begin[1], op.begin[1] + op.size[1]) if isinstance(op, ops.Slice) else slice(None)
         last[read] = np.maximum(last[read], step)
     edges = [0, *(np.flatnonzero(np.diff(last)) + 1), rows]
     row = tensor.nbytes // rows

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..formats.read import read_graph
-from ..graph.graph import Graph
+from ..graph import Graph
 from .traffic import Precision, Traffic, Weights, precisions, traffic, weight_bytes
 
 Schedule = Literal["layer by layer", "tiled"]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from ..graph.graph import Add, AveragePool, Concat, GlobalAveragePool, Graph, Op, Pad, Pool, Relu, Reshape, Softmax
+from ..graph import Graph, Op, ops
 from .allocation import Block, Buffer, Life, align, placed_at
 
 ALIGNMENT = 64
@@ -42,7 +42,7 @@ class Arena:
 class _Node:
     """What the interpreter runs in one step: an operation, or the operations that a delegate has taken."""
 
-    ops: tuple[Op, ...]
+    operations: tuple[Op, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     delegated: bool = False
@@ -55,7 +55,7 @@ class _Node:
     @property
     def op(self) -> Op | None:
         """The operation, unless a delegate has it."""
-        return None if self.delegated else self.ops[0]
+        return None if self.delegated else self.operations[0]
 
 
 def reference_arena(graph: Graph) -> Arena:
@@ -89,22 +89,24 @@ def _partition(graph: Graph) -> list[_Node]:
 def _is_delegated(graph: Graph, op: Op) -> bool:
     integer = graph.tensors[op.output].dtype != "float32"
     match op:
-        case AveragePool() | Relu() | Softmax() if integer:
+        case ops.AveragePool() | ops.Relu() | ops.Softmax() if integer:
             return False
-        case Pool():
+        case ops.Pool():
             return all(extent >= step for extent, step in zip(op.window, op.stride, strict=True))
-        case Concat():
+        case ops.Concat():
             return len(op.inputs) in _JOINED
-        case Pad():
+        case ops.Pad():
             return op.value == 0
     return True
 
 
-def _delegate(graph: Graph, ops: Sequence[Op]) -> _Node:
-    made = {op.output for op in ops}
-    inputs = dict.fromkeys(name for op in ops for name in op.inputs if name not in made)
+def _delegate(graph: Graph, operations: Sequence[Op]) -> _Node:
+    made = {op.output for op in operations}
+    inputs = dict.fromkeys(name for op in operations for name in op.inputs if name not in made)
     wanted = {*graph.outputs, *(name for op in graph.ops if op.output not in made for name in op.inputs)}
-    return _Node(tuple(ops), tuple(inputs), tuple(op.output for op in ops if op.output in wanted), delegated=True)
+    return _Node(
+        tuple(operations), tuple(inputs), tuple(op.output for op in operations if op.output in wanted), delegated=True
+    )
 
 
 def _arena(graph: Graph, nodes: Sequence[_Node]) -> Arena:
@@ -112,18 +114,18 @@ def _arena(graph: Graph, nodes: Sequence[_Node]) -> Arena:
     lives = _lives(graph, nodes, shared)
     temporaries = [life for step, node in enumerate(nodes) for life in _temporaries(graph, node.op, step)]
     offsets = _best_fit([*lives, *temporaries], graph.inputs)
-    ends = list(accumulate(len(node.ops) for node in nodes))
+    ends = list(accumulate(len(node.operations) for node in nodes))
 
     def placed(lives: Sequence[Life]) -> tuple[Buffer, ...]:
         return tuple(placed_at(_in_operations(life, nodes, ends), offsets[life.tensor]) for life in lives)
 
-    ops = tuple(op for node in nodes for op in node.ops)
-    return Arena(replace(graph, ops=ops), placed(lives), placed(temporaries), shared)
+    operations = tuple(op for node in nodes for op in node.operations)
+    return Arena(replace(graph, ops=operations), placed(lives), placed(temporaries), shared)
 
 
 def _in_operations(life: Life, nodes: Sequence[_Node], ends: Sequence[int]) -> Life:
     """A life in steps of the interpreter as one in operations."""
-    first = ends[life.first] - len(nodes[life.first].ops) if nodes else 0
+    first = ends[life.first] - len(nodes[life.first].operations) if nodes else 0
     last = ends[life.last] - 1 if nodes else 0
     return Life(life.tensor, life.nbytes, (Block(first, last, 0, life.nbytes),))
 
@@ -160,14 +162,14 @@ def _shared(graph: Graph, nodes: Sequence[_Node]) -> dict[str, str]:
     shared: dict[str, str] = {}
     for node in nodes:
         op = node.op
-        if not isinstance(op, Add | Reshape | Softmax) or op.output in graph.outputs:
+        if not isinstance(op, ops.Add | ops.Reshape | ops.Softmax) or op.output in graph.outputs:
             continue
-        for name in op.inputs if isinstance(op, Add) else op.inputs[:1]:
+        for name in op.inputs if isinstance(op, ops.Add) else op.inputs[:1]:
             tensor = graph.tensors[name]
             if name in graph.inputs or tensor.data is not None:
                 continue
             # A reshape does not change the values, so others may still read them.
-            if isinstance(op, Reshape):
+            if isinstance(op, ops.Reshape):
                 shared[op.output] = shared.get(name, name)
                 break
             if uses[name] == 1 and tensor.nbytes > _SCALAR_BYTES:
@@ -196,7 +198,7 @@ def _lives(graph: Graph, nodes: Sequence[_Node], shared: Mapping[str, str]) -> l
 
 def _temporaries(graph: Graph, op: Op | None, step: int) -> list[Life]:
     """A mean keeps the index it is at, the axes, and a 32-bit sum for each output value."""
-    if not isinstance(op, GlobalAveragePool):
+    if not isinstance(op, ops.GlobalAveragePool):
         return []
     sizes = (4 * len(graph.tensors[op.inputs[0]].shape), 4 * 2, 4 * math.prod(graph.tensors[op.output].shape))
     return [Life(f"{op.name}/temporary{i}", size, (Block(step, step, 0, size),)) for i, size in enumerate(sizes)]

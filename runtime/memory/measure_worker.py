@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import FireboxError, UnsupportedError, first_line
 from ..formats.tflite_reader import read_tflite, unpacked_weights
-from ..graph.graph import Graph
+from ..graph import Graph
 from ..onnx_session import kernels_saturate, open_onnx, session_options
 from .allocation import ALIGNMENT
 from .heap import Heap, captured

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..errors import UnsupportedError, UsageError
 from ..formats.read import has_far_constants, read_placed
-from ..graph.graph import Graph, Op
+from ..graph import Graph, Op
 from ..units import format_size
 from .allocation import Buffer
 from .targets import TARGETS, Layout, Target, lay_out, unplanned

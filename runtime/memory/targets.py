@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from ..errors import UnsupportedError
-from ..graph.graph import Concat, Conv, FullyConnected, Graph, Reshape, Slice, Tensor
+from ..graph import Graph, Tensor, ops
 from ..graph.rewrite import for_tflite
 from . import litert, tflm
 from .allocation import Block, Buffer, Life, align, lifetimes, place, placed_at
@@ -69,7 +69,7 @@ def unplanned(graph: Graph, target: Target) -> str | None:
 
 def mixed_weight(graph: Graph) -> Tensor | None:
     """The first weight of fewer bits than the float32 activations of its layer, if there is one."""
-    layers = (op for op in graph.ops if isinstance(op, Conv | FullyConnected))
+    layers = (op for op in graph.ops if isinstance(op, ops.Conv | ops.FullyConnected))
     weights = (graph.tensors[op.inputs[1]] for op in layers if graph.tensors[op.inputs[0]].dtype == "float32")
     return next((weight for weight in weights if weight.dtype != "float32"), None)
 
@@ -151,20 +151,20 @@ def _views(graph: Graph) -> dict[str, str]:
     """
     views: dict[str, str] = {}
     for op in graph.ops:
-        if isinstance(op, Concat):
+        if isinstance(op, ops.Concat):
             for name in op.inputs:
                 if name in graph.producers and name not in graph.outputs and _same_numbers(graph, name, op.output):
                     views.setdefault(name, op.output)
     for op in graph.ops:
         if op.output in views:
             continue
-        rows = isinstance(op, Slice) and op.output not in graph.outputs and _takes_rows(graph, op)
-        if rows or (isinstance(op, Reshape) and op.inputs[0] not in views):
+        rows = isinstance(op, ops.Slice) and op.output not in graph.outputs and _takes_rows(graph, op)
+        if rows or (isinstance(op, ops.Reshape) and op.inputs[0] not in views):
             views[op.output] = op.inputs[0]
     return views
 
 
-def _takes_rows(graph: Graph, op: Slice) -> bool:
+def _takes_rows(graph: Graph, op: ops.Slice) -> bool:
     shape = graph.tensors[op.inputs[0]].shape
     return len(shape) == 4 and shape[0] == 1 and op.size[2:] == shape[2:]
 

@@ -13,25 +13,7 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from ..graph.graph import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    Dequantize,
-    FullyConnected,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Quantize,
-    Relu,
-    Reshape,
-    Slice,
-    Softmax,
-    Transpose,
-)  # fmt: skip
+from ..graph import Graph, Op, ops
 from ..graph.rewrite import for_tflite, pad_before
 from .allocation import ALIGNMENT, align
 
@@ -63,21 +45,21 @@ class _Kernel:
 
 
 _KERNELS: Mapping[type[Op], _Kernel] = {
-    Add: _Kernel(8, 60),
-    AveragePool: _Kernel(40, 32),
-    Concat: _Kernel(8, 80),
-    Conv: _Kernel(28, 80),
-    Dequantize: _Kernel(0, 32),
-    FullyConnected: _Kernel(32, 72, alignment=8),
-    GlobalAveragePool: _Kernel(1, 44, alignment=1),
-    MaxPool: _Kernel(40, 32),
-    Pad: _Kernel(0, 56),
-    Quantize: _Kernel(0, 32),
-    Relu: _Kernel(0, 28),
-    Reshape: _Kernel(36, 0),
-    Slice: _Kernel(0, 0),
-    Softmax: _Kernel(4, 80),
-    Transpose: _Kernel(0, 0),
+    ops.Add: _Kernel(8, 60),
+    ops.AveragePool: _Kernel(40, 32),
+    ops.Concat: _Kernel(8, 80),
+    ops.Conv: _Kernel(28, 80),
+    ops.Dequantize: _Kernel(0, 32),
+    ops.FullyConnected: _Kernel(32, 72, alignment=8),
+    ops.GlobalAveragePool: _Kernel(1, 44, alignment=1),
+    ops.MaxPool: _Kernel(40, 32),
+    ops.Pad: _Kernel(0, 56),
+    ops.Quantize: _Kernel(0, 32),
+    ops.Relu: _Kernel(0, 28),
+    ops.Reshape: _Kernel(36, 0),
+    ops.Slice: _Kernel(0, 0),
+    ops.Softmax: _Kernel(4, 80),
+    ops.Transpose: _Kernel(0, 0),
 }
 _RELU6 = _Kernel(0, 8)
 
@@ -111,7 +93,7 @@ def op_tail_bytes(graph: Graph, op: Op) -> int:
 
 def scratch_buffers(graph: Graph, op: Op) -> tuple[int, ...]:
     """Bytes of each buffer that the kernel of an operation asks for while it runs: only a mean does."""
-    if not isinstance(op, GlobalAveragePool):
+    if not isinstance(op, ops.GlobalAveragePool):
         return ()
     x, y = (graph.tensors[name] for name in (op.inputs[0], op.output))
     sums = () if x.dtype == "float32" else (4 * math.prod(y.shape),)
@@ -127,15 +109,15 @@ def scratch_bytes(graph: Graph, op: Op) -> int:
 def constants(op: Op) -> tuple[Hashable, ...]:
     """What tells apart the small constants that are operands in TFLite and attributes in a graph."""
     match op:
-        case GlobalAveragePool():
+        case ops.GlobalAveragePool():
             return ("rows_and_columns",)
-        case Reshape():
+        case ops.Reshape():
             return ((op.name, "shape"),)
-        case Pad():
+        case ops.Pad():
             return ((op.name, "pads"), (op.name, "value")) if op.value != 0 else ((op.name, "pads"),)
-        case Transpose():
+        case ops.Transpose():
             return (("transpose", op.order),)
-        case Slice():
+        case ops.Slice():
             return (("slice", op.begin), ("slice", op.size))
     return ()
 
@@ -185,14 +167,14 @@ class _Arena:
             for array in _channel_arrays(graph, op):
                 self.keep(array)
             # A convolution asks for each of its operands a second time before it gives the first back.
-            times = 2 if isinstance(op, Conv) else 1
+            times = 2 if isinstance(op, ops.Conv) else 1
             self.lend(_requests(scratch) + times * sum(_tensor_bytes(graph, n) for n in (*op.inputs, op.output)))
             scratch += len(scratch_buffers(graph, op))
         return scratch
 
 
 def _kernel(op: Op) -> _Kernel:
-    return _RELU6 if isinstance(op, Relu) and op.activation == "relu6" else _KERNELS[type(op)]
+    return _RELU6 if isinstance(op, ops.Relu) and op.activation == "relu6" else _KERNELS[type(op)]
 
 
 def _channel_arrays(graph: Graph, op: Op) -> tuple[int, ...]:
@@ -200,12 +182,12 @@ def _channel_arrays(graph: Graph, op: Op) -> tuple[int, ...]:
 
     A softmax of 16 bits has its two tables there, of exponentials and of reciprocals.
     """
-    if isinstance(op, Softmax) and graph.tensors[op.inputs[0]].dtype == "int16":
+    if isinstance(op, ops.Softmax) and graph.tensors[op.inputs[0]].dtype == "int16":
         return (align(_TABLE),) * 2
-    weight = graph.tensors[op.inputs[1]] if isinstance(op, Conv | FullyConnected) else None
+    weight = graph.tensors[op.inputs[1]] if isinstance(op, ops.Conv | ops.FullyConnected) else None
     per_channel = weight is not None and weight.quantization is not None and weight.quantization.axis is not None
     # A convolution's kernel has the arrays for floats too.
-    if isinstance(op, Conv) or per_channel:
+    if isinstance(op, ops.Conv) or per_channel:
         return (align(4 * graph.tensors[op.output].shape[-1]),) * 2
     return ()
 

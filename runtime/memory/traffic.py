@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..graph.graph import Graph, Slice, Tensor
+from ..graph import Graph, Tensor, ops
 from .allocation import lifetimes
 
 Precision = Literal["float32", "int8", "int8 entropy-coded"]
@@ -59,7 +59,7 @@ def traffic(graph: Graph, sram_bytes: int, precision: Precision, weights: Weight
     reads: Counter[str] = Counter()
     for op in graph.ops:
         # A slice reads no more than it keeps.
-        reads.update({name: sizes[op.output if isinstance(op, Slice) else name] for name in op.inputs})
+        reads.update({name: sizes[op.output if isinstance(op, ops.Slice) else name] for name in op.inputs})
     made = [op.output for op in graph.ops]
     streamed = sum(size for name, size in reads.items() if graph.tensors[name].data is not None)
     streamed = streamed if weights == "streamed" else 0

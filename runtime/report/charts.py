@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import MissingExtraError
-from ..graph.graph import Conv, Graph
+from ..graph import Graph, ops
 from ..memory.allocation import Block, Buffer
 from ..memory.plan import MemoryPlan
 from ..units import format_size
@@ -72,7 +72,7 @@ def tensor_kind(graph: Graph, name: str) -> str:
     op = graph.producers.get(name)
     if op is None:
         return "input"
-    if isinstance(op, Conv):
+    if isinstance(op, ops.Conv):
         weight, channels = graph.tensors[op.inputs[1]].shape, graph.tensors[op.inputs[0]].shape[3]
         return "squeeze" if weight[1:3] == (1, 1) and weight[0] < channels else "convolution"
     return _KINDS.get(op.kind, "other")
@@ -176,8 +176,8 @@ def _blocks(plan: MemoryPlan) -> dict[str, list[Any]]:
 
 
 def _block(plan: MemoryPlan, buffer: Buffer, block: Block, kind: str, what: str) -> dict[str, Any]:
-    ops = plan.graph.ops
-    ends = dict.fromkeys(step for step in (block.first, block.last) if step < len(ops))
+    operations = plan.graph.ops
+    ends = dict.fromkeys(step for step in (block.first, block.last) if step < len(operations))
     return {
         "left": block.first + 0.5,
         "right": block.last + 1.5,
@@ -188,7 +188,7 @@ def _block(plan: MemoryPlan, buffer: Buffer, block: Block, kind: str, what: str)
         "what": what,
         "size": f"{format_size(buffer.nbytes)} ({buffer.nbytes:,} bytes)",
         "offset": f"{format_size(block.offset)} ({block.offset:,} bytes)",
-        "alive": " to ".join(f"{step + 1}: {printable(ops[step].name)}" for step in ends),
+        "alive": " to ".join(f"{step + 1}: {printable(operations[step].name)}" for step in ends),
     }
 
 

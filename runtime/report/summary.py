@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..graph.graph import Graph
+from ..graph import Graph
 from ..memory.plan import MemoryPlan, Verdict
 from ..profiling.latency import Profile
 

@@ -22,7 +22,7 @@ from firebox.runtime import Session, plan
 from firebox.runtime.contract import KEY, Contract, TensorSpec
 from firebox.runtime.errors import FireboxError, QuantizationError, UsageError
 from firebox.runtime.formats.read import read_graph
-from firebox.runtime.graph.graph import Concat, GlobalAveragePool, Graph, MaxPool
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.images.preprocessing import Preprocessing
 
 SIZE = 16
@@ -37,7 +37,7 @@ def network(seed: int = 0) -> Graph:
     x = build.conv("input", 16, (3, 3), stride=(2, 2), padding=(1, 1, 1, 1), activation="relu")
     x = build.conv(x, 12, activation="relu")
     x = build.conv(x, 16, (3, 3), padding=(1, 1, 1, 1), activation="relu")
-    pooled = build.add(GlobalAveragePool, build.conv(x, 24, activation="relu"))
+    pooled = build.add(ops.GlobalAveragePool, build.conv(x, 24, activation="relu"))
     graph = build.graph(build.linear(pooled, CLASSES))
     features = run_outputs(build.graph(pooled), samples(200, seed=3))
     scores = np.eye(CLASSES)[np.arange(200) % CLASSES] - 0.1
@@ -55,9 +55,9 @@ def fire_network() -> Graph:
     x = build.conv("input", 8, (3, 3), activation="relu")
     x = build.conv(x, 4, activation="relu")
     wide = [build.conv(x, 6, activation="relu"), build.conv(x, 6, (3, 3), padding=(1, 1, 1, 1), activation="relu")]
-    x = build.add(MaxPool, build.add(Concat, *wide), window=(2, 2), stride=(2, 2))
+    x = build.add(ops.MaxPool, build.add(ops.Concat, *wide), window=(2, 2), stride=(2, 2))
     x = build.conv(x, 5, activation="relu")
-    return build.graph(build.linear(build.add(GlobalAveragePool, x), CLASSES))
+    return build.graph(build.linear(build.add(ops.GlobalAveragePool, x), CLASSES))
 
 
 def rescaled(graph: Graph, first: str, second: str, factors: np.ndarray) -> Graph:
@@ -411,7 +411,7 @@ def test_what_is_not_one_network_in_float_and_in_int8_is_told(tmp_path):
 def test_a_fitted_file_is_refused_with_the_hint():
     build = GraphBuilder((1, SIZE, SIZE, 3))
     x = build.conv(build.conv("input", 16, (3, 3), padding=(1, 1, 1, 1), activation="relu"), 2, activation="relu")
-    graph = build.graph(build.linear(build.add(GlobalAveragePool, x), CLASSES))
+    graph = build.graph(build.linear(build.add(ops.GlobalAveragePool, x), CLASSES))
     quantized = in_int8(graph)
     tiled = fit(quantized, round(plan(quantized, "static").arena_bytes * 0.7), "static")
     assert tiled.stages

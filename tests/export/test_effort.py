@@ -19,7 +19,7 @@ from firebox.export.quantization.ranges import CALIBRATORS, Histogram, Range
 from firebox.export.quantization.weight_tuning import tune_weights
 from firebox.runtime import Preprocessing
 from firebox.runtime.errors import QuantizationError, UsageError
-from firebox.runtime.graph.graph import Add, Concat, Conv, GlobalAveragePool, Graph, MaxPool, Reshape, Tensor
+from firebox.runtime.graph import Graph, Tensor, ops
 
 SIZE = 12
 
@@ -31,11 +31,11 @@ def fire(seed: int = 0) -> Graph:
     squeeze = build.conv(x, 4, activation="relu")
     left = build.conv(squeeze, 4, activation="relu")
     right = build.conv(squeeze, 4, (3, 3), padding=(1, 1, 1, 1), activation="relu")
-    x = build.add(Add, build.add(Concat, left, right), x)
-    x = build.add(MaxPool, x, window=(2, 2), stride=(2, 2))
+    x = build.add(ops.Add, build.add(ops.Concat, left, right), x)
+    x = build.add(ops.MaxPool, x, window=(2, 2), stride=(2, 2))
     x = build.conv(x, 6, activation="relu")
-    x = build.add(GlobalAveragePool, x)
-    return build.graph(build.add(Reshape, x, shape=(1, 6)))
+    x = build.add(ops.GlobalAveragePool, x)
+    return build.graph(build.add(ops.Reshape, x, shape=(1, 6)))
 
 
 def images(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -46,7 +46,7 @@ def images(count: int, seed: int = 0) -> list[np.ndarray]:
 
 def uneven(graph: Graph, factor: float = 100.0) -> Graph:
     """The same function with every other channel of the first layer ``factor`` times as loud."""
-    first, second = (op for op in graph.ops[:2] if isinstance(op, Conv))
+    first, second = (op for op in graph.ops[:2] if isinstance(op, ops.Conv))
     factors = np.where(np.arange(4) % 2, factor, 1.0)
     tensors = dict(graph.tensors)
     takers = graph.consumers[second.output]
@@ -100,7 +100,7 @@ def test_calibrators_keep_the_bulk_and_only_minmax_an_outlier(name, signed):
 
 def test_tensors_that_share_a_scale_are_seen_as_one():
     graph, samples = fire(), images(6)
-    join = next(op for op in graph.ops if isinstance(op, Concat))
+    join = next(op for op in graph.ops if isinstance(op, ops.Concat))
     ranges = calibrate(graph, samples, "mse")
     assert {ranges[name] for name in join.inputs} == {ranges[join.output]}
     # The values of the join are those of its parts, and are counted once.
@@ -152,7 +152,7 @@ def test_compensated_weights_round_to_what_quantize_gives():
     found = quantize(compensate_layers(graph, ranges, moments), ranges)
     expected = quantize(graph, ranges, moments)
     for op in graph.ops:
-        if isinstance(op, Conv):
+        if isinstance(op, ops.Conv):
             rounded, wanted = (network.tensors[f"{op.output}/weight"] for network in (found, expected))
             assert wanted.quantization is not None
             # A largest weight that was lowered makes the steps of its channel a little finer.

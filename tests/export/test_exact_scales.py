@@ -14,7 +14,7 @@ from firebox.export.blame.matching import match
 from firebox.export.quantization.exact_scales import exact_scales
 from firebox.export.quantization.scales import activation_scales, fixed_groups, scale_groups
 from firebox.runtime.exactness.rounding import add_margin, mean_margin, promise
-from firebox.runtime.graph.graph import Add, AveragePool, Concat, Conv, GlobalAveragePool, Graph, Softmax
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.graph.reference import run_reference
 from firebox.runtime.graph.rewrite import averages_as_convolutions
 
@@ -38,33 +38,33 @@ def chain(build: GraphBuilder) -> str:
     """Each sum is a term of the next."""
     x = "input"
     for _ in range(4):
-        x = build.add(Add, x, build.conv(x, 3), activation="relu")
+        x = build.add(ops.Add, x, build.conv(x, 3), activation="relu")
     return x
 
 
 def circle(build: GraphBuilder) -> str:
     """Joins make one scale of a sum and its terms."""
     left = build.conv("input", 3)
-    total = build.add(Add, left, build.conv("input", 3))
-    return build.add(Add, build.add(Concat, total, left), build.conv(total, 6))
+    total = build.add(ops.Add, left, build.conv("input", 3))
+    return build.add(ops.Add, build.add(ops.Concat, total, left), build.conv(total, 6))
 
 
 def twice(build: GraphBuilder) -> str:
     x = build.conv("input", 3)
-    return build.add(Add, x, x)
+    return build.add(ops.Add, x, x)
 
 
 def residual(build: GraphBuilder) -> str:
     x = build.conv("input", 4)
-    x = build.add(Add, x, build.conv(x, 4, (3, 3), padding=(1, 1, 1, 1)))
-    return build.linear(build.add(GlobalAveragePool, x), 5)
+    x = build.add(ops.Add, x, build.conv(x, 4, (3, 3), padding=(1, 1, 1, 1)))
+    return build.linear(build.add(ops.GlobalAveragePool, x), 5)
 
 
 def means(build: GraphBuilder) -> str:
     """Means of a sum and of its term, added."""
     x = build.conv("input", 3)
-    total = build.add(Add, x, build.conv(x, 3))
-    return build.add(Add, build.add(GlobalAveragePool, total), build.add(GlobalAveragePool, x))
+    total = build.add(ops.Add, x, build.conv(x, 3))
+    return build.add(ops.Add, build.add(ops.GlobalAveragePool, total), build.add(ops.GlobalAveragePool, x))
 
 
 NETWORKS: dict[str, Callable[[GraphBuilder], str]] = {
@@ -72,8 +72,8 @@ NETWORKS: dict[str, Callable[[GraphBuilder], str]] = {
 }
 
 
-def sums(graph: Graph) -> list[Add | GlobalAveragePool]:
-    return [op for op in graph.ops if isinstance(op, Add | GlobalAveragePool)]
+def sums(graph: Graph) -> list[ops.Add | ops.GlobalAveragePool]:
+    return [op for op in graph.ops if isinstance(op, ops.Add | ops.GlobalAveragePool)]
 
 
 def assert_identical(graph: Graph, seed: int) -> None:
@@ -124,7 +124,7 @@ def test_margins_leave_room_for_what_runtimes_lose():
         build = GraphBuilder((1, 5, 8, 3), seed)
         network = quantize(graph := build.graph(means(build)), some_ranges(graph, seed))
         for op in sums(network):
-            if isinstance(op, Add):
+            if isinstance(op, ops.Add):
                 assert add_margin(*(network.tensors[name] for name in (*op.inputs, op.output))) > 4.4e-4
             else:
                 assert mean_margin(network, op) > 1.1e-4
@@ -152,15 +152,15 @@ def test_networks_without_sums_keep_the_scales_of_their_ranges():
 
 def test_the_scale_of_a_softmax_is_fixed():
     build = GraphBuilder((1, 1, 1, 4))
-    shares = build.add(Softmax, build.linear("input", 3))
-    graph = build.graph(build.add(Add, shares, build.linear("input", 3)))
+    shares = build.add(ops.Softmax, build.linear("input", 3))
+    graph = build.graph(build.add(ops.Add, shares, build.linear("input", 3)))
     network = quantize(graph, some_ranges(graph, 0))
     assert network.tensors[shares].quantization.scale == (1 / 256,)
     # The others keep theirs: a family with a fixed scale is not moved.
     groups, before = own_scales(graph, 0)
     assert exact_scales(graph, groups, before) == before
     build = GraphBuilder((1, 4, 4, 3))
-    graph = build.graph(build.add(Softmax, build.add(GlobalAveragePool, build.conv("input", 3))))
+    graph = build.graph(build.add(ops.Softmax, build.add(ops.GlobalAveragePool, build.conv("input", 3))))
     network = quantize(graph, some_ranges(graph, 0))
     assert network.tensors[graph.outputs[0]].quantization.scale == (1 / 256,)
     assert promise(network, sums(network)[0]) == "identical"
@@ -169,8 +169,8 @@ def test_the_scale_of_a_softmax_is_fixed():
 def test_means_that_are_too_long_are_left_alone():
     build = GraphBuilder((1, 65, 77, 1))
     x = build.conv("input", 2)
-    total = build.add(Add, x, build.conv("input", 2))
-    graph = build.graph(build.add(GlobalAveragePool, total))
+    total = build.add(ops.Add, x, build.conv("input", 2))
+    graph = build.graph(build.add(ops.GlobalAveragePool, total))
     groups, before = own_scales(graph, 3)
     after = exact_scales(graph, groups, before)
     end = groups[graph.outputs[0]]
@@ -182,7 +182,7 @@ def test_means_that_are_too_long_are_left_alone():
 def test_means_of_many_pixels_are_exact_where_their_number_is_mostly_twos():
     for side in (8, 16, 13):
         build = GraphBuilder((1, side, side, 2), side)
-        graph = build.graph(build.add(GlobalAveragePool, build.conv("input", 3)))
+        graph = build.graph(build.add(ops.GlobalAveragePool, build.conv("input", 3)))
         assert_small_and_settled(graph, side)
         network = quantize(graph, some_ranges(graph, side))
         assert promise(network, sums(network)[0]) == "identical"
@@ -193,12 +193,12 @@ def test_means_of_many_pixels_are_exact_where_their_number_is_mostly_twos():
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
 def test_even_average_pools_are_convolutions_that_runtimes_round_alike(window, stride):
     build = GraphBuilder((1, 9, 8, 3), 1)
-    x = build.add(AveragePool, build.conv("input", 5), window=window, stride=stride)
+    x = build.add(ops.AveragePool, build.conv("input", 5), window=window, stride=stride)
     graph = build.graph(build.conv(x, 2))
     network = quantize(graph, some_ranges(graph, 2))
     assert [op.kind for op in network.ops] == ["Conv", "Conv", "Conv"]
     pool = network.ops[1]
-    assert isinstance(pool, Conv)
+    assert isinstance(pool, ops.Conv)
     assert (pool.groups, pool.stride, network.tensors[x].shape) == (5, stride, graph.tensors[x].shape)
     assert (network.constant(pool.inputs[1]).data == 127).all()
     assert all(promise(network, op) == "identical" for op in network.ops)
@@ -217,7 +217,7 @@ def test_even_average_pools_are_convolutions_that_runtimes_round_alike(window, s
 )
 def test_other_average_pools_stay(window, padding, kind):
     build = GraphBuilder((1, 7, 7, 3), 1)
-    graph = build.graph(build.add(AveragePool, "input", window=window, padding=padding))
+    graph = build.graph(build.add(ops.AveragePool, "input", window=window, padding=padding))
     assert [op.kind for op in averages_as_convolutions(graph).ops] == [kind]
     network = quantize(graph, some_ranges(graph, 1))
     assert promise(network, network.ops[0]) == ("one step" if any(padding) else "identical")
@@ -237,8 +237,8 @@ def test_quantized_networks_are_identical_in_runtimes(graph, seed):
 
 def test_pools_of_both_kinds_are_matched_with_the_float_network():
     build = GraphBuilder((1, 12, 12, 3))
-    even = build.add(AveragePool, build.conv("input", 4), window=(2, 2), stride=(2, 2))
-    odd = build.add(AveragePool, build.conv(even, 4), window=(3, 3), stride=(1, 1))
+    even = build.add(ops.AveragePool, build.conv("input", 4), window=(2, 2), stride=(2, 2))
+    odd = build.add(ops.AveragePool, build.conv(even, 4), window=(3, 3), stride=(1, 1))
     graph = build.graph(build.linear(odd, 3))
     network = in_any_8_bits(graph)
     assert [op.kind for op in network.ops][:4] == ["Conv", "Conv", "Conv", "AveragePool"]

@@ -23,7 +23,7 @@ from firebox.runtime.errors import (
     WriteError,
 )
 from firebox.runtime.files import sha256
-from firebox.runtime.graph.graph import Conv, Graph
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.inference.backends import OnnxRuntime
 from firebox.runtime.processor import this_processor
 
@@ -123,7 +123,7 @@ def test_the_first_layer_to_leave_is_the_one_that_was_spoilt(noise, tmp_path, mo
     def spoil(graph: Graph, *arguments) -> Graph:
         found = quantize(graph, *arguments)
         op = found.ops[1]
-        assert isinstance(op, Conv)
+        assert isinstance(op, ops.Conv)
         weight = found.tensors[op.inputs[1]]
         assert weight.data is not None
         spoilt = replace(weight, data=-weight.data)
@@ -270,7 +270,7 @@ def test_rounding_by_moments_is_better_than_to_the_nearest():
     graph, samples = graph_and_samples()
     ranges = calibrate(graph, samples)
     moments = input_moments(graph, samples)
-    assert {op.name for op in graph.ops if isinstance(op, Conv) and op.groups == 1} < set(moments)
+    assert {op.name for op in graph.ops if isinstance(op, ops.Conv) and op.groups == 1} < set(moments)
     fresh = smooth(np.random.default_rng(9), 16)
     found = {
         weight_range: (quantize(graph, ranges, moments, weight_range), quantize(graph, ranges, None, weight_range))
@@ -283,7 +283,7 @@ def test_rounding_by_moments_is_better_than_to_the_nearest():
             assert noise_of(graph, better, samples) < noise_of(graph, nearest, samples)
     for network in (network for pair in found.values() for network in pair):
         for op in network.ops:
-            if isinstance(op, Conv):
+            if isinstance(op, ops.Conv):
                 weight = network.tensors[op.inputs[1]]
                 assert weight.data is not None
                 assert weight.data.min() >= -127

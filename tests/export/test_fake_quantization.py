@@ -15,18 +15,7 @@ from firebox.export.quantization.fake_quantize import FakeQuantized
 from firebox.export.quantization.quantize import with_input_type
 from firebox.runtime.errors import QuantizationError, UnsupportedError
 from firebox.runtime.exactness.rounding import promise
-from firebox.runtime.graph.graph import (
-    Add,
-    Concat,
-    Conv,
-    FullyConnected,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Pool,
-    Softmax,
-    Transpose,
-)  # fmt: skip
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.graph.reference import run_reference
 from firebox.runtime.graph.rewrite import for_tflite
 
@@ -43,8 +32,10 @@ def fire_network() -> Graph:
     squeezed = build.conv(build.conv("input", 6, (3, 3), activation="relu"), 4, activation="relu")
     left = build.conv(squeezed, 6, activation="relu")
     right = build.conv(squeezed, 6, (3, 3), padding=(1, 1, 1, 1), activation="relu6")
-    joined = build.add(MaxPool, build.add(Concat, left, right), window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))
-    return build.graph(build.add(GlobalAveragePool, build.conv(joined, 5)))
+    joined = build.add(
+        ops.MaxPool, build.add(ops.Concat, left, right), window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1)
+    )
+    return build.graph(build.add(ops.GlobalAveragePool, build.conv(joined, 5)))
 
 
 def samples(graph: Graph, count: int) -> np.ndarray:
@@ -63,7 +54,7 @@ def test_runtimes_answer_as_training_computed(graph, seed):
 
 def test_transposed_images_keep_their_scale():
     build = GraphBuilder((1, 6, 4, 3))
-    turned = build.add(Transpose, build.conv("input", 5, (3, 3)), order=(0, 2, 3, 1))
+    turned = build.add(ops.Transpose, build.conv("input", 5, (3, 3)), order=(0, 2, 3, 1))
     graph = build.graph(build.conv(turned, 4))
     network = same_as_runtimes(graph, 1)
     assert [op.kind for op in for_tflite(network).ops] == ["Conv", "Transpose", "Conv"]
@@ -81,8 +72,8 @@ def same_as_runtimes(graph: Graph, seed: int) -> Graph:
         real = module(torch.from_numpy(source.dequantize(x).transpose(0, 3, 1, 2))).numpy()
     trained = result.quantize(real.transpose(0, 2, 3, 1) if real.ndim == 4 else real, "int8").astype(int)
     # Softmax, which only ever comes last, takes exponentials of other makers.
-    promises = {promise(network, op) for op in network.ops if not isinstance(op, Softmax)}
-    most = 1 if any(isinstance(op, Softmax) for op in network.ops) else 0
+    promises = {promise(network, op) for op in network.ops if not isinstance(op, ops.Softmax)}
+    most = 1 if any(isinstance(op, ops.Softmax) for op in network.ops) else 0
     expected = values[network.outputs[0]].astype(int)
     assert np.abs(trained - expected).max() <= most
     if promises <= {"identical"}:
@@ -98,7 +89,7 @@ def test_each_operation_alone_is_within_a_step_of_the_reference_in_every_runtime
     network = quantize(graph, drawn_ranges(graph, seed))
     values = run_reference(network, some_input(network, seed))
     for op in network.ops:
-        if not isinstance(op, Conv | FullyConnected | Pool | Add | GlobalAveragePool | Softmax):
+        if not isinstance(op, ops.Conv | ops.FullyConnected | ops.Pool | ops.Add | ops.GlobalAveragePool | ops.Softmax):
             continue
         x, single = values[op.inputs[0]], alone(network, op)
         expected = run_reference(single, x)[op.output].astype(int)
@@ -165,7 +156,7 @@ def test_a_scale_alone_is_learned_towards_the_least_error():
 
 def test_the_scale_of_a_softmax_stays():
     build = GraphBuilder((1, 4, 4, 2))
-    graph = build.graph(build.add(Softmax, build.linear("input", 4)))
+    graph = build.graph(build.add(ops.Softmax, build.linear("input", 4)))
     module = FakeQuantized(graph, drawn_ranges(graph, 0))
     in_torch(module, samples(graph, 4)).square().sum().backward()
     assert module.scales.grad is not None

@@ -14,7 +14,7 @@ from firebox.export import Export, ExportConfig, Tolerance, calibrate, export, q
 from firebox.model_zoo import load_network
 from firebox.runtime import Session, open_images, plan, read_graph
 from firebox.runtime.errors import DoesNotFitError
-from firebox.runtime.graph.graph import Concat, Dequantize, Graph, Quantize, Tensor
+from firebox.runtime.graph import Graph, Tensor, ops
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +144,8 @@ def test_a_file_of_another_maker_is_fitted_from_its_first_integers_to_its_last(c
     inner = read_graph(exported / "model.int8.tflite")
     source, target = inner.tensors[inner.inputs[0]], inner.tensors[inner.outputs[0]]
     outer = [Tensor(name, tensor.shape) for name, tensor in (("real", source), ("answer", target))]
-    ops = [Quantize(("real",), source.name), *inner.ops, Dequantize((target.name,), "answer")]
-    graph = Graph.of("foreign", [*inner.tensors.values(), *outer], ops, ["real"], ["answer"])
+    operations = [ops.Quantize(("real",), source.name), *inner.ops, ops.Dequantize((target.name,), "answer")]
+    graph = Graph.of("foreign", [*inner.tensors.values(), *outer], operations, ["real"], ["answer"])
     (tmp_path / "foreign.onnx").write_bytes(write_onnx(graph))
     total = plan(inner).total_bytes
     ran = command("fit", tmp_path / "foreign.onnx", "--sram", total * 9 // 10, "-o", tmp_path / "out", "--json")
@@ -213,7 +213,7 @@ def test_what_was_fitted_already_is_left_as_it_is(command, fitted, budget, tmp_p
 def test_a_runtime_that_cannot_run_the_network_at_all_is_left_out(command, tmp_path):
     # tflite-micro joins ten tensors at most.
     build = GraphBuilder((1, 6, 6, 3))
-    joined = build.add(Concat, *["input"] * 12, axis=2)
+    joined = build.add(ops.Concat, *["input"] * 12, axis=2)
     model = tmp_path / "wide.tflite"
     model.write_bytes(write_tflite(in_any_8_bits(build.graph(build.conv(joined, 3)))))
     ran = command("fit", model, "--sram", "1MiB", "-o", tmp_path / "out", "--target", "litert-reference", "--json")

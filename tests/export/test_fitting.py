@@ -13,18 +13,7 @@ from firebox.export.quantization.quantize import with_input_type
 from firebox.model_zoo import load_network
 from firebox.runtime import plan, read_graph
 from firebox.runtime.errors import DoesNotFitError, UsageError
-from firebox.runtime.graph.graph import (
-    Concat,
-    Conv,
-    FullyConnected,
-    Graph,
-    MaxPool,
-    Op,
-    Quantize,
-    Reshape,
-    Slice,
-    Softmax,
-)
+from firebox.runtime.graph import Graph, Op, ops
 from firebox.runtime.graph.rewrite import explicit_padding
 
 # The same networks every time, as in test_formats.py.
@@ -99,8 +88,8 @@ def chain(rows: int = 32, channels: int = 8) -> GraphBuilder:
     x = build.conv("input", channels, (3, 3), padding=(1, 1, 1, 1), activation="relu")
     squeezed = build.conv(x, 2, activation="relu")
     right = build.conv(squeezed, channels, (3, 3), padding=(1, 1, 1, 1), activation="relu")
-    joined = build.add(Concat, build.conv(squeezed, channels, activation="relu"), right)
-    build.add(MaxPool, joined, window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))
+    joined = build.add(ops.Concat, build.conv(squeezed, channels, activation="relu"), right)
+    build.add(ops.MaxPool, joined, window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))
     return build
 
 
@@ -171,13 +160,13 @@ def of_kind(graph: Graph, *kinds: type[Op]) -> list[Op]:
 
 def test_what_cannot_be_tiled_stays_around_what_is():
     build = chain()
-    graph = in_any_8_bits(build.graph(build.add(Softmax, build.linear(last(build), 5))))
+    graph = in_any_8_bits(build.graph(build.add(ops.Softmax, build.linear(last(build), 5))))
     budget = tight(graph)
     found = fit(graph, budget)
-    around = (Reshape, FullyConnected, Softmax)
+    around = (ops.Reshape, ops.FullyConnected, ops.Softmax)
     assert of_kind(found.graph, *around) == of_kind(graph, *around)
-    assert of_kind(found.graph, Slice)
-    assert len(of_kind(found.graph, Conv)) > len(of_kind(graph, Conv))
+    assert of_kind(found.graph, ops.Slice)
+    assert len(of_kind(found.graph, ops.Conv)) > len(of_kind(graph, ops.Conv))
     assert_runs_within(found, budget, graph)
 
 
@@ -200,17 +189,17 @@ def test_uint8_input_is_turned_before_it_is_tiled():
     graph = with_input_type(in_any_8_bits(build.graph(build.conv(last(build), 4))), "uint8")
     budget = tight(graph)
     found = fit(graph, budget)
-    cut = {name for op in of_kind(found.graph, Slice) for name in op.inputs}
+    cut = {name for op in of_kind(found.graph, ops.Slice) for name in op.inputs}
     assert cut
     assert not cut & {"input"}
-    assert isinstance(found.graph.ops[0], Quantize)
+    assert isinstance(found.graph.ops[0], ops.Quantize)
     assert_runs_within(found, budget, graph)
 
 
 def test_a_network_without_multiplications_is_fitted_too():
     build = GraphBuilder((1, 64, 64, 4))
-    x = build.add(MaxPool, "input", window=(3, 3), stride=(1, 1), padding=(1, 1, 1, 1))
-    graph = in_any_8_bits(build.graph(build.add(MaxPool, x, window=(3, 3), stride=(2, 2))))
+    x = build.add(ops.MaxPool, "input", window=(3, 3), stride=(1, 1), padding=(1, 1, 1, 1))
+    graph = in_any_8_bits(build.graph(build.add(ops.MaxPool, x, window=(3, 3), stride=(2, 2))))
     budget = total_bytes(graph) * 9 // 10
     found = fit(graph, budget)
     assert found.stages
@@ -239,7 +228,7 @@ def test_what_is_not_int8_with_one_input_and_output_is_refused():
         fit(graph, 10_000)
     pools = GraphBuilder((1, 8, 8, 4))
     with pytest.raises(UsageError, match="is a float32 network"):
-        fit(pools.graph(pools.add(MaxPool, "input", window=(2, 2), stride=(2, 2))), 10_000)
+        fit(pools.graph(pools.add(ops.MaxPool, "input", window=(2, 2), stride=(2, 2))), 10_000)
     two = in_any_8_bits(build.graph(last(build), "conv1"))
     with pytest.raises(UsageError, match="1 inputs and 2 outputs; fit takes one of each"):
         fit(two, 10_000)

@@ -12,7 +12,7 @@ from firebox.export import calibrate, quantize, write_onnx, write_tflite
 from firebox.export.quantization.quantize import with_input_type
 from firebox.runtime import Session, read_graph
 from firebox.runtime.errors import QuantizationError, UnsupportedError
-from firebox.runtime.graph.graph import AveragePool, Graph, MaxPool, Pad, Quantize, Reshape, Softmax, Tensor
+from firebox.runtime.graph import Graph, Tensor, ops
 from firebox.runtime.graph.rewrite import explicit_padding
 
 # The same networks every time: 8 bits of a random network can be made to differ by who searches long enough.
@@ -115,7 +115,7 @@ def test_four_runtimes_give_one_int8_answer(graph):
 @pytest.mark.parametrize("window", [(2, 2), (3, 2), (3, 3)])
 def test_an_average_pool_is_a_step_apart_at_most(window):
     build = GraphBuilder((1, 8, 7, 3))
-    network = quantized(build.graph(build.add(AveragePool, "input", window=window, stride=(2, 1))))
+    network = quantized(build.graph(build.add(ops.AveragePool, "input", window=window, stride=(2, 1))))
     source = network.tensors["input"].quantization
     assert source is not None
     x = source.quantize(images(network, 1)[0], "int8")
@@ -135,23 +135,23 @@ def test_uint8_input_is_the_same_numbers_plus_128(graph):
     data = write_tflite(with_input_type(network, "uint8"))
     shifted = (x.astype(np.int16) + 128).astype(np.uint8)
     np.testing.assert_array_equal(run_tflite(data, shifted), run_tflite(write_tflite(network), x))
-    assert isinstance(read_graph(data).ops[0], Quantize)
+    assert isinstance(read_graph(data).ops[0], ops.Quantize)
 
 
 @pytest.mark.parametrize("rows", [9, 10])
 def test_ceil_pool_is_same_or_valid_and_never_an_operation_more(rows):
     build = GraphBuilder((1, rows, rows, 2))
     behind = 1 - rows % 2
-    graph = build.graph(build.add(MaxPool, "input", window=(3, 3), stride=(2, 2), padding=(0, behind, 0, behind)))
+    graph = build.graph(build.add(ops.MaxPool, "input", window=(3, 3), stride=(2, 2), padding=(0, behind, 0, behind)))
     assert len(read_graph(write_tflite(graph)).ops) == 1
 
 
 def test_other_padding_becomes_an_operation_that_a_max_pool_never_chooses():
     build = GraphBuilder((1, 6, 6, 2))
-    graph = build.graph(build.add(MaxPool, "input", window=(3, 3), stride=(1, 1), padding=(2, 0, 0, 2)))
+    graph = build.graph(build.add(ops.MaxPool, "input", window=(3, 3), stride=(1, 1), padding=(2, 0, 0, 2)))
     x = -np.abs(images(graph, 1)[0]) - 1
     data = write_tflite(graph)
-    assert [type(op) for op in read_graph(data).ops] == [Pad, MaxPool]
+    assert [type(op) for op in read_graph(data).ops] == [ops.Pad, ops.MaxPool]
     np.testing.assert_array_equal(run_tflite(data, x), run_onnx(write_onnx(graph), x))
     network = quantize(graph, calibrate(graph, [x]))
     integers = network.tensors["input"].quantization.quantize(x, "int8")
@@ -170,16 +170,16 @@ def test_a_window_shorter_than_its_stride_is_right_in_tflite_runtime_too():
 
 def test_what_a_format_cannot_say_is_refused_by_name():
     build = GraphBuilder((1, 6, 6, 2))
-    pool = build.add(AveragePool, "input", window=(3, 3), stride=(1, 1), padding=(2, 0, 0, 0))
+    pool = build.add(ops.AveragePool, "input", window=(3, 3), stride=(1, 1), padding=(2, 0, 0, 0))
     with pytest.raises(UnsupportedError, match="average pool 'averagepool0' with padding"):
         write_tflite(build.graph(pool))
     build = GraphBuilder((1, 4, 4, 2))
-    flat = build.add(Reshape, "input", shape=(1, 32))
+    flat = build.add(ops.Reshape, "input", shape=(1, 32))
     with pytest.raises(UnsupportedError, match="'reshape0' flattens an image"):
-        write_onnx(build.graph(build.add(Softmax, flat)))
+        write_onnx(build.graph(build.add(ops.Softmax, flat)))
     build = GraphBuilder((1, 4, 4, 2))
     with pytest.raises(UnsupportedError, match=r"reshape 'reshape0' from \(1, 4, 4, 2\)"):
-        write_onnx(build.graph(build.add(Reshape, "input", shape=(1, 2, 2, 8))))
+        write_onnx(build.graph(build.add(ops.Reshape, "input", shape=(1, 2, 2, 8))))
 
 
 def test_metadata_comes_back_and_is_the_same_bytes_every_time():
@@ -228,7 +228,7 @@ def test_a_graph_refuses_to_contradict_itself():
     with pytest.raises(UnsupportedError, match="the input is too small"):
         replace(
             graph,
-            ops=(MaxPool(("input",), "conv0", (5, 5)),),
+            ops=(ops.MaxPool(("input",), "conv0", (5, 5)),),
         )
     with pytest.raises(UnsupportedError, match="too large to be real"):
         Graph.of("huge", [Tensor("input", (1, 1 << 16, 1 << 16, 3))], [], ["input"], ["input"])

@@ -14,7 +14,7 @@ from firebox.export.quantization.quantize import with_input_type
 from firebox.model_zoo import load_network
 from firebox.runtime import Session, open_images, plan, profile, read_graph
 from firebox.runtime.errors import FormatError, QuantizationError, UnsupportedError, UsageError
-from firebox.runtime.graph.graph import Add, Concat, Conv, FullyConnected, Graph, MaxPool, Quantize, Softmax
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.memory.measure import measure_arena
 
 runs = settings(max_examples=30)
@@ -51,10 +51,10 @@ def fire(softmax: bool = False) -> Graph:
     build = GraphBuilder((1, 12, 12, 3))
     x = build.conv("input", 8, (3, 3), stride=(2, 2), activation="relu")
     x = build.conv(x, 8, (3, 3), 8, padding=(1, 1, 1, 1), activation="relu6")
-    x = build.add(Concat, build.conv(x, 4, activation="relu"), build.conv(x, 4, (3, 3), padding=(1, 1, 1, 1)))
-    x = build.add(Add, build.add(MaxPool, x, window=(1, 1)), build.conv(x, 8), activation="relu")
+    x = build.add(ops.Concat, build.conv(x, 4, activation="relu"), build.conv(x, 4, (3, 3), padding=(1, 1, 1, 1)))
+    x = build.add(ops.Add, build.add(ops.MaxPool, x, window=(1, 1)), build.conv(x, 8), activation="relu")
     x = build.linear(x, 5)
-    return build.graph(build.add(Softmax, x) if softmax else x)
+    return build.graph(build.add(ops.Softmax, x) if softmax else x)
 
 
 @runs
@@ -90,9 +90,11 @@ def test_int8_weights_between_floats_are_a_quarter_and_stay_close_in_every_runti
     graph = fire()
     samples = images(graph, 16)
     mixed = with_int8_weights(graph, input_moments(graph, samples))
-    weights = [mixed.tensors[op.inputs[1]] for op in mixed.ops if isinstance(op, Conv | FullyConnected)]
+    weights = [mixed.tensors[op.inputs[1]] for op in mixed.ops if isinstance(op, ops.Conv | ops.FullyConnected)]
     assert {(tensor.dtype, tensor.nbytes * 4) for tensor in weights} == {
-        ("int8", graph.tensors[op.inputs[1]].nbytes) for op in graph.ops if isinstance(op, Conv | FullyConnected)
+        ("int8", graph.tensors[op.inputs[1]].nbytes)
+        for op in graph.ops
+        if isinstance(op, ops.Conv | ops.FullyConnected)
     }
     for x in samples[:4]:
         expected = run_onnx(write_onnx(graph), x)
@@ -147,7 +149,7 @@ def test_only_what_changes_between_8_and_16_bits_goes_through_a_quantize():
     small = quantize(graph, calibrate(graph, images(graph)))
     conv = small.ops[0].name
     wide = with_int16_layers(small, [conv])
-    assert [op.output for op in wide.ops if isinstance(op, Quantize)] == ["input/int16", f"{conv}/int8"]
+    assert [op.output for op in wide.ops if isinstance(op, ops.Quantize)] == ["input/int16", f"{conv}/int8"]
     assert wide.tensors[wide.ops[1].inputs[2]].dtype == "int64"
     last = with_int16_layers(small, ["softmax*"])
     assert last.tensors[last.outputs[0]].quantization.scale == (1 / 32768,)
@@ -246,7 +248,7 @@ def test_layers_without_weight_or_with_one_of_zeros_stay_what_they_are():
     zeros = {
         op.inputs[1]: replace(graph.tensors[op.inputs[1]], data=np.zeros(graph.tensors[op.inputs[1]].shape, np.float32))
         for op in graph.ops
-        if isinstance(op, Conv | FullyConnected)
+        if isinstance(op, ops.Conv | ops.FullyConnected)
     }
     graph = replace(graph, tensors={**graph.tensors, **zeros})
     x = images(graph)[0]

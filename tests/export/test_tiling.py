@@ -17,7 +17,7 @@ from firebox.export.fit.reorder import (
 from firebox.export.fit.search import cut_points
 from firebox.export.fit.tiling import MAX_JOINED, Region, can_tile, needs, tile, tile_of
 from firebox.export.quantization.quantize import with_input_type
-from firebox.runtime.graph.graph import AveragePool, Concat, Conv, GlobalAveragePool, Graph, MaxPool, Op, Pad, Slice
+from firebox.runtime.graph import Graph, Op, ops
 
 # The same networks every time, as in test_formats.py.
 runs = settings(max_examples=24)
@@ -25,14 +25,14 @@ runs = settings(max_examples=24)
 
 def between(graph: Graph, here: tuple[int, str], there: tuple[int, str]) -> Graph:
     """What is computed between two cut points."""
-    ops = graph.ops[here[0] : there[0]]
-    return Graph.of(graph.name, graph.tensors.values(), ops, [here[1]], [there[1]])
+    operations = graph.ops[here[0] : there[0]]
+    return Graph.of(graph.name, graph.tensors.values(), operations, [here[1]], [there[1]])
 
 
 def put_together(graph: Graph, parts: list[Graph]) -> Graph:
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
-    ops: list[Op] = [op for part in parts for op in part.ops]
-    return Graph.of(graph.name, tensors.values(), ops, graph.inputs, graph.outputs)
+    operations: list[Op] = [op for part in parts for op in part.ops]
+    return Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
 
 
 @st.composite
@@ -100,21 +100,21 @@ def test_equivalent_graphs_have_the_same_ends_and_change_no_tensor(graph):
 def test_a_cut_point_between_two_changes_keeps_its_name():
     build = GraphBuilder((1, 16, 16, 3))
     x = build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1))
-    first = build.add(MaxPool, x, window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))
+    first = build.add(ops.MaxPool, x, window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))
     squeezed = build.conv(first, 2)
-    joined = build.add(Concat, build.conv(squeezed, 4), build.conv(squeezed, 4, (3, 3), padding=(1, 1, 1, 1)))
-    second = build.add(MaxPool, joined, window=(2, 2), stride=(2, 2))
-    graph = in_any_8_bits(build.graph(build.add(GlobalAveragePool, build.conv(second, 16))))
+    joined = build.add(ops.Concat, build.conv(squeezed, 4), build.conv(squeezed, 4, (3, 3), padding=(1, 1, 1, 1)))
+    second = build.add(ops.MaxPool, joined, window=(2, 2), stride=(2, 2))
+    graph = in_any_8_bits(build.graph(build.add(ops.GlobalAveragePool, build.conv(second, 16))))
     found = [{name for _, name in cut_points(other)} for other in equivalents(graph)]
     assert all({"input", first, second, *graph.outputs} <= names for names in found)
     padded = with_padding_ahead(graph)
-    assert [op.padding for op in padded.ops if isinstance(op, Pad)] == [(1, 1, 1, 1)] * 2
-    assert not any(any(op.padding) for op in padded.ops if isinstance(op, Conv))
+    assert [op.padding for op in padded.ops if isinstance(op, ops.Pad)] == [(1, 1, 1, 1)] * 2
+    assert not any(any(op.padding) for op in padded.ops if isinstance(op, ops.Conv))
     pooled = with_pools_before_concat(graph)
-    assert [type(op) for op in pooled.ops][3:8] == [Conv, MaxPool, Conv, MaxPool, Concat]
+    assert [type(op) for op in pooled.ops][3:8] == [ops.Conv, ops.MaxPool, ops.Conv, ops.MaxPool, ops.Concat]
     split = with_channels_split(graph, 4)
-    assert sum(isinstance(op, Conv) for op in split.ops) == 5 + 3 + 3
-    assert sum(isinstance(op, GlobalAveragePool) for op in split.ops) == 4
+    assert sum(isinstance(op, ops.Conv) for op in split.ops) == 5 + 3 + 3
+    assert sum(isinstance(op, ops.GlobalAveragePool) for op in split.ops) == 4
 
 
 @settings(runs, max_examples=100)
@@ -143,7 +143,7 @@ def test_any_number_of_bands_is_joined(rows):
     graph = in_any_8_bits(build.graph(build.conv("input", 3, (3, 3), padding=(1, 1, 1, 1))))
     bands = [[Region(row, row + 1, 0, 5)] for row in range(rows)]
     found = tile(graph, bands[::-1])
-    assert all(len(op.inputs) <= MAX_JOINED for op in found.ops if isinstance(op, Concat))
+    assert all(len(op.inputs) <= MAX_JOINED for op in found.ops if isinstance(op, ops.Concat))
     x = some_input(graph)
     assert_same_answers(found, answers(graph, x), x)
 
@@ -151,7 +151,7 @@ def test_any_number_of_bands_is_joined(rows):
 def test_a_tile_computes_its_own_part_and_the_halo():
     build = GraphBuilder((1, 12, 12, 2))
     x = build.conv("input", 4, (3, 3), padding=(1, 1, 1, 1))
-    graph = in_any_8_bits(build.graph(build.add(MaxPool, x, window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))))
+    graph = in_any_8_bits(build.graph(build.add(ops.MaxPool, x, window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))))
     assert needs(graph, Region(0, 3, 0, 6)) == {
         "maxpool1": Region(0, 3, 0, 6),
         "conv0": Region(0, 7, 0, 12),
@@ -160,21 +160,21 @@ def test_a_tile_computes_its_own_part_and_the_halo():
     halves = [[Region(0, 3, 0, 6)], [Region(3, 6, 0, 6)]]
     found = tile(graph, halves)
     assert found.macs == graph.macs * (7 + 6) // 12
-    parts = [(op.begin[1], op.size[1]) for op in found.ops if isinstance(op, Slice)]
+    parts = [(op.begin[1], op.size[1]) for op in found.ops if isinstance(op, ops.Slice)]
     assert parts == [(0, 8), (5, 7)]
 
 
 def test_what_cannot_be_tiled_is_said():
     build = GraphBuilder((1, 8, 8, 4))
-    padded = build.graph(build.add(AveragePool, "input", window=(3, 3), padding=(1, 1, 1, 1)))
+    padded = build.graph(build.add(ops.AveragePool, "input", window=(3, 3), padding=(1, 1, 1, 1)))
     build = GraphBuilder((1, 8, 8, 4))
-    channels = build.graph(build.add(Slice, "input", begin=(0, 0, 0, 1), size=(1, 8, 8, 2)))
+    channels = build.graph(build.add(ops.Slice, "input", begin=(0, 0, 0, 1), size=(1, 8, 8, 2)))
     build = GraphBuilder((1, 8, 8, 4))
-    joined = build.graph(build.add(Concat, "input", build.conv("input", 4), axis=1))
+    joined = build.graph(build.add(ops.Concat, "input", build.conv("input", 4), axis=1))
     build = GraphBuilder((1, 8, 8, 4))
     flat = build.graph(build.linear("input", 3))
     build = GraphBuilder((1, 8, 8, 4))
-    mean = build.graph(build.add(GlobalAveragePool, "input"))
+    mean = build.graph(build.add(ops.GlobalAveragePool, "input"))
     for graph in (padded, channels, joined, flat, mean):
         assert not can_tile(graph)
     build = GraphBuilder((1, 8, 8, 4))
@@ -185,7 +185,7 @@ def test_what_cannot_be_tiled_is_said():
 
 def test_a_tile_of_nothing_but_padding_is_none():
     build = GraphBuilder((1, 4, 4, 1))
-    graph = build.graph(build.add(Pad, "input", padding=(2, 2, 0, 0)))
+    graph = build.graph(build.add(ops.Pad, "input", padding=(2, 2, 0, 0)))
     assert tile_of(graph, Region(0, 2, 0, 4), "tile") is None
     assert tile_of(graph, Region(0, 3, 0, 4), "tile") is not None
 

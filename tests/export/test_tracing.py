@@ -10,7 +10,7 @@ from torch import nn
 from firebox.export import trace, write_onnx, write_tflite
 from firebox.runtime import Graph, Session
 from firebox.runtime.errors import UnsupportedError
-from firebox.runtime.graph.graph import AveragePool, Conv, Op, Pad
+from firebox.runtime.graph import Op, ops
 
 
 class Fire(nn.Module):
@@ -137,7 +137,7 @@ def test_batch_norm_goes_into_the_convolution_before_it():
     torch.manual_seed(0)
     module = shaken(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()))
     graph = trace(module, (1, 3, 8, 8))
-    assert [(type(op), op.activation) for op in graph.ops] == [(Conv, "relu")]
+    assert [(type(op), op.activation) for op in graph.ops] == [(ops.Conv, "relu")]
     norm, conv = module[1], module[0]
     factor = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
     weight = (conv.weight * factor[:, None, None, None]).detach().numpy().transpose(0, 2, 3, 1)
@@ -253,6 +253,6 @@ def test_a_frozen_part_stays_frozen():
 def test_padding_that_counts_is_an_operation_of_its_own():
     graph = trace(nn.AvgPool2d(3, 2, padding=1), (1, 3, 8, 8))
     kinds: list[type[Op]] = [type(op) for op in graph.ops]
-    assert kinds == [Pad, AveragePool]
+    assert kinds == [ops.Pad, ops.AveragePool]
     with pytest.raises(UnsupportedError, match="ceil_mode is not supported"):
         trace(nn.AvgPool2d(3, 2, padding=1, ceil_mode=True), (1, 3, 8, 8))

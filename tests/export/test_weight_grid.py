@@ -16,7 +16,7 @@ from firebox.export.quantization.gptq import Moments, round_weight
 from firebox.export.quantization.weight_grid import FULL, WeightGrid, WeightRange, fit_scales, layer_grid, round_to_grid
 from firebox.runtime.exactness.saturation import LIMIT, ExactForm, exact_form, integer_layers, weight_pairs
 from firebox.runtime.formats.onnx_wire import OnnxMessage
-from firebox.runtime.graph.graph import Conv, FullyConnected, Graph, Quantization, Tensor
+from firebox.runtime.graph import Graph, Quantization, Tensor, ops
 
 RANGES = get_args(WeightRange)
 
@@ -26,23 +26,23 @@ def some_ranges(graph: Graph, seed: int) -> dict[str, Range]:
     return {t.name: Range(-float(random.uniform(0, 1.5)), float(random.uniform(0.5, 2))) for t in graph.activations}
 
 
-def layers(graph: Graph) -> list[Conv | FullyConnected]:
-    return [op for op in graph.ops if isinstance(op, Conv | FullyConnected)]
+def layers(graph: Graph) -> list[ops.Conv | ops.FullyConnected]:
+    return [op for op in graph.ops if isinstance(op, ops.Conv | ops.FullyConnected)]
 
 
-def constant(graph: Graph, op: Conv | FullyConnected) -> Tensor:
+def constant(graph: Graph, op: ops.Conv | ops.FullyConnected) -> Tensor:
     """The weight of a layer, which has the same name in the float graph and in the integer one."""
     return graph.constant(graph.producers[op.output].inputs[1])
 
 
-def weight(graph: Graph, op: Conv | FullyConnected) -> np.ndarray:
+def weight(graph: Graph, op: ops.Conv | ops.FullyConnected) -> np.ndarray:
     """Integers of a layer, (outputs, columns)."""
     data = constant(graph, op).data
     assert data is not None
     return data.reshape(len(data), -1).astype(int)
 
 
-def real(graph: Graph, op: Conv | FullyConnected) -> np.ndarray:
+def real(graph: Graph, op: ops.Conv | ops.FullyConnected) -> np.ndarray:
     found = constant(graph, op).real()
     return found.reshape(len(found), -1)
 

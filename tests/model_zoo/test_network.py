@@ -19,7 +19,7 @@ from firebox.model_zoo import (
 from firebox.runtime.errors import CheckpointError, FireboxError, UsageError
 from firebox.runtime.files import sha256
 from firebox.runtime.formats.read import read_graph
-from firebox.runtime.graph.graph import Add
+from firebox.runtime.graph import ops
 from firebox.runtime.images.datasets import match_labels, open_images, sample
 
 
@@ -146,5 +146,5 @@ def test_a_bypass_before_the_relu_is_a_residual_sum_and_reaches_the_files(images
     found = export_network(trained, tmp_path / "files", labelled, ExportConfig(8, tolerance=tolerance), quiet=True)
     # The sum and its ReLU are one operation.
     graph = read_graph(tmp_path / "files" / "model.int8.tflite")
-    assert {op.activation for op in graph.ops if isinstance(op, Add)} == {"relu"}
+    assert {op.activation for op in graph.ops if isinstance(op, ops.Add)} == {"relu"}
     assert all(parity.agreement >= 0.5 for parity in found.parity)

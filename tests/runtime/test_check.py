@@ -19,7 +19,7 @@ from firebox.runtime.contract import KEY, TensorSpec
 from firebox.runtime.errors import UsageError
 from firebox.runtime.exactness.check import check_saturation, measure_saturation, saturating_sums
 from firebox.runtime.exactness.saturation import exact_form
-from firebox.runtime.graph.graph import Concat, Graph
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.graph.reference import run_reference
 
 CANNOT, CAN, UNDECIDED = 0, 1, 4
@@ -31,7 +31,7 @@ def digits(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     build = GraphBuilder((1, 8, 8, 3))
     squeezed = build.conv(build.conv("input", 8, (3, 3)), 4)
-    joined = build.add(Concat, build.conv(squeezed, 6), build.conv(squeezed, 6, (3, 3), padding=(1, 1, 1, 1)))
+    joined = build.add(ops.Concat, build.conv(squeezed, 6), build.conv(squeezed, 6, (3, 3), padding=(1, 1, 1, 1)))
     graph = build.graph(build.linear(joined, 10))
     samples = [np.random.default_rng(seed).standard_normal((1, 8, 8, 3), np.float32) for seed in range(4)]
     network = quantize(graph, calibrate(graph, samples), None, "full")

@@ -9,7 +9,7 @@ from strategies import GraphBuilder, graphs
 
 from firebox.export import Range, quantize, write_onnx, write_tflite
 from firebox.runtime import plan
-from firebox.runtime.graph.graph import Concat, Conv, FullyConnected, Graph, MaxPool, Slice, Tensor
+from firebox.runtime.graph import Graph, Tensor, ops
 from firebox.runtime.memory.energy import energy, scenarios
 from firebox.runtime.memory.traffic import Traffic, entropy_bytes, precisions, traffic, weight_bytes
 
@@ -59,7 +59,7 @@ def test_streamed_weights_are_read_with_their_biases():
 def test_what_is_spilled_is_read_by_everyone_who_uses_it():
     build = GraphBuilder((1, 4, 4, 4))
     wide = build.conv("input", 8)
-    graph = build.graph(build.add(Concat, build.conv(wide, 1), build.conv(wide, 1), wide))
+    graph = build.graph(build.add(ops.Concat, build.conv(wide, 1), build.conv(wide, 1), wide))
     # The output, which goes to DRAM anyway, is the first: that costs nothing.
     assert traffic(graph, 64 + 128, "int8", "resident").spilled == ("concat3",)
     assert traffic(graph, 64 + 128, "int8", "resident").dram_bytes == 64 + 160
@@ -75,10 +75,10 @@ def tiled() -> Graph:
     weight, bias = build.constant(16, 3, 3, 2), build.constant(16)
     stripes = []
     for begin, rows, padding in ((0, 5, (1, 0, 1, 1)), (3, 5, (0, 1, 1, 1))):
-        stripe = build.add(Slice, "input", begin=(0, begin, 0, 0), size=(1, rows, 8, 2))
-        x = build.add(Conv, stripe, weight, bias, padding=padding)
-        stripes.append(build.add(MaxPool, x, window=(2, 2), stride=(2, 2)))
-    return build.graph(build.add(Concat, *stripes, axis=1))
+        stripe = build.add(ops.Slice, "input", begin=(0, begin, 0, 0), size=(1, rows, 8, 2))
+        x = build.add(ops.Conv, stripe, weight, bias, padding=padding)
+        stripes.append(build.add(ops.MaxPool, x, window=(2, 2), stride=(2, 2)))
+    return build.graph(build.add(ops.Concat, *stripes, axis=1))
 
 
 def test_stripes_read_their_own_rows_and_their_weights_again():
@@ -157,7 +157,7 @@ def test_a_billion_connections_at_20_hz_take_12_8_watts_of_dram():
     weight = Tensor("weight", (outputs, inputs), data=np.broadcast_to(np.float32(0), (outputs, inputs)))
     bias = Tensor("bias", (outputs,), data=np.zeros(outputs, np.float32))
     ends = [Tensor("input", (1, inputs)), Tensor("output", (1, outputs))]
-    op = FullyConnected(("input", "weight", "bias"), "output")
+    op = ops.FullyConnected(("input", "weight", "bias"), "output")
     graph = Graph.of("billion", [*ends, weight, bias], [op], ["input"], ["output"])
     assert graph.macs == 10**9
     moved = traffic(graph, PLENTY, "float32", "streamed")

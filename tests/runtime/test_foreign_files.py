@@ -18,19 +18,7 @@ from firebox.export import quantize, write_onnx, write_tflite
 from firebox.export.quantization.precisions import with_float16_weights, with_int8_weights
 from firebox.runtime import Preprocessing, Session, plan, read_graph
 from firebox.runtime.errors import FireboxError, FormatError, UnsupportedError, UsageError
-from firebox.runtime.graph.graph import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    FullyConnected,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Reshape,
-    Softmax,
-    Transpose,
-)  # fmt: skip
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.graph.rewrite import integer_ends
 from firebox.runtime.memory.measure import measure_arena
 
@@ -42,12 +30,12 @@ def network() -> Graph:
     """Every kind of layer for which onnxruntime's quantizer has an integer operator."""
     build = GraphBuilder(SHAPE)
     x = build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1), activation="relu")
-    x = build.add(MaxPool, x, window=(2, 2), stride=(2, 2))
-    x = build.add(Concat, build.conv(x, 4), build.conv(x, 6, activation="relu"))
-    x = build.add(Add, x, build.conv(x, 10, (3, 3), padding=(1, 1, 1, 1)))
-    x = build.add(AveragePool, x, window=(2, 2))
-    x = build.add(GlobalAveragePool, build.conv(x, 6))
-    return build.graph(build.add(Softmax, build.linear(build.add(Reshape, x, shape=(1, 6)), 5)))
+    x = build.add(ops.MaxPool, x, window=(2, 2), stride=(2, 2))
+    x = build.add(ops.Concat, build.conv(x, 4), build.conv(x, 6, activation="relu"))
+    x = build.add(ops.Add, x, build.conv(x, 10, (3, 3), padding=(1, 1, 1, 1)))
+    x = build.add(ops.AveragePool, x, window=(2, 2))
+    x = build.add(ops.GlobalAveragePool, build.conv(x, 6))
+    return build.graph(build.add(ops.Softmax, build.linear(build.add(ops.Reshape, x, shape=(1, 6)), 5)))
 
 
 class Noise(CalibrationDataReader):
@@ -117,12 +105,12 @@ def test_scales_that_differ_at_a_join_are_the_same_in_tflite_by_an_operation_tha
     target = tmp_path / "int8.onnx"
     quantize_static(source, target, Noise(), quant_format=QuantFormat.QOperator)
     found = integer_ends(read_graph(target))
-    join = next(op for op in found.ops if isinstance(op, Concat))
+    join = next(op for op in found.ops if isinstance(op, ops.Concat))
     assert len({found.tensors[name].quantization for name in (*join.inputs, join.output)}) > 1
     path = tmp_path / "int8.tflite"
     path.write_bytes(write_tflite(found))
     written = read_graph(path)
-    join = next(op for op in written.ops if isinstance(op, Concat))
+    join = next(op for op in written.ops if isinstance(op, ops.Concat))
     assert len({written.tensors[name].quantization for name in (*join.inputs, join.output)}) == 1
     measured = measure_arena(path, "tflm", exact=True).total_bytes
     assert 0 <= (plan(found).total_bytes or 0) - measured <= 256
@@ -150,7 +138,7 @@ def test_dynamic_quantization_of_onnxruntime(source, tmp_path, weights, per_chan
         return
     found = read_graph(target)
     assert [op.kind for op in found.ops] == [op.kind for op in network().ops]
-    layers = [op for op in found.ops if isinstance(op, Conv | FullyConnected)]
+    layers = [op for op in found.ops if isinstance(op, ops.Conv | ops.FullyConnected)]
     assert {found.tensors[op.inputs[1]].dtype for op in layers} == {"int8"}
     assert {tensor.dtype for tensor in found.activations} == {"float32"}
     # The file makes integers of its activations, what is written again does not.
@@ -204,7 +192,7 @@ def operators(model, subgraph, kind: str):
 
 def test_a_mean_without_kept_dimensions_and_a_layer_of_images_are_read():
     build = GraphBuilder(SHAPE)
-    pooled = build.add(GlobalAveragePool, build.conv("input", 6))
+    pooled = build.add(ops.GlobalAveragePool, build.conv("input", 6))
     graph = in_any_8_bits(build.graph(build.linear(pooled, 5)))
 
     def squeeze(model, subgraph):
@@ -281,8 +269,8 @@ def move(model, offset: int) -> None:
 
 def test_images_in_nchw_are_transposed_as_torchs_converter_has_it(tmp_path):
     build = GraphBuilder((1, 3, 12, 10))
-    x = build.conv(build.add(Transpose, "input", order=(0, 2, 3, 1)), 8, (3, 3), activation="relu")
-    graph = build.graph(build.add(Transpose, build.conv(x, 5), order=(0, 3, 1, 2)))
+    x = build.conv(build.add(ops.Transpose, "input", order=(0, 2, 3, 1)), 8, (3, 3), activation="relu")
+    graph = build.graph(build.add(ops.Transpose, build.conv(x, 5), order=(0, 3, 1, 2)))
     path = tmp_path / "model.tflite"
     for drawn in (graph, in_any_8_bits(graph)):
         path.write_bytes(write_tflite(drawn))

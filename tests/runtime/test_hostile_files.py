@@ -16,18 +16,18 @@ from firebox.export import calibrate, quantize, write_onnx, write_tflite
 from firebox.runtime import Session, plan, read_graph
 from firebox.runtime.errors import FireboxError, FormatError, UnsupportedError, UsageError
 from firebox.runtime.formats.tflite_schema import read_model
-from firebox.runtime.graph.graph import AveragePool, Concat, Conv, Graph, MaxPool, Pad, Softmax
+from firebox.runtime.graph import Graph, ops
 
 
 def network() -> Graph:
     """A bit of every operation, in 8 bits."""
     build = GraphBuilder((1, 8, 8, 3))
     x = build.conv("input", 4, (3, 3), padding=(1, 1, 1, 1), activation="relu")
-    x = build.add(MaxPool, x, window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))
+    x = build.add(ops.MaxPool, x, window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))
     x = build.conv(x, 4, (3, 3), groups=4)
-    x = build.add(Pad, build.add(Concat, x, build.conv(x, 2)), padding=(1, 1, 0, 0))
-    x = build.add(AveragePool, build.conv(x, 3), window=(2, 2))
-    graph = build.graph(build.add(Softmax, build.linear(x, 5)))
+    x = build.add(ops.Pad, build.add(ops.Concat, x, build.conv(x, 2)), padding=(1, 1, 0, 0))
+    x = build.add(ops.AveragePool, build.conv(x, 3), window=(2, 2))
+    graph = build.graph(build.add(ops.Softmax, build.linear(x, 5)))
     sample = np.random.default_rng(0).standard_normal((1, 8, 8, 3), np.float32)
     return quantize(graph, calibrate(graph, [sample]))
 
@@ -237,8 +237,8 @@ def test_a_model_that_onnxruntime_quantized_is_read_planned_and_rewritten(tmp_pa
 
     build = GraphBuilder((1, 8, 8, 3))
     x = build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1), activation="relu")
-    x = build.add(MaxPool, x, window=(2, 2), stride=(2, 2))
-    x = build.add(Concat, build.conv(x, 4), build.conv(x, 6, activation="relu"))
+    x = build.add(ops.MaxPool, x, window=(2, 2), stride=(2, 2))
+    x = build.add(ops.Concat, build.conv(x, 4), build.conv(x, 6, activation="relu"))
     graph = build.graph(build.linear(x, 5))
     (tmp_path / "float.onnx").write_bytes(write_onnx(graph))
     random = np.random.default_rng(0)
@@ -257,7 +257,7 @@ def test_a_model_that_onnxruntime_quantized_is_read_planned_and_rewritten(tmp_pa
             tmp_path / "float.onnx", target, Reader(), quant_format=QuantFormat.QDQ, per_channel=per_channel
         )
         found = read_graph(target)
-        assert sum(isinstance(op, Conv) for op in found.ops) == 3
+        assert sum(isinstance(op, ops.Conv) for op in found.ops) == 3
         inner = [tensor for tensor in found.activations if tensor.name not in (*found.inputs, *found.outputs)]
         assert {tensor.dtype for tensor in inner} == {"int8"}
         assert 0 < plan(target).arena_bytes < plan(tmp_path / "float.onnx").arena_bytes

@@ -12,7 +12,7 @@ from firebox.runtime import plan, read_graph
 from firebox.runtime.errors import FormatError
 from firebox.runtime.formats.tflite_offline import OFFLINE_PLAN, pack_offline_plan, unpack_offline_plan
 from firebox.runtime.formats.tflite_reader import read_offsets, read_tflite_metadata
-from firebox.runtime.graph.graph import Concat, Graph, Slice
+from firebox.runtime.graph import Graph, ops
 
 offsets_or_none = st.lists(st.none() | st.integers(0, 2**31 - 1), max_size=20)
 
@@ -131,8 +131,8 @@ def in_rows(height: int = 6) -> Graph:
     """An activation that is cut into rows, which are made wider and joined."""
     build = GraphBuilder((1, height, 8, 1))
     x = build.conv("input", 8)
-    rows = [build.add(Slice, x, begin=(0, row, 0, 0), size=(1, 1, 8, 8)) for row in range(height)]
-    return in_any_8_bits(build.graph(build.add(Concat, *(build.conv(row, 8) for row in rows), axis=1)))
+    rows = [build.add(ops.Slice, x, begin=(0, row, 0, 0), size=(1, 1, 8, 8)) for row in range(height)]
+    return in_any_8_bits(build.graph(build.add(ops.Concat, *(build.conv(row, 8) for row in rows), axis=1)))
 
 
 @pytest.mark.parametrize("names", [(), ("conv0",), ("conv0", "slice1"), ("input", "conv0", "concat13")])

@@ -10,7 +10,7 @@ from strategies import GraphBuilder, graphs, in_any_8_bits
 
 from firebox.export import write_tflite
 from firebox.runtime import plan
-from firebox.runtime.graph.graph import Conv, Graph, Slice
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.memory.allocation import ALIGNMENT, Block, Buffer, Life, lifetimes, place, placed_at
 from firebox.runtime.memory.hill_climb import pack
 
@@ -126,8 +126,8 @@ def rows_of(height: int, width: int = 16) -> Graph:
     build = GraphBuilder((1, height, width, 1))
     x = build.conv("input", 4)
     for row in range(height):
-        build.conv(build.add(Slice, x, begin=(0, row, 0, 0), size=(1, 1, width, 4)), 4)
-    return in_any_8_bits(build.graph(*(op.output for op in build.ops if isinstance(op, Conv) and op.output != x)))
+        build.conv(build.add(ops.Slice, x, begin=(0, row, 0, 0), size=(1, 1, width, 4)), 4)
+    return in_any_8_bits(build.graph(*(op.output for op in build.ops if isinstance(op, ops.Conv) and op.output != x)))
 
 
 def test_rows_die_one_by_one_where_only_slices_read_them():
@@ -140,19 +140,19 @@ def test_rows_die_one_by_one_where_only_slices_read_them():
     # Two of them read as they are again, all live as long as that.
     build = GraphBuilder((1, 4, 4, 2))
     x = build.conv("input", 4)
-    top = build.conv(build.add(Slice, x, begin=(0, 0, 0, 0), size=(1, 2, 4, 4)), 2)
+    top = build.conv(build.add(ops.Slice, x, begin=(0, 0, 0, 0), size=(1, 2, 4, 4)), 2)
     (_, life, *_) = lifetimes(build.graph(top, build.conv(x, 4)), rowwise=True)
     assert [block.last for block in life.blocks] == [3]
     # Rows that nothing reads live while they are made.
     build = GraphBuilder((1, 4, 4, 4))
     x = build.conv("input", 4)
-    part = build.add(Slice, x, begin=(0, 1, 0, 0), size=(1, 2, 4, 4))
+    part = build.add(ops.Slice, x, begin=(0, 1, 0, 0), size=(1, 2, 4, 4))
     (_, life, *_) = lifetimes(build.graph(build.conv(build.conv(part, 1), 1)), rowwise=True)
     assert [(block.last, block.offset, block.end) for block in life.blocks] == [(0, 0, 64), (1, 64, 192), (0, 192, 256)]
     # An output stays.
     build = GraphBuilder((1, 4, 4, 4))
     x = build.conv("input", 4)
-    part = build.conv(build.add(Slice, x, begin=(0, 1, 0, 0), size=(1, 2, 4, 4)), 1)
+    part = build.conv(build.add(ops.Slice, x, begin=(0, 1, 0, 0), size=(1, 2, 4, 4)), 1)
     (_, life, *_) = lifetimes(build.graph(x, part), rowwise=True)
     assert [block.last for block in life.blocks] == [2]
 
@@ -172,7 +172,7 @@ def test_rows_are_never_freed_before_they_are_read(graph):
                 continue
             row = life.nbytes // graph.tensors[life.tensor].shape[1]
             first, last = (0, life.nbytes)
-            if isinstance(op, Slice):
+            if isinstance(op, ops.Slice):
                 first, last = op.begin[1] * row, (op.begin[1] + op.size[1]) * row
             for block in life.blocks:
                 assert block.last >= step or block.end <= first or block.offset >= last

@@ -9,7 +9,7 @@ from strategies import GraphBuilder, graphs
 from firebox.export import Range, quantize, trace, write_onnx, write_tflite
 from firebox.model_zoo import load_network
 from firebox.runtime import plan
-from firebox.runtime.graph.graph import Add, Concat, Graph, Op, Relu, Tensor
+from firebox.runtime.graph import Graph, Op, Tensor, ops
 from firebox.runtime.graph.rewrite import explicit_padding
 from firebox.runtime.memory import tflm
 from firebox.runtime.memory.measure import measure_arena
@@ -99,19 +99,19 @@ def test_what_an_operation_adds_to_the_tail():
 def lifetimes(draw) -> Graph:
     """Graphs of additions and joins in any order, so that buffers of many sizes live for any time."""
     tensors = [Tensor("input", (1, 1, 1, draw(st.integers(1, 40))))]
-    ops: list[Op] = []
+    operations: list[Op] = []
     for index in range(draw(st.integers(1, 25))):
         chosen = draw(st.lists(st.sampled_from(tensors), min_size=1, max_size=3))
         names = tuple(tensor.name for tensor in chosen)
-        op: Op = Concat(names, f"t{index}") if len(chosen) > 1 else Relu(names, f"t{index}")
+        op: Op = ops.Concat(names, f"t{index}") if len(chosen) > 1 else ops.Relu(names, f"t{index}")
         if len(chosen) == 2 and chosen[0].shape == chosen[1].shape:
-            op = Add(names, f"t{index}")
+            op = ops.Add(names, f"t{index}")
         shape = op.output_shape(*(tensor.shape for tensor in chosen))
         if shape[3] <= 4096:
-            ops.append(op)
+            operations.append(op)
             tensors.append(Tensor(op.output, shape))
     outputs = draw(st.lists(st.sampled_from([tensor.name for tensor in tensors]), min_size=1, max_size=2, unique=True))
-    return Graph("drawn", {tensor.name: tensor for tensor in tensors}, tuple(ops), ("input",), tuple(outputs))
+    return Graph("drawn", {tensor.name: tensor for tensor in tensors}, tuple(operations), ("input",), tuple(outputs))
 
 
 @settings(max_examples=200)

@@ -14,27 +14,7 @@ from firebox.export import Range, quantize
 from firebox.export.quantization.quantize import with_input_type
 from firebox.runtime.errors import UnsupportedError, UsageError
 from firebox.runtime.exactness.rounding import add_margin, mean_margin, promise, window_counts
-from firebox.runtime.graph.graph import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    Dequantize,
-    FullyConnected,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Quantization,
-    Quantize,
-    Relu,
-    Reshape,
-    Slice,
-    Softmax,
-    Tensor,
-    Transpose,
-)
+from firebox.runtime.graph import Graph, Op, Quantization, Tensor, ops
 from firebox.runtime.graph.reference import run_reference
 
 
@@ -68,10 +48,10 @@ def test_much_is_promised():
     """Of small networks without a softmax, all but those with padded average pools."""
     build = GraphBuilder((1, 8, 8, 3), 5)
     x = build.conv("input", 4, (3, 3), padding=(1, 1, 1, 1), activation="relu")
-    x = build.add(Add, build.conv(x, 4), build.conv(x, 4, (3, 3), 4, padding=(1, 1, 1, 1)), activation="relu6")
-    x = build.add(AveragePool, x, window=(2, 2), stride=(2, 2))
-    x = build.add(Concat, x, build.conv(x, 3))
-    graph = build.graph(build.add(GlobalAveragePool, x))
+    x = build.add(ops.Add, build.conv(x, 4), build.conv(x, 4, (3, 3), 4, padding=(1, 1, 1, 1)), activation="relu6")
+    x = build.add(ops.AveragePool, x, window=(2, 2), stride=(2, 2))
+    x = build.add(ops.Concat, x, build.conv(x, 3))
+    graph = build.graph(build.add(ops.GlobalAveragePool, x))
     assert all(assert_as_promised(in_any_8_bits(graph, seed), seed) for seed in range(5))
 
 
@@ -102,7 +82,7 @@ def layer(op: Op, x: Tensor, weight: np.ndarray, bias: Sequence[int], scales: Se
 
 def test_a_convolution_by_hand():
     # One row, a window of 2 of one channel, two outputs; x - zero point is 10, -20, 30.
-    op = Conv(("x", "w", "b"), "y")
+    op = ops.Conv(("x", "w", "b"), "y")
     weight = np.array([[[[1], [2]]], [[[-3], [4]]]])
     source, target = eight_bits("x", (1, 1, 3, 1), 0.5, 10), eight_bits("y", (1, 1, 2, 2), 1.0, 3)
     graph = layer(op, source, weight, [4, -6], [1.0, 0.25], target)
@@ -117,7 +97,7 @@ def test_a_convolution_by_hand():
 
 
 def test_padding_of_a_convolution_is_zero_and_integers_saturate():
-    op = Conv(("x", "w", "b"), "y", padding=(0, 0, 1, 1))
+    op = ops.Conv(("x", "w", "b"), "y", padding=(0, 0, 1, 1))
     weight = np.array([[[[100], [100]]]])
     graph = layer(op, eight_bits("x", (1, 1, 2, 1), 1.0, 27), weight, [0], [0.5], eight_bits("y", (1, 1, 3, 1), 50.0))
     assert integers(graph, op, np.array([27, 127], np.int8).reshape(1, 1, 2, 1)) == [0, 100, 100]
@@ -125,7 +105,7 @@ def test_padding_of_a_convolution_is_zero_and_integers_saturate():
 
 
 def test_a_fully_connected_layer_by_hand():
-    op = FullyConnected(("x", "w", "b"), "y")
+    op = ops.FullyConnected(("x", "w", "b"), "y")
     graph = layer(
         op, eight_bits("x", (1, 3), 1.0, -1), np.array([[1, 2, 3], [127, 127, 127]]), [0, 0], [1.0, 1.0],
         eight_bits("y", (1, 2), 2.0, -5),
@@ -134,7 +114,7 @@ def test_a_fully_connected_layer_by_hand():
 
 
 def test_an_addition_by_hand():
-    op = Add(("a", "b"), "y")
+    op = ops.Add(("a", "b"), "y")
     tensors = eight_bits("a", (1, 4), 0.5, 1), eight_bits("b", (1, 4), 0.25, -2), eight_bits("y", (1, 4), 1.0, 7)
     a = Graph.of("hand", [tensors[0], replace(tensors[1], data=None), tensors[2]], [op], ["a", "b"], ["y"])
     from firebox.runtime.graph.reference import run_operation
@@ -150,10 +130,10 @@ def test_an_addition_by_hand():
 def test_means_by_hand():
     x = np.array([[1, 2], [4, 8]], np.int8).reshape(1, 2, 2, 1)
     source = eight_bits("x", (1, 2, 2, 1), 1.0, -1)
-    pool = AveragePool(("x",), "y", (2, 2), (1, 1), (0, 1, 0, 1))
+    pool = ops.AveragePool(("x",), "y", (2, 2), (1, 1), (0, 1, 0, 1))
     # 19 / 4, (3 + 9) / 2, (5 + 9) / 2 and 9: padding does not count.
     assert integers(network(pool, source, eight_bits("y", (1, 2, 2, 1), 1.0)), pool, x) == [5, 6, 7, 9]
-    mean = GlobalAveragePool(("x",), "y")
+    mean = ops.GlobalAveragePool(("x",), "y")
     # 4.75 in steps of 0.25, and with a half rounded to even.
     assert integers(network(mean, source, eight_bits("y", (1, 1, 1, 1), 0.25, 100)), mean, x) == [119]
     assert integers(network(mean, source, eight_bits("y", (1, 1, 1, 1), 0.5, 100)), mean, x) == [110]
@@ -163,31 +143,31 @@ def test_other_operations_by_hand():
     source = eight_bits("x", (1, 2, 2, 1), 0.5, -3)
     x = np.array([[-128, -3], [5, 127]], np.int8).reshape(1, 2, 2, 1)
     for op, target, expected in (
-        (MaxPool(("x",), "y", (2, 2), (1, 1), (1, 0, 1, 0)), replace(source, name="y"), [-128, -3, 5, 127]),
-        (Relu(("x",), "y"), replace(source, name="y"), [-3, -3, 5, 127]),
-        (Relu(("x",), "y", "relu6"), replace(source, name="y"), [-3, -3, 5, 9]),
-        (Pad(("x",), "y", (1, 0, 0, 0), 1.0), eight_bits("y", (1, 3, 2, 1), 0.5, -3), [-1, -1, -128, -3, 5, 127]),
-        (Slice(("x",), "y", (0, 1, 0, 0), (1, 1, 2, 1)), eight_bits("y", (1, 1, 2, 1), 0.5, -3), [5, 127]),
-        (Reshape(("x",), "y", (1, 4)), eight_bits("y", (1, 4), 0.5, -3), [-128, -3, 5, 127]),
-        (Transpose(("x",), "y", (0, 2, 1, 3)), replace(source, name="y"), [-128, 5, -3, 127]),
-        (Quantize(("x",), "y"), eight_bits("y", (1, 2, 2, 1), 0.5, 125, "uint8"), [0, 125, 133, 255]),
-        (Quantize(("x",), "y"), eight_bits("y", (1, 2, 2, 1), 1.0, 0), [-62, 0, 4, 65]),
-        (Concat(("x", "x"), "y", 1), eight_bits("y", (1, 4, 2, 1), 1.0, 0), [-62, 0, 4, 65] * 2),
+        (ops.MaxPool(("x",), "y", (2, 2), (1, 1), (1, 0, 1, 0)), replace(source, name="y"), [-128, -3, 5, 127]),
+        (ops.Relu(("x",), "y"), replace(source, name="y"), [-3, -3, 5, 127]),
+        (ops.Relu(("x",), "y", "relu6"), replace(source, name="y"), [-3, -3, 5, 9]),
+        (ops.Pad(("x",), "y", (1, 0, 0, 0), 1.0), eight_bits("y", (1, 3, 2, 1), 0.5, -3), [-1, -1, -128, -3, 5, 127]),
+        (ops.Slice(("x",), "y", (0, 1, 0, 0), (1, 1, 2, 1)), eight_bits("y", (1, 1, 2, 1), 0.5, -3), [5, 127]),
+        (ops.Reshape(("x",), "y", (1, 4)), eight_bits("y", (1, 4), 0.5, -3), [-128, -3, 5, 127]),
+        (ops.Transpose(("x",), "y", (0, 2, 1, 3)), replace(source, name="y"), [-128, 5, -3, 127]),
+        (ops.Quantize(("x",), "y"), eight_bits("y", (1, 2, 2, 1), 0.5, 125, "uint8"), [0, 125, 133, 255]),
+        (ops.Quantize(("x",), "y"), eight_bits("y", (1, 2, 2, 1), 1.0, 0), [-62, 0, 4, 65]),
+        (ops.Concat(("x", "x"), "y", 1), eight_bits("y", (1, 4, 2, 1), 1.0, 0), [-62, 0, 4, 65] * 2),
     ):
         assert integers(network(op, source, target), op, x) == expected, op
 
 
 def test_a_softmax_sums_to_one():
-    op = Softmax(("x",), "y")
+    op = ops.Softmax(("x",), "y")
     graph = network(op, eight_bits("x", (1, 3), 1.0, 4), eight_bits("y", (1, 3), 1 / 256, -128))
     assert integers(graph, op, np.array([[4, 4, 4]], np.int8)) == [-43, -43, -43]
     assert integers(graph, op, np.array([[127, 4, 4]], np.int8)) == [127, -128, -128]
 
 
 def test_reals_go_in_and_come_out_at_the_ends():
-    ops = [Quantize(("x",), "q"), Dequantize(("q",), "y")]
+    operations = [ops.Quantize(("x",), "q"), ops.Dequantize(("q",), "y")]
     tensors = [Tensor("x", (1, 3)), eight_bits("q", (1, 3), 0.5, 1), Tensor("y", (1, 3))]
-    graph = Graph.of("ends", tensors, ops, ["x"], ["y"])
+    graph = Graph.of("ends", tensors, operations, ["x"], ["y"])
     found = run_reference(graph, np.array([[0.25, 0.8, -1e9]], np.float32))
     assert found["q"].tolist() == [[1, 3, -128]]
     assert found["y"].tolist() == [[0.0, 1.0, -64.5]]
@@ -233,7 +213,7 @@ def test_uint8_input_is_the_same_numbers():
 )
 def test_what_is_promised_of_an_addition(scales, margin, promised):
     tensors = [eight_bits(name, (1, 4), scale, 5) for name, scale in zip("aby", scales, strict=True)]
-    op = Add(("a", "b"), "y")
+    op = ops.Add(("a", "b"), "y")
     graph = Graph.of("hand", tensors, [op], ["a", "b"], ["y"])
     assert promise(graph, op) == promised
     if margin is not None:
@@ -252,7 +232,7 @@ def test_what_is_promised_of_an_addition(scales, margin, promised):
     ],
 )
 def test_what_is_promised_of_a_mean(side, scales, promised):
-    op = GlobalAveragePool(("x",), "y")
+    op = ops.GlobalAveragePool(("x",), "y")
     graph = network(op, eight_bits("x", (1, side, side, 2), scales[0]), eight_bits("y", (1, 1, 1, 2), scales[1]))
     assert promise(graph, op) == promised
     assert (mean_margin(graph, op) > 1e-4) is (promised == "identical")
@@ -261,11 +241,11 @@ def test_what_is_promised_of_a_mean(side, scales, promised):
 @pytest.mark.parametrize(
     ("pool", "counts", "promised"),
     [
-        (AveragePool(("x",), "y", (3, 3), (1, 1)), {9}, "identical"),
-        (AveragePool(("x",), "y", (3, 1), (2, 2)), {3}, "identical"),
-        (AveragePool(("x",), "y", (2, 2), (2, 2)), {4}, "one step"),
-        (AveragePool(("x",), "y", (3, 3), (1, 1), (1, 1, 1, 1)), {9, 6, 4}, "one step"),
-        (AveragePool(("x",), "y", (3, 3), (2, 2), (0, 1, 0, 1)), {9, 6, 4}, "one step"),
+        (ops.AveragePool(("x",), "y", (3, 3), (1, 1)), {9}, "identical"),
+        (ops.AveragePool(("x",), "y", (3, 1), (2, 2)), {3}, "identical"),
+        (ops.AveragePool(("x",), "y", (2, 2), (2, 2)), {4}, "one step"),
+        (ops.AveragePool(("x",), "y", (3, 3), (1, 1), (1, 1, 1, 1)), {9, 6, 4}, "one step"),
+        (ops.AveragePool(("x",), "y", (3, 3), (2, 2), (0, 1, 0, 1)), {9, 6, 4}, "one step"),
     ],
 )
 def test_what_is_promised_of_an_average_pool(pool, counts, promised):
@@ -281,15 +261,15 @@ def test_what_is_promised_of_the_others():
     unsigned = eight_bits("y", (1, 2, 2, 1), 0.5, 125, "uint8")
     joined = eight_bits("y", (1, 2, 2, 2), 0.5, -3)
     for op, target, promised in (
-        (Relu(("x",), "y"), same, "identical"),
-        (Relu(("x",), "y"), other, "one step"),
-        (Quantize(("x",), "y"), unsigned, "identical"),
-        (Quantize(("x",), "y"), other, "one step"),
-        (Concat(("x", "x"), "y"), joined, "identical"),
-        (Concat(("x", "x"), "y"), replace(joined, quantization=Quantization((0.6,), -3)), "one step"),
-        (MaxPool(("x",), "y"), same, "identical"),
-        (Softmax(("x",), "y"), same, "one step"),
-        (Dequantize(("x",), "y"), real, "one step"),
+        (ops.Relu(("x",), "y"), same, "identical"),
+        (ops.Relu(("x",), "y"), other, "one step"),
+        (ops.Quantize(("x",), "y"), unsigned, "identical"),
+        (ops.Quantize(("x",), "y"), other, "one step"),
+        (ops.Concat(("x", "x"), "y"), joined, "identical"),
+        (ops.Concat(("x", "x"), "y"), replace(joined, quantization=Quantization((0.6,), -3)), "one step"),
+        (ops.MaxPool(("x",), "y"), same, "identical"),
+        (ops.Softmax(("x",), "y"), same, "one step"),
+        (ops.Dequantize(("x",), "y"), real, "one step"),
     ):
         assert promise(network(op, source, target), op) == promised, op
     build = GraphBuilder((1, 4, 4, 2))

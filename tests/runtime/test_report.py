@@ -22,7 +22,7 @@ from strategies import GraphBuilder, graphs
 
 from firebox.runtime import Facts, Graph, MemoryPlan, Profile, Verdict, plan
 from firebox.runtime.errors import MissingExtraError
-from firebox.runtime.graph.graph import Concat, Relu, Tensor, rename
+from firebox.runtime.graph import Tensor, ops
 from firebox.runtime.memory.plan import MemoryLine
 from firebox.runtime.report.charts import BUDGET_COLOUR, COLOURS, printable, tensor_kind
 from firebox.runtime.report.page import report_html
@@ -36,12 +36,12 @@ def fire(name: str = "") -> MemoryPlan:
     build = GraphBuilder((1, 32, 32, 3))
     squeezed = build.conv(build.conv("input", 32), 8)
     wide = [build.conv(squeezed, 32), build.conv(squeezed, 32, (3, 3), padding=(1, 1, 1, 1))]
-    joined = build.conv(build.add(Concat, *wide), 8)
+    joined = build.conv(build.add(ops.Concat, *wide), 8)
     graph = build.graph(joined)
     names = {tensor: name + tensor for tensor in graph.tensors}
     tensors = [replace(tensor, name=names[tensor.name]) for tensor in graph.tensors.values()]
-    ops = [rename(op, names) for op in graph.ops]
-    return plan(Graph.of(name + graph.name, tensors, ops, [names["input"]], [names[joined]]))
+    operations = [ops.rename(op, names) for op in graph.ops]
+    return plan(Graph.of(name + graph.name, tensors, operations, [names["input"]], [names[joined]]))
 
 
 def profiled(planned: MemoryPlan, op_ms: dict[str, float] | None, verdict: Verdict | None = None) -> Profile:
@@ -165,7 +165,7 @@ def test_kinds_of_tensors():
     build = GraphBuilder((1, 8, 8, 4))
     squeezed = build.conv("input", 2)
     wide = build.conv(squeezed, 8)
-    graph = build.graph(build.add(Relu, wide))
+    graph = build.graph(build.add(ops.Relu, wide))
     assert tensor_kind(graph, "input") == "input"
     assert tensor_kind(graph, squeezed) == "squeeze"
     assert tensor_kind(graph, wide) == "convolution"

@@ -22,7 +22,7 @@ from firebox.runtime.errors import FormatError
 from firebox.runtime.exactness.check import saturating_sums
 from firebox.runtime.exactness.saturation import ExactForm, exact_form, integer_layers, neighbours, weight_pairs
 from firebox.runtime.formats.onnx_wire import OnnxMessage
-from firebox.runtime.graph.graph import Add, Concat, Conv, FullyConnected, GlobalAveragePool, Graph, MaxPool
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.graph.reference import run_reference
 from firebox.runtime.onnx_session import kernels_saturate, open_onnx, session_options
 
@@ -46,8 +46,8 @@ def test_neighbours_are_those_of_each_walk(positions, channels, walks):
 def test_pairs_of_a_layer_are_in_the_order_of_the_graph():
     build = GraphBuilder((1, 2, 2, 4))
     flat = build.linear(build.conv("input", 4, (1, 1), 2), 3)
-    graph = build.graph(build.add(Add, flat, flat))
-    conv, linear = (op for op in graph.ops if isinstance(op, Conv | FullyConnected))
+    graph = build.graph(build.add(ops.Add, flat, flat))
+    conv, linear = (op for op in graph.ops if isinstance(op, ops.Conv | ops.FullyConnected))
     assert [walk.tolist() for walk in weight_pairs(graph, conv)] == [[[0, 1]]]
     # Pixels of one channel are neighbours in the file, four columns apart in the graph.
     (walk,) = weight_pairs(graph, linear)
@@ -70,8 +70,8 @@ def two(build: GraphBuilder) -> str:
 
 def fire(build: GraphBuilder) -> str:
     squeezed = build.conv("input", 3)
-    joined = build.add(Concat, build.conv(squeezed, 4), build.conv(squeezed, 4, (3, 3), padding=(1, 1, 1, 1)))
-    return build.linear(build.add(MaxPool, joined, window=(2, 2), stride=(2, 2)), 5)
+    joined = build.add(ops.Concat, build.conv(squeezed, 4), build.conv(squeezed, 4, (3, 3), padding=(1, 1, 1, 1)))
+    return build.linear(build.add(ops.MaxPool, joined, window=(2, 2), stride=(2, 2)), 5)
 
 
 LAYERS: dict[str, tuple[tuple[int, ...], Callable[[GraphBuilder], str]]] = {
@@ -90,7 +90,7 @@ LAYERS: dict[str, tuple[tuple[int, ...], Callable[[GraphBuilder], str]]] = {
     "one output": ((1, 8, 8, 4), lambda build: build.conv("input", 1, (3, 3))),
     "one pixel": ((1, 1, 1, 8), lambda build: build.conv("input", 5)),
     "linear": ((1, 8, 8, 4), lambda build: build.linear("input", 5)),
-    "mean": ((1, 8, 8, 4), lambda build: build.add(GlobalAveragePool, build.conv("input", 5))),
+    "mean": ((1, 8, 8, 4), lambda build: build.add(ops.GlobalAveragePool, build.conv("input", 5))),
     "two": ((1, 8, 8, 3), two),
     "fire": ((1, 8, 8, 4), fire),
 }

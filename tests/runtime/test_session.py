@@ -12,7 +12,7 @@ from firebox.export import write_onnx, write_tflite
 from firebox.runtime import Contract, Preprocessing, Session
 from firebox.runtime.contract import KEY, Golden, TensorSpec
 from firebox.runtime.errors import DataError, FireboxError, FormatError, MissingExtraError, UsageError
-from firebox.runtime.graph.graph import Add, Graph, Tensor
+from firebox.runtime.graph import Graph, Tensor, ops
 
 FILES = (
     "model.float32.onnx",
@@ -153,7 +153,7 @@ def test_a_missing_package_is_named_with_its_extra(exported, monkeypatch):
 
 def test_networks_of_other_shapes_are_refused_in_words():
     both = [Tensor(name, (1, 4, 4, 2)) for name in ("a", "b", "sum")]
-    graph = Graph.of("two", both, [Add(("a", "b"), "sum")], ["a", "b"], ["sum"])
+    graph = Graph.of("two", both, [ops.Add(("a", "b"), "sum")], ["a", "b"], ["sum"])
     for data in (write_onnx(graph), write_tflite(graph)):
         with pytest.raises(FormatError, match="2 inputs and 1 outputs"):
             Session(data)
@@ -310,9 +310,9 @@ def test_a_golden_pair_that_was_tampered_with_does_not_pass(exported):
 
 def test_probabilities_are_not_softened_again(image):
     build = GraphBuilder((1, 4, 4, 3))
-    from firebox.runtime.graph.graph import Softmax
+    from firebox.runtime.graph import ops
 
-    graph = build.graph(build.add(Softmax, build.linear("input", 2)))
+    graph = build.graph(build.add(ops.Softmax, build.linear("input", 2)))
     contract = small_contract(answer="probabilities")
     with Session(write_tflite(graph, {KEY: contract.to_bytes()}), check="off") as session:
         scores = {found.index: found.score for found in session.classify(image)}

@@ -8,7 +8,7 @@ from strategies import GraphBuilder, graphs
 from firebox.export import Range, quantize, write_onnx, write_tflite
 from firebox.runtime import plan
 from firebox.runtime.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
-from firebox.runtime.graph.graph import Add, AveragePool, Concat, Graph, MaxPool, Relu, Reshape, Slice, Softmax
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.memory import measure as arena
 from firebox.runtime.memory.measure import measure_arena
 from firebox.runtime.memory.targets import TARGETS
@@ -18,7 +18,7 @@ def fire() -> Graph:
     """Two expanding convolutions, joined and made small: 4, 4 and 8 KiB at the join."""
     build = GraphBuilder((1, 16, 16, 2))
     squeezed = build.conv("input", 2)
-    joined = build.add(Concat, build.conv(squeezed, 4), build.conv(squeezed, 4))
+    joined = build.add(ops.Concat, build.conv(squeezed, 4), build.conv(squeezed, 4))
     return build.graph(build.conv(joined, 1))
 
 
@@ -32,9 +32,9 @@ def test_a_static_compiler_writes_straight_into_a_concat():
 def test_a_static_compiler_looks_at_rows_and_shapes_where_they_are():
     build = GraphBuilder((1, 8, 8, 2))
     x = build.conv("input", 4)
-    top = build.add(Slice, x, begin=(0, 0, 0, 0), size=(1, 4, 8, 4))
-    left = build.add(Slice, x, begin=(0, 0, 0, 0), size=(1, 8, 4, 4))
-    flat = build.add(Reshape, build.conv(top, 1), shape=(1, 32))
+    top = build.add(ops.Slice, x, begin=(0, 0, 0, 0), size=(1, 4, 8, 4))
+    left = build.add(ops.Slice, x, begin=(0, 0, 0, 0), size=(1, 8, 4, 4))
+    flat = build.add(ops.Reshape, build.conv(top, 1), shape=(1, 32))
     planned = plan(build.graph(build.linear(flat, 3), build.conv(left, 1)), "static")
     # Columns are not in one piece.
     assert dict(planned.layout.views) == {"slice1": "conv0", "reshape4": "conv3"}
@@ -63,10 +63,10 @@ def test_every_activation_has_a_place_on_every_target(graph):
 
 def test_litert_writes_over_inputs_where_planned(tmp_path):
     build = GraphBuilder((1, 8, 8, 4))
-    x = build.add(AveragePool, "input", window=(1, 1))
-    total = build.add(Add, build.conv(x, 4), x)
-    flat = build.add(Reshape, build.add(Relu, total), shape=(1, 256))
-    graph = build.graph(build.linear(build.add(Softmax, flat), 3))
+    x = build.add(ops.AveragePool, "input", window=(1, 1))
+    total = build.add(ops.Add, build.conv(x, 4), x)
+    flat = build.add(ops.Reshape, build.add(ops.Relu, total), shape=(1, 256))
+    graph = build.graph(build.linear(build.add(ops.Softmax, flat), 3))
     planned = plan(graph, "litert-reference")
     assert dict(planned.layout.views) == {"add2": "conv1", "reshape4": "relu3", "softmax5": "relu3"}
     path = tmp_path / "model.tflite"
@@ -88,7 +88,7 @@ def test_what_onnxruntime_takes_of_floats_is_what_is_planned(tmp_path):
 
 def test_every_input_is_fed_to_onnxruntime_when_it_is_measured(tmp_path):
     build = GraphBuilder((1, 8, 8, 3))
-    graph = build.graph(build.add(Add, build.conv("input", 3), "input"))
+    graph = build.graph(build.add(ops.Add, build.conv("input", 3), "input"))
     two = Graph(graph.name, graph.tensors, graph.ops[1:], ("input", graph.ops[0].output), graph.outputs)
     path = tmp_path / "two.onnx"
     path.write_bytes(write_onnx(two))
@@ -98,7 +98,9 @@ def test_every_input_is_fed_to_onnxruntime_when_it_is_measured(tmp_path):
 def test_an_arena_of_more_than_256_mib_is_measured(tmp_path):
     build = GraphBuilder((1, 6000, 8000, 1))
     path = tmp_path / "large.tflite"
-    graph = build.graph(build.add(MaxPool, build.add(Relu, build.conv("input", 1)), window=(2, 2), stride=(2, 2)))
+    graph = build.graph(
+        build.add(ops.MaxPool, build.add(ops.Relu, build.conv("input", 1)), window=(2, 2), stride=(2, 2))
+    )
     path.write_bytes(write_tflite(graph))
     assert measure_arena(path, "tflm").arena_bytes == plan(path).arena_bytes > 2**28
 

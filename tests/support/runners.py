@@ -7,7 +7,7 @@ import numpy as np
 
 from firebox.export import write_onnx, write_tflite
 from firebox.runtime import Session
-from firebox.runtime.graph.graph import Graph, Op
+from firebox.runtime.graph import Graph, Op
 
 ARENA = 8 * 1024**2
 

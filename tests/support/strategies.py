@@ -9,25 +9,7 @@ from hypothesis import strategies as st
 from firebox.export import Range, quantize
 from firebox.export.fit.tiling import Region
 from firebox.export.quantization.quantize import with_input_type
-from firebox.runtime.graph.graph import (
-    NO_PADS,
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    FullyConnected,
-    GlobalAveragePool,
-    Graph,
-    MaxPool,
-    Op,
-    Pad,
-    Relu,
-    Reshape,
-    Slice,
-    Softmax,
-    Tensor,
-    same_pads,
-)  # fmt: skip
+from firebox.runtime.graph import Graph, Op, Tensor, ops
 from firebox.runtime.graph.rewrite import fuse_activations
 
 _FIRE_KINDS = (
@@ -64,12 +46,12 @@ class GraphBuilder:
 
     def conv(self, x: str, channels: int, kernel: tuple[int, int] = (1, 1), groups: int = 1, **attributes) -> str:
         weight = self.constant(channels, *kernel, self.shape(x)[3] // groups)
-        return self.add(Conv, x, weight, self.constant(channels), groups=groups, **attributes)
+        return self.add(ops.Conv, x, weight, self.constant(channels), groups=groups, **attributes)
 
     def linear(self, x: str, classes: int) -> str:
         if len(self.shape(x)) == 4:
-            x = self.add(Reshape, x, shape=(1, int(np.prod(self.shape(x)))))
-        return self.add(FullyConnected, x, self.constant(classes, self.shape(x)[1]), self.constant(classes))
+            x = self.add(ops.Reshape, x, shape=(1, int(np.prod(self.shape(x)))))
+        return self.add(ops.FullyConnected, x, self.constant(classes, self.shape(x)[1]), self.constant(classes))
 
     def graph(self, *outputs: str) -> Graph:
         return Graph.of("drawn", self.tensors.values(), self.ops, ["input"], outputs)
@@ -103,10 +85,10 @@ def fire_networks(draw, sizes: tuple[int, int] = (6, 15), channels: int = 4, par
         x = _fire_part(draw, build, x, kind, channels)
     end = draw(st.sampled_from(["conv", "pool", "linear"]))
     if end == "linear":
-        x = build.add(Softmax, build.linear(x, 5))
+        x = build.add(ops.Softmax, build.linear(x, 5))
     else:
         x = build.conv(x, draw(st.integers(1, 9)), activation="relu")
-        x = build.add(GlobalAveragePool, x) if end == "pool" else x
+        x = build.add(ops.GlobalAveragePool, x) if end == "pool" else x
     graph = in_any_8_bits(build.graph(x), draw(st.integers(0, 1000)))
     return with_input_type(graph, "uint8") if draw(st.integers(0, 4)) == 4 else graph
 
@@ -131,13 +113,13 @@ def _fire_part(draw, build: GraphBuilder, x: str, kind: str, channels: int) -> s
             return squeezed
         left = build.conv(squeezed, narrow, activation="relu")
         right = build.conv(squeezed, wide, (3, 3), padding=(1, 1, 1, 1), activation="relu")
-        joined = build.add(Concat, left, right)
+        joined = build.add(ops.Concat, left, right)
         if kind == "fire":
             return joined
-        return build.add(Add, x if kind == "simple" else build.conv(x, narrow + wide), joined)
+        return build.add(ops.Add, x if kind == "simple" else build.conv(x, narrow + wide), joined)
     if kind == "uneven":
         # More padding before than behind, of a tensor that is used as it is too.
-        return build.add(Add, build.conv(x, depth, (3, 3), padding=(2, 0, 1, 1), activation="relu"), x)
+        return build.add(ops.Add, build.conv(x, depth, (3, 3), padding=(2, 0, 1, 1), activation="relu"), x)
     stride = draw(st.sampled_from([1, 2]))
     if kind == "depthwise":
         return build.conv(x, depth, (3, 3), depth, stride=(stride, stride), padding=(1, 1, 1, 1), activation="relu6")
@@ -145,14 +127,14 @@ def _fire_part(draw, build: GraphBuilder, x: str, kind: str, channels: int) -> s
         return build.conv(x, depth, (3, 3), dilation=(2, 2), padding=(2, 2, 2, 2), activation="relu")
     if kind == "average":
         window = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-        return build.add(AveragePool, x, window=window, stride=(stride, draw(st.integers(1, 2))))
+        return build.add(ops.AveragePool, x, window=window, stride=(stride, draw(st.integers(1, 2))))
     if kind == "valid pool":
-        return build.add(MaxPool, x, window=(3, 2), stride=(stride, 2))
+        return build.add(ops.MaxPool, x, window=(3, 2), stride=(stride, 2))
     if kind == "padded pool":
-        return build.add(MaxPool, x, window=(3, 3), stride=(stride, stride), padding=(1, 1, 1, 1))
+        return build.add(ops.MaxPool, x, window=(3, 3), stride=(stride, stride), padding=(1, 1, 1, 1))
     # A pool that rounds up: padding behind where the last window would not be whole.
     behind = (0, (rows - 3) % 2, 0, (columns - 3) % 2)
-    return build.add(MaxPool, x, window=(3, 3), stride=(2, 2), padding=behind)
+    return build.add(ops.MaxPool, x, window=(3, 3), stride=(2, 2), padding=behind)
 
 
 @st.composite
@@ -193,33 +175,33 @@ def _grow(draw, build: GraphBuilder, x: str, kind: str) -> str:
         window = draw(st.tuples(st.integers(1, min(3, rows)), st.integers(1, min(3, columns))))
         stride = draw(pair)
         padding = draw(_paddings((rows, columns), window, stride, only_same=kind == "average"))
-        pool = MaxPool if kind == "max" else AveragePool
-        if build.ops and isinstance(build.ops[-1], Pad):
+        pool = ops.MaxPool if kind == "max" else ops.AveragePool
+        if build.ops and isinstance(build.ops[-1], ops.Pad):
             # onnxruntime 1.31 takes a Pad of zeros into the pool behind it, where padding does not count.
-            x = build.add(Relu, x)
+            x = build.add(ops.Relu, x)
         return build.add(pool, x, window=window, stride=stride, padding=padding)
     if kind == "relu":
-        return build.add(Relu, x, activation=draw(st.sampled_from(["relu", "relu6"])))
+        return build.add(ops.Relu, x, activation=draw(st.sampled_from(["relu", "relu6"])))
     if kind == "fire":
         squeezed = build.conv(x, 2, activation="relu")
         left = build.conv(squeezed, 3, activation="relu")
         right = build.conv(squeezed, 2, (3, 3), padding=(1, 1, 1, 1), activation="relu")
-        return build.add(Concat, left, right)
+        return build.add(ops.Concat, left, right)
     if kind == "residual":
         other = build.conv(x, channels, (3, 3), padding=(1, 1, 1, 1))
-        return build.add(Add, x, other, activation=activation)
+        return build.add(ops.Add, x, other, activation=activation)
     if kind == "rows":
-        return build.add(Concat, x, build.conv(x, channels), axis=draw(st.integers(1, 2)))
+        return build.add(ops.Concat, x, build.conv(x, channels), axis=draw(st.integers(1, 2)))
     if kind == "slice":
         size = (1, *(draw(st.integers(max(1, extent - 2), extent)) for extent in (rows, columns, channels)))
         begin = (0, *(draw(st.integers(0, build.shape(x)[axis] - size[axis])) for axis in (1, 2, 3)))
-        return build.add(Slice, x, begin=begin, size=size)
-    return build.add(Pad, x, padding=draw(st.tuples(*[st.integers(0, 2)] * 4)))
+        return build.add(ops.Slice, x, begin=begin, size=size)
+    return build.add(ops.Pad, x, padding=draw(st.tuples(*[st.integers(0, 2)] * 4)))
 
 
 def _paddings(size, window, stride, only_same: bool = False):
-    same = (*same_pads(size[0], window[0], stride[0]), *same_pads(size[1], window[1], stride[1]))
-    choices = [st.just(NO_PADS), st.just(same)]
+    same = (*ops.same_pads(size[0], window[0], stride[0]), *ops.same_pads(size[1], window[1], stride[1]))
+    choices = [st.just(ops.NO_PADS), st.just(same)]
     if not only_same:
         # Less than the window: a pool never sees padding alone.
         (rows, columns) = (st.integers(0, extent - 1) for extent in window)
@@ -230,10 +212,10 @@ def _paddings(size, window, stride, only_same: bool = False):
 def _end(draw, build: GraphBuilder, x: str) -> str:
     end = draw(st.sampled_from(["pool", "flatten", "conv"]))
     if end == "pool":
-        x = build.add(GlobalAveragePool, build.conv(x, 5))
-        x = build.add(Reshape, x, shape=(1, 5))
+        x = build.add(ops.GlobalAveragePool, build.conv(x, 5))
+        x = build.add(ops.Reshape, x, shape=(1, 5))
     elif end == "flatten":
         x = build.linear(x, 5)
     else:
         return build.conv(x, 5)
-    return build.add(Softmax, x) if draw(st.booleans()) else x
+    return build.add(ops.Softmax, x) if draw(st.booleans()) else x
