@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 from common import out_option, surroundings, table, write_page
 
-from firebox.model_zoo.training.run import SNAPSHOTS, read_log
+from firebox.model_zoo.training.log import read_log
+from firebox.model_zoo.training.run import SNAPSHOTS
 from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
 from firebox.runtime.commands.console import progress
 from firebox.runtime.commands.main import main as firebox

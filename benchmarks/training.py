@@ -41,7 +41,8 @@ from firebox.model_zoo import (
     resume,
     train,
 )
-from firebox.model_zoo.training.run import SNAPSHOTS, read_log
+from firebox.model_zoo.training.log import read_log
+from firebox.model_zoo.training.run import SNAPSHOTS
 from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
 from firebox.runtime import LabelledImages
 from firebox.runtime.commands.console import note, progress

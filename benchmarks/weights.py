@@ -24,7 +24,8 @@ from common import (
 
 from firebox.export import ExportConfig
 from firebox.model_zoo import export_network, load_network
-from firebox.model_zoo.training.run import CONFIG, CURVES, LOG, read_log
+from firebox.model_zoo.training.log import LOG, read_log
+from firebox.model_zoo.training.run import CONFIG, CURVES
 from firebox.model_zoo.weights.checkpoint import FILE_NAME, Checkpoint, pack_compact, read_checkpoint
 from firebox.runtime import LabelledImages, Session, open_images, split_images
 from firebox.runtime.commands.console import progress

@@ -25,14 +25,13 @@ if TYPE_CHECKING:
     from .networks.squeezenet_module import Fire, SqueezeNet
     from .training.averaging import average_checkpoints
     from .training.callbacks import AverageWeights, Callback, Loop, Rates, SaveSnapshots, call, snapshot_callbacks
-    from .training.data import load_images
+    from .training.data import load_images, open_training_images
+    from .training.distributed import Resources
     from .training.freezeout import FreezeOut
     from .training.optimizer import make_optimizer
-    from .training.predict import predict, top_k
-    from .training.resources import Resources
     from .training.result import TrainingResult
     from .training.trainer import quantized_config, resume, train, train_quantized
-    from .training.training_images import open_training_images
+    from .training.validation import predict, top_k
     from .weights.files import Weights, load_weights, load_weights_into
 
 __all__ = [
@@ -97,17 +96,16 @@ _HOMES = {
         "call",
         "snapshot_callbacks",
     ),
-    "training.data": ("load_images",),
-    "training.predict": ("predict", "top_k"),
+    "training.validation": ("predict", "top_k"),
     "exporting": ("export_network",),
     "training.freezeout": ("FreezeOut",),
     "networks.modules": ("NetworkModule", "head_prefix"),
     "network": ("Network", "load_network"),
     "training.optimizer": ("make_optimizer",),
-    "training.resources": ("Resources",),
+    "training.distributed": ("Resources",),
     "networks.squeezenet_module": ("Fire", "SqueezeNet"),
     "training.trainer": ("quantized_config", "resume", "train", "train_quantized"),
-    "training.training_images": ("open_training_images",),
+    "training.data": ("load_images", "open_training_images"),
     "training.result": ("TrainingResult",),
     "weights.files": ("Weights", "load_weights", "load_weights_into"),
 }

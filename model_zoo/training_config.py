@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from ..runtime.errors import CheckpointError, UsageError
 from .fields import check_kinds, with_tuples
-from .training.schedules import Schedule
 
 Augment = Literal["none", "light", "standard", "cutout"]
 Precision = Literal["bf16", "float32"]
 Optimizer = Literal["sgd", "muon"]
+Schedule = Literal["cosine", "polynomial"]
 FreezeSchedule = Literal["linear", "squared", "cubic"]
 
 _LIMITS: Mapping[str, tuple[float, float]] = {

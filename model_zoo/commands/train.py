@@ -1,4 +1,4 @@
-"""``firebox train`` and ``firebox recipes``; torch is imported when training begins."""
+"""``firebox train``; torch is imported when training begins."""
 
 import json
 import shlex
@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from click.core import ParameterSource
 
-from ...runtime.commands.console import note, print_json, say, table
+from ...runtime.commands.console import note, print_json, say
 from ...runtime.commands.options import json_option
 from ...runtime.errors import UsageError
 from ...runtime.units import parse_size
 from ..fields import with_tuples
 from ..networks.registry import find_model
-from ..recipes import list_recipes, load_recipe, recipe_text
-from ..training.schedules import Schedule
-from ..training_config import Augment, FreezeSchedule, Optimizer, Precision, TrainingConfig
+from ..recipes import load_recipe
+from ..training_config import Augment, FreezeSchedule, Optimizer, Precision, Schedule, TrainingConfig
 from .completion import complete_model
 
 if TYPE_CHECKING:
@@ -288,26 +287,3 @@ def _only_with_resume(context: click.Context) -> None:
         given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if given and parameter.name not in allowed:
             raise UsageError(f"{parameter.opts[0]} cannot be changed with --resume; the run's own options hold")
-
-
-@click.command("recipes")
-@click.argument("name", required=False)
-@json_option
-def recipes_command(name: str | None, as_json: bool) -> None:
-    """List the recipes for firebox train --recipe, or show that of NAME.
-
-    A recipe is a small TOML file whose keys are those of a run's config.json; one of your own is given by its path.
-
-    \b
-    Example:
-      firebox recipes
-      firebox recipes cifar10 > mine.toml
-    """
-    if as_json:
-        names = [name] if name else list_recipes()
-        print_json({"recipes": {each: load_recipe(each) for each in names}})
-    elif name:
-        say(recipe_text(name).rstrip())
-    else:
-        rows = [(each, recipe_text(each).partition("\n")[0].removeprefix("# ")) for each in list_recipes()]
-        table("Recipes", ("name", "what it trains"), rows)

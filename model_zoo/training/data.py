@@ -1,5 +1,6 @@
 """Labelled images as batches: decoded once and kept in memory, or by workers each time."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...runtime.commands.console import progress
 from ...runtime.errors import DataError
-from ...runtime.images.datasets import LabelledImages
+from ...runtime.files import sha256
+from ...runtime.images.datasets import LabelledImages, open_images, per_class, split_images
 from ...runtime.images.preprocessing import Preprocessing
 from ..training_config import TrainingConfig
 
@@ -80,6 +82,26 @@ class StreamedImages:
 
 
 ImageDataset = DecodedImages | StreamedImages
+
+# Trained and validated images.
+ImageSplits = tuple[LabelledImages, LabelledImages]
+
+
+def open_training_images(config: TrainingConfig, data: str | None = None) -> ImageSplits:
+    """The images that a config trains on, and those that it validates on; ``data`` says where they are now.
+
+    Raises ``UsageError`` when there are none and ``DataError`` for those that cannot be split as the config says.
+    """
+    trained, validated = split_images(open_images(data or config.data), config.val_fraction, config.seed)
+    if config.images_per_class:
+        trained = per_class(trained, config.images_per_class, config.seed)
+    return trained, validated
+
+
+def digest_of(images: ImageSplits) -> str:
+    """Of the names and classes of all images."""
+    parts = [[[name, int(label)] for name, label in zip(part.names, part.labels, strict=True)] for part in images]
+    return sha256(json.dumps(parts).encode())
 
 
 def load_images(

@@ -10,8 +10,13 @@ from ...runtime.commands.console import progress
 from ...runtime.errors import UsageError
 from ...runtime.images.preprocessing import Preprocessing
 from ...runtime.units import format_size
+from ..networks.families import build
 from ..networks.modules import NetworkModule
-from .data import DecodedImages, ImageDataset, prepare
+from ..training_config import TrainingConfig
+from ..weights.checkpoint import Checkpoint
+from ..weights.files import Weights, load_weights_into
+from .data import DecodedImages, ImageDataset, ImageSplits, load_images, prepare
+from .distributed import Resources
 
 # Activations of a trained network keep well below float16's 65,504.
 _DTYPE = torch.float16
@@ -61,3 +66,24 @@ def encode(
             advance(len(labels))
     assert codes is not None
     return DecodedImages(codes, images.labels)
+
+
+def load_training_images(
+    checkpoint: Checkpoint, config: TrainingConfig, images: ImageSplits, resources: Resources, quiet: bool
+) -> tuple[ImageDataset, ImageDataset]:
+    """ImageDataset, or their codes, to train and to validate on, sharing the memory in proportion to their number."""
+    total = sum(checkpoint.images)
+    shares = [resources.memory_bytes * len(part) // total for part in images]
+    trained, validated = (
+        load_images(part, checkpoint.preprocessing, memory_bytes=share, workers=resources.workers, quiet=quiet)
+        for part, share in zip(images, shares, strict=True)
+    )
+    if config.learn != "head":
+        return trained, validated
+    module = build(checkpoint.config).to(resources.torch_device())
+    load_weights_into(module, Weights("the checkpoint", "", checkpoint.weights))
+    coded = [
+        encode(module, dataset, checkpoint.preprocessing, memory_bytes=share, quiet=quiet)
+        for dataset, share in zip((trained, validated), shares, strict=True)
+    ]
+    return coded[0], coded[1]

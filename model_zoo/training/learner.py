@@ -20,18 +20,17 @@ from ..networks.modules import NetworkModule
 from ..training_config import TrainingConfig
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import Weights, load_weights_into
-from .augmentation import augmentation
+from .augmentation import augmentation, mix
 from .callbacks import AverageWeights, Callback, Loop, Rates, call, snapshot_callbacks
 from .data import prepare
 from .distributed import Workers
 from .features import Coded
 from .freezeout import FreezeOut
+from .layer_groups import rate_factors, settle_layers
 from .log import LogRow
 from .loss import objective
-from .mixing import mix
 from .optimizer import load_state, make_optimizer, pack_state
 from .schedules import learning_rate
-from .transfer import rate_factors, settle_layers
 
 # Name of the activations' scales among the parameters.
 _SCALES = "scales"

@@ -1,6 +1,6 @@
 """The optimizer: which parameters learn together, at what rate beside the others, and its state in a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from ...runtime.errors import CheckpointError, UsageError
 from ..training_config import TrainingConfig
 from .layer_groups import Layer, layers_of
-from .muon import Muon
 
 # What SGD with momentum, and Muon, remember of each parameter.
 _SLOT = "momentum_buffer"
@@ -84,3 +83,60 @@ def _joined(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         kept = joined.setdefault(kind, {**group, "params": [], "layer": ""})
         kept["params"] += group["params"]
     return list(joined.values())
+
+
+# A quintic iteration that brings singular values to about 1 from wherever they lie in (0, 1], as the authors chose it.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+_ITERATIONS = 5
+_EPSILON = 1e-7
+
+
+class Muon(Optimizer):
+    """SGD with Nesterov's momentum, whose step is orthogonalized in groups that are ``orthogonal``.
+
+    Those hold kernels with a batch norm behind them, (out, in, ...): the length of such a kernel does not matter, so it
+    is kept at the root of its outputs, where a step moves it by ``lr`` of that. Other groups are SGD's, with its
+    ``weight_decay``.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float):
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "orthogonal": False}
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move all parameters that have a gradient."""
+        if closure is not None:
+            raise TypeError("Muon takes no closure")
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        if group["weight_decay"]:
+            gradient = gradient.add(parameter, alpha=group["weight_decay"])
+        buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        buffer.mul_(group["momentum"]).add_(gradient)
+        step = gradient.add(buffer, alpha=group["momentum"])
+        if not group["orthogonal"]:
+            parameter.add_(step, alpha=-group["lr"])
+            return
+        outputs, inputs = len(step), step[0].numel()
+        parameter.mul_(outputs**0.5 / (parameter.norm() + _EPSILON))
+        # As many singular values of 1 as the smaller side has: their length is its root.
+        scale = (outputs / min(outputs, inputs)) ** 0.5
+        parameter.add_(orthogonalized(step.reshape(outputs, -1)).view_as(step), alpha=-group["lr"] * scale)
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrix, roughly: (M, N) to (M, N), by Newton and Schulz's iteration in bf16."""
+    flat = len(matrix) <= matrix.shape[1]
+    x = (matrix if flat else matrix.T).bfloat16()
+    x = x / (x.norm() + _EPSILON)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return (x if flat else x.T).to(matrix.dtype)

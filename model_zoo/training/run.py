@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,9 +20,9 @@ from ...runtime.errors import UsageError
 from ...runtime.files import remove_unfinished, sha256, write_files
 from ..weights.checkpoint import FILE_NAME, Checkpoint, pack_checkpoint
 from .curves import draw_curves
-from .log import LogRow
+from .log import LOG, LogRow, to_csv
 
-CONFIG, LOG, CURVES, SNAPSHOTS = "config.json", "log.csv", "curves.png", "snapshots"
+CONFIG, CURVES, SNAPSHOTS = "config.json", "curves.png", "snapshots"
 _TENSORBOARD = "tensorboard"
 RUN_FILES = (FILE_NAME, CONFIG, LOG)
 
@@ -59,12 +59,12 @@ class Run:
     def begin(self, checkpoint: Checkpoint) -> None:
         """Write what the training is, and its state before the first step. Raises ``WriteError``."""
         summary = json.dumps(self._summary(checkpoint), indent=2) + "\n"
-        write_files(self.folder, {LOG: _csv([]), CONFIG: summary, FILE_NAME: pack_checkpoint(checkpoint)})
+        write_files(self.folder, {LOG: to_csv([]), CONFIG: summary, FILE_NAME: pack_checkpoint(checkpoint)})
 
     def write(self, checkpoint: Checkpoint, rows: Sequence[LogRow], last: bool = False) -> None:
         """Write the state of a training after an epoch, whole or not at all. Raises ``WriteError``."""
         # The checkpoint comes last: a log that is an epoch ahead is cut when the run is resumed.
-        files: dict[str, bytes | str] = {LOG: _csv(rows)}
+        files: dict[str, bytes | str] = {LOG: to_csv(rows)}
         if last or time.monotonic() - self._drawn > _REDRAW_SECONDS:
             files[CURVES] = draw_curves(rows, checkpoint.model)
             self._drawn = time.monotonic()
@@ -145,29 +145,3 @@ def remove_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for name in (_TENSORBOARD, SNAPSHOTS):
         shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def read_log(folder: Path, last_epoch: int) -> list[LogRow]:
-    """The rows up to an epoch, as far as the log is there and can be read."""
-    try:
-        lines = (folder / LOG).read_text().splitlines()[1:]
-    except (OSError, ValueError):
-        return []
-    rows: list[LogRow] = []
-    for line in lines:
-        try:
-            epoch, step, *numbers = line.split(",")
-            row = LogRow(int(epoch), int(step), *map(float, numbers))
-        except (ValueError, TypeError):
-            break
-        if row.epoch <= last_epoch:
-            rows.append(row)
-    return rows
-
-
-def _csv(rows: Sequence[LogRow]) -> str:
-    header = ",".join(field.name for field in fields(LogRow))
-    lines = (
-        ",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in astuple(row)) for row in rows
-    )
-    return "\n".join([header, *lines]) + "\n"

@@ -1,11 +1,9 @@
 """Learning rates as a function of the step."""
 
 import math
-from typing import Literal
 
 from ...runtime.errors import UsageError
-
-Schedule = Literal["cosine", "polynomial"]
+from ..training_config import Schedule
 
 
 def learning_rate(

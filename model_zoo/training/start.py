@@ -19,14 +19,13 @@ from ..training_config import TrainingConfig
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import Weights, load_weights, load_weights_into
 from ..weights.names import find_weights, weight_names
-from .data import epoch_order
+from .data import ImageSplits, digest_of, epoch_order
+from .distributed import Resources
+from .layer_groups import settle_layers
 from .learner import total_steps
 from .loss import Teachers
 from .optimizer import make_optimizer
-from .resources import Resources
 from .schedules import check_cycles
-from .training_images import ImageSplits, digest_of
-from .transfer import settle_layers
 
 # What makes no sense for weights that are already good, and lie on a grid.
 NOT_QUANTIZED = (

@@ -23,17 +23,16 @@ from ..networks.registry import find_model
 from ..training_config import TrainingConfig
 from ..weights.checkpoint import FILE_NAME, Checkpoint, pack_checkpoint, read_checkpoint
 from .callbacks import Callback
-from .data import ImageDataset, epoch_order
-from .distributed import Workers, workers
+from .data import ImageDataset, ImageSplits, digest_of, epoch_order, open_training_images
+from .distributed import Resources, Workers, workers
+from .features import load_training_images
 from .learner import Learner
-from .log import LogRow
+from .log import LogRow, read_log
 from .loss import Teachers
-from .predict import predict, top_k
-from .resources import Resources
 from .result import TrainingResult, training_result
-from .run import Run, check_unused, claim, read_log, snapshot_file
+from .run import Run, check_unused, claim, snapshot_file
 from .start import NOT_INHERITED, load_teachers, start, start_quantized, with_teachers
-from .training_images import ImageSplits, digest_of, load_training_images, open_training_images
+from .validation import predict, top_k
 
 # Fake-quantized training changes little, so that it takes few epochs and a low rate.
 _QAT_EPOCHS, _QAT_LEARNING_RATE = 3, 0.0005

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from firebox.model_zoo import TrainingConfig, create_model, train
-from firebox.model_zoo.training.muon import Muon, orthogonalized
-from firebox.model_zoo.training.optimizer import make_optimizer
+from firebox.model_zoo.training.optimizer import Muon, make_optimizer, orthogonalized
 from firebox.runtime.errors import UsageError
 
 

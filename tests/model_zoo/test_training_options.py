@@ -9,9 +9,9 @@ import torch
 
 from firebox.export.quantization.ranges import Range
 from firebox.model_zoo import Resources, TrainingConfig, load_network, train
+from firebox.model_zoo.training.augmentation import mix
 from firebox.model_zoo.training.distributed import Workers
 from firebox.model_zoo.training.learner import Learner
-from firebox.model_zoo.training.mixing import mix
 from firebox.model_zoo.training.start import start
 from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
 from firebox.runtime.errors import TrainingError

@@ -6,10 +6,9 @@ import torch
 
 from firebox.model_zoo import Resources, TrainingConfig, create_model, load_images, load_network, predict, train
 from firebox.model_zoo.training.features import Coded, encode
-from firebox.model_zoo.training.layer_groups import layers_of
+from firebox.model_zoo.training.layer_groups import blocks_of, layers_of, rate_factors
 from firebox.model_zoo.training.optimizer import make_optimizer
 from firebox.model_zoo.training.start import start
-from firebox.model_zoo.training.transfer import blocks_of, rate_factors
 from firebox.model_zoo.weights.checkpoint import read_checkpoint
 from firebox.runtime.errors import CheckpointError, DataError, UsageError
 from firebox.runtime.images.datasets import open_images, split_images
