@@ -36,7 +36,7 @@ def measure_saving(checkpoint: Checkpoint) -> dict[str, float]:
 
 def measure_step(checkpoint: Checkpoint, compiled: bool) -> float:
     """The share of a step's time that is saved when the first half of the layers is frozen."""
-    checkpoint = replace(checkpoint, training={**checkpoint.training, "compile": compiled})
+    checkpoint = replace(checkpoint, training=replace(checkpoint.training, compile=compiled))
     first = _learner(checkpoint, 0.0)
     assert first.freezeout is not None
     ends = [*first.freezeout.times.values()]
@@ -47,7 +47,7 @@ def _in_turns(learners: Sequence[Learner], rounds: int) -> np.ndarray:
     """The time of each one's steps beside that of the first one's, the median over rounds."""
     torch.set_num_threads(1)
     start = learners[0].start
-    pixels = torch.randint(256, (int(start.training["batch_size"]), 3, *start.config.input_size), dtype=torch.uint8)
+    pixels = torch.randint(256, (start.training.batch_size, 3, *start.config.input_size), dtype=torch.uint8)
     labels = torch.randint(start.config.num_classes, (len(pixels),))
     # Two rounds to warm up: in the first all may be compiled, and what one compiles makes others do it again.
     times = np.array([[_timed(each, pixels, labels) for each in learners] for _ in range(rounds + 2)])[2:]

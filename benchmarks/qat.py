@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -118,7 +117,7 @@ def trained(folder: Path, data: str, start: Callable[[Path], object]) -> Network
     if not (folder / FILE_NAME).exists():
         start(folder)
     checkpoint = read_checkpoint(folder / FILE_NAME)
-    if checkpoint.epoch < TrainingConfig.from_json(checkpoint.training).epochs:
+    if checkpoint.epoch < checkpoint.training.epochs:
         resume(folder, data=data)
     return load_network(folder)
 
@@ -217,7 +216,7 @@ def page(network: Network, tuned: Network, found: Findings, tensors: Mapping[str
         f"on the {count:,} test images of `{FOLDER}/{CIFAR}` (CIFAR-10; [where from](data.md)), which neither "
         "training, calibration nor any choice has seen. The networks are those of",
         "\n".join(["```sh", *_commands(network.training, tuned.training, seed), "```"]),
-        f"with batches of {network.training['batch_size']}, seed {seed} and one thread; the float training is short: "
+        f"with batches of {network.training.batch_size}, seed {seed} and one thread; the float training is short: "
         "the figures say what int8 loses, not how good the network can be.",
         surroundings(),
         "## Accuracy",
@@ -237,12 +236,12 @@ def page(network: Network, tuned: Network, found: Findings, tensors: Mapping[str
     ]
 
 
-def _commands(network: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -> list[str]:
-    options = f"--batch-size {network['batch_size']} --val-fraction {network['val_fraction']} --threads 1 --seed {seed}"
-    train = f"firebox train {_MODEL} --data {FOLDER}/{CIFAR} --epochs {network['epochs']} {options}"
+def _commands(network: TrainingConfig, tuned: TrainingConfig, seed: int) -> list[str]:
+    options = f"--batch-size {network.batch_size} --val-fraction {network.val_fraction} --threads 1 --seed {seed}"
+    train = f"firebox train {_MODEL} --data {FOLDER}/{CIFAR} --epochs {network.epochs} {options}"
     return [
         f"{train} --out build/qat/{_FLOAT}",
-        f"firebox train --qat build/qat/{_FLOAT} --epochs {tuned['epochs']} --lr {tuned['learning_rate']:g} "
+        f"firebox train --qat build/qat/{_FLOAT} --epochs {tuned.epochs} --lr {tuned.learning_rate:g} "
         f"--out build/qat/{_INT8}",
         *(f"firebox export build/qat/{name} --seed {seed} --out build/{name}" for name in (_FLOAT, _INT8)),
     ]

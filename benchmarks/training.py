@@ -216,7 +216,7 @@ def run(bench: Bench, trial: Trial) -> None:
 def _resume(trial: Trial, folder: Path) -> None:
     """Finish a run that was stopped. Raises ``UsageError`` if the run has another config."""
     checkpoint = read_checkpoint(folder / FILE_NAME)
-    config = TrainingConfig.from_json(checkpoint.training)
+    config = checkpoint.training
     # The run has values for options that the trial leaves open; the number of iterations determines that of epochs.
     left_open: dict[str, Any] = {name: None for name, value in vars(trial.config).items() if value is None}
     if trial.config.iterations:

@@ -23,7 +23,7 @@ from common import (
 )
 
 from firebox.export import ExportConfig
-from firebox.model_zoo import export_network, load_network
+from firebox.model_zoo import TrainingConfig, export_network, load_network
 from firebox.model_zoo.training.log import LOG, read_log
 from firebox.model_zoo.training.run import CONFIG, CURVES
 from firebox.model_zoo.weights.checkpoint import FILE_NAME, Checkpoint, pack_compact, read_checkpoint
@@ -60,7 +60,7 @@ class Card:
     macs: int
     file: Path
     command: str
-    training: dict[str, Any]
+    training: TrainingConfig
     origins: Sequence[Origin]
     processes: int
     epochs: int
@@ -111,7 +111,7 @@ class Source:
     def of(cls, run: Path, package: Path) -> "Source":
         """Raises ``ClickException`` for a run that has epochs left."""
         checkpoint = read_checkpoint(run / FILE_NAME)
-        if checkpoint.epoch < checkpoint.training["epochs"]:
+        if checkpoint.epoch < checkpoint.training.epochs:
             raise click.ClickException(f"{run} has trained {checkpoint.epoch} of its epochs; go on with it first")
         shipped = replace(checkpoint, training=_without_folders(checkpoint.training))
         return cls(run, shipped, package / f"{checkpoint.model}.safetensors", pack_compact(shipped))
@@ -122,7 +122,7 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
     run, checkpoint = source.run, source.checkpoint
     stored = load_network(source.file)
     answers = [test_logits(network, test) for network in (load_network(run), stored)]
-    trained, _ = split_images(images, checkpoint.training["val_fraction"], checkpoint.training["seed"])
+    trained, _ = split_images(images, checkpoint.training.val_fraction, checkpoint.training.seed)
     folder = run / "exported"
     export_network(stored, folder, trained, ExportConfig(precisions=("int8",)))
     with Session(folder / "model.int8.tflite") as session, progress("int8", len(test)) as advance:
@@ -224,7 +224,7 @@ def _describe(card: Card) -> Iterator[str]:
         )
         yield f"```sh\n{origin.command}\n```"
     yield "All options:"
-    yield "```json\n" + json.dumps(card.training, indent=1) + "\n```"
+    yield "```json\n" + json.dumps(card.training.to_json(), indent=1) + "\n```"
     yield f"Its log is `model_zoo/weights/shipped/{card.model}.log.csv`."
     yield f"![Loss and accuracy over the epochs](weights-{card.model}.png)"
     yield f"SHA-256 of the file: `{sha256(card.file.read_bytes())}`."
@@ -247,11 +247,11 @@ def _command(run: Path) -> str:
     return " ".join(words)
 
 
-def _without_folders(training: dict[str, Any]) -> dict[str, Any]:
+def _without_folders(training: TrainingConfig) -> TrainingConfig:
     """Where images and other runs lay is nobody else's."""
-    teachers = [_in_runs(teacher) for teacher in training["teachers"]]
-    start = training["start"] and _in_runs(training["start"])
-    return {**training, "data": Path(training["data"]).name, "teachers": teachers, "start": start}
+    teachers = tuple(_in_runs(teacher) for teacher in training.teachers)
+    start = training.start and _in_runs(training.start)
+    return replace(training, data=Path(training.data).name, teachers=teachers, start=start)
 
 
 def _in_runs(path: str | Path) -> str:

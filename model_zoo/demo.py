@@ -71,6 +71,6 @@ def _remove_earlier(run: Path, config: TrainingConfig) -> None:
     """Remove the training of an earlier demo, and nothing that is not one."""
     if not (run / FILE_NAME).is_file():
         return
-    earlier = TrainingConfig.from_json(read_checkpoint(run / FILE_NAME).training)
+    earlier = read_checkpoint(run / FILE_NAME).training
     if (earlier.model, earlier.data) == (config.model, config.data):
         remove_run(run)

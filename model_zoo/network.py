@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from .networks.config import NetworkConfig
 from .networks.families import build
 from .networks.modules import NetworkModule, head_prefix
 from .networks.registry import find_model, fit_preprocessing, list_models, model_config
+from .training_config import TrainingConfig
 from .weights.checkpoint import FILE_NAME
 from .weights.files import Weights, head_classes, load_weights, load_weights_into
 from .weights.imagenet import imagenet_classes
@@ -40,7 +40,7 @@ class Network:
     classes: tuple[str, ...]
     class_ids: tuple[str, ...] = ()
     sha256: str = ""
-    training: Mapping[str, Any] | None = None
+    training: TrainingConfig | None = None
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
     @property

@@ -24,12 +24,12 @@ def average_command(checkpoints: tuple[str, ...], out: Path, data: str | None, a
       firebox average runs/digits/snapshots/*.safetensors --out build/average.safetensors
     """
     from ...runtime.errors import UsageError
-    from .. import TrainingConfig, average_checkpoints, open_training_images
+    from .. import average_checkpoints, open_training_images
     from ..training.averaging import read_own
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out} is no .safetensors file; name it so that it can be read again")
-    trained = TrainingConfig.from_json(read_own(checkpoints[0]).training)
+    trained = read_own(checkpoints[0]).training
     images = open_training_images(trained, data)[0]
     average_checkpoints(checkpoints, out, images, quiet=as_json)
     if as_json:

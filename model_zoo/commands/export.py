@@ -195,7 +195,7 @@ def export_command(
     from ...export.quantization.weight_grid import DEFAULT_RANGE
     from ...runtime.exactness.check import check_saturation
     from ...runtime.images.datasets import open_images
-    from .. import TrainingConfig, export_network, load_network, open_training_images
+    from .. import export_network, load_network, open_training_images
 
     given = {"agreement": min_agreement, "sqnr_db": min_sqnr}
     tolerance = Tolerance(**{name: value for name, value in given.items() if value is not None})
@@ -217,7 +217,7 @@ def export_command(
     if source is not None:
         calibration = open_images(source)
     elif network.training is not None:
-        calibration = open_training_images(TrainingConfig.from_json(network.training))[0]
+        calibration = open_training_images(network.training)[0]
     else:
         raise UsageError("int8 needs images to calibrate with; pass --calibrate FOLDER (or a .tar, a .zip, 'digits')")
     if network.ranges and not as_json:

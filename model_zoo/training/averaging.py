@@ -15,9 +15,8 @@ from ...runtime.errors import UsageError
 from ...runtime.files import write_file
 from ...runtime.images.datasets import LabelledImages
 from ..network import weights_in
-from ..networks.families import build
 from ..weights.checkpoint import Checkpoint, pack_checkpoint, read_checkpoint
-from ..weights.files import Weights, load_weights_into
+from ..weights.files import network_from
 from .data import load_images, prepare
 
 _BATCH = 128
@@ -46,7 +45,6 @@ def average_checkpoints(
     if Path(out).resolve() in {weights_in(Path(path)).resolve() for path in paths}:
         raise UsageError(f"{out} is one of the checkpoints to average and would be lost; choose another name")
     first = checkpoints[0]
-    module = build(first.config)
     for path, checkpoint in zip(paths, checkpoints, strict=True):
         for what in ("config", "classes", "preprocessing"):
             if getattr(checkpoint, what) != getattr(first, what):
@@ -56,9 +54,9 @@ def average_checkpoints(
                 )
         if checkpoint.ranges:
             raise UsageError(f"{path} was trained in int8, where averages are off the grid; average float runs")
-        load_weights_into(module, Weights(str(path), "", checkpoint.weights))
+        network_from(checkpoint, source=str(path))
     weights = {name: _mean([each.weights[name] for each in checkpoints]) for name in first.weights}
-    load_weights_into(module, Weights(str(out), "", weights))
+    module = network_from(first, weights, source=str(out))
     dataset = load_images(images, first.preprocessing, quiet=quiet)
     order = _batches(len(images))
 

@@ -10,11 +10,10 @@ from ...runtime.commands.console import progress
 from ...runtime.errors import UsageError
 from ...runtime.images.preprocessing import Preprocessing
 from ...runtime.units import format_size
-from ..networks.families import build
 from ..networks.modules import NetworkModule
 from ..training_config import TrainingConfig
 from ..weights.checkpoint import Checkpoint
-from ..weights.files import Weights, load_weights_into
+from ..weights.files import network_from
 from .data import DecodedImages, ImageDataset, ImageSplits, load_images, prepare
 from .distributed import Resources
 
@@ -80,8 +79,7 @@ def load_training_images(
     )
     if config.learn != "head":
         return trained, validated
-    module = build(checkpoint.config).to(resources.torch_device())
-    load_weights_into(module, Weights("the checkpoint", "", checkpoint.weights))
+    module = network_from(checkpoint).to(resources.torch_device())
     coded = [
         encode(module, dataset, checkpoint.preprocessing, memory_bytes=share, quiet=quiet)
         for dataset, share in zip((trained, validated), shares, strict=True)

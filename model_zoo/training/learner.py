@@ -14,12 +14,11 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from ...runtime.errors import CheckpointError, QuantizationError, TrainingError, UsageError
-from ..networks.families import build
 from ..networks.int8 import fake_quantized
 from ..networks.modules import NetworkModule
 from ..training_config import TrainingConfig
 from ..weights.checkpoint import Checkpoint
-from ..weights.files import Weights, load_weights_into
+from ..weights.files import network_from
 from .augmentation import augmentation, mix
 from .callbacks import AverageWeights, Callback, Loop, Rates, call, snapshot_callbacks
 from .data import prepare
@@ -55,9 +54,8 @@ class Learner:
         callbacks: Sequence[Callback] = (),
     ):
         self.start, self.device, self.workers, self.teachers = start, device, workers, teachers
-        self.config = config = TrainingConfig.from_json(start.training)
-        self.module = build(start.config).train()
-        load_weights_into(self.module, Weights("the checkpoint", "", start.learning or start.weights))
+        self.config = config = start.training
+        self.module = network_from(start, start.learning or start.weights)
         # Channels last is the layout in which CPUs and GPUs convolve fastest.
         self.module.to(device)
         self.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

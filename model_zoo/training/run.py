@@ -95,7 +95,7 @@ class Run:
             "model": checkpoint.model,
             "config": checkpoint.config.to_json(),
             "preprocessing": checkpoint.preprocessing.to_json(),
-            "training": checkpoint.training,
+            "training": checkpoint.training.to_json(),
             "origin_sha256": checkpoint.origin_sha256,
             "teachers_sha256": checkpoint.teachers_sha256,
             "train_images": checkpoint.images[0],

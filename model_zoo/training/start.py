@@ -110,7 +110,7 @@ def with_teachers(checkpoint: Checkpoint) -> tuple[Checkpoint, Teachers | None]:
 
     Raises ``UsageError`` for those of other classes or other images.
     """
-    networks = _teachers(checkpoint, TrainingConfig.from_json(checkpoint.training).teachers)
+    networks = _teachers(checkpoint, checkpoint.training.teachers)
     known = replace(checkpoint, teachers_sha256=tuple(network.sha256 for network in networks))
     return known, _together(checkpoint, networks)
 
@@ -120,7 +120,7 @@ def load_teachers(checkpoint: Checkpoint, paths: Sequence[str] = ()) -> Teachers
 
     Raises ``UsageError`` where one is not there and ``CheckpointError`` if they are not what they were.
     """
-    paths = paths or TrainingConfig.from_json(checkpoint.training).teachers
+    paths = paths or checkpoint.training.teachers
     digests = checkpoint.teachers_sha256
     if len(paths) != len(digests):
         raise UsageError(f"{len(paths)} teachers are named, the training has {len(digests)}; name each, in their order")
@@ -133,7 +133,7 @@ def load_teachers(checkpoint: Checkpoint, paths: Sequence[str] = ()) -> Teachers
 
 def _together(checkpoint: Checkpoint, networks: Sequence[Network]) -> Teachers | None:
     modules = [network.module for network in networks]
-    return Teachers(modules, TrainingConfig.from_json(checkpoint.training).temperature) if modules else None
+    return Teachers(modules, checkpoint.training.temperature) if modules else None
 
 
 def _first(
@@ -151,7 +151,7 @@ def _first(
         config=module.config,
         preprocessing=preprocessing,
         classes=classes,
-        training=settled.to_json(),
+        training=settled,
         images=(len(images[0]), len(images[1])),
         images_sha256=digest_of(images),
         epoch=0,

@@ -81,7 +81,7 @@ def train_quantized(
 
 def quantized_config(network: Network) -> TrainingConfig:
     """For ``train_quantized``: the config of the network's own training where it is known, shorter and slower."""
-    config = TrainingConfig.from_json(network.training) if network.training else TrainingConfig()
+    config = network.training or TrainingConfig()
     plain = TrainingConfig()
     return replace(
         config,
@@ -111,7 +111,7 @@ def resume(
     if not (out / FILE_NAME).is_file():
         raise UsageError(f"there is no run to resume in {out}: it has no {FILE_NAME}")
     checkpoint = read_checkpoint(out / FILE_NAME)
-    config = TrainingConfig.from_json(checkpoint.training)
+    config = checkpoint.training
     if checkpoint.epoch >= config.epochs:
         raise UsageError(
             f"the run in {out} has finished its {config.epochs} epochs; start another one in another folder"
@@ -158,7 +158,7 @@ def _run(
     quiet: bool,
 ) -> TrainingResult:
     """Train from a checkpoint to the last epoch, writing the run after each."""
-    config, device = TrainingConfig.from_json(checkpoint.training), resources.torch_device()
+    config, device = checkpoint.training, resources.torch_device()
     steps = len(epoch_order(config, checkpoint.images[0], 0))
     _check_shares(config, checkpoint, group)
 
@@ -241,7 +241,8 @@ def _check_shares(config: TrainingConfig, checkpoint: Checkpoint, group: Workers
 
 def _identity(checkpoint: Checkpoint) -> str:
     """The digest of a checkpoint, but for where files lie on this machine."""
-    elsewhere = {**checkpoint.training, "data": "", "start": "", "teachers": ()}
+    training = checkpoint.training
+    elsewhere = replace(training, data="-", start=training.start and "-", teachers=())
     return sha256(pack_checkpoint(replace(checkpoint, training=elsewhere)))
 
 

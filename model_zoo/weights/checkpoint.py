@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -25,6 +24,7 @@ from ...runtime.files import read_file
 from ...runtime.images.preprocessing import Preprocessing
 from ..networks.config import NetworkConfig
 from ..networks.families import config_from_json
+from ..training_config import TrainingConfig
 from .compact import compact, expand
 
 FILE_NAME = "checkpoint.safetensors"
@@ -40,21 +40,20 @@ _MOMENTUM = "momentum"
 class Checkpoint:
     """The state of a training at the end of ``epoch`` (0: before the first step).
 
-    ``model`` is the name in the zoo, ``training`` the training's config as JSON values,
-    ``images`` how many images it trains and validates on, ``images_sha256`` the digest of their names and
-    classes, empty where an older firebox wrote it. ``weights`` are those to use; where they are an average
-    of those that learn, the latter are ``learning``. ``optimizer`` holds the optimizer's state (``SLOT.NAME``), which
-    is empty before the first step, and ``callbacks`` that of each callback. ``ranges`` are those of the activations,
-    by their names in the traced network, when it trains with fake quantization, and empty otherwise; the optimizer
-    has then a state of their scales, too. ``origin_sha256`` is that of the file with the weights it began with, empty
-    for new ones, ``teachers_sha256`` those of its teachers' files.
+    ``model`` is the name in the zoo. ``images`` are the numbers of training and validation images, ``images_sha256``
+    the digest of their names and classes (empty in files of older versions). ``weights`` are the weights to use; if
+    they are an average, ``learning`` holds the weights that are trained. ``optimizer`` holds the optimizer's state
+    (``SLOT.NAME``, empty before the first step), ``callbacks`` that of each callback. ``ranges`` are the activation
+    ranges of quantization-aware training, by name in the traced network, and empty otherwise; the optimizer then also
+    has a state for their scales. ``origin_sha256`` is the hash of the file of the initial weights, empty for random
+    ones; ``teachers_sha256`` are the hashes of the teachers' files.
     """
 
     model: str
     config: NetworkConfig
     preprocessing: Preprocessing
     classes: tuple[str, ...]
-    training: Mapping[str, Any]
+    training: TrainingConfig
     images: tuple[int, int]
     epoch: int
     step: int
@@ -83,7 +82,7 @@ def pack_checkpoint(checkpoint: Checkpoint, scales: Mapping[str, Tensor] | None 
         "config": checkpoint.config.to_json(),
         "preprocessing": checkpoint.preprocessing.to_json(),
         "classes": checkpoint.classes,
-        "training": checkpoint.training,
+        "training": checkpoint.training.to_json(),
         "pictures": checkpoint.images,
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
@@ -146,7 +145,7 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             config=config_from_json(header["config"]),
             preprocessing=Preprocessing.from_json(header["preprocessing"]),
             classes=tuple(str(name) for name in header["classes"]),
-            training=dict(header["training"]),
+            training=TrainingConfig.from_json(header["training"]),
             images=(int(trained), int(validated)),
             epoch=int(header["epoch"]),
             step=int(header["step"]),

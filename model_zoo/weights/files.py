@@ -5,7 +5,6 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,10 @@ from ...runtime.errors import CheckpointError, FormatError, UsageError
 from ...runtime.files import read_file, sha256
 from ...runtime.images.preprocessing import Preprocessing
 from ..networks.config import NetworkConfig
-from ..networks.modules import head_prefix
-from .checkpoint import is_checkpoint, read_safetensors, unpack_checkpoint
+from ..networks.families import build
+from ..networks.modules import NetworkModule, head_prefix
+from ..training_config import TrainingConfig
+from .checkpoint import Checkpoint, is_checkpoint, read_safetensors, unpack_checkpoint
 from .deep_compression import CONFIG as COMPRESSED_CONFIG
 from .deep_compression import PREPROCESSING as COMPRESSED_PREPROCESSING
 from .deep_compression import decode_network
@@ -35,7 +36,7 @@ class Weights:
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
     class_ids: tuple[str, ...] = ()
-    training: Mapping[str, Any] | None = None
+    training: TrainingConfig | None = None
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
 
@@ -91,6 +92,18 @@ def load_weights_into(module: nn.Module, weights: Weights, replace_head: bool = 
                 f"{source} cannot be used: {name} holds values that are not finite; train again with a lower rate"
             )
     module.load_state_dict(state)
+
+
+def network_from(
+    checkpoint: Checkpoint, weights: Mapping[str, Tensor] | None = None, *, source: str = "the checkpoint"
+) -> NetworkModule:
+    """The network of a checkpoint with its weights, or with ``weights`` in their place, in training mode.
+
+    ``source`` names the checkpoint in errors. Raises ``CheckpointError`` for weights of another network.
+    """
+    module = build(checkpoint.config)
+    load_weights_into(module, Weights(source, "", checkpoint.weights if weights is None else weights))
+    return module
 
 
 def head_classes(tensors: Mapping[str, Tensor], prefix: str) -> int | None:

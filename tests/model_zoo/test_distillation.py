@@ -62,7 +62,7 @@ def test_a_teacher_may_move_but_not_change(firebox, trained, tmp_path, monkeypat
     out = tmp_path / "run"
     train(student(trained, teachers=(str(teacher),), epochs=1), out, quiet=True)
     checkpoint = read_checkpoint(out / "checkpoint.safetensors")
-    longer = replace(checkpoint, training={**checkpoint.training, "epochs": 2})
+    longer = replace(checkpoint, training=replace(checkpoint.training, epochs=2))
     (out / "checkpoint.safetensors").write_bytes(pack_checkpoint(longer))
 
     gone = teacher.rename(tmp_path / "elsewhere.safetensors")
@@ -76,7 +76,7 @@ def test_a_teacher_may_move_but_not_change(firebox, trained, tmp_path, monkeypat
     many = firebox("train", "--resume", out, "--teacher", gone, "--teacher", gone)
     assert (many.code, "2 teachers are named, the training has 1" in many.err) == (2, True)
     assert firebox("train", "--resume", out, "--teacher", gone).code == 0
-    assert load_network(out).training["epochs"] == 2
+    assert load_network(out).training.epochs == 2
 
 
 def test_teachers_of_other_classes_or_images_are_refused(trained, images, tmp_path):
@@ -97,7 +97,7 @@ def test_a_checkpoint_without_its_teachers_digest_is_refused(trained, tmp_path):
     out = tmp_path / "run"
     train(student(trained, epochs=1), out, quiet=True)
     checkpoint = read_checkpoint(out / "checkpoint.safetensors")
-    broken = replace(checkpoint, training={**checkpoint.training, "epochs": 2}, teachers_sha256=())
+    broken = replace(checkpoint, training=replace(checkpoint.training, epochs=2), teachers_sha256=())
     (out / "checkpoint.safetensors").write_bytes(pack_checkpoint(broken))
     with pytest.raises((CheckpointError, UsageError)):
         resume(out, quiet=True)

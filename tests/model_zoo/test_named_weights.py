@@ -26,7 +26,7 @@ def test_what_ships_is_small_and_has_its_card():
     card = (DOCS / "weights.md").read_text()
     for file in FILES:
         assert f"SHA-256 of the file: `{hashlib.sha256(file.read_bytes()).hexdigest()}`" in card
-        epochs = read_checkpoint(file).training["epochs"]
+        epochs = read_checkpoint(file).training.epochs
         assert len(file.with_suffix(".log.csv").read_text().splitlines()) == 1 + epochs
 
 

@@ -93,7 +93,7 @@ def test_what_a_run_was_made_of_is_in_its_folder(digits, quantized):
     checkpoint = read_checkpoint(quantized.checkpoint)
     assert checkpoint.origin_sha256 == load_network(digits.out).sha256
     assert not checkpoint.config.batch_norm
-    assert checkpoint.training["seed"] == TrainingConfig().seed
+    assert checkpoint.training.seed == TrainingConfig().seed
     assert set(checkpoint.optimizer) == {f"momentum_buffer.{name}" for name in (*checkpoint.weights, "scales")}
     assert quantized.quantized
     assert not digits.quantized
@@ -107,7 +107,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_scales(trained, tmp_path)
     first = replace(config, schedule="polynomial", power=0, epochs=1)
     part = train_quantized(network, first, tmp_path / "part", quiet=True)
     stopped = read_checkpoint(part.checkpoint)
-    training = {**stopped.training, "epochs": 3}
+    training = replace(stopped.training, epochs=3)
     part.checkpoint.write_bytes(pack_checkpoint(replace(stopped, training=training)))
     resumed = resume(part.out, quiet=True)
     assert resumed.quantized
@@ -125,14 +125,14 @@ def test_a_network_is_tuned_from_the_command_line_and_then_further(firebox, trai
     # Epochs are fewer than otherwise, and the rest is as in the float run.
     assert (result["epochs"], result["train_images"], result["quantized"]) == (3, trained.train_images, True)
     training = read_checkpoint(again / CHECKPOINT).training
-    assert training["batch_size"] == read_checkpoint(trained.checkpoint).training["batch_size"]
+    assert training.batch_size == read_checkpoint(trained.checkpoint).training.batch_size
     assert load_network(again).ranges.keys() == load_network(once).ranges.keys()
 
 
 def test_what_was_for_the_long_training_is_not_inherited(digits):
     network = load_network(digits.out)
     long = {"compile": True, "optimizer": "muon", "iterations": 9, "mixup": 0.5, "snapshots": 2, "momentum": 0.8}
-    config = quantized_config(replace(network, training={**(network.training or {}), **long}))
+    config = quantized_config(replace(network, training=replace(network.training, **long)))
     plain = TrainingConfig()
     assert all(getattr(config, name) == getattr(plain, name) for name in long if name != "momentum")
     assert config.momentum == 0.8

@@ -40,7 +40,7 @@ def test_the_command_line_overrides_a_recipe(firebox, images, tmp_path):
     options = ("--recipe", recipe, "--data", images, "--epochs", 1, "--set", "bypass=none", "--out", out)
     assert firebox("train", *options).code == 0
     checkpoint = read_checkpoint(out / "checkpoint.safetensors")
-    training = TrainingConfig.from_json(checkpoint.training)
+    training = checkpoint.training
     assert (training.epochs, training.batch_size, training.momentum) == (1, 4, 0.5)
     assert (checkpoint.config.bypass, checkpoint.config.freq, checkpoint.config.pools) == ("none", 3, (3, 5))
     assert training.network == {"pools": (3, 5), "freq": 3, "bypass": "none"}

@@ -131,7 +131,7 @@ def stopped_run(config: TrainingConfig, out: Path) -> Path:
     """A run of ``config`` as it is when it is stopped after its first epoch."""
     train(config, out, quiet=True)
     checkpoint = read_checkpoint(out / "checkpoint.safetensors")
-    training = {**checkpoint.training, "epochs": config.epochs + 1}
+    training = replace(checkpoint.training, epochs=config.epochs + 1)
     stopped = replace(checkpoint, training=training)
     (out / "checkpoint.safetensors").write_bytes(pack_checkpoint(stopped))
     return out
