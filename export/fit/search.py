@@ -14,8 +14,8 @@ from itertools import pairwise
 from ...runtime.errors import DoesNotFitError, UsageError
 from ...runtime.graph import Graph, Op
 from ...runtime.graph.rewrite import explicit_padding
-from ...runtime.memory.allocation import lifetimes, most_alive
-from ...runtime.memory.hill_climb import pack
+from ...runtime.memory.allocation import live_ranges, peak_live_bytes
+from ...runtime.memory.hill_climb import allocate_within
 from ...runtime.memory.plan import MemoryPlan, plan
 from ...runtime.memory.targets import Target
 from ...runtime.memory.tflm import tail_bytes
@@ -331,11 +331,12 @@ class Search:
         if self.target != "tflm":
             after = plan(graph, self.target)
         else:
-            lives, room = lifetimes(graph, rowwise=True), sram_bytes - tail_bytes(graph)
-            least = most_alive(lives)
+            ranges, room = live_ranges(graph, rowwise=True), sram_bytes - tail_bytes(graph)
+            least = peak_live_bytes(ranges)
             # No more than needed, where that is soon found.
-            tight = (pack(lives, limit, quick=True) for limit in (least, (least + room) // 2) if limit <= room)
-            buffers = next(filter(None, tight), None) or pack(lives, room)
+            limits = (limit for limit in (least, (least + room) // 2) if limit <= room)
+            tight = (allocate_within(ranges, limit, quick=True) for limit in limits)
+            buffers = next(filter(None, tight), None) or allocate_within(ranges, room)
             if buffers is None:
                 return None
             after = plan(graph, "tflm", offsets={buffer.tensor: buffer.offset for buffer in buffers})

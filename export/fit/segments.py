@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from ...runtime.graph import Graph, ops
 from ...runtime.graph.rewrite import explicit_padding
-from ...runtime.memory.allocation import align, lifetimes
+from ...runtime.memory.allocation import align, live_ranges
 from ...runtime.memory.tflm import EVAL_TENSOR, constants, op_tail_bytes, scratch_bytes
 from .tiling import MAX_JOINED, Region, can_tile, needs, reach, tile, tile_of
 
@@ -83,11 +83,11 @@ class Stage:
 def _alive(graph: Graph, without: str = "") -> list[int]:
     """Bytes alive during each operation, its scratch memory included and one activation left out."""
     alive = [scratch_bytes(graph, op) for op in graph.ops]
-    for life in lifetimes(graph):
-        if life.tensor == without:
+    for live in live_ranges(graph):
+        if live.tensor == without:
             continue
-        for step in range(life.first, life.last + 1):
-            alive[step] += life.blocks[0].end
+        for step in range(live.first, live.last + 1):
+            alive[step] += live.blocks[0].end
     return alive
 
 

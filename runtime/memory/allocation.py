@@ -1,11 +1,11 @@
-"""Where activations lie in an arena: lifetimes, row by row where an operation tells what it reads, and offsets.
+"""Allocation of activations in an arena: live ranges, optionally row by row, and offsets greedy by size.
 
-A tensor that is only read by slices of its rows dies row by row: what nothing reads any more is free for others. Only
-a runtime that takes its offsets from the file (tflite-micro's offline memory planner) can make use of that.
+A tensor that is read only by slices of its rows is freed row by row: rows without further readers can be reused. Only
+runtimes that take offsets from the file (tflite-micro's offline memory planner) can exploit this.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -16,13 +16,13 @@ ALIGNMENT = 16
 
 
 def align(nbytes: int, alignment: int = ALIGNMENT) -> int:
-    """The next multiple of ``alignment``, in bytes."""
+    """``nbytes`` rounded up to a multiple of ``alignment``."""
     return -(-nbytes // alignment) * alignment
 
 
 @dataclass(frozen=True)
 class Block:
-    """Bytes ``offset`` to ``end`` of the arena, taken from operation ``first`` to operation ``last``, both included."""
+    """Bytes ``offset`` to ``end`` of the arena, in use from operation ``first`` through operation ``last``."""
 
     first: int
     last: int
@@ -31,8 +31,8 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Life:
-    """One activation and how long it lives, as blocks whose offsets count from the tensor's own first byte."""
+class LiveRange:
+    """One activation and its live range, as blocks whose offsets count from the tensor's first byte."""
 
     tensor: str
     nbytes: int
@@ -40,12 +40,12 @@ class Life:
 
     @property
     def first(self) -> int:
-        """The operation that makes it."""
+        """The operation that writes it."""
         return self.blocks[0].first
 
     @property
     def last(self) -> int:
-        """The last operation that uses any of it."""
+        """The last operation that reads any part of it."""
         return max(block.last for block in self.blocks)
 
     @property
@@ -53,10 +53,15 @@ class Life:
         """Bytes from its first to its last, alignment included."""
         return self.blocks[-1].end
 
+    def at(self, offset: int) -> "Buffer":
+        """The activation allocated at ``offset``."""
+        blocks = tuple(Block(b.first, b.last, offset + b.offset, offset + b.end) for b in self.blocks)
+        return Buffer(self.tensor, self.nbytes, self.first, self.last, offset, blocks)
+
 
 @dataclass(frozen=True)
 class Buffer:
-    """One activation in the arena: alive from operation ``first`` to operation ``last``, both included."""
+    """One activation in the arena, alive from operation ``first`` through operation ``last``."""
 
     tensor: str
     nbytes: int
@@ -67,31 +72,56 @@ class Buffer:
 
     @property
     def end(self) -> int:
-        """First byte after it."""
+        """Offset of the first byte after it."""
         return max(block.end for block in self.blocks)
 
 
-def lifetimes(graph: Graph, *, rowwise: bool = False, alignment: int = ALIGNMENT) -> list[Life]:
-    """The life of every activation, in the order in which they come to life; ``rowwise`` lets rows die one by one."""
+@dataclass(frozen=True)
+class Layout:
+    """The memory of one inference on a target.
+
+    ``graph`` is the graph that the target executes. ``buffers`` hold its activations; ``views`` maps the others to the
+    activation that contains them. ``scratch`` are the buffers of kernels, ``total_bytes`` is the whole demand, and
+    ``unpacked_bytes`` are float32 copies of float16 weights outside the arena; ``None`` means unknown. ``offsets`` are
+    those that the file prescribes.
+    """
+
+    graph: Graph
+    buffers: tuple[Buffer, ...]
+    scratch: tuple[Buffer, ...] | None = None
+    total_bytes: int | None = None
+    unpacked_bytes: int | None = None
+    views: Mapping[str, str] = field(default_factory=dict)
+    offsets: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def arena_bytes(self) -> int:
+        """End of the last buffer, scratch included."""
+        return max((buffer.end for buffer in (*self.buffers, *(self.scratch or ()))), default=0)
+
+
+def live_ranges(graph: Graph, *, rowwise: bool = False, alignment: int = ALIGNMENT) -> list[LiveRange]:
+    """The live range of each activation, ordered by first use; ``rowwise`` lets each row end on its own."""
     steps = {op.output: step for step, op in enumerate(graph.ops)}
     end = max(len(graph.ops) - 1, 0)
-    lives = []
+    ranges = []
     for tensor in graph.activations:
         first = steps.get(tensor.name, 0)
         reads = [(steps[op.output], op) for op in graph.consumers[tensor.name]]
-        stays = end if tensor.name in graph.outputs else first
-        lives.append(Life(tensor.name, tensor.nbytes, _blocks(tensor, first, stays, reads, rowwise, alignment)))
-    return lives
+        minimum = end if tensor.name in graph.outputs else first
+        ranges.append(LiveRange(tensor.name, tensor.nbytes, _blocks(tensor, first, minimum, reads, rowwise, alignment)))
+    return ranges
 
 
 def _blocks(
-    tensor: Tensor, first: int, stays: int, reads: Sequence[tuple[int, Op]], rowwise: bool, alignment: int
+    tensor: Tensor, first: int, minimum: int, reads: Sequence[tuple[int, Op]], rowwise: bool, alignment: int
 ) -> tuple[Block, ...]:
+    """Blocks of rows that end together; none ends before operation ``minimum``."""
     padded = align(tensor.nbytes, alignment)
     rows = tensor.shape[1] if len(tensor.shape) == 4 and tensor.shape[0] == 1 else 1
     if not rowwise or rows == 1 or not any(isinstance(op, ops.Slice) for _, op in reads):
-        return (Block(first, max([stays, *(step for step, _ in reads)]), 0, padded),)
-    last = np.full(rows, stays)
+        return (Block(first, max([minimum, *(step for step, _ in reads)]), 0, padded),)
+    last = np.full(rows, minimum)
     for step, op in reads:
         read = slice(op.begin[1], op.begin[1] + op.size[1]) if isinstance(op, ops.Slice) else slice(None)
         last[read] = np.maximum(last[read], step)
@@ -103,49 +133,47 @@ def _blocks(
     )
 
 
-def place(lives: Sequence[Life], alignment: int = ALIGNMENT, fixed: Sequence[Buffer] = ()) -> tuple[Buffer, ...]:
-    """An offset for each: one after the other, each at the lowest that is free during its whole life.
-
-    The order is greedy by size (Pisarchyk and Lee, arXiv 2001.03288, section 5.2), in the variant of tflite-micro's
-    ``GreedyMemoryPlanner``: of two of one size the younger one comes first. ``fixed`` is there already.
-    """
-    return in_order(lives, {life.tensor: -life.extent for life in lives}, alignment, fixed)
-
-
-def most_alive(lives: Sequence[Life]) -> int:
-    """The most bytes that are alive at once: no placement ends below."""
-    change = np.zeros(max(life.last for life in lives) + 2, np.int64)
-    for life in lives:
-        for block in life.blocks:
+def peak_live_bytes(ranges: Sequence[LiveRange]) -> int:
+    """The most bytes alive at once: a lower bound of every allocation."""
+    change = np.zeros(max(live_range.last for live_range in ranges) + 2, np.int64)
+    for live_range in ranges:
+        for block in live_range.blocks:
             change[block.first] += block.end - block.offset
             change[block.last + 1] -= block.end - block.offset
     return int(np.cumsum(change).max())
 
 
-def in_order(
-    lives: Sequence[Life], order: Mapping[str, float], alignment: int, fixed: Sequence[Buffer] = ()
+def allocate(
+    ranges: Sequence[LiveRange], alignment: int = ALIGNMENT, fixed: Sequence[Buffer] = ()
 ) -> tuple[Buffer, ...]:
-    """As ``place``, from the lowest to the highest key of ``order``."""
-    blocks = sum(len(life.blocks) for life in lives) + sum(len(buffer.blocks) for buffer in fixed)
+    """Allocate greedily by size: the largest first, each at the lowest offset that is free during its live range.
+
+    Follows Pisarchyk and Lee, arXiv 2001.03288, section 5.2, in the variant of tflite-micro's ``GreedyMemoryPlanner``:
+    of two equal sizes the later tensor comes first. ``fixed`` buffers are already allocated.
+    """
+    order = {live_range.tensor: -live_range.extent for live_range in ranges}
+    return allocate_in_order(ranges, order, alignment, fixed)
+
+
+def allocate_in_order(
+    ranges: Sequence[LiveRange], order: Mapping[str, float], alignment: int, fixed: Sequence[Buffer] = ()
+) -> tuple[Buffer, ...]:
+    """Like ``allocate``, from the lowest to the highest value in ``order``."""
+    blocks = sum(len(live_range.blocks) for live_range in ranges) + sum(len(buffer.blocks) for buffer in fixed)
     taken = _Taken(blocks)
     for buffer in fixed:
         taken.take(buffer.blocks)
-    youngest_first = lives[::-1]
-    placed = {}
-    for life in sorted(youngest_first, key=lambda life: order[life.tensor]):
-        placed[life.tensor] = placed_at(life, taken.lowest(life, alignment))
-        taken.take(placed[life.tensor].blocks)
-    return tuple(placed[life.tensor] for life in lives)
-
-
-def placed_at(life: Life, offset: int) -> Buffer:
-    """An activation at an offset that is given."""
-    blocks = tuple(Block(b.first, b.last, offset + b.offset, offset + b.end) for b in life.blocks)
-    return Buffer(life.tensor, life.nbytes, life.first, life.last, offset, blocks)
+    latest_first = ranges[::-1]
+    allocated = {}
+    for live_range in sorted(latest_first, key=lambda live_range: order[live_range.tensor]):
+        buffer = live_range.at(taken.lowest(live_range, alignment))
+        allocated[live_range.tensor] = buffer
+        taken.take(buffer.blocks)
+    return tuple(allocated[live_range.tensor] for live_range in ranges)
 
 
 class _Taken:
-    """The blocks placed so far, as columns (first, last, offset, end)."""
+    """The blocks allocated so far, as columns (first, last, offset, end)."""
 
     def __init__(self, blocks: int):
         self.blocks = np.zeros((blocks, 4), np.int64)
@@ -157,13 +185,13 @@ class _Taken:
             self.blocks[self.count] = block.first, block.last, block.offset, block.end
             self.count += 1
 
-    def lowest(self, life: Life, alignment: int) -> int:
-        """The lowest offset at which none of a life's blocks meets another in time and bytes."""
-        placed = self.blocks[: self.count]
-        # Offsets that are not possible, as intervals (low, high), both excluded.
+    def lowest(self, live_range: LiveRange, alignment: int) -> int:
+        """The lowest offset at which no block overlaps a taken one in both time and bytes."""
+        taken = self.blocks[: self.count]
+        # Forbidden offsets, as open intervals (low, high).
         lows, highs = [], []
-        for block in life.blocks:
-            together = placed[(placed[:, 0] <= block.last) & (placed[:, 1] >= block.first)]
+        for block in live_range.blocks:
+            together = taken[(taken[:, 0] <= block.last) & (taken[:, 1] >= block.first)]
             lows += (together[:, 2] - block.end).tolist()
             highs += (together[:, 3] - block.offset).tolist()
         offset = 0

@@ -1,4 +1,4 @@
-"""Offsets below a limit: the order of placement, searched."""
+"""Allocation within a limit by hill climbing over the order in which tensors are allocated."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -6,126 +6,131 @@ from itertools import pairwise
 
 import numpy as np
 
-from .allocation import ALIGNMENT, Block, Buffer, Life, in_order, placed_at
+from .allocation import ALIGNMENT, Block, Buffer, LiveRange, allocate_in_order
 
 
 @dataclass(frozen=True)
 class _Effort:
-    """So many walks from the order of ``place``, each of so many changes to it, and how often to turn back before it
-    gets farther than it was."""
+    """Restarts, moves per restart, and backtracks without progress before giving up."""
 
-    walks: int
-    changes: int
-    dead_ends: int
+    restarts: int
+    moves: int
+    backtracks: int
 
 
 _EFFORTS = (_Effort(1, 20, 12), _Effort(2, 60, 10), _Effort(4, 120, 4))
-# Activations that are placed before it gives up: a count, so that it ends alike on every machine.
+# Allocations of a single tensor before giving up: a count, not a time, so that every machine gives the same result.
 _PATIENCE = 100_000
 _QUICK = 20_000
 
 
-def pack(lives: Sequence[Life], limit: int, *, quick: bool = False) -> tuple[Buffer, ...] | None:
-    """Offsets with which all ends at or below ``limit``, or None where none were found, ``quick`` soon. Deterministic.
+def allocate_within(ranges: Sequence[LiveRange], limit: int, *, quick: bool = False) -> tuple[Buffer, ...] | None:
+    """Offsets with which every buffer ends at or below ``limit``, or ``None`` if none were found. Deterministic.
 
-    Between two moments at which a single activation is alive the order of ``place`` is changed at random until
-    nothing stands out; that activation lies at the bottom, at the top or where the order puts it, and is moved to the
-    next of these when what follows finds no place.
+    The network is split into windows at moments when a single activation is alive. Within a window the order of
+    ``allocate`` is changed at random until no buffer exceeds the limit. The activation between two windows lies at the
+    bottom, at the top or at an offset from the search; if the next window cannot be allocated, the search backtracks
+    and tries the next of these. ``quick`` gives up early.
     """
-    packer = _Packer(lives, limit - limit % ALIGNMENT, _QUICK if quick else _PATIENCE)
+    climber = _Climber(ranges, limit - limit % ALIGNMENT, _QUICK if quick else _PATIENCE)
     for effort in _EFFORTS[:1] if quick else _EFFORTS:
-        placed = packer.through(effort)
-        if placed is not None:
-            return tuple(placed[life.tensor] for life in lives)
+        allocated = climber.search(effort)
+        if allocated is not None:
+            return tuple(allocated[live_range.tensor] for live_range in ranges)
     return None
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Lives between two moments at which a single activation is alive: that one before, and all others."""
+    """Live ranges between two moments with a single live activation: the one ``before``, and those that start here."""
 
-    before: list[Life]
-    inside: list[Life]
+    before: list[LiveRange]
+    inside: list[LiveRange]
 
 
-class _Packer:
-    def __init__(self, lives: Sequence[Life], limit: int, patience: int):
-        self.windows = _windows(lives)
+class _Climber:
+    def __init__(self, ranges: Sequence[LiveRange], limit: int, patience: int):
+        self.windows = _windows(ranges)
         self.limit = limit
         self.patience = patience
-        self.placed: dict[str, Buffer] = {}
+        self.allocated: dict[str, Buffer] = {}
 
-    def through(self, effort: _Effort) -> dict[str, Buffer] | None:
-        """One window after the other; back to the one before when one finds no place."""
-        tries = [self.placements(self.windows[0], effort)]
-        farthest = dead_ends = 0
-        while tries and dead_ends < effort.dead_ends:
-            found = next(tries[-1], None)
+    def search(self, effort: _Effort) -> dict[str, Buffer] | None:
+        """Allocate window after window, with backtracking to the previous window."""
+        attempts = [self.allocations(self.windows[0], effort)]
+        farthest = backtracks = 0
+        while attempts and backtracks < effort.backtracks:
+            found = next(attempts[-1], None)
             if found is None:
-                tries.pop()
-                dead_ends += 1
+                attempts.pop()
+                backtracks += 1
                 continue
-            self.placed.update((buffer.tensor, buffer) for buffer in found)
-            if len(tries) == len(self.windows):
-                return self.placed
-            if len(tries) > farthest:
-                farthest, dead_ends = len(tries), 0
-            tries.append(self.placements(self.windows[len(tries)], effort))
+            self.allocated.update((buffer.tensor, buffer) for buffer in found)
+            if len(attempts) == len(self.windows):
+                return self.allocated
+            if len(attempts) > farthest:
+                farthest, backtracks = len(attempts), 0
+            attempts.append(self.allocations(self.windows[len(attempts)], effort))
         return None
 
-    def placements(self, window: _Window, effort: _Effort) -> Iterator[tuple[Buffer, ...]]:
-        """Ways to place the lives of a window below the limit; they differ in where the last to live lies."""
+    def allocations(self, window: _Window, effort: _Effort) -> Iterator[tuple[Buffer, ...]]:
+        """Allocations of a window below the limit; they differ in the offset of the activation that lives longest."""
         if not window.inside:
             yield ()
             return
-        fixed = [self.placed[life.tensor] for life in window.before]
-        final = max(window.inside, key=lambda life: life.last)
-        others = [life for life in window.inside if life is not final]
-        # Room is found from the end on at which what is there already lies.
+        fixed = [self.allocated[live_range.tensor] for live_range in window.before]
+        final = max(window.inside, key=lambda live_range: live_range.last)
+        others = [live_range for live_range in window.inside if live_range is not final]
+        # Search from the end of the arena at which the fixed buffers lie.
         flipped = any(buffer.offset > 0 for buffer in fixed)
         for offset in (*_ends(final, self.limit), None):
-            pinned = [placed_at(final, offset)] if offset is not None else []
-            if any(_meet(pin, buffer) for pin in pinned for buffer in fixed):
+            pinned = [final.at(offset)] if offset is not None else []
+            if any(_overlap(pin, buffer) for pin in pinned for buffer in fixed):
                 continue
             free, there = others if pinned else window.inside, [*fixed, *pinned]
-            for seed in range(effort.walks):
-                found = self.walk(free, there, flipped, np.random.default_rng(seed), effort.changes)
+            for seed in range(effort.restarts):
+                found = self.climb(free, there, flipped, np.random.default_rng(seed), effort.moves)
                 if not _excess(found, self.limit):
                     yield (*found, *pinned)
                     break
 
-    def walk(
-        self, lives: Sequence[Life], fixed: Sequence[Buffer], flipped: bool, random: np.random.Generator, changes: int
+    def climb(
+        self,
+        ranges: Sequence[LiveRange],
+        fixed: Sequence[Buffer],
+        flipped: bool,
+        random: np.random.Generator,
+        moves: int,
     ) -> tuple[Buffer, ...]:
-        """Change the order, one activation at a time, as long as no more stands out than before."""
+        """Move one tensor in the order at a time, and keep each move that does not raise the excess."""
         if flipped:
-            upside_down = [_flipped_life(life) for life in lives]
+            upside_down = [_flipped_range(live_range) for live_range in ranges]
             there = [_flipped(buffer, self.limit) for buffer in fixed]
-            found = self.walk(upside_down, there, False, random, changes)
+            found = self.climb(upside_down, there, False, random, moves)
             return tuple(_flipped(buffer, self.limit) for buffer in found)
-        order = {life.tensor: -float(life.extent) for life in lives}
-        best = in_order(lives, order, ALIGNMENT, fixed)
+        order = {live_range.tensor: -float(live_range.extent) for live_range in ranges}
+        best = allocate_in_order(ranges, order, ALIGNMENT, fixed)
         excess = _excess(best, self.limit)
-        for _ in range(changes):
+        for _ in range(moves):
             if not excess or self.patience < 0:
                 break
-            changed = _promoted(order, best, self.limit, random)
-            found = in_order(lives, changed, ALIGNMENT, fixed)
-            self.patience -= len(lives)
+            moved = _moved(order, best, self.limit, random)
+            found = allocate_in_order(ranges, moved, ALIGNMENT, fixed)
+            self.patience -= len(ranges)
             if _excess(found, self.limit) <= excess:
-                order, best, excess = changed, found, _excess(found, self.limit)
+                order, best, excess = moved, found, _excess(found, self.limit)
         return best
 
 
-def _windows(lives: Sequence[Life]) -> list[_Window]:
-    end = max(life.last for life in lives)
+def _windows(ranges: Sequence[LiveRange]) -> list[_Window]:
+    end = max(live_range.last for live_range in ranges)
     alive = np.zeros(end + 1, int)
-    for life in lives:
-        alive[life.first : life.last] += 1
-    # Alone between an operation and the next.
+    for live_range in ranges:
+        alive[live_range.first : live_range.last] += 1
+    # Moments between an operation and the next at which a single activation is alive.
     edges = [-1, *np.flatnonzero(alive[:end] == 1).tolist(), end]
     windows: list[_Window] = []
-    starts = sorted(lives, key=lambda life: life.first)
+    starts = sorted(ranges, key=lambda live_range: live_range.first)
     position = 0
     for start, stop in pairwise(edges):
         inside = []
@@ -133,18 +138,18 @@ def _windows(lives: Sequence[Life]) -> list[_Window]:
             inside.append(starts[position])
             position += 1
         earlier = [*windows[-1].inside, *windows[-1].before] if windows else []
-        windows.append(_Window([life for life in earlier if life.last > start], inside))
+        windows.append(_Window([live_range for live_range in earlier if live_range.last > start], inside))
     return windows
 
 
-def _ends(life: Life, limit: int) -> list[int]:
-    """The bottom and the top of the arena; first the one from which what dies last is farthest away."""
-    ends = [0, limit - life.extent]
-    from_last = len(life.blocks) > 1 and life.blocks[0].last > life.blocks[-1].last
-    return [end for end in (ends if from_last else ends[::-1]) if 0 <= end <= limit - life.extent]
+def _ends(live_range: LiveRange, limit: int) -> list[int]:
+    """Offsets at the bottom and the top of the arena; first the one that keeps the block freed last farthest away."""
+    ends = [0, limit - live_range.extent]
+    from_last = len(live_range.blocks) > 1 and live_range.blocks[0].last > live_range.blocks[-1].last
+    return [end for end in (ends if from_last else ends[::-1]) if 0 <= end <= limit - live_range.extent]
 
 
-def _meet(one: Buffer, other: Buffer) -> bool:
+def _overlap(one: Buffer, other: Buffer) -> bool:
     return any(
         a.first <= b.last and b.first <= a.last and a.offset < b.end and b.offset < a.end
         for a in one.blocks
@@ -152,8 +157,8 @@ def _meet(one: Buffer, other: Buffer) -> bool:
     )
 
 
-def _flipped_life(life: Life) -> Life:
-    return replace(life, blocks=_flipped_blocks(life.blocks, life.extent))
+def _flipped_range(live_range: LiveRange) -> LiveRange:
+    return replace(live_range, blocks=_flipped_blocks(live_range.blocks, live_range.extent))
 
 
 def _flipped(buffer: Buffer, limit: int) -> Buffer:
@@ -166,13 +171,14 @@ def _flipped_blocks(blocks: Sequence[Block], limit: int) -> tuple[Block, ...]:
 
 
 def _excess(buffers: Sequence[Buffer], limit: int) -> int:
+    """Bytes outside the arena, summed over the buffers."""
     return sum(max(buffer.end - limit, 0, -buffer.offset) for buffer in buffers)
 
 
-def _promoted(
+def _moved(
     order: dict[str, float], buffers: Sequence[Buffer], limit: int, random: np.random.Generator
 ) -> dict[str, float]:
-    """The order with one of the tensors that stand out, or one that lives at the same time, moved in it."""
+    """The order with one tensor moved: one that exceeds the limit, or one that is alive at the same time."""
     outside = [buffer for buffer in buffers if buffer.end > limit or buffer.offset < 0]
     chosen = outside[random.integers(len(outside))]
     if random.random() < 0.5:

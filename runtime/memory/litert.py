@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from ..graph import Graph, Op, ops
-from .allocation import Block, Buffer, Life, align, placed_at
+from .allocation import Block, Buffer, LiveRange, align
 
 ALIGNMENT = 64
 
@@ -111,48 +111,48 @@ def _delegate(graph: Graph, operations: Sequence[Op]) -> _Node:
 
 def _arena(graph: Graph, nodes: Sequence[_Node]) -> Arena:
     shared = _shared(graph, nodes)
-    lives = _lives(graph, nodes, shared)
-    temporaries = [life for step, node in enumerate(nodes) for life in _temporaries(graph, node.op, step)]
-    offsets = _best_fit([*lives, *temporaries], graph.inputs)
+    ranges = _live_ranges(graph, nodes, shared)
+    temporaries = [live for step, node in enumerate(nodes) for live in _temporaries(graph, node.op, step)]
+    offsets = _best_fit([*ranges, *temporaries], graph.inputs)
     ends = list(accumulate(len(node.operations) for node in nodes))
 
-    def placed(lives: Sequence[Life]) -> tuple[Buffer, ...]:
-        return tuple(placed_at(_in_operations(life, nodes, ends), offsets[life.tensor]) for life in lives)
+    def placed(ranges: Sequence[LiveRange]) -> tuple[Buffer, ...]:
+        return tuple(_in_operations(live, nodes, ends).at(offsets[live.tensor]) for live in ranges)
 
     operations = tuple(op for node in nodes for op in node.operations)
-    return Arena(replace(graph, ops=operations), placed(lives), placed(temporaries), shared)
+    return Arena(replace(graph, ops=operations), placed(ranges), placed(temporaries), shared)
 
 
-def _in_operations(life: Life, nodes: Sequence[_Node], ends: Sequence[int]) -> Life:
-    """A life in steps of the interpreter as one in operations."""
-    first = ends[life.first] - len(nodes[life.first].operations) if nodes else 0
-    last = ends[life.last] - 1 if nodes else 0
-    return Life(life.tensor, life.nbytes, (Block(first, last, 0, life.nbytes),))
+def _in_operations(live: LiveRange, nodes: Sequence[_Node], ends: Sequence[int]) -> LiveRange:
+    """A live in steps of the interpreter as one in operations."""
+    first = ends[live.first] - len(nodes[live.first].operations) if nodes else 0
+    last = ends[live.last] - 1 if nodes else 0
+    return LiveRange(live.tensor, live.nbytes, (Block(first, last, 0, live.nbytes),))
 
 
-def _best_fit(lives: Sequence[Life], kept: Sequence[str]) -> dict[str, int]:
-    """An offset for each, those in ``kept`` first, each in the smallest gap that is free during its whole life."""
+def _best_fit(ranges: Sequence[LiveRange], kept: Sequence[str]) -> dict[str, int]:
+    """Offsets: those in ``kept`` first, each in the smallest gap that is free during its whole live range."""
     offsets: dict[str, int] = {}
-    placed: list[tuple[int, Life]] = []
-    for life in sorted(lives, key=lambda life: (life.tensor not in kept, -life.nbytes, life.first)):
-        offset = _smallest_gap([item for item in placed if _together(item[1], life)], life.nbytes)
-        placed.append((offset, life))
+    placed: list[tuple[int, LiveRange]] = []
+    for live in sorted(ranges, key=lambda live: (live.tensor not in kept, -live.nbytes, live.first)):
+        offset = _smallest_gap([item for item in placed if _together(item[1], live)], live.nbytes)
+        placed.append((offset, live))
         placed.sort(key=lambda item: item[0])
-        offsets[life.tensor] = offset
+        offsets[live.tensor] = offset
     return offsets
 
 
-def _smallest_gap(placed: Sequence[tuple[int, Life]], nbytes: int) -> int:
+def _smallest_gap(placed: Sequence[tuple[int, LiveRange]], nbytes: int) -> int:
     end, best, smallest = 0, None, math.inf
-    for offset, life in placed:
+    for offset, live in placed:
         start = align(end, ALIGNMENT)
         if start + nbytes <= offset and offset - start < smallest:
             best, smallest = start, offset - end
-        end = max(end, offset + life.nbytes)
+        end = max(end, offset + live.nbytes)
     return best if best is not None else align(end, ALIGNMENT)
 
 
-def _together(one: Life, other: Life) -> bool:
+def _together(one: LiveRange, other: LiveRange) -> bool:
     return one.first <= other.last and other.first <= one.last
 
 
@@ -179,8 +179,8 @@ def _shared(graph: Graph, nodes: Sequence[_Node]) -> dict[str, str]:
     return shared
 
 
-def _lives(graph: Graph, nodes: Sequence[_Node], shared: Mapping[str, str]) -> list[Life]:
-    """The life in steps of the interpreter of every activation that has a place of its own in the arena."""
+def _live_ranges(graph: Graph, nodes: Sequence[_Node], shared: Mapping[str, str]) -> list[LiveRange]:
+    """The live in steps of the interpreter of every activation that has a place of its own in the arena."""
     end = max(len(nodes) - 1, 0)
     first = dict.fromkeys(graph.inputs, 0) | {name: step for step, node in enumerate(nodes) for name in node.outputs}
     last = first | dict.fromkeys((*graph.inputs, *(shared.get(name, name) for name in graph.outputs)), end)
@@ -190,15 +190,15 @@ def _lives(graph: Graph, nodes: Sequence[_Node], shared: Mapping[str, str]) -> l
             if place in last:
                 last[place] = max(last[place], step)
     return [
-        Life(t.name, t.nbytes, (Block(first[t.name], last[t.name], 0, t.nbytes),))
+        LiveRange(t.name, t.nbytes, (Block(first[t.name], last[t.name], 0, t.nbytes),))
         for t in graph.activations
         if t.name in first and t.name not in shared
     ]
 
 
-def _temporaries(graph: Graph, op: Op | None, step: int) -> list[Life]:
+def _temporaries(graph: Graph, op: Op | None, step: int) -> list[LiveRange]:
     """A mean keeps the index it is at, the axes, and a 32-bit sum for each output value."""
     if not isinstance(op, ops.GlobalAveragePool):
         return []
     sizes = (4 * len(graph.tensors[op.inputs[0]].shape), 4 * 2, 4 * math.prod(graph.tensors[op.output].shape))
-    return [Life(f"{op.name}/temporary{i}", size, (Block(step, step, 0, size),)) for i, size in enumerate(sizes)]
+    return [LiveRange(f"{op.name}/temporary{i}", size, (Block(step, step, 0, size),)) for i, size in enumerate(sizes)]

@@ -8,7 +8,7 @@ from ..errors import UnsupportedError
 from ..graph import Graph, Tensor, ops
 from ..graph.rewrite import for_tflite
 from . import litert, tflm
-from .allocation import Block, Buffer, Life, align, lifetimes, place, placed_at
+from .allocation import Block, Buffer, LiveRange, align, allocate, live_ranges
 
 Target = Literal["tflm", "litert-reference", "litert", "onnxruntime", "static"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -82,21 +82,21 @@ def _tflm(graph: Graph, offsets: Mapping[str, int] | None) -> Layout:
     """
     graph = for_tflite(graph)
     offsets = offsets or {}
-    lives = lifetimes(graph)
-    rowwise = lifetimes(graph, rowwise=True) if offsets else lives
+    ranges = live_ranges(graph)
+    rowwise = live_ranges(graph, rowwise=True) if offsets else ranges
     scratch = [
-        Life(f"{op.name}/scratch{i}", nbytes, (Block(step, step, 0, align(nbytes)),))
+        LiveRange(f"{op.name}/scratch{i}", nbytes, (Block(step, step, 0, align(nbytes)),))
         for step, op in enumerate(graph.ops)
         for i, nbytes in enumerate(tflm.scratch_buffers(graph, op))
     ]
-    fixed = {life.tensor: placed_at(life, offsets[life.tensor]) for life in rowwise if life.tensor in offsets}
-    whole = [placed_at(life, offsets[life.tensor]) for life in lives if life.tensor in offsets]
-    free = [life for life in [*lives, *scratch] if life.tensor not in fixed]
-    placed = fixed | {buffer.tensor: buffer for buffer in place(free, fixed=whole)}
+    fixed = {live.tensor: live.at(offsets[live.tensor]) for live in rowwise if live.tensor in offsets}
+    whole = [live.at(offsets[live.tensor]) for live in ranges if live.tensor in offsets]
+    free = [live for live in [*ranges, *scratch] if live.tensor not in fixed]
+    placed = fixed | {buffer.tensor: buffer for buffer in allocate(free, fixed=whole)}
     layout = Layout(
         graph,
-        tuple(placed[life.tensor] for life in lives),
-        tuple(placed[life.tensor] for life in scratch),
+        tuple(placed[live.tensor] for live in ranges),
+        tuple(placed[live.tensor] for live in scratch),
         offsets=offsets,
     )
     return replace(layout, total_bytes=tflm.total_bytes(graph, layout.arena_bytes))
@@ -122,8 +122,8 @@ def _onnxruntime(graph: Graph) -> Layout:
 
     What its optimizer makes of the graph, and the scratch memory of its kernels, are not planned.
     """
-    lives = [life for life in lifetimes(graph, alignment=_ONNXRUNTIME_ALIGNMENT) if life.tensor not in graph.inputs]
-    return Layout(graph, place(lives, alignment=_ONNXRUNTIME_ALIGNMENT))
+    ranges = [live for live in live_ranges(graph, alignment=_ONNXRUNTIME_ALIGNMENT) if live.tensor not in graph.inputs]
+    return Layout(graph, allocate(ranges, alignment=_ONNXRUNTIME_ALIGNMENT))
 
 
 def _static(graph: Graph) -> Layout:
@@ -132,11 +132,11 @@ def _static(graph: Graph) -> Layout:
     What it would need for weights of fewer bits than the activations have is not planned.
     """
     views = _views(graph)
-    lives = lifetimes(graph)
-    members: dict[str, list[Life]] = {}
-    for life in lives:
-        members.setdefault(_root(views, life.tensor), []).append(life)
-    buffers = place([_merged(life, members[life.tensor]) for life in lives if life.tensor in members])
+    ranges = live_ranges(graph)
+    members: dict[str, list[LiveRange]] = {}
+    for live in ranges:
+        members.setdefault(_root(views, live.tensor), []).append(live)
+    buffers = allocate([_merged(live, members[live.tensor]) for live in ranges if live.tensor in members])
     layout = Layout(graph, buffers, views={name: _root(views, name) for name in views})
     if mixed_weight(graph) is not None:
         return layout
@@ -179,10 +179,10 @@ def _root(views: Mapping[str, str], name: str) -> str:
     return name
 
 
-def _merged(life: Life, members: list[Life]) -> Life:
-    """The life of a tensor from the first of its views to the last use of any."""
+def _merged(live: LiveRange, members: list[LiveRange]) -> LiveRange:
+    """The live of a tensor from the first of its views to the last use of any."""
     first, last = min(member.first for member in members), max(member.last for member in members)
-    return Life(life.tensor, life.nbytes, (Block(first, last, 0, life.blocks[-1].end),))
+    return LiveRange(live.tensor, live.nbytes, (Block(first, last, 0, live.blocks[-1].end),))
 
 
 _LAYOUTS: Mapping[Target, Callable[[Graph], Layout]] = {

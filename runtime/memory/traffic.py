@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..graph import Graph, Tensor, ops
-from .allocation import lifetimes
+from .allocation import live_ranges
 
 Precision = Literal["float32", "int8", "int8 entropy-coded"]
 Weights = Literal["resident", "streamed"]
@@ -101,15 +101,15 @@ def _spill(graph: Graph, sizes: dict[str, int], sram_bytes: int) -> tuple[str, .
 
     That order does not depend on ``sram_bytes``, only its end does: less SRAM never spills less.
     """
-    lives = lifetimes(graph, rowwise=True, alignment=1)
-    blocks = [(life, block) for life in lives for block in life.blocks]
+    ranges = live_ranges(graph, rowwise=True, alignment=1)
+    blocks = [(live, block) for live in ranges for block in live.blocks]
     steps = np.arange(max(len(graph.ops), 1))[:, None]
     first = np.array([block.first for _, block in blocks], np.int64)
     last = np.array([block.last for _, block in blocks], np.int64)
     alive = ((first <= steps) & (steps <= last)).astype(np.int64)
-    owner = np.array([life.tensor for life, _ in blocks])
+    owner = np.array([live.tensor for live, _ in blocks])
     # A block is a part of a tensor, whose bytes here are those of the precision asked for.
-    left = np.array([(b.end - b.offset) * sizes[life.tensor] // life.nbytes for life, b in blocks], np.int64)
+    left = np.array([(b.end - b.offset) * sizes[live.tensor] // live.nbytes for live, b in blocks], np.int64)
     spilled: list[str] = []
     while (needed := alive @ left).max(initial=0) > sram_bytes:
         at_peak = {str(name): 0 for name in owner[(alive[needed.argmax()] * left) > 0]}

@@ -11,12 +11,12 @@ from strategies import GraphBuilder, graphs, in_any_8_bits
 from firebox.export import write_tflite
 from firebox.runtime import plan
 from firebox.runtime.graph import Graph, ops
-from firebox.runtime.memory.allocation import ALIGNMENT, Block, Buffer, Life, lifetimes, place, placed_at
-from firebox.runtime.memory.hill_climb import pack
+from firebox.runtime.memory.allocation import ALIGNMENT, Block, Buffer, LiveRange, allocate, live_ranges
+from firebox.runtime.memory.hill_climb import allocate_within
 
 
 @st.composite
-def lives(draw, most: int = 12) -> list[Life]:
+def drawn_ranges(draw, most: int = 12) -> list[LiveRange]:
     """Activations of any size that live for any time, some of them row by row, in the order of their birth."""
     found = []
     for index in range(draw(st.integers(1, most))):
@@ -26,8 +26,8 @@ def lives(draw, most: int = 12) -> list[Life]:
         edges = [row * i for i in range(rows)] + [-(-row * rows // ALIGNMENT) * ALIGNMENT]
         last = [first + draw(st.integers(0, 8)) for _ in range(rows)]
         blocks = tuple(Block(first, end, *span) for end, span in zip(last, pairwise(edges), strict=True))
-        found.append(Life(f"t{index}", row * rows, blocks))
-    return sorted(found, key=lambda life: life.first)
+        found.append(LiveRange(f"t{index}", row * rows, blocks))
+    return sorted(found, key=lambda live: live.first)
 
 
 def assert_apart(buffers: Sequence[Buffer]) -> None:
@@ -40,41 +40,41 @@ def assert_apart(buffers: Sequence[Buffer]) -> None:
     assert all(block.offset >= 0 for buffer in buffers for block in buffer.blocks)
 
 
-def assert_placed(found: Sequence[Buffer], wanted: Sequence[Life]) -> None:
+def assert_placed(found: Sequence[Buffer], wanted: Sequence[LiveRange]) -> None:
     """All of them, in their order, unchanged but for where they lie."""
-    assert [buffer.tensor for buffer in found] == [life.tensor for life in wanted]
-    for buffer, life in zip(found, wanted, strict=True):
-        assert buffer == placed_at(life, buffer.offset)
+    assert [buffer.tensor for buffer in found] == [live.tensor for live in wanted]
+    for buffer, live in zip(found, wanted, strict=True):
+        assert buffer == live.at(buffer.offset)
         assert buffer.offset % ALIGNMENT == 0
     assert_apart(found)
 
 
-def most_alive(wanted: Sequence[Life]) -> int:
+def most_alive(wanted: Sequence[LiveRange]) -> int:
     """No placement ends lower."""
-    blocks = [block for life in wanted for block in life.blocks]
+    blocks = [block for live in wanted for block in live.blocks]
     steps = range(max(block.last for block in blocks) + 1)
     return max(sum(b.end - b.offset for b in blocks if b.first <= step <= b.last) for step in steps)
 
 
 @settings(max_examples=150)
-@given(lives())
+@given(drawn_ranges())
 def test_nothing_that_lives_at_the_same_time_shares_a_byte(wanted):
-    found = place(wanted)
+    found = allocate(wanted)
     assert_placed(found, wanted)
     assert max(buffer.end for buffer in found) >= most_alive(wanted)
-    assert place(wanted) == found
+    assert allocate(wanted) == found
 
 
 @settings(max_examples=150)
-@given(st.data(), lives())
+@given(st.data(), drawn_ranges())
 def test_what_is_fixed_stays_and_is_kept_clear_of(data, wanted):
     fixed = []
-    for life in data.draw(st.lists(st.sampled_from(wanted), unique=True)):
-        pinned = placed_at(life, ALIGNMENT * data.draw(st.integers(0, 100)))
+    for live in data.draw(st.lists(st.sampled_from(wanted), unique=True)):
+        pinned = live.at(ALIGNMENT * data.draw(st.integers(0, 100)))
         fixed += [pinned] if not clash(pinned, fixed) else []
     there = {buffer.tensor for buffer in fixed}
-    free = [life for life in wanted if life.tensor not in there]
-    found = place(free, fixed=fixed)
+    free = [live for live in wanted if live.tensor not in there]
+    found = allocate(free, fixed=fixed)
     assert_placed(found, free)
     assert_apart([*found, *fixed])
 
@@ -88,37 +88,37 @@ def clash(buffer: Buffer, others: Sequence[Buffer]) -> bool:
 
 
 @settings(max_examples=40)
-@given(lives(most=6), st.integers(85, 150))
+@given(drawn_ranges(most=6), st.integers(85, 150))
 def test_packed_is_never_above_the_limit(wanted, percent):
     limit = most_alive(wanted) * percent // 100
-    found = pack(wanted, limit)
+    found = allocate_within(wanted, limit)
     if percent < 100 and limit // ALIGNMENT < most_alive(wanted) // ALIGNMENT:
         assert found is None
-    if max(buffer.end for buffer in place(wanted)) <= limit:
+    if max(buffer.end for buffer in allocate(wanted)) <= limit:
         assert found is not None
     if found is not None:
         assert_placed(found, wanted)
         assert max(buffer.end for buffer in found) <= limit
-        assert pack(wanted, limit) == found
+        assert allocate_within(wanted, limit) == found
 
 
 def test_nothing_is_packed_into_less_than_it_is():
-    (alone,) = [Life("t0", 40, (Block(0, 0, 0, 48),))]
-    assert pack([alone], 47) is None
-    assert pack([alone], 48) == (placed_at(alone, 0),)
+    (alone,) = [LiveRange("t0", 40, (Block(0, 0, 0, 48),))]
+    assert allocate_within([alone], 47) is None
+    assert allocate_within([alone], 48) == (alone.at(0),)
 
 
-def chain(*sizes: int) -> list[Life]:
+def chain(*sizes: int) -> list[LiveRange]:
     """A network without branches: each activation is made of the one before."""
-    return [Life(f"t{i}", size, (Block(max(i - 1, 0), i, 0, size),)) for i, size in enumerate(sizes)]
+    return [LiveRange(f"t{i}", size, (Block(max(i - 1, 0), i, 0, size),)) for i, size in enumerate(sizes)]
 
 
 def test_a_chain_is_packed_into_what_is_alive_at_once():
     wanted = chain(160, 320, 64, 400, 16, 320, 96, 384)
-    found = pack(wanted, most_alive(wanted))
+    found = allocate_within(wanted, most_alive(wanted))
     assert found is not None
     assert_placed(found, wanted)
-    assert pack(wanted, most_alive(wanted) - 1) is None
+    assert allocate_within(wanted, most_alive(wanted) - 1) is None
 
 
 def rows_of(height: int, width: int = 16) -> Graph:
@@ -132,49 +132,53 @@ def rows_of(height: int, width: int = 16) -> Graph:
 
 def test_rows_die_one_by_one_where_only_slices_read_them():
     graph = rows_of(4)
-    (_, whole, *_) = lifetimes(graph)
-    (_, life, *_) = lifetimes(graph, rowwise=True)
+    (_, whole, *_) = live_ranges(graph)
+    (_, live, *_) = live_ranges(graph, rowwise=True)
     assert whole.blocks == (Block(0, 7, 0, 256),)
-    assert life.blocks == tuple(Block(0, 1 + 2 * row, 64 * row, 64 * (row + 1)) for row in range(4))
-    assert (life.first, life.last, life.nbytes) == (0, 7, 256)
+    assert live.blocks == tuple(Block(0, 1 + 2 * row, 64 * row, 64 * (row + 1)) for row in range(4))
+    assert (live.first, live.last, live.nbytes) == (0, 7, 256)
     # Two of them read as they are again, all live as long as that.
     build = GraphBuilder((1, 4, 4, 2))
     x = build.conv("input", 4)
     top = build.conv(build.add(ops.Slice, x, begin=(0, 0, 0, 0), size=(1, 2, 4, 4)), 2)
-    (_, life, *_) = lifetimes(build.graph(top, build.conv(x, 4)), rowwise=True)
-    assert [block.last for block in life.blocks] == [3]
+    (_, live, *_) = live_ranges(build.graph(top, build.conv(x, 4)), rowwise=True)
+    assert [block.last for block in live.blocks] == [3]
     # Rows that nothing reads live while they are made.
     build = GraphBuilder((1, 4, 4, 4))
     x = build.conv("input", 4)
     part = build.add(ops.Slice, x, begin=(0, 1, 0, 0), size=(1, 2, 4, 4))
-    (_, life, *_) = lifetimes(build.graph(build.conv(build.conv(part, 1), 1)), rowwise=True)
-    assert [(block.last, block.offset, block.end) for block in life.blocks] == [(0, 0, 64), (1, 64, 192), (0, 192, 256)]
+    (_, live, *_) = live_ranges(build.graph(build.conv(build.conv(part, 1), 1)), rowwise=True)
+    assert [(block.last, block.offset, block.end) for block in live.blocks] == [
+        (0, 0, 64),
+        (1, 64, 192),
+        (0, 192, 256),
+    ]
     # An output stays.
     build = GraphBuilder((1, 4, 4, 4))
     x = build.conv("input", 4)
     part = build.conv(build.add(ops.Slice, x, begin=(0, 1, 0, 0), size=(1, 2, 4, 4)), 1)
-    (_, life, *_) = lifetimes(build.graph(x, part), rowwise=True)
-    assert [block.last for block in life.blocks] == [2]
+    (_, live, *_) = live_ranges(build.graph(x, part), rowwise=True)
+    assert [block.last for block in live.blocks] == [2]
 
 
 @settings(max_examples=40)
 @given(graphs(leave_out=("groups",)))
 def test_rows_are_never_freed_before_they_are_read(graph):
-    whole = {life.tensor: life for life in lifetimes(graph)}
-    for life in lifetimes(graph, rowwise=True):
-        assert (life.first, life.last) == (whole[life.tensor].first, whole[life.tensor].last)
+    whole = {live.tensor: live for live in live_ranges(graph)}
+    for live in live_ranges(graph, rowwise=True):
+        assert (live.first, live.last) == (whole[live.tensor].first, whole[live.tensor].last)
         # The blocks are the whole tensor, one after the other.
-        assert life.blocks[0].offset == 0
-        assert all(above.end == below.offset for above, below in pairwise(life.blocks))
-        assert life.blocks[-1].end == whole[life.tensor].blocks[-1].end
+        assert live.blocks[0].offset == 0
+        assert all(above.end == below.offset for above, below in pairwise(live.blocks))
+        assert live.blocks[-1].end == whole[live.tensor].blocks[-1].end
         for step, op in enumerate(graph.ops):
-            if life.tensor not in op.inputs:
+            if live.tensor not in op.inputs:
                 continue
-            row = life.nbytes // graph.tensors[life.tensor].shape[1]
-            first, last = (0, life.nbytes)
+            row = live.nbytes // graph.tensors[live.tensor].shape[1]
+            first, last = (0, live.nbytes)
             if isinstance(op, ops.Slice):
                 first, last = op.begin[1] * row, (op.begin[1] + op.size[1]) * row
-            for block in life.blocks:
+            for block in live.blocks:
                 assert block.last >= step or block.end <= first or block.offset >= last
 
 
