@@ -24,7 +24,7 @@ from firebox.model_zoo import export_network
 from firebox.model_zoo.classifier import TorchClassifier
 from firebox.model_zoo.commands.selection import open_classifiers
 from firebox.runtime import Evaluation, LabelledImages, Preprocessing, Session, evaluate, open_images, sample
-from firebox.runtime.commands.console import progress
+from firebox.runtime.commands.console import TerminalProgress
 from firebox.runtime.inference.classifier import Classifier
 
 _TORCH = "torch"
@@ -103,8 +103,8 @@ def measure(name: str, data_folder: Path, images: LabelledImages, seeds: Sequenc
             for label, classifier in open_classifiers([f"{folder}/0"], None, "all").items()
         }
         sessions = {f"seed {seed}": Session(Path(folder, str(seed), _INT8)) for seed in seeds}
-        with progress(f"evaluating {name}", len(images)) as advance:
-            evaluations = evaluate({_TORCH: TorchClassifier(network), **files, **sessions}, images, advance)
+        models = {_TORCH: TorchClassifier(network), **files, **sessions}
+        evaluations = evaluate(models, images, progress=TerminalProgress())
     by_name = {evaluation.name: evaluation for evaluation in evaluations}
     calibration = ExportConfig().calibration_images
     drawn = {seed: set(sample(images, calibration, seed).names) for seed in seeds}

@@ -37,7 +37,7 @@ from firebox.runtime import (
     evaluate,
     open_images,
 )
-from firebox.runtime.commands.console import progress
+from firebox.runtime.commands.console import TerminalProgress
 from firebox.runtime.inference.backends import BACKENDS, installed_backends
 from firebox.runtime.inference.classifier import Classifier
 
@@ -98,8 +98,7 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
                 "firebox, model.int8.onnx": Session(place / "model.int8.onnx"),
                 "onnxruntime, quantize_static": Quantized(Session(place / "model.float32.onnx"), bare(theirs)),
             }
-            with progress(f"evaluating {name}", len(images)) as advance:
-                evaluations[name] = evaluate(models, images, advance)
+            evaluations[name] = evaluate(models, images, progress=TerminalProgress())
         digits, place = open_images("digits"), Path(folder, _SMALL)
         config = ExportConfig(tolerance=NO_GATE)
         export_network(load_network(_SMALL, random_init=True), place, digits, config)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..export import ExportConfig
-from ..runtime.commands.console import note, progress, progress_unless
+from ..runtime.commands.console import note, progress_unless
 from ..runtime.files import check_writable, write_file
 from ..runtime.images.datasets import open_images, split_images
 from ..runtime.inference.classifier import Classifier
@@ -53,9 +53,8 @@ def run_demo(out: str | Path, sram: int, seed: int = 0, *, quiet: bool = False) 
     exported = export_network(network, out, seen, ExportConfig(seed=seed), quiet=quiet)
     models: dict[str, Classifier] = {"torch": TorchClassifier(network)}
     models |= {path.name: Session(path) for path in exported.files}
-    with progress("evaluating", len(unseen), quiet=quiet) as advance:
-        evaluations = evaluate(models, unseen, advance)
     shown = progress_unless(quiet)
+    evaluations = evaluate(models, unseen, progress=shown)
     profiles = [profile(path, sram=sram, max_seconds=_PROFILE_SECONDS, progress=shown) for path in exported.files]
     report: dict[str, Any] = {
         "training": training.to_json(),

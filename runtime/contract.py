@@ -12,6 +12,7 @@ import numpy as np
 
 from .errors import FormatError
 from .formats.read import read_metadata
+from .graph.graph import Quantization
 from .images.preprocessing import Preprocessing
 
 # The name of the metadata entry, in both formats.
@@ -30,19 +31,20 @@ class TensorSpec:
     scale: float | None = None
     zero_point: int = 0
 
+    @property
+    def quantization(self) -> Quantization | None:
+        """Scale and zero point of the integers; ``None`` for a float tensor."""
+        return None if self.scale is None else Quantization((self.scale,), self.zero_point)
+
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Reals to what the file takes: rounded half to even and saturated."""
-        if self.scale is None:
-            return values.astype(self.dtype)
-        limits = np.iinfo(self.dtype)
-        integers = np.rint(values / np.float32(self.scale)) + self.zero_point
-        return np.clip(integers, limits.min, limits.max).astype(self.dtype)
+        """Real values in the file's type: integers are rounded half to even and saturated."""
+        found = self.quantization
+        return found.quantize(values, self.dtype) if found else values.astype(self.dtype)
 
     def decode(self, values: np.ndarray) -> np.ndarray:
-        """What the file gives to float32 reals."""
-        if self.scale is None:
-            return values.astype(np.float32)
-        return (values.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+        """Values in the file's type as float32 real values."""
+        found = self.quantization
+        return found.dequantize(values) if found else values.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ...export.commands.fit import advise, show_fit
-from ...runtime.commands.console import note, print_json, progress, say, table
+from ...runtime.commands.console import note, print_json, progress_unless, say, table
 from ...runtime.commands.options import budget_options, fit_target_option, json_option
 from ...runtime.errors import DoesNotFitError, MissingExtraError, UsageError
 from ...runtime.inference.ensemble import Combine, Ensemble
@@ -329,8 +329,7 @@ def evaluate_command(
         if len(classifiers) < 2:
             raise UsageError(f"--combine {combine} takes two models or more, and {', '.join(classifiers)} is one")
         classifiers = {**classifiers, f"ensemble ({combine})": Ensemble(classifiers, combine)}
-    with progress("evaluating", len(labelled), quiet=as_json) as advance:
-        found = evaluate(classifiers, labelled, advance)
+    found = evaluate(classifiers, labelled, progress=progress_unless(as_json))
     if as_json:
         first = found[0]
         rows: Any = [result.to_json() | {"agreement_with_first": result.agreement(first)} for result in found]

@@ -1,6 +1,6 @@
 """How often models are right on labelled images, and how often they agree with each other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import DataError, UsageError
 from ..images.datasets import LabelledImages, match_labels
+from ..progress import SILENT, Progress
 from .classifier import Classifier
 from .ensemble import View
 
@@ -44,12 +45,13 @@ class Evaluation:
 def evaluate(
     models: Mapping[str, Classifier],
     images: LabelledImages,
-    tick: Callable[[], None] = lambda: None,
+    *,
+    progress: Progress = SILENT,
 ) -> list[Evaluation]:
     """Run every model on every image; each image is decoded once for all models of the same preprocessing.
 
-    A model that is also a member of an ensemble answers once for both. ``tick`` is called once an image. Raises
-    ``DataError`` where there are no images, for one that cannot be read or a class that a model does not know.
+    A model that is also a member of an ensemble runs once for both. Raises ``UsageError`` if there is no model, and
+    ``DataError`` if there are no images, an image cannot be read, or a model lacks one of the classes.
     """
     if not models:
         raise UsageError("there is no model to evaluate")
@@ -57,9 +59,10 @@ def evaluate(
         raise DataError(f"there are no images of {images.source} to evaluate on; choose another split")
     labels = {name: match_labels(images, model.classes, model.class_ids) for name, model in models.items()}
     ranked: dict[str, list[np.ndarray]] = {name: [] for name in models}
-    for image in images.names:
-        view = View(images.read(image), images.where(image))
-        for name, model in models.items():
-            ranked[name].append(np.argsort(-view.answer(model), kind="stable")[:_TOP])
-        tick()
+    with progress.task("evaluating", len(images)) as advance:
+        for image in images.names:
+            view = View(images.read(image), images.where(image))
+            for name, model in models.items():
+                ranked[name].append(np.argsort(-view.answer(model), kind="stable")[:_TOP])
+            advance()
     return [Evaluation(name, np.array(ranked[name]), labels[name]) for name in models]

@@ -58,13 +58,13 @@ class Knowing:
 
 def test_accuracy_and_agreement_are_counted(exported, noise):
     preprocessing = Session(exported / "model.int8.onnx").preprocessing
-    images, ticks = open_images(noise), []
+    images, progress = open_images(noise), Recorder()
     truth, lies = evaluate(
-        {"truth": Knowing(preprocessing), "lies": Knowing(preprocessing, lies=True)}, images, lambda: ticks.append(1)
+        {"truth": Knowing(preprocessing), "lies": Knowing(preprocessing, lies=True)}, images, progress=progress
     )
     assert (truth.top1, truth.top5, lies.top5) == (1.0, 1.0, 1.0)
     assert lies.top1 == truth.agreement(lies) == pytest.approx(1 / 3)
-    assert len(ticks) == len(images)
+    assert progress.steps == {"evaluating": len(images)}
     assert truth.to_json() == {"name": "truth", "images": 12, "top1": 1.0, "top5": 1.0}
     with pytest.raises(UsageError, match="no model"):
         evaluate({}, images)
