@@ -1,4 +1,4 @@
-"""What the benchmarks share: the reference networks, their options, and the pages they write."""
+"""Shared by the benchmarks: the reference networks, the options, and writing pages."""
 
 import os
 import platform
@@ -16,15 +16,15 @@ from firebox.runtime import LabelledImages, Session, open_images
 from firebox.runtime.commands.console import note
 from firebox.runtime.files import write_file
 
-# Networks whose published weights are used, with the file that holds them.
+# Networks with published weights, and the files of these weights.
 REFERENCES = {"squeezenet1_1": "squeezenet1_1.pth", "squeezenet1_0": "compressed_SqueezeNet.net"}
 IMAGES = "imagenet-samples.tar"
 CIFAR = "cifar10-images.tar"
 
-# What the gate would refuse is measured, too.
+# The parity gate off: files that fail it are measured as well.
 NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
 
-# The command is written into the pages, where it stands for everybody's folder.
+# The folder of the weights and images in the commands of the pages.
 FOLDER = "$FIREBOX_DATA"
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -48,20 +48,20 @@ optional_data_option = _data_option(required=False)
 
 
 def out_option(name: str):
-    """The option for the page that is written."""
+    """The option for the page to write."""
     return click.option(
         "--out", type=click.Path(path_type=Path), default=_DOCS / name, help=f"Page to write.  [default: docs/{name}]"
     )
 
 
 def load_reference(name: str, data_folder: Path, input_size: tuple[int, int] | None = None) -> Network:
-    # One image at a time gives several threads little to do, and on busy cores they wait for each other.
+    # Single images do not keep several threads busy, and on busy cores threads wait for each other.
     torch.set_num_threads(1)
     return load_network(name, data_folder / REFERENCES[name], input_size=input_size)
 
 
 def test_images(data_folder: Path) -> LabelledImages:
-    """CIFAR-10's, which nothing is trained or chosen on."""
+    """The test images of CIFAR-10, used for no training and no choice."""
     images = open_images(data_folder / CIFAR).split("test")
     if images is None:
         raise click.ClickException(f"{data_folder / CIFAR} has no folder test")
@@ -69,31 +69,31 @@ def test_images(data_folder: Path) -> LabelledImages:
 
 
 def test_logits(network: Network, test: LabelledImages) -> np.ndarray:
-    """What the network answers to all images (images, classes)."""
+    """The logits (images, classes) of a network for all images."""
     images = load_images(test, network.preprocessing, quiet=True)
     return predict(network.module, images, network.preprocessing).numpy()
 
 
-def accuracy(answers: np.ndarray, labels: np.ndarray) -> float:
-    """The share of the images that answers (images, classes) are right about."""
-    return float((answers.argmax(1) == labels).mean())
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The top-1 accuracy of logits (images, classes)."""
+    return float((logits.argmax(1) == labels).mean())
 
 
 def encode(session: Session, pixels: np.ndarray) -> np.ndarray:
-    """Pixels as what the session's file takes."""
+    """Pixels as the input tensor of the session's file."""
     values = session.preprocessing.normalize(pixels)[None]
     values = values.transpose(0, 3, 1, 2) if session.contract.layout == "NCHW" else values
     return np.ascontiguousarray(session.contract.input.encode(values))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
-    """A table in Markdown; the first columns hold ``names``, the others figures, which are aligned to the right."""
+    """A Markdown table; the first ``names`` columns are aligned left, the others, with figures, right."""
     rule = ["---"] * names + ["---:"] * (len(columns) - names)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
 
 
 def surroundings() -> str:
-    """Versions of the packages and what the processor can do, for a table can be repeated only with both."""
+    """Package versions and processor features, which are needed to reproduce a table."""
     versions = [f"Python {platform.python_version()}"]
     for package in _PACKAGES:
         try:

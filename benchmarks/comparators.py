@@ -1,4 +1,4 @@
-"""Other makers' int8 files, calibrated with the same images: onnxruntime's quantizer, and LiteRT's in torch."""
+"""int8 files of other quantizers, with the same calibration images: onnxruntime's, and those of LiteRT's converter."""
 
 import importlib
 import subprocess
@@ -28,26 +28,26 @@ from firebox.runtime.inference.backends import BACKENDS
 
 StockQuantizer = Literal["pt2e", "ai-edge-quantizer", "ai-edge-quantizer-minmax"]
 
-# The environment of the stock converter: what is in it, and what runs in it.
+# The requirements of the stock converter's environment, and the script that runs in it.
 STOCK_REQUIREMENTS = Path(__file__).with_name("stock_litert") / "requirements.txt"
 STOCK_SCRIPT = STOCK_REQUIREMENTS.with_name("convert.py")
-# Lines of what the stock converter says that are worth repeating when it fails.
+# The number of output lines to repeat when the stock converter fails.
 _LAST_LINES = 5
 
 
 class Feeds(CalibrationDataReader):
-    """Images as onnxruntime's quantizer asks for them."""
+    """Calibration images for onnxruntime's quantizer."""
 
     def __init__(self, feeds: Iterable[dict[str, np.ndarray]]):
         self._feeds = iter(feeds)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next input by its name, or nothing."""
+        """The next input by name, or ``None`` at the end."""
         return next(self._feeds, None)
 
 
 def quantize_with_onnxruntime(folder: Path, images: LabelledImages) -> Path:
-    """The float32 file quantized by onnxruntime, as it recommends for x86, with the images that calibrate ours."""
+    """Quantize the float32 file with onnxruntime's options for x86 and firebox's calibration images."""
     source, prepared, target = (folder / name for name in ("model.float32.onnx", "prepared.onnx", "quantized.onnx"))
     config, session, name = ExportConfig(), Session(source), read_graph(source).inputs[0]
     drawn = sample(images, config.calibration_images, config.seed)
@@ -69,8 +69,8 @@ def quantize_with_onnxruntime(folder: Path, images: LabelledImages) -> Path:
 def convert_with_stock(
     python: Path, quantizer: StockQuantizer, network: Network, images: LabelledImages, target: Path
 ) -> Path:
-    """The network as int8 .tflite from the stock converter, all ``images`` calibrating; ``python`` is that of the
-    environment it is installed in."""
+    """Convert the network to an int8 .tflite with the stock converter, calibrated with all ``images``; ``python`` is
+    the interpreter of its environment."""
     preprocessing = network.preprocessing
     crops = (preprocessing.crop(images.read(name), images.where(name)) for name in images.names)
     inputs = np.stack([preprocessing.normalize(pixels).transpose(2, 0, 1) for pixels in crops]).astype(np.float32)
@@ -87,26 +87,26 @@ def convert_with_stock(
 
 
 def stock_version() -> str:
-    """Of the converter and its quantizers, as they are asked for."""
+    """The pinned versions of the converter and its quantizers."""
     wanted = ("litert-torch", "torchao", "ai-edge-quantizer")
     pins = dict(line.split("==") for line in STOCK_REQUIREMENTS.read_text().splitlines() if "==" in line)
     return ", ".join(f"{name} {pins[name]}" for name in wanted)
 
 
 def open_stock(path: Path, network: Network) -> Callable[[np.ndarray], np.ndarray]:
-    """A .tflite of the stock converter in LiteRT, on one thread: pixels (height, width, channels) to logits
-    (classes,). It carries no contract of ours, so its input and output are asked of the runtime."""
+    """A .tflite of the stock converter in LiteRT, on one thread: pixels (height, width, channels) to logits (classes,).
+    The file has no firebox contract, so the runtime provides the quantization of its input and output."""
     interpreter: Any = importlib.import_module(BACKENDS["litert"].module).Interpreter(str(path), num_threads=1)
     interpreter.allocate_tensors()
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
-    def answer(pixels: np.ndarray) -> np.ndarray:
+    def run(pixels: np.ndarray) -> np.ndarray:
         x = network.preprocessing.normalize(pixels).transpose(2, 0, 1)[None]
         interpreter.set_tensor(source["index"], _spec(source).encode(x))
         interpreter.invoke()
         return _spec(target).decode(interpreter.get_tensor(target["index"])).reshape(-1)
 
-    return answer
+    return run
 
 
 def _spec(details: dict[str, Any]) -> TensorSpec:

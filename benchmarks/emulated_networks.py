@@ -1,4 +1,4 @@
-"""The networks that are run on emulated processors, with what the reference makes of their inputs."""
+"""The networks for emulated processors, with the reference's outputs for their inputs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class Sums(nn.Module):
 
 @dataclass(frozen=True)
 class Network:
-    """The int8 files of one network, with images for their inputs; whether no kernel can saturate on them."""
+    """The int8 files of one network and images for their inputs; ``is_safe`` if no kernel can saturate on them."""
 
     name: str
     files: tuple[Path, ...]
@@ -59,7 +59,7 @@ def jobs(folder: Path, data_folder: Path | None) -> Iterator[Job]:
 
 
 def _networks(folder: Path, data_folder: Path | None) -> Iterator[Network]:
-    """Exported with few images: what they compute matters here, not how well."""
+    """The networks, exported with few images: accuracy does not matter here."""
     digits, quick = open_images("digits"), ExportConfig(20, "fast", precisions=("int8",), tolerance=NO_GATE)
     full, both = replace(quick, weight_range="full"), ("onnx", "tflite")
     torch.manual_seed(0)
@@ -112,7 +112,7 @@ def _quantized(source: Path, target: Path, form: str, activations: str, images: 
 
 
 def jobs_of(network: Network, file: Path, count: int) -> Iterator[Job]:
-    """The file in each runtime that reads it, on images drawn by a seed, with the reference's outputs."""
+    """The file in each runtime that reads it, on random images, with the reference's outputs."""
     graph, drawn = read_graph(file), sample(network.images, count, 1)
     crops = (network.preprocessing.crop(drawn.read(name), drawn.where(name)) for name in drawn.names)
     inputs = [graph.input_values(network.preprocessing.normalize(pixels)[None]) for pixels in crops]
@@ -129,7 +129,7 @@ def jobs_of(network: Network, file: Path, count: int) -> Iterator[Job]:
 
 
 def _all_127(folder: Path) -> Iterator[Job]:
-    """A convolution of nothing but the largest weights and inputs: no sum of products is larger."""
+    """A convolution with only the largest weights and inputs: no sum of products can be larger."""
     channels, size = 16, 6
     weight, one = np.full((8, 3, 3, channels), 127, np.int8), Quantization((1.0,), -128)
     steps = Quantization((1.0,) * 8, 0, 0)
@@ -150,12 +150,12 @@ def _all_127(folder: Path) -> Iterator[Job]:
 
 
 def _unsigned(values: np.ndarray) -> np.ndarray:
-    """Integers of a graph as an ONNX file of ours has them; floats as they are."""
+    """Integers of a graph in the form of firebox's ONNX files; floats unchanged."""
     return values.view(np.uint8) ^ np.uint8(0x80) if values.dtype == np.int8 else values
 
 
 def _step(graph: Graph) -> float:
-    """The least by which two outputs can differ."""
+    """The smallest difference between two outputs."""
     op = graph.producers[graph.outputs[0]]
     source = graph.tensors[op.inputs[0]].quantization if graph.tensors[op.output].quantization is None else None
     return source.scale[0] if source else 1.0

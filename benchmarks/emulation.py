@@ -1,4 +1,4 @@
-"""Files run on processors that are not at hand, by QEMU's user mode, and compared with what they should give."""
+"""Runs files on emulated processors (QEMU's user mode) and compares their outputs with the expected ones."""
 
 import json
 import os
@@ -19,15 +19,14 @@ import numpy as np
 _WORKER = Path(__file__).with_name("processors_worker.py")
 _EMULATOR = ("qemu-x86_64-static", "qemu-x86_64")
 NATIVE = "this machine"
-# onnxruntime with its default options, as applications without firebox have it.
+# onnxruntime with its default options, as in applications without firebox.
 PLAIN = "plain onnxruntime"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A file in a runtime, with inputs as the file takes them, (images, ...), and the outputs that it should give,
-    (images, values). ``step`` is the least by which two outputs can differ; ``exact`` says whether all of them must be
-    identical."""
+    """A file in a runtime, with its inputs (images, ...) and expected outputs (images, values). ``step`` is the
+    smallest difference between two outputs; ``exact`` is whether all outputs must be identical."""
 
     network: str
     runtime: str
@@ -40,8 +39,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job gave on a processor: how many of its outputs are identical, on how many of its inputs the class is the
-    same, how many steps off the worst output is, and the form in which the runtime had the weights."""
+    """The result of a job on a processor: the number of identical outputs, of inputs with the same class, the largest
+    difference in steps, and the form of the weights in the runtime."""
 
     job: Job
     processor: str
@@ -54,19 +53,19 @@ class Outcome:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether an output differs that must not."""
+        """True if outputs differ that must be identical."""
         return self.job.exact and self.identical < self.outputs
 
 
 def emulator() -> str | None:
-    """QEMU's user mode for x86-64, where this machine can use it: it runs the same files as Python itself."""
+    """QEMU's user mode for x86-64, on machines whose Python it can run."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return None
     return next((found for name in _EMULATOR if (found := shutil.which(name))), None)
 
 
 def run_jobs(jobs: Sequence[Job], processor: str) -> Iterator[Outcome]:
-    """Every job on an emulated processor (a name of ``qemu-x86_64 -cpu help``), or on this machine."""
+    """Run the jobs on an emulated processor (a name from ``qemu-x86_64 -cpu help``), or on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         jobs_file = Path(folder, "jobs.json")
         jobs_file.write_text(json.dumps([_saved(job, Path(folder, f"{index}.npz")) for index, job in enumerate(jobs)]))
@@ -97,20 +96,20 @@ def _saved(job: Job, path: Path) -> dict[str, Any]:
 
 
 def _python(processor: str) -> list[str]:
-    """The command that runs the worker. QEMU needs the interpreter itself, which knows nothing of the environment."""
+    """The command that runs the worker. QEMU runs the bare interpreter, which does not know the virtual environment."""
     if processor == NATIVE:
         return [sys.executable, str(_WORKER)]
     found = emulator()
     if found is None:
         raise click.ClickException("QEMU's user mode is missing: apt-get install qemu-user-static")
     code = (
-        f"import runpy, site, sys; site.addsitedir({sysconfig.get_path('purelib')!r}); "
-        f"sys.argv = ['worker', *sys.argv[1:]]; runpy.run_path({str(_WORKER)!r}, run_name='__main__')"
+        f"import runpy, site, sys; site.addsitedir({sysconfig.get_path('purelib')!r}); sys.argv = ['worker', "
+        f"*sys.argv[1:]]; runpy.run_path({str(_WORKER)!r}, run_name='__main__')"
     )
     return [found, "-cpu", processor, os.path.realpath(sys.executable), "-c", code]
 
 
 def _environment(folder: str) -> dict[str, str]:
-    # Kernels that were chosen for this machine's processor may not run on another.
+    # Kernels chosen for this machine's processor may not run on another.
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENBLAS_", "FIREBOX_CPU"))}
     return {**kept, "FIREBOX_CACHE": folder, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -1,6 +1,6 @@
-"""How far networks can be fitted to SRAM budgets, run in arenas of exactly that size; writes docs/fit.md.
+"""Networks fitted to SRAM budgets and run in arenas of exactly that size; writes docs/fit.md.
 
-Exits with 1 when a fitted file does not run in its budget or answers anything else than the file before.
+Exits with 1 if a fitted file does not run within its budget, or if its outputs differ from those of the original file.
 """
 
 import tempfile
@@ -44,9 +44,9 @@ from firebox.runtime.graph import ops
 from firebox.runtime.memory.measure import run_in_arena
 
 KiB = 1024
-# What is aimed at: no more extra work than this.
+# The target: no more extra work than this.
 _EXTRA_MACS = 0.02
-# Nothing fits it: the error tells the least that was reached.
+# Nothing fits this budget; the error holds the smallest arena found.
 _HOPELESS = 1
 _MICRO = "tflite-micro"
 _RUNTIMES = (_MICRO, "LiteRT, reference kernels", "LiteRT, XNNPACK", "onnxruntime")
@@ -55,7 +55,7 @@ _BACKENDS = {"LiteRT, XNNPACK": "litert", "onnxruntime": "onnxruntime"}
 
 @dataclass(frozen=True)
 class Case:
-    """A network at an input size, the budgets that it is fitted to, and the one that is aimed at."""
+    """A network at an input size, its budgets, and the target among them."""
 
     model: str
     side: int
@@ -64,7 +64,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Name and size."""
+        """The name and size in the tables."""
         return f"{self.model}, {self.side}x{self.side}"
 
 
@@ -82,7 +82,7 @@ _QUICK = (Case("squeezenet1_1", 96, (192 * KiB, 160 * KiB), 160 * KiB),)
 
 @dataclass(frozen=True)
 class Row:
-    """One fit: what it is, what it took, and on how many images each runtime gave the integers of before."""
+    """One fit: its result and search time, and the number of images with identical outputs in each runtime."""
 
     case: Case
     fit: Fit
@@ -94,15 +94,15 @@ class Row:
 
     @property
     def budget(self) -> str:
-        """As it stands in the tables."""
+        """The budget in the tables."""
         if self.fit.sram_bytes % KiB or self.lowest:
-            return f"{self.fit.sram_bytes:,} bytes" + (" (the least found)" if self.lowest else "")
+            return f"{self.fit.sram_bytes:,} bytes" + (" (smallest found)" if self.lowest else "")
         return f"{self.fit.sram_bytes // KiB:,} KiB"
 
 
 @dataclass(frozen=True)
 class Found:
-    """Everything about one network: the file before, the fits, and the budgets that no fit was found for."""
+    """Results of one network: the original file, the fits, and the budgets without a fit."""
 
     case: Case
     untiled_bytes: int
@@ -113,23 +113,23 @@ class Found:
 
     @property
     def least(self) -> int:
-        """The smallest budget that was fitted."""
+        """The smallest budget with a fit."""
         return min(row.fit.sram_bytes for row in self.rows)
 
 
 @click.command()
 @data_option
 @out_option("fit.md")
-@click.option("--images", "count", default=20, show_default=True, help="Images that are compared.")
-@click.option("--rounds", default=4, show_default=True, help="How often every comparison of times has its turn.")
-@click.option("--seconds", default=1.0, show_default=True, help="How long a turn takes, at least.")
-@click.option("--pairs", default=2, show_default=True, help="How often each chain is planned and fitted.")
-@click.option("--seed", default=0, show_default=True, help="Draws the images and decides every order.")
-@click.option("--quick", is_flag=True, help="Two budgets and short chains, to try the script.")
+@click.option("--images", "count", default=20, show_default=True, help="Images to compare.")
+@click.option("--rounds", default=4, show_default=True, help="Turns of each latency comparison.")
+@click.option("--seconds", default=1.0, show_default=True, help="Minimum length of a turn.")
+@click.option("--pairs", default=2, show_default=True, help="Times that each chain is planned and fitted.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the images and of the random orders.")
+@click.option("--quick", is_flag=True, help="Two budgets and short chains, to test the script.")
 def main(
     data_folder: Path, out: Path, count: int, rounds: int, seconds: float, pairs: int, seed: int, quick: bool
 ) -> None:
-    """Fit the networks of the zoo to budgets, run every file in an arena of exactly that size, and time it.
+    """Fit networks to budgets, run every file in an arena of exactly that size, and time it.
 
     \b
     Example:
@@ -154,33 +154,35 @@ def main(
     ]
     write_page(out, [*page(found, ratios, count, seed, wrong), *growth_page(growth, pairs)])
     if wrong:
-        raise click.ClickException(f"not the integers of the file before, or no run at all: {'; '.join(wrong)}")
+        raise click.ClickException(
+            f"outputs differ from the original file, or the file does not run: {'; '.join(wrong)}"
+        )
 
 
 def export_untiled(case: Case, data_folder: Path, images: LabelledImages, out: Path) -> None:
-    """The int8 files of a network as they are without a budget."""
+    """Export the int8 files of a network without a budget."""
     size = (case.side, case.side)
     if case.model in REFERENCES:
         network = load_reference(case.model, data_folder, size)
     else:
         network = load_network(case.model, random_init=True, input_size=size)
     note(f"{case.label}: exporting")
-    # Networks without published weights, or of another size than they were trained for, are not held to the gate.
+    # No gate: some networks have random weights or another input size than they were trained for.
     export_network(network, out, images, ExportConfig(precisions=("int8",), tolerance=NO_GATE), quiet=True)
 
 
 def fit_all(case: Case, folder: Path, images: LabelledImages) -> Found:
-    """Every budget of a case, and the least that can be reached."""
+    """Fit every budget of a case, and the smallest budget that can be reached."""
     untiled = {ending: folder / f"model.int8.{ending}" for ending in ("tflite", "onnx")}
     graph = read_graph(untiled["tflite"])
     inputs = encoded(untiled, images)
-    # An arena in which there is room for anything.
-    expected = answers(untiled, inputs, 1 << 24)
+    # An arena large enough for every file.
+    expected = outputs_of(untiled, inputs, 1 << 24)
     rows: list[Row] = []
     refused: dict[int, int] = {}
     for budget in (*case.budgets, _HOPELESS):
         if refused:
-            # The least that was reached is the same for every budget below it.
+            # The smallest arena found is the same for every budget below it.
             refused[budget] = min(refused.values())
             continue
         try:
@@ -205,7 +207,7 @@ def fitted(
     *,
     lowest: bool = False,
 ) -> Row:
-    """Fit to one budget; write both files, run them and measure the arena. Raises ``DoesNotFitError``."""
+    """Fit one budget; write both files, run them and measure the arena. Raises ``DoesNotFitError``."""
     start = time.process_time()
     found = fit(graph, budget)
     seconds = time.process_time() - start
@@ -216,14 +218,14 @@ def fitted(
     note(f"{case.label}: {format_size(budget)}, {found.extra_macs:+.2%} MACs, {len(found.after.graph.ops)} operations")
     same = {
         name: sum(np.array_equal(was, now) for was, now in zip(expected[name], given, strict=False))
-        for name, given in answers(files, inputs, budget).items()
+        for name, given in outputs_of(files, inputs, budget).items()
     }
     measured = measure_arena(files["tflite"], "tflm", exact=True).total_bytes
     return Row(case, found, lowest, measured, seconds, same, files)
 
 
 def encoded(files: Mapping[str, Path], images: LabelledImages) -> dict[str, list[np.ndarray]]:
-    """The images as each file takes them: prepared as its contract says."""
+    """The images as inputs of each file, preprocessed by its contract."""
     inputs = {}
     for ending, path in files.items():
         with Session(path) as session:
@@ -232,10 +234,10 @@ def encoded(files: Mapping[str, Path], images: LabelledImages) -> dict[str, list
     return inputs
 
 
-def answers(
+def outputs_of(
     files: Mapping[str, Path], inputs: Mapping[str, list[np.ndarray]], arena_size: int
 ) -> dict[str, list[np.ndarray]]:
-    """What each runtime makes of the images; no answers where tflite-micro refuses the file in its arena."""
+    """Outputs of each runtime for the images; none if tflite-micro cannot run the file in its arena."""
     runs = [in_arena(files["tflite"], inputs["tflite"], arena_size), with_reference(files["tflite"], inputs["tflite"])]
     for backend, ending in (("litert", "tflite"), ("onnxruntime", "onnx")):
         run = bare(files[ending], backend)
@@ -244,7 +246,7 @@ def answers(
 
 
 def in_arena(path: Path, inputs: list[np.ndarray], arena_size: int) -> list[np.ndarray]:
-    """Runs in tflite-micro in an arena of so many bytes, in a process of its own, for it may end this one."""
+    """Outputs of tflite-micro in an arena of ``arena_size`` bytes, in its own process, because it may abort."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(run_in_arena, path.read_bytes(), arena_size, inputs).result()
@@ -254,7 +256,7 @@ def in_arena(path: Path, inputs: list[np.ndarray], arena_size: int) -> list[np.n
 
 
 def with_reference(path: Path, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """Runs in LiteRT without XNNPACK, with the kernels that are written to be read."""
+    """Outputs of LiteRT with its reference kernels, without XNNPACK."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     interpreter = Interpreter(str(path), num_threads=1, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
@@ -269,7 +271,7 @@ def with_reference(path: Path, inputs: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def comparisons(found: Sequence[Found], images: LabelledImages) -> Iterable[Comparison]:
-    """Each fitted file beside the one before it; and that one beside itself."""
+    """Comparisons of each fitted file with the original one, and of the first original file with itself."""
     for index, item in enumerate(found):
         first = item.rows[0].files["tflite"].parent
         untiled = {ending: first / f"model.int8.{ending}" for ending in ("tflite", "onnx")}
@@ -300,57 +302,58 @@ def page(found: Sequence[Found], ratios: Sequence[Ratios], count: int, seed: int
         ]
 
     first, names = found[0], ("network", "budget")
-    verdict = "Every cell is." if not wrong else f"**Not so: {'; '.join(wrong)}.**"
+    verdict = "All outputs are identical." if not wrong else f"**Not identical: {'; '.join(wrong)}.**"
     random = sorted({item.case.model for item in found} - set(REFERENCES))
     sources = (
         f"squeezenet1_1 and squeezenet1_0 have their published weights (`{FOLDER}/{'`, `'.join(REFERENCES.values())}`; "
-        "[where from](data.md)), at every input size the same."
+        "[data](data.md)), the same at every input size."
     )
     if random:
-        sources += f" For {' and '.join(random)} there are none: their weights are random."
+        sources += f" {' and '.join(random)} have random weights."
     return [
-        "# Networks within a budget",
-        "This page is written by\n\n```sh\npython benchmarks/fit.py\n```",
-        "Each network's int8 TFLite file is rewritten by `firebox fit` until everything that tflite-micro needs for an "
-        "inference is no more than the budget: input, activations, scratch memory and what the runtime itself keeps. "
-        f"{sources}",
+        "# Fitting SRAM budgets",
+        "This page is generated by\n\n```sh\npython benchmarks/fit.py\n```",
+        "`firebox fit` rewrites each network's int8 TFLite file until everything that tflite-micro needs for an "
+        f"inference fits the budget: input, activations, scratch memory and the runtime's own data. {sources}",
         surroundings(),
-        "## Aims",
-        f"A budget for each network, reached with at most {_EXTRA_MACS:.0%} more multiply-accumulates.",
-        table(("network", "aim", "least that was fitted", "extra MACs at the aim", "reached"), _aims(found)),
+        "## Targets",
+        f"The target is a budget for each network, with at most {_EXTRA_MACS:.0%} extra multiply-accumulates.",
+        table(("network", "target", "smallest fit found", "extra MACs at target", "reached"), _aims(found)),
         "## Budgets",
-        "*Planned* is what the plan of the fitted file says that it needs, *measured* the smallest `arena_size`, to 16 "
-        "bytes, in which tflite-micro ran the file. Both are of a 64-bit machine; on a 32-bit one the runtime keeps "
-        "less. *Extra MACs* are computed a second time where tiles overlap. Operations are counted as they stand in "
-        "the file. *The least found* is the smallest budget that the search reached, and the file is the one for it. "
-        f"For squeezenet1_1 at 224x224 vendors' tools report 829 KiB of activations, and the stock converter's file "
-        "takes an arena of 2,260,768 bytes in tflite-micro: other makers' figures, not measured here. This project's "
-        f"file takes {first.untiled_measured:,} bytes ({first.case.label}) before any fit.",
+        "*Planned* is the memory in the plan of the fitted file; *measured* is the smallest `arena_size`, to 16 bytes, "
+        "in which tflite-micro ran the file. Both are for a 64-bit host; on a 32-bit target the runtime needs less for "
+        "its own data. *Extra MACs* are computed twice where tiles overlap. *Operations* is the number of operations "
+        "in the file. The row *smallest found* is the smallest budget that the search reached, with the file for it. "
+        "For squeezenet1_1 at 224x224, vendors' tools report 829 KiB of activations, and the stock converter's file "
+        "takes an arena of 2,260,768 bytes in tflite-micro; these figures are from other sources, not measured here. "
+        f"firebox's file takes {first.untiled_measured:,} bytes ({first.case.label}) before fitting.",
         table((*names, "planned, bytes", "measured, bytes", "extra MACs", "operations"), _budget_rows(found), names=2),
-        "## Where the tiles are",
-        "From one tensor to another the network is computed in bands of rows, one band after the other; a band can be "
-        "of several tiles side by side. Elsewhere it is computed as before. Tensors are called after their modules.",
-        table((*names, "bands of tiles"), each(_where, skip_untiled=True), names=3),
-        "## The same integers",
-        f"On how many of {count} images (drawn from `{FOLDER}/{IMAGES}` by seed {seed}, prepared as the file's "
-        "contract says) the fitted file's output is bit for bit that of the file before it, in the same runtime. "
-        f"tflite-micro has an arena of exactly the budget, in a process of its own. {verdict}",
+        "## Tiles",
+        "Between the two tensors, the network is computed in bands of rows, one band after the other; a band may "
+        "consist of several tiles side by side. The rest of the network is unchanged. Tensors are named after their "
+        "modules.",
+        table((*names, "segments and their bands"), each(_where, skip_untiled=True), names=3),
+        "## Identical outputs",
+        f"The number of images, of {count}, for which the output of the fitted file is bit for bit that of the "
+        f"original file in the same runtime. The images are from `{FOLDER}/{IMAGES}`, drawn with seed {seed} and "
+        "preprocessed by the file's contract. tflite-micro runs in its own process, in an arena of exactly the budget. "
+        f"{verdict}",
         table(
             (*names, *_RUNTIMES),
             each(lambda row: tuple(f"{same} of {count}" for same in row.same.values())),
             names=2,
         ),
-        "## Time of an inference",
-        "Time of the fitted file to that of the file before it: above 1, the fitted one is slower. The two are run "
-        f"right after one another on one thread, in changing order within blocks of {len(BLOCK)} pairs, in "
-        f"{len(ratios[0].rounds)} rounds with the others in between. These runtimes have memory to spare and no use "
-        "for tiles. The search weighs multiply-accumulates, not time: channels in groups add none, but cost time here, "
-        "so that a smaller budget can be the faster one.",
+        "## Latency",
+        "Latency of the fitted file divided by that of the original file: above 1, the fitted file is slower. The two "
+        f"run one right after the other on one thread, in random order within blocks of {len(BLOCK)} pairs, in "
+        f"{len(ratios[0].rounds)} rounds that alternate with the other comparisons. These runtimes have memory to "
+        "spare and gain nothing from tiles. The search minimizes multiply-accumulates, not latency: computing channels "
+        "in groups adds none but costs time here, so that a smaller budget can be faster.",
         table((*names, "runtime", *RATIO_COLUMNS), rows("latency"), names=3),
-        "The file before it in two instances; what is no further from 1 than this is no difference.",
+        "Control: the original file in two instances. Ratios no further from 1 than these show no difference.",
         table(("network", "runtime", *RATIO_COLUMNS), rows("control"), names=2),
-        "## Time of the search",
-        "Seconds of processor time, on one core, of one call each: an indication only.",
+        "## Search time",
+        "Processor time of one call on one core; an indication only.",
         table((*names, "seconds"), each(lambda row: (f"{row.seconds:.1f}",), skip_untiled=True), names=2),
     ]
 
@@ -370,14 +373,14 @@ def _aims(found: Sequence[Found]) -> list[tuple[str, ...]]:
 def _budget_rows(found: Sequence[Found]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for item in found:
-        macs = f"{item.graph.macs:,} in all"
+        macs = f"{item.graph.macs:,} in total"
         before = f"{item.untiled_bytes:,}", f"{item.untiled_measured:,}", macs, f"{len(item.graph.ops)}"
-        rows.append((item.case.label, "before", *before))
+        rows.append((item.case.label, "original", *before))
         for row in item.rows:
             figures = f"{needed(row.fit.after):,}", f"{row.measured_bytes:,}", f"{row.fit.extra_macs:+.2%}"
             rows.append((item.case.label, row.budget, *figures, f"{len(row.fit.after.graph.ops)}"))
         for budget, smallest in item.refused.items():
-            refusal = f"does not fit: {smallest:,} is the least found", "", "", ""
+            refusal = f"does not fit; smallest found: {smallest:,}", "", "", ""
             rows.append((item.case.label, f"{budget // KiB:,} KiB", *refusal))
     return rows
 
@@ -387,21 +390,21 @@ def _where(row: Row) -> tuple[str, ...]:
 
 
 def _joined(parts: Iterable[str]) -> str:
-    return "; ".join(parts) or "none: only another order"
+    return "; ".join(parts) or "none; only reordered"
 
 
 def _stage(stage: Stage) -> str | None:
-    """A stretch that is not computed as before, in words."""
+    """The description of a segment that is tiled or reordered."""
     convolutions = [op.output for op in stage.graph.ops if isinstance(op, ops.Conv)]
     groups = sum("/channels" in name for name in convolutions)
-    said = []
+    words = []
     if stage.bands:
         bands, tiles = len(stage.bands), sum(map(len, stage.bands))
-        said.append(f"{bands} band{'s' * (bands > 1)}" + (f" of {tiles} tiles" if tiles > bands else ""))
+        words.append(f"{bands} band{'s' * (bands > 1)}" + (f" of {tiles} tiles" if tiles > bands else ""))
     if groups:
-        said.append(f"channels in {groups} groups")
+        words.append(f"channels in {groups} groups")
     ends = (name.removesuffix("/padded") for name in (stage.source, stage.target))
-    return f"`{'` to `'.join(ends)}`: {', '.join(said)}" if said else None
+    return f"`{'` to `'.join(ends)}`: {', '.join(words)}" if words else None
 
 
 if __name__ == "__main__":

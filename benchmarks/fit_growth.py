@@ -1,4 +1,4 @@
-"""How the time of the planner and of the search grows with a graph, beside that of v1.1; for ``fit.py``'s page."""
+"""Growth of planning and search time with graph size, relative to v1.1; a part of ``fit.py``'s page."""
 
 import math
 import time
@@ -17,21 +17,21 @@ from firebox.runtime.commands.console import progress
 from firebox.runtime.graph import Op, Tensor, ops
 
 SIZES = (50, 100, 200, 500, 1_000, 2_000)
-# Rows of the image of a chain of 50 operations. The area grows with the operations, so that what tflite-micro keeps
-# for each of them has the same share of the memory in every chain.
+# Image rows of a chain of 50 operations. The image area grows with the number of operations, so that tflite-micro's own
+# data is the same share of memory in every chain.
 _SIDE = 96
-# Operations that are no Fire modules: the stem, three pools, and the head's convolution, mean and reshape.
+# Operations outside Fire modules: the stem, three pools, and the head's convolution, mean and reshape.
 _OTHERS = 7
 _FIRE = 4
 _GROUPS = 4
 _SQUEEZE, _EXPAND = 16, 64
-# A plan takes so little that it is made several times.
+# Planning is so fast that it is repeated.
 _PLANS = 20
 
 
 @dataclass(frozen=True)
 class Growth:
-    """One chain, and seconds of processor time: pairs of v1.1's and, right after it, the chain's."""
+    """One chain, with pairs of processor seconds: for v1.1 and, right after it, for the chain."""
 
     graph: Graph
     untiled_bytes: int
@@ -41,7 +41,7 @@ class Growth:
 
 
 def measure_growth(reference: Graph, sizes: Sequence[int], pairs: int) -> list[Growth]:
-    """Every chain in turn with the reference, ``pairs`` times."""
+    """Measure every chain paired with the reference, ``pairs`` times."""
     with progress("growing", 2 * pairs * len(sizes)) as advance:
         return [_measure(reference, chain(size), pairs, advance) for size in sizes]
 
@@ -78,22 +78,22 @@ def _seconds(work: Callable[[], T]) -> tuple[float, T]:
 
 
 def page(found: Sequence[Growth], pairs: int) -> list[str]:
-    """The part of the page about growth."""
+    """The section of the page."""
     reference = np.concatenate([item.fit_seconds[:, 0] for item in found])
-    columns = ("operations", "bytes before", "operations after")
+    columns = ("operations", "bytes", "operations after")
     times = ("ratio (median)", "lowest to highest", "exponent", "seconds")
     return [
-        "## Growth",
-        "Chains of Fire modules in four groups with a pool between them, whose images grow with the number of "
-        "operations, so that what the runtime keeps for each has the same share in all. Each is planned for "
-        "tflite-micro, and fitted to half of what it needs. The ratio is that of processor time, on one core, to what "
-        f"v1.1 at 224x224 takes for the same right before it, {pairs} times; the *exponent* is that of the growth "
-        "since the row above (1: as fast as the graph grows). Seconds are an indication only. v1.1 itself is fitted to "
-        f"half in {np.median(reference):.1f} s (median; {reference.min():.1f} to {reference.max():.1f} in "
-        f"{len(reference)} runs).",
+        "## Scaling",
+        "Chains of Fire modules in four groups, separated by pools. The image size grows with the number of "
+        "operations, so that the runtime's own data is the same share of memory in every chain. Each chain is planned "
+        "for tflite-micro, and fitted to half of its memory. The ratio is processor time on one core divided by the "
+        f"time that v1.1 at 224x224 takes for the same right before it, {pairs} times. The *exponent* is that of the "
+        "growth since the row above (1: linear). Seconds are an indication only. v1.1 itself is fitted to half in "
+        f"{np.median(reference):.1f} s (median; {reference.min():.1f} to {reference.max():.1f} in {len(reference)} "
+        "runs).",
         "### Planning",
         table((*columns[:2], *times), _rows(found, lambda item: item.plan_seconds, 3, after=False)),
-        "### Fitting to half",
+        "### Fitting to half of the memory",
         table((*columns, *times), _rows(found, lambda item: item.fit_seconds, 1, after=True)),
     ]
 
@@ -117,7 +117,7 @@ def _rows(
 def chain(size: int) -> Graph:
     """A network of exactly ``size`` operations: Fire modules in four groups with a pool between them, int8.
 
-    Its weights are random and its scales arbitrary: neither matters to a plan or to the search.
+    Its weights are random and its scales arbitrary: neither affects the plan or the search.
     """
     side = 16 * round(_SIDE * (size / SIZES[0]) ** 0.5 / 16)
     build = _Builder((1, side, side, 3))
@@ -138,7 +138,7 @@ def chain(size: int) -> Graph:
 
 
 class _Builder:
-    """A float32 graph in the making."""
+    """A float32 graph under construction."""
 
     def __init__(self, shape: tuple[int, ...]):
         self.random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""How much time FreezeOut saves: steps with layers frozen, timed in turns with steps without."""
+"""Time saved by FreezeOut: steps with frozen layers, timed in alternation with steps without."""
 
 import time
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ _EPOCH_STEPS = 1000
 def measure_saving(checkpoint: Checkpoint) -> dict[str, float]:
     """The shares of arithmetic (``predicted``) and of time (``measured``) that the schedule of a finished run saves.
 
-    In each round a step is timed with as many layers frozen as each phase of the schedule freezes; the ratio of
-    each to the round's own step without freezing counts with the length of its phase, and rounds by their median.
+    Each round times a step for every phase of the schedule, with the layers frozen in that phase, relative to the
+    round's step without freezing. Phases are weighted by their length; the median over rounds counts.
     """
     first = _learner(checkpoint, 0.0)
     freezeout = first.freezeout
@@ -35,7 +35,7 @@ def measure_saving(checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def measure_step(checkpoint: Checkpoint, compiled: bool) -> float:
-    """The share of a step's time that is saved when the first half of the layers is frozen."""
+    """The share of a step's time saved by freezing the first half of the layers."""
     checkpoint = replace(checkpoint, training=replace(checkpoint.training, compile=compiled))
     first = _learner(checkpoint, 0.0)
     assert first.freezeout is not None
@@ -44,18 +44,18 @@ def measure_step(checkpoint: Checkpoint, compiled: bool) -> float:
 
 
 def _in_turns(learners: Sequence[Learner], rounds: int) -> np.ndarray:
-    """The time of each one's steps beside that of the first one's, the median over rounds."""
+    """The step time of each learner relative to the first one's, as the median over rounds."""
     torch.set_num_threads(1)
     start = learners[0].start
     pixels = torch.randint(256, (start.training.batch_size, 3, *start.config.input_size), dtype=torch.uint8)
     labels = torch.randint(start.config.num_classes, (len(pixels),))
-    # Two rounds to warm up: in the first all may be compiled, and what one compiles makes others do it again.
+    # Two rounds of warm-up: the first may compile, and a learner that compiles can make others compile again.
     times = np.array([[_timed(each, pixels, labels) for each in learners] for _ in range(rounds + 2)])[2:]
     return np.median(times / times[:, :1], axis=0)
 
 
 def _learner(checkpoint: Checkpoint, begin: float) -> Learner:
-    """A training at a share of its steps, with the layers frozen whose time has come."""
+    """A learner at a share of its steps, with the layers frozen that the schedule has frozen by then."""
     start = replace(checkpoint, epoch=0, step=0, optimizer={}, callbacks={})
     learner = Learner(start, torch.device("cpu"), _EPOCH_STEPS, Workers())
     learner.loop.step = int(np.ceil(begin * learner.loop.total_steps))
@@ -64,7 +64,7 @@ def _learner(checkpoint: Checkpoint, begin: float) -> Learner:
 
 
 def _timed(learner: Learner, pixels: torch.Tensor, labels: torch.Tensor) -> float:
-    """Seconds of a step, at the same place of the schedule each time."""
+    """The time of one step, in seconds; the position in the schedule stays the same."""
     place, begin = learner.loop.step, time.perf_counter()
     learner.step(pixels, labels)
     learner.loop.step = place

@@ -1,4 +1,4 @@
-"""Two ways to do the same work, timed right after one another: ratios can be trusted where seconds cannot."""
+"""Paired timing of two ways to do the same work: ratios are reliable where seconds are not."""
 
 import importlib
 import math
@@ -14,21 +14,21 @@ from firebox.runtime.commands.console import progress
 from firebox.runtime.inference.backends import BACKENDS
 from firebox.runtime.onnx_session import open_onnx, session_options
 
-# Shorter runs are repeated until a sample takes this long, in seconds.
+# Runs are repeated until a sample takes this long, in seconds.
 _SAMPLE = 0.002
-# A block of pairs: which of the two runs first. Both orders are equally often; the seed shuffles them.
+# The side that runs first in each pair of a block: each side equally often, shuffled by the seed.
 BLOCK = (0, 0, 1, 1)
 
 Run = Callable[[], Any]
 
 
-# The columns of ``Ratios.cells`` behind those of the label.
-RATIO_COLUMNS = ("ratio (median)", "medians of the rounds", "10th to 90th percentile", "pairs")
+# The columns of ``Ratios.cells`` after the label.
+RATIO_COLUMNS = ("ratio (median)", "medians of rounds", "10th to 90th percentile", "pairs")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two ways to do the same work; its ratio is the time of ``upper`` over that of ``lower``."""
+    """Two ways to do the same work; the ratio is the time of ``upper`` divided by the time of ``lower``."""
 
     section: str
     label: tuple[str, ...]
@@ -38,13 +38,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Ratios:
-    """What a comparison gave: a ratio for each pair, in rounds with the other comparisons in between."""
+    """A ratio for each pair of a comparison, by round; the rounds alternate with those of other comparisons."""
 
     comparison: Comparison
     rounds: list[np.ndarray]
 
     def cells(self) -> tuple[str, ...]:
-        """A row of a table."""
+        """A table row."""
         pairs = np.concatenate(self.rounds)
         medians = [float(np.median(ratios)) for ratios in self.rounds]
         low, middle, high = np.percentile(pairs, (10, 50, 90))
@@ -53,7 +53,7 @@ class Ratios:
 
 
 def measure(comparisons: Sequence[Comparison], rounds: int, seconds: float, seed: int) -> list[Ratios]:
-    """In every round each comparison has one turn, in an order drawn anew."""
+    """Measure all comparisons: in each round every comparison has one turn, in a new random order."""
     rng = np.random.default_rng(seed)
     found = [Ratios(comparison, []) for comparison in comparisons]
     with progress("timing", rounds * len(found)) as advance:
@@ -66,7 +66,7 @@ def measure(comparisons: Sequence[Comparison], rounds: int, seconds: float, seed
 
 
 def turn(runs: tuple[Run, Run], seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """Ratios of the first's time to the second's, for pairs in whole blocks, after a warm-up."""
+    """Ratios of the first run's time to the second's, in whole blocks of pairs, after a warm-up."""
     for run in runs:
         run()
     repeats = math.ceil(_SAMPLE / min(elapsed(run, 1) for run in runs))
@@ -91,7 +91,7 @@ def bind(run: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> Run:
 
 
 def bare(path: Path, backend: str = "onnxruntime", exact: bool = True) -> Callable[[np.ndarray], np.ndarray]:
-    """One inference with nothing but the runtime's own calls, on one thread as in a session; ``exact`` as there."""
+    """One inference by the runtime's own calls, on one thread; ``exact`` as in ``Session``."""
     if backend == "onnxruntime":
         session = open_onnx(path.read_bytes(), session_options(1), exact).session
         name = session.get_inputs()[0].name

@@ -1,7 +1,7 @@
-"""Int8 files on processors with and without kernels that saturate, beside the reference; writes docs/processors.md.
+"""int8 files on processors with and without saturating kernels, compared with the reference; writes docs/processors.md.
 
-``--test`` is what ``make test-processors`` runs: networks by processors alone, with exit code 1 where an output differs
-from the reference's.
+``--test`` is ``make test-processors``: only the table of networks by processors, with exit code 1 if an output differs
+from the reference.
 """
 
 import os
@@ -50,26 +50,26 @@ from firebox.runtime.onnx_session import kernels_saturate, open_onnx, session_op
 from firebox.runtime.processor import this_processor
 
 EMULATED = ("Nehalem", "Haswell", "max")
-# The kind that saturates, with real images: emulated, so that the table is the same wherever it is made.
+# The saturating processor for real images: emulated, so that the table is the same on every machine.
 _SATURATING = "Haswell"
 _REAL_IMAGES = 100
-_RANGES = {"full": "all 8 bits", "saturation-free": "saturation-free (default)", "7-bit": "7 bits"}
+_RANGES = {"full": "full range (8 bits)", "saturation-free": "saturation-free (default)", "7-bit": "7 bits"}
 _LOADS = 15
-# The parts of the page that say something of this machine alone, by their headings.
-_LATER = {"times": "Time on a processor that saturates", "loads": "What loading costs"}
-# What an operation promises, with the measure that is taken for it.
+# The headings of the parts that depend on this machine.
+_LATER = {"times": "Latency on a saturating processor", "loads": "Load time"}
+# The guarantee for each operation, and its reason.
 _PROMISES = (
-    ("Conv, FullyConnected", "identical", "integer sums; one float32 multiplier, rounded half to even, in all of them"),
-    ("MaxPool, Pad, Slice, Reshape, Transpose", "identical", "integers are passed on"),
+    ("Conv, FullyConnected", "identical", "integer sums; one float32 multiplier, rounded half to even, everywhere"),
+    ("MaxPool, Pad, Slice, Reshape, Transpose", "identical", "values are only moved or compared"),
     ("Concat, ReLU", "identical", "inputs and output share one scale"),
-    ("Add", "identical", "scales in ratios of whole numbers with an odd denominator: no sum lies in the middle"),
-    ("global average", "identical", "the same; a mean of very many pixels, whose scale would have to move by over 3 %, "
-     "keeps its scale and is within one step"),
-    ("AveragePool, odd number of values", "identical", "no mean lies in the middle"),
+    ("Add", "identical", "scale ratios are fractions with odd denominators: no sum is halfway between two integers"),
+    ("global average", "identical", "as for Add; a mean of very many pixels, whose scale would have to change by "
+     "over 3 %, keeps its scale and is within one step"),
+    ("AveragePool, odd number of values", "identical", "no mean is halfway between two integers"),
     ("AveragePool, even number of values", "identical", "written as a depthwise convolution"),
-    ("AveragePool whose padding does not count, even number of values at a border", "one step",
+    ("AveragePool that excludes padding, even number of values at a border", "one step",
      "onnxruntime rounds half to even, LiteRT away from zero"),
-    ("Softmax", "one step", "exponentials are each runtime's own"),
+    ("Softmax", "one step", "each runtime has its own exponential function"),
     ("Quantize from float, or between scales", "one step", "onnxruntime divides, XNNPACK multiplies by the reciprocal"),
 )  # fmt: skip
 
@@ -80,19 +80,21 @@ _PROMISES = (
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     envvar="FIREBOX_DATA",
     show_envvar=True,
-    help="Folder of the weights and images; --test does without.",
+    help="Folder of the weights and images; not needed for --test.",
 )
 @out_option("processors.md")
 @click.option(
-    "--test", is_flag=True, help="Networks by processors only, on the terminal; exit code 1 for a difference."
+    "--test",
+    is_flag=True,
+    help="Only the table of networks by processors, on the terminal; exit code 1 for a difference.",
 )
 @click.option(
     "--only",
     multiple=True,
     type=click.Choice(list(_LATER)),
-    help="Measure these parts only; all else stays.",
+    help="Measure these parts only; keep the rest of the page.",
 )
-@click.option("--rounds", default=8, show_default=True, help="How often every comparison of times has its turn.")
+@click.option("--rounds", default=8, show_default=True, help="Turns of each latency comparison.")
 def main(data_folder: Path | None, out: Path, test: bool, only: tuple[str, ...], rounds: int) -> None:
     """Run int8 files on emulated processors and compare every output with the reference.
 
@@ -103,7 +105,7 @@ def main(data_folder: Path | None, out: Path, test: bool, only: tuple[str, ...],
       python benchmarks/processors.py --data-folder ~/firebox-data --only loads
     """
     if data_folder is None and not test:
-        raise click.UsageError("the page needs --data-folder (FIREBOX_DATA), as docs/data.md describes it")
+        raise click.UsageError("the page needs --data-folder (FIREBOX_DATA); see docs/data.md")
     if only and data_folder is not None:
         update(out, only, data_folder, rounds)
         return
@@ -111,7 +113,7 @@ def main(data_folder: Path | None, out: Path, test: bool, only: tuple[str, ...],
     if not emulator():
         if os.environ.get("CI") and this_processor().is_x86:
             raise click.ClickException("QEMU's user mode is missing: apt-get install qemu-user-static")
-        note("QEMU's user mode is missing (apt-get install qemu-user-static): only this machine's processor is tried")
+        note("QEMU's user mode is missing (apt-get install qemu-user-static): testing only this machine's processor")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         outcomes = on_processors(list(prepared(folder / "networks", data_folder, test)), processors)
@@ -137,7 +139,7 @@ def main(data_folder: Path | None, out: Path, test: bool, only: tuple[str, ...],
 
 
 def update(out: Path, only: Sequence[str], data_folder: Path, rounds: int) -> None:
-    """Measure some parts again; all else of the page stays."""
+    """Measure some parts again and keep the rest of the page."""
     sections = out.read_text().rstrip("\n").split("\n\n## ")
     with tempfile.TemporaryDirectory() as folder:
         networks = reference_files(Path(folder), "squeezenet1_1", data_folder)
@@ -149,7 +151,7 @@ def update(out: Path, only: Sequence[str], data_folder: Path, rounds: int) -> No
 
 
 def prepared(folder: Path, data_folder: Path | None, test: bool) -> Iterator[Job]:
-    """The jobs of the table; a test leaves out plain sessions that may be wrong."""
+    """The jobs of the table; a test omits plain sessions that may saturate."""
     with progress("exporting") as advance:
         for job in jobs(folder, data_folder):
             advance(text=job.network)
@@ -174,7 +176,7 @@ def on_processors(wanted: Sequence[Job], processors: Sequence[str]) -> list[Outc
 
 
 def report(outcomes: Sequence[Outcome], processors: Sequence[str], wrong: Sequence[Outcome]) -> None:
-    """The table on the terminal, and a closing line that counts."""
+    """Print the table and a line with counts."""
     print(table(("network", "runtime", *processors), rows(outcomes, processors), names=2))
     for one in wrong:
         note(f"{one.job.network}, {one.job.runtime}, {one.processor}: outputs up to {one.largest_steps} steps off")
@@ -182,7 +184,7 @@ def report(outcomes: Sequence[Outcome], processors: Sequence[str], wrong: Sequen
 
 
 def rows(outcomes: Sequence[Outcome], processors: Sequence[str]) -> list[tuple[str, ...]]:
-    """Networks and runtimes by processors: the share of identical outputs."""
+    """Table rows: the share of identical outputs by network, runtime and processor."""
     keys = list(dict.fromkeys((one.job.network, one.job.runtime) for one in outcomes))
     cells = {(one.job.network, one.job.runtime, one.processor): one for one in outcomes}
     return [(*key, *(_share(cells[*key, processor]) for processor in processors)) for key in keys]
@@ -195,35 +197,37 @@ def _share(one: Outcome) -> str:
 
 
 def introduction(outcomes: Sequence[Outcome], processors: Sequence[str]) -> list[str]:
-    """What is promised, and the table of networks by processors."""
+    """The guarantees, and the table of networks by processors."""
     return [
-        "# The same integers on every processor",
-        "This page is written by\n\n```sh\npython benchmarks/weight_ranges.py\npython benchmarks/processors.py\n```\n\n"
-        "and its first table is tested by `make test-processors`.",
+        "# Int8 on every processor",
+        "This page is generated by\n\n"
+        "```sh\npython benchmarks/weight_ranges.py\npython benchmarks/processors.py\n```\n\n"
+        "`make test-processors` tests the table of networks.",
         surroundings(),
-        "On x86 with AVX2 or AVX-512 and without VNNI (AMD Zen 1 to 3, Intel before Ice Lake, many cloud servers) "
-        "onnxruntime's kernels for uint8 activations and int8 weights add two products in 16 bits, and the sum "
-        "saturates. firebox answers that twice. Its sessions load such layers with the same weights as uint8, whose "
-        "kernels are exact. And its exported weights are quantized so that no pair of them can saturate, for "
-        "applications that load the files without firebox; `firebox check FILE` says that of any ONNX file.",
-        "## What is promised of each operation",
-        "In onnxruntime, in LiteRT (XNNPACK) and in the reference (`runtime/graph/reference.py`), for files that "
-        "firebox exports. *One step*: the integers of this operation are apart by one at most, which layers behind it "
-        "may multiply. tflite-runtime and tflite-micro rescale in fixed point: each operation alone is within one "
-        "step.",
-        table(("operation", "promise", "why"), _PROMISES, names=3),
-        "## Networks on processors",
-        "The share of outputs that are identical with the reference's, on 2 images. Nehalem (SSE4), Haswell (AVX2) and "
-        "max (all that QEMU has; no VNNI) are emulated by `qemu-x86_64`. *onnxruntime* and *litert* are firebox's "
-        "sessions, *plain onnxruntime* has its default options. *Full range* files use all 8 bits of the weights, as "
-        "other quantizers do; the last ones are made by onnxruntime's own quantizer (weights int8 per channel). This "
-        f"machine is {this_processor()}.",
+        "On x86 processors with AVX2 or AVX-512 and without VNNI (AMD Zen 1 to 3, Intel before Ice Lake, many cloud "
+        "servers), onnxruntime's kernels for uint8 activations and int8 weights add two products in 16 bits, and the "
+        "sum saturates. firebox prevents this in two ways. Its sessions load such layers with the same weights as "
+        "uint8, whose kernels are exact. Its exports quantize weights so that no pair of them can saturate, for "
+        "applications that load the files without firebox; `firebox check FILE` reports whether any ONNX file can "
+        "saturate.",
+        "## Guarantees by operation",
+        "For files exported by firebox, in onnxruntime, LiteRT (XNNPACK) and the reference "
+        "(`runtime/graph/reference.py`). *One step*: the output integers of this operation differ by at most one, "
+        "which later layers may amplify. tflite-runtime and tflite-micro rescale in fixed point, where each single "
+        "operation is within one step.",
+        table(("operation", "outputs", "reason"), _PROMISES, names=3),
+        "## Networks by processor",
+        "The share of outputs identical to the reference's, on 2 images. Nehalem (SSE4), Haswell (AVX2) and max (all "
+        "features of QEMU; no VNNI) are emulated by `qemu-x86_64`. *onnxruntime* and *litert* are firebox sessions; "
+        "*plain onnxruntime* has its default options. *Full range* files use all 8 bits of the weights, like other "
+        "quantizers. The files named *onnxruntime's* are made by onnxruntime's own quantizer (int8 weights per "
+        f"channel). This machine is {this_processor()}.",
         table(("network", "runtime", *processors), rows(outcomes, processors), names=2),
     ]
 
 
 def reference_files(folder: Path, name: str, data_folder: Path) -> list[Network]:
-    """A network with published weights, with all 8 bits of its weights and saturation-free."""
+    """A network with published weights, exported with full-range and with saturation-free weights."""
     network, images = load_reference(name, data_folder), open_images(data_folder / IMAGES)
     found = []
     for weight_range in ("full", "saturation-free"):
@@ -236,15 +240,15 @@ def reference_files(folder: Path, name: str, data_folder: Path) -> list[Network]
 
 
 def real_jobs(network: Network) -> Iterator[Job]:
-    """The ONNX file in a session and plain, on real images."""
+    """The ONNX file in a session and in plain onnxruntime, on real images."""
     yield from jobs_of(network, network.files[0], _REAL_IMAGES)
 
 
 def real_images(outcomes: Sequence[Outcome]) -> list[str]:
     """Networks with published weights on real images."""
     stages = {
-        ("full", PLAIN): "before: all 8 bits, plain onnxruntime",
-        ("full", "onnxruntime"): "after: all 8 bits, `Session`",
+        ("full", PLAIN): "full range, plain onnxruntime",
+        ("full", "onnxruntime"): "full range, `Session`",
         ("saturation-free", PLAIN): "saturation-free, plain onnxruntime",
         ("saturation-free", "onnxruntime"): "saturation-free, `Session`",
     }
@@ -256,18 +260,25 @@ def real_images(outcomes: Sequence[Outcome]) -> list[str]:
             cells.append(
                 (name, stage, f"{one.same_class / one.inputs:.0%}", share, str(one.largest_steps), one.weights)
             )
-    columns = ("network", "file and runtime", "same class", "identical logits", "largest, steps", "weights as loaded")
+    columns = (
+        "network",
+        "weights, runtime",
+        "agreement",
+        "identical logits",
+        "largest difference, steps",
+        "weights as loaded",
+    )
     return [
         f"## {_REAL_IMAGES} real images on an emulated {outcomes[0].processor}",
-        f"Beside the reference, on {_REAL_IMAGES} images of `$FIREBOX_DATA/{IMAGES}` drawn by seed 1; the files are "
-        "exported with `--effort fast`, 100 images drawn by seed 0 calibrate. Before firebox had this page, its "
-        "sessions were plain.",
+        f"Compared with the reference on {_REAL_IMAGES} images of `$FIREBOX_DATA/{IMAGES}`, drawn with seed 1. The "
+        "files are exported with `--effort fast`, calibrated with 100 images drawn with seed 0. *Agreement* is the "
+        "share of images with the same class.",
         table(columns, cells, names=2),
     ]
 
 
 def weight_ranges(results: Sequence[Result]) -> list[str]:
-    """What it costs that no pair can saturate."""
+    """The accuracy cost of saturation-free weights."""
     cells = []
     for name in REFERENCES:
         for weight_range, title in _RANGES.items():
@@ -285,18 +296,18 @@ def weight_ranges(results: Sequence[Result]) -> list[str]:
                     f"{found[0].saturating:,} of {found[0].pairs:,}",
                 )
             )
-    columns = ("network", "weights", "same class, %", "top-1, points", "SQNR, dB", "pairs that can saturate")
+    columns = ("network", "weights", "agreement, %", "top-1, points", "SQNR, dB", "pairs that can saturate")
     return [
-        "## What saturation-free weights cost",
-        f"Effort `good`, {FOLDS} folds of the 500 images drawn by seed 0: 100 calibrate, the 400 others are measured, "
-        "beside the float network on the same images; means, with the lowest and the highest fold in brackets. One "
-        "image of a fold is 0.25 %. Pairs are those of the first fold. *7 bits* is what `reduce_range` does elsewhere.",
+        "## Accuracy of saturation-free weights",
+        f"Effort `good`, in {FOLDS} folds of the 500 images drawn with seed 0: 100 calibrate, the other 400 are "
+        "compared with the float network. Figures are means, with the lowest and the highest fold in brackets. One "
+        "image of a fold is 0.25 %. Pairs are those of the first fold. *7 bits* is the usual `reduce_range` option.",
         table(columns, cells, names=2),
     ]
 
 
 def roundings(data_folder: Path) -> list[str]:
-    """What exact scales and average pools as convolutions give and cost."""
+    """The effect of exact scales, and of average pools as convolutions."""
     cells = []
     cifar = load_network("squeezenet_cifar")
     images = open_images(data_folder / CIFAR)
@@ -309,14 +320,15 @@ def roundings(data_folder: Path) -> list[str]:
     digits = open_images("digits")
     drawn = sample(digits, 60, 0), sample(digits, 200, 1)
     cells += _rounding_rows("residual sums and average pools", "0", replace(micro, module=Sums()), *drawn)
-    columns = ("network", "seed", "scales and pools", "identical in both formats", "same class", "SQNR, dB")
+    columns = ("network", "seed", "scales and pools", "identical in both formats", "agreement", "SQNR, dB")
     return [
-        "## What exact sums and means cost",
-        "Files whose scales are those of calibration and whose average pools are pools, beside those that are written: "
-        "scales moved to exact ratios, even average pools as convolutions. squeezenet_cifar has residual sums; 100 "
-        f"training images calibrate, and 1,000 test images of `$FIREBOX_DATA/{CIFAR}` are measured, both drawn by the "
-        "seed. *Identical*: outputs of the ONNX file in onnxruntime and of the TFLite file in LiteRT. *Same class* and "
-        "*SQNR* are those of the ONNX file beside the float network. The second network has random weights.",
+        "## Accuracy of exact sums and means",
+        "*As calibrated* keeps the calibrated scales and average pools; *as written* is the exported file, with scales "
+        "moved to exact ratios and even average pools as convolutions. squeezenet_cifar has residual sums; 100 "
+        f"training images calibrate and 1,000 test images of `$FIREBOX_DATA/{CIFAR}` are measured, both drawn with the "
+        "seed. *Identical* is the share of outputs that are the same for the ONNX file in onnxruntime and the TFLite "
+        "file in LiteRT. *Agreement* and *SQNR* compare the ONNX file with the float network. The second network has "
+        "random weights.",
         table(columns, cells, names=3),
     ]
 
@@ -348,7 +360,7 @@ def _rounding_rows(name: str, seed: str, network: ZooNetwork, calibration, judge
 
 @contextmanager
 def _as_calibrated() -> Iterator[None]:
-    """Quantization that leaves scales and pools as they are."""
+    """Quantize without exact scales and without rewriting average pools."""
     with (
         mock.patch("firebox.export.quantization.scales.exact_scales", lambda graph, groups, scales: dict(scales)),
         mock.patch("firebox.export.quantization.quantize.averages_as_convolutions", lambda graph: graph),
@@ -357,7 +369,7 @@ def _as_calibrated() -> Iterator[None]:
 
 
 def _in_litert(graph: Graph, views: Sequence[np.ndarray]) -> np.ndarray:
-    """Real outputs (images, values) of the TFLite file."""
+    """Dequantized outputs (images, values) of the TFLite file."""
     quantization = graph.tensors[graph.outputs[0]].quantization
     assert quantization is not None
     with Session(write_tflite(graph), "litert") as session:
@@ -365,7 +377,7 @@ def _in_litert(graph: Graph, views: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def times(networks: Sequence[Network], rounds: int) -> list[str]:
-    """The four ways to run a network on a processor that saturates, in turns."""
+    """The latency of each way to run a network on a saturating processor."""
     title = f"## {_LATER['times']}"
     if not kernels_saturate():
         return [title, f"Not measured: kernels do not saturate on this machine, {this_processor()}."]
@@ -373,7 +385,7 @@ def times(networks: Sequence[Network], rounds: int) -> list[str]:
     option = session_options(1)
     option.add_session_config_entry("session.x64quantprecision", "1")
     opened = {
-        "plain, again": open_onnx(read_file(full), session_options(1), exact=False),
+        "plain (control)": open_onnx(read_file(full), session_options(1), exact=False),
         "onnxruntime's option `session.x64quantprecision`": open_onnx(read_file(full), option, exact=False),
         "weights rewritten as uint8 (`Session`)": open_onnx(read_file(full), session_options(1)),
         "saturation-free file, plain": open_onnx(read_file(safe), session_options(1), exact=False),
@@ -387,8 +399,8 @@ def times(networks: Sequence[Network], rounds: int) -> list[str]:
     found = time_pairs(comparisons, rounds, 2.0, 0)
     return [
         title,
-        "Time of one inference of squeezenet1_1 in onnxruntime, on one thread, to that of the full-range file in a "
-        f"plain session, whose answers are wrong; pairs in turns, as in [speed](speed.md), on {this_processor()}.",
+        "Latency of squeezenet1_1 in onnxruntime, on one thread, divided by that of the full-range file in a plain "
+        f"session, whose outputs are wrong; measured in pairs as on [speed](speed.md), on {this_processor()}.",
         table(("form", *RATIO_COLUMNS), [ratios.cells() for ratios in found]),
     ]
 
@@ -399,7 +411,7 @@ def _runner(session, x: np.ndarray):
 
 
 def loads(networks: Sequence[Network]) -> list[str]:
-    """What exact loading and the golden check add to opening a session."""
+    """The time that exact loading and the golden pair add to opening a session."""
     cells = []
     for network in networks:
         data = read_file(network.files[0])
@@ -421,11 +433,11 @@ def loads(networks: Sequence[Network]) -> list[str]:
         cells += [(network.name, way, f"{min(ms):.1f}", f"{min(ms) - base:+.1f}") for way, ms in spent.items()]
     return [
         f"## {_LATER['loads']}",
-        "Thread time of opening a session of squeezenet1_1's ONNX file, the shortest of "
-        f"{_LOADS} in turns: what other work on the machine adds is not the session's. The first load of a file runs "
-        f"one inference for its golden pair. Measured on {this_processor()}, where kernels "
-        f"{'saturate' if kernels_saturate() else 'do not saturate, so that nothing is looked at'}.",
-        table(("file", "session", "ms", "more, ms"), cells, names=2),
+        f"Thread time to open a session of squeezenet1_1's ONNX file: the shortest of {_LOADS}, in turns, which "
+        "excludes other work on the machine. The first load of a file runs one inference for its golden pair. Measured "
+        f"on {this_processor()}, where kernels "
+        f"{'saturate' if kernels_saturate() else 'do not saturate, so that no weights are examined'}.",
+        table(("file", "session", "ms", "difference, ms"), cells, names=2),
     ]
 
 

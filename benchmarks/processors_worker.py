@@ -1,6 +1,7 @@
-"""Runs files on their inputs and says how many outputs are the expected ones; in a process that may be emulated.
+"""Runs files on given inputs and counts the expected outputs, in a process that may be emulated.
 
-Started with the path of a list of jobs (JSON), it prints a line of JSON for each, and imports only what sessions need.
+Its argument is the path of a list of jobs (JSON); it prints one line of JSON per job. It imports only the modules that
+sessions need.
 """
 
 import json
@@ -14,12 +15,12 @@ from firebox.runtime import Session
 
 
 def main() -> None:
-    """Every job in turn."""
+    """Run every job."""
     for job in json.loads(Path(sys.argv[1]).read_text()):
         arrays = np.load(job["arrays"])
         run, weights = _open(Path(job["file"]), job["runtime"])
-        answers = [run(x).ravel() for x in arrays["inputs"]]
-        print(json.dumps({"weights": weights, **_compared(answers, arrays["outputs"], job["step"])}), flush=True)
+        outputs = [run(x).ravel() for x in arrays["inputs"]]
+        print(json.dumps({"weights": weights, **_compared(outputs, arrays["outputs"], job["step"])}), flush=True)
 
 
 def _open(file: Path, runtime: str) -> tuple[Any, str]:
@@ -33,11 +34,11 @@ def _open(file: Path, runtime: str) -> tuple[Any, str]:
     return lambda x: plain.run(None, {name: x})[0], "as in the file"
 
 
-def _compared(answers: list[np.ndarray], expected: np.ndarray, step: float) -> dict[str, Any]:
-    steps = [np.abs(a.astype(float) - e.astype(float)) / step for a, e in zip(answers, expected, strict=True)]
-    same = [int(a.argmax() == e.argmax()) for a, e in zip(answers, expected, strict=True)]
+def _compared(outputs: list[np.ndarray], expected: np.ndarray, step: float) -> dict[str, Any]:
+    steps = [np.abs(a.astype(float) - e.astype(float)) / step for a, e in zip(outputs, expected, strict=True)]
+    same = [int(a.argmax() == e.argmax()) for a, e in zip(outputs, expected, strict=True)]
     return {
-        "inputs": len(answers),
+        "inputs": len(outputs),
         "outputs": int(sum(one.size for one in steps)),
         "identical": int(sum((one == 0).sum() for one in steps)),
         "same_class": sum(same),

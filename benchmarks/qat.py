@@ -1,4 +1,4 @@
-"""What quantization-aware training gains over quantizing afterwards, on CIFAR-10; writes docs/qat.md."""
+"""Quantization-aware training compared with post-training quantization, on CIFAR-10; writes docs/qat.md."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -35,41 +35,41 @@ from firebox.runtime.inference.classifier import Classifier
 
 _MODEL = "squeezenet_cifar_small"
 _FLOAT, _INT8 = "float", "int8"
-_BEFORE, _AFTERWARDS, _TUNED = "float", "quantized afterwards", "trained in int8"
-# Images whose activations are compared one by one.
+_BEFORE, _AFTERWARDS, _TUNED = "float", "PTQ", "QAT"
+# The number of images whose activations are compared.
 _LOOKED_INTO = 20
-_TORCH, _TUNED_FLOAT = f"{_TUNED}, torch", f"{_TUNED}, but answering in float"
+_TORCH, _TUNED_FLOAT = f"{_TUNED}, torch", f"{_TUNED}, without quantization"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Logits (images, classes) of everything that answers, the right classes, and the step of int8 logits."""
+    """Logits (images, classes) of every classifier, the labels, and the step of the int8 logits."""
 
     logits: Mapping[str, np.ndarray]
     labels: np.ndarray
     step: float
 
     def ranked(self, name: str) -> np.ndarray:
-        """The class of each answer."""
+        """The predicted classes."""
         return self.logits[name].argmax(1)
 
     def right(self, name: str) -> np.ndarray:
-        """Which answers are right."""
+        """Correct predictions, as booleans."""
         return self.ranked(name) == self.labels
 
     def accuracy(self, name: str) -> float:
-        """The share of them."""
+        """The share of correct predictions."""
         return float(self.right(name).mean())
 
     def steps(self, name: str) -> np.ndarray:
-        """How many steps of the int8 logits each answer is from what training computed."""
+        """The difference of each logit from the one training computed, in steps of the int8 logits."""
         return np.rint(np.abs(self.logits[name] - self.logits[_TORCH]) / self.step).astype(int)
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """Integers of all activations of a few images in one runtime beside training's: how many there are of each
-    difference in steps (0, 1, 2, …), and the least share within one step that a tensor has."""
+    """All activations of a few images in one runtime, compared with training: the number of values at each difference
+    in steps (0, 1, 2, …), and the tensor with the smallest share within one step."""
 
     counts: np.ndarray
     worst: str
@@ -84,14 +84,14 @@ class Tensors:
     type=click.Path(path_type=Path),
     default="build/qat",
     show_default=True,
-    help="Folder of the trainings; those that are there are gone on with, or used when they are finished.",
+    help="Folder of the runs; unfinished ones are resumed, finished ones are used as they are.",
 )
 @click.option("--float-epochs", default=8, show_default=True, help="Epochs of the float training.")
 @click.option("--epochs", default=1, show_default=True, help="Epochs of fine-tuning.")
-@click.option("--lr", type=float, help="Rate of fine-tuning.  [default: that of firebox train --qat]")
-@click.option("--seed", default=0, show_default=True, help="Seed of both trainings and of calibration.")
+@click.option("--lr", type=float, help="Learning rate of fine-tuning.  [default: as firebox train --qat]")
+@click.option("--seed", default=0, show_default=True, help="Seed of both trainings and of the calibration.")
 def main(data_folder: Path, out: Path, runs: Path, float_epochs: int, epochs: int, lr: float | None, seed: int) -> None:
-    """Train squeezenet_cifar_small, fine-tune it in int8, export both, and measure all of it on the test images.
+    """Train squeezenet_cifar_small, fine-tune it in int8, export both, and measure them on the test images.
 
     \b
     Example:
@@ -107,13 +107,13 @@ def main(data_folder: Path, out: Path, runs: Path, float_epochs: int, epochs: in
     tuned = trained(runs / _INT8, data, partial(train_quantized, network, tuning))
     test = test_images(data_folder)
     seen = split_images(images, tuning.val_fraction, tuning.seed)[0]
-    answering = classifiers(network, tuned, seen, runs, seed)
-    found = measure(answering, network.preprocessing, test)
+    classifiers = all_classifiers(network, tuned, seen, runs, seed)
+    found = measure(classifiers, network.preprocessing, test)
     write_page(out, page(network, tuned, found, every_activation(tuned, sample(test, _LOOKED_INTO, seed)), seed))
 
 
 def trained(folder: Path, data: str, start: Callable[[Path], object]) -> Network:
-    """The network of a run, which is begun, gone on with or taken as it is."""
+    """The network of a run, which is started, resumed or used as it is."""
     if not (folder / FILE_NAME).exists():
         start(folder)
     checkpoint = read_checkpoint(folder / FILE_NAME)
@@ -122,10 +122,12 @@ def trained(folder: Path, data: str, start: Callable[[Path], object]) -> Network
     return load_network(folder)
 
 
-def classifiers(network: Network, tuned: Network, seen: LabelledImages, runs: Path, seed: int) -> dict[str, Classifier]:
-    """Everything that is measured, by its name in the tables."""
+def all_classifiers(
+    network: Network, tuned: Network, seen: LabelledImages, runs: Path, seed: int
+) -> dict[str, Classifier]:
+    """Every classifier to measure, by its name in the tables."""
     found: dict[str, Classifier] = {_BEFORE: TorchClassifier(network)}
-    # What the gate would refuse is measured, too.
+    # No gate: files that fail it are measured as well.
     config = ExportConfig(seed=seed, tolerance=Tolerance(agreement=0, sqnr_db=-100))
     for name, one in ((_AFTERWARDS, network), (_TUNED, tuned)):
         files = export_network(one, runs / f"{name} files", seen, config).files
@@ -139,29 +141,29 @@ def classifiers(network: Network, tuned: Network, seen: LabelledImages, runs: Pa
     return found
 
 
-def measure(answering: Mapping[str, Classifier], preprocessing: Preprocessing, test: LabelledImages) -> Findings:
+def measure(classifiers: Mapping[str, Classifier], preprocessing: Preprocessing, test: LabelledImages) -> Findings:
     pixels = [preprocessing.crop(test.read(name), test.where(name)) for name in test.names]
     logits: dict[str, np.ndarray] = {}
-    with progress("answering", len(answering) * len(pixels)) as advance:
-        for name, classifier in answering.items():
-            answers = []
+    with progress("predicting", len(classifiers) * len(pixels)) as advance:
+        for name, classifier in classifiers.items():
+            outputs = []
             for image in pixels:
-                answers.append(classifier.predict_pixels(image))
+                outputs.append(classifier.predict_pixels(image))
                 advance()
-            logits[name] = np.array(answers)
-    session = next(one for name, one in answering.items() if _is_file(name))
+            logits[name] = np.array(outputs)
+    session = next(one for name, one in classifiers.items() if _is_file(name))
     assert isinstance(session, Session) and session.contract.output.scale is not None
     return Findings(logits, test.labels, session.contract.output.scale)
 
 
 def every_activation(tuned: Network, images: LabelledImages) -> dict[str, Tensors]:
-    """The network cut behind each of its operations, in torch and in every runtime."""
+    """The output of every operation, in torch and in every runtime."""
     whole = fake_quantized(tuned.module, tuned.ranges)
     graph, ranges = whole.graph(), whole.ranges()
     integers = quantize(graph, ranges)
     inputs = [tuned.preprocessing.normalize(tuned.preprocessing.crop(images.read(name)))[None] for name in images.names]
     steps: dict[str, dict[str, np.ndarray]] = {}
-    with progress("looking into the network", len(integers.ops)) as advance:
+    with progress("comparing activations", len(integers.ops)) as advance:
         for op in integers.ops:
             cut, int8 = (
                 Graph.of(one.name, one.tensors.values(), one.ops, one.inputs, (op.output,)) for one in (graph, integers)
@@ -184,7 +186,7 @@ def _in_torch(cut: Graph, ranges: Mapping[str, Range], inputs: list[np.ndarray])
 
 
 def _in_runtimes(cut: Graph, inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Reals of the output, NHWC, by runtime."""
+    """The dequantized output, NHWC, by runtime."""
     source, target = (cut.tensors[name] for name in (*cut.inputs, *cut.outputs))
     assert source.quantization is not None and target.quantization is not None
     found = {
@@ -195,8 +197,8 @@ def _in_runtimes(cut: Graph, inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
     file = write_tflite(cut)
     for backend in installed_backends("tflite"):
         with Session(file, backend) as session:
-            answers = [session.run(source.quantization.quantize(x, source.dtype)) for x in inputs]
-        found[backend] = target.quantization.dequantize(np.concatenate(answers))
+            outputs = [session.run(source.quantization.quantize(x, source.dtype)) for x in inputs]
+        found[backend] = target.quantization.dequantize(np.concatenate(outputs))
     return found
 
 
@@ -212,27 +214,30 @@ def page(network: Network, tuned: Network, found: Findings, tensors: Mapping[str
     accuracy = found.accuracy(_BEFORE)
     return [
         "# Quantization-aware training",
-        "This page is written by\n\n```sh\npython benchmarks/qat.py\n```",
-        f"on the {count:,} test images of `{FOLDER}/{CIFAR}` (CIFAR-10; [where from](data.md)), which neither "
-        "training, calibration nor any choice has seen. The networks are those of",
+        "This page is generated by\n\n```sh\npython benchmarks/qat.py\n```",
+        f"on the {count:,} test images of `{FOLDER}/{CIFAR}` (CIFAR-10; [data](data.md)), which were used for no "
+        "training, calibration or other choice. *PTQ* is post-training quantization, *QAT* quantization-aware "
+        "training. The networks come from",
         "\n".join(["```sh", *_commands(network.training, tuned.training, seed), "```"]),
-        f"with batches of {network.training.batch_size}, seed {seed} and one thread; the float training is short: "
-        "the figures say what int8 loses, not how good the network can be.",
+        f"with batches of {network.training.batch_size}, seed {seed} and one thread. The float training is short: the "
+        "figures show the effect of int8, not how good the network can be.",
         surroundings(),
         "## Accuracy",
         f"One image is {1 / count:.2%}; the standard error of one accuracy is {_error(accuracy, count):.2%}, but all "
-        f"rows are about the same images. *Lost / won* counts the images that only *{_BEFORE}*, and only the row, "
-        f"gets right. *{_TUNED_FLOAT}* is the fine-tuned network without quantization: what its row gains over "
-        f"*{_BEFORE}* comes from learning longer, the rest from learning in int8.",
-        table(("", "top-1", "beside float", "lost / won", "same class as float"), _accuracy_rows(found)),
-        "## What training computed beside what runtimes compute",
-        "The fine-tuned network's logits in torch, fake-quantized, beside those of its int8 files. A step is the scale "
-        "of the output, the least by which two logits can differ.",
+        f"rows use the same images. *Lost / won* counts the images that only *{_BEFORE}*, or only the row, classifies "
+        f"correctly. *{_TUNED_FLOAT}* is the fine-tuned network in float: its gain over *{_BEFORE}* comes from the "
+        "longer training, the remaining gain from training in int8.",
+        table(("", "top-1", "difference from float", "lost / won", "agreement with float"), _accuracy_rows(found)),
+        "## Training compared with the runtimes",
+        "Logits of the fine-tuned network with fake quantization in torch, compared with those of its int8 files. A "
+        "step is the scale of the output: the smallest difference between two logits.",
         table(("", "identical", "within 1 step", "largest difference"), _step_rows(found)),
-        f"Not only the logits: every activation of the network, on {_LOOKED_INTO} test images drawn by the seed. "
-        "*Worst* is the tensor with the fewest values within a step. tflite-runtime rounds in fixed point, and the "
-        "steps of the global average, which are the logits', are several times as fine as those of what it averages.",
-        table(("", "values", "identical", "within 1 step", "worst", "of it within 1 step"), _tensor_rows(tensors)),
+        f"The same for every activation of the network, on {_LOOKED_INTO} random test images. *Worst* is the tensor "
+        "with the smallest share of values within one step. tflite-runtime rescales in fixed point, and the steps of "
+        "the global average, and thus of the logits, are several times finer than those of its input.",
+        table(
+            ("", "values", "identical", "within 1 step", "worst tensor", "worst within 1 step"), _tensor_rows(tensors)
+        ),
     ]
 
 
@@ -241,14 +246,14 @@ def _commands(network: TrainingConfig, tuned: TrainingConfig, seed: int) -> list
     train = f"firebox train {_MODEL} --data {FOLDER}/{CIFAR} --epochs {network.epochs} {options}"
     return [
         f"{train} --out build/qat/{_FLOAT}",
-        f"firebox train --qat build/qat/{_FLOAT} --epochs {tuned.epochs} --lr {tuned.learning_rate:g} "
-        f"--out build/qat/{_INT8}",
+        f"firebox train --qat build/qat/{_FLOAT} --epochs {tuned.epochs} --lr {tuned.learning_rate:g} --out "
+        f"build/qat/{_INT8}",
         *(f"firebox export build/qat/{name} --seed {seed} --out build/{name}" for name in (_FLOAT, _INT8)),
     ]
 
 
 def _is_file(name: str) -> bool:
-    """Whether it is an int8 file of the fine-tuned network that answers under this name."""
+    """True for the name of an int8 file of the fine-tuned network."""
     return name.startswith(f"{_TUNED}, ") and name not in (_TORCH, _TUNED_FLOAT)
 
 

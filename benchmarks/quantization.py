@@ -1,8 +1,8 @@
-"""What int8 loses at each effort, on images that calibrated nothing, beside other quantizers; writes
+"""Int8 accuracy at each effort, on images not used for calibration, compared with other quantizers; writes
 docs/quantization.md.
 
-Five folds: each in turn calibrates, the others are measured. Every fold's figures are kept as a small file, so that a
-run that was stopped goes on where it was.
+Each of five folds calibrates in turn, and the other images are measured. The figures of every fold are kept in a small
+file, so that a benchmark that was stopped continues where it was.
 """
 
 import json
@@ -57,26 +57,26 @@ from firebox.runtime.images.datasets import match_labels
 _CACHE = Path(__file__).resolve().parent.parent / "build" / "quantization"
 _SEED = 0
 
-# Layers whose activations get 16 bits, to see what 8 cost: patterns, by what they are.
+# Layers with 16-bit activations, to show the cost of 8 bits: patterns by name.
 _WIDE = {"first two Fires": ("features.3.*", "features.4.*"), "all": ("*",)}
 
-Answer = Callable[[np.ndarray], np.ndarray]
+Run = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Made:
-    """Files of one network: what answers pixels (height, width, channels) with logits, by runtime; the processor
-    seconds it took to make them; the least by which two logits can differ, where two formats are to be compared."""
+    """The files of one network: functions from pixels (height, width, channels) to logits, by runtime; the processor
+    seconds to make the files; the step of the logits, where two formats are compared."""
 
-    answers: Mapping[str, Answer]
+    runs: Mapping[str, Run]
     seconds: float
     step: float = 1.0
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to quantize: ``make`` gets a network, the images that calibrate and a folder for its files. Its results
-    are good for as long as the files in ``sources`` and the ``versions`` are the same."""
+    """A quantization method: ``make`` takes a network, the calibration images and a folder for its files. Its results
+    are valid as long as the files in ``sources`` and the ``versions`` are the same."""
 
     name: str
     make: Callable[[Network, LabelledImages, Path], Made]
@@ -86,7 +86,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Truth:
-    """A network with all images, their pixels, float32's logits (images, classes) and the labels."""
+    """A network with all images, their pixels, the float32 logits (images, classes) and the labels."""
 
     network: Network
     images: LabelledImages
@@ -97,7 +97,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Job:
-    """One method on one network and fold, and where its result is kept."""
+    """One method on one network and fold, and the file of its result."""
 
     network: str
     method: Method
@@ -106,7 +106,7 @@ class Job:
     key: str
 
     def result(self) -> Result | None:
-        """What was measured before, with the same sources."""
+        """The kept result, if the sources are unchanged."""
         try:
             kept = json.loads(self.file.read_text())
         except FileNotFoundError:
@@ -114,7 +114,7 @@ class Job:
         return Result.from_json(kept["result"]) if kept["key"] == self.key else None
 
     def keep(self, result: Result) -> None:
-        """For the next run."""
+        """Keep the result for the next run."""
         write_file(self.file, json.dumps({"key": self.key, "result": asdict(result)}, indent=2) + "\n")
 
 
@@ -122,15 +122,20 @@ class Job:
 @data_option
 @out_option("quantization.md")
 @click.option(
-    "--cache", type=click.Path(path_type=Path), default=_CACHE, help="Folder of results.  [default: build/quantization]"
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=_CACHE,
+    help="Folder of kept results.  [default: build/quantization]",
 )
-@click.option("--fresh", is_flag=True, help="Measure again what is in the cache, too.")
+@click.option("--fresh", is_flag=True, help="Measure again, even where results are kept.")
 @click.option(
     "--stock", type=click.Path(path_type=Path, exists=True), help="Python of the stock converter's environment."
 )
-@click.option("--only", multiple=True, help="Measure these methods only; the page shows what is known of the others.")
+@click.option(
+    "--only", multiple=True, help="Measure these methods only; the page shows the kept results of the others."
+)
 def main(data_folder: Path, out: Path, cache: Path, fresh: bool, stock: Path | None, only: tuple[str, ...]) -> None:
-    """Quantize v1.1 and v1.0 in every way, fold by fold.
+    """Quantize v1.1 and v1.0 with every method, fold by fold.
 
     \b
     Example:
@@ -199,7 +204,7 @@ def _export(effort: Effort, network: Network, images: LabelledImages, folder: Pa
 
 
 def _widened(layers: Sequence[str], network: Network, images: LabelledImages, folder: Path) -> Made:
-    """With activations of 16 bits in some layers: only as ONNX, since LiteRT's kernels for them take a second each."""
+    """With 16-bit activations in some layers: ONNX only, because LiteRT's kernels for them take a second each."""
     preprocessing, start = network.preprocessing, processor_seconds()
     crops = [preprocessing.crop(images.read(name), images.where(name)) for name in images.names]
     graph = trace(network.module, (1, preprocessing.depth, *preprocessing.size), network.name)
@@ -225,7 +230,7 @@ def _stock(python: Path, quantizer: StockQuantizer, network: Network, images: La
 
 
 def folds(images: int) -> list[np.ndarray]:
-    """Positions of the images that calibrate, fold by fold; none is in two of them."""
+    """Indices of the calibration images of each fold; the folds are disjoint."""
     return [np.sort(fold) for fold in np.array_split(np.random.default_rng(_SEED).permutation(images), FOLDS)]
 
 
@@ -245,7 +250,7 @@ def measure(method: Method, fold: int, known: Truth) -> Result:
     others = np.setdiff1d(np.arange(len(known.pixels)), drawn)
     with tempfile.TemporaryDirectory() as folder:
         made = method.make(known.network, known.images.subset(drawn), Path(folder))
-        logits = {name: np.array([run(known.pixels[i]) for i in others]) for name, run in made.answers.items()}
+        logits = {name: np.array([run(known.pixels[i]) for i in others]) for name, run in made.runs.items()}
     found = {name: figures(outputs, known.logits[others], known.labels[others]) for name, outputs in logits.items()}
     if len(logits) < 2:
         return Result(made.seconds, found, None, None)
@@ -255,7 +260,7 @@ def measure(method: Method, fold: int, known: Truth) -> Result:
 
 
 def processor_seconds() -> float:
-    """Of this process with all its threads, and of those it started and waited for."""
+    """Processor time of this process and of the processes that it started and waited for."""
     return sum(os.times()[:4])
 
 
@@ -268,7 +273,7 @@ def figures(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> Figu
 
 
 def files(jobs: Sequence[Job]) -> list[File]:
-    """All that was measured on every fold."""
+    """The methods with results for every fold."""
     known: dict[tuple[str, str], list[Result]] = {}
     for job in jobs:
         result = job.result()
@@ -284,7 +289,7 @@ def files(jobs: Sequence[Job]) -> list[File]:
 
 def _briefly(result: Result) -> str:
     one = next(iter(result.runtimes.values()))
-    return f"{one.agreement:.1%} the same class, {one.sqnr_db:.1f} dB, {result.seconds:.0f} s"
+    return f"{one.agreement:.1%} agreement, {one.sqnr_db:.1f} dB, {result.seconds:.0f} s"
 
 
 if __name__ == "__main__":

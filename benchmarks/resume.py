@@ -1,4 +1,4 @@
-"""Trainings killed at random moments, resumed, and compared with unbroken ones; writes docs/resume.md."""
+"""Crash recovery: kills trainings at random moments, resumes them and compares the results; writes docs/resume.md."""
 
 import multiprocessing
 import os
@@ -23,16 +23,16 @@ from firebox.runtime.files import sha256
 
 _MODEL, _DATA = "squeezenet_micro", "digits"
 _COMMON = ("--images-per-class", "40", "--batch-size", "64", "--threads", "1")
-# Processes begin with torch loaded, and nothing computed yet.
+# Processes start with torch imported, before any computation.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PRELOADED = ["firebox.model_zoo.training.trainer", "torch._dynamo", "matplotlib.font_manager", "sklearn.datasets"]
-# Folders of runs: the one that others begin with, and the one that is broken.
+# Folders of runs: the one that others start from, and the one that is killed.
 _PLAIN, _BROKEN = "plain", "broken"
 
 
 @dataclass
 class Trial:
-    """A training with some options: ``epochs`` in all, ``seconds`` each; ``kills`` are the epochs done at each."""
+    """A training with options: its total ``epochs``, ``seconds`` per epoch, and the epochs completed at each kill."""
 
     name: str
     options: tuple[str, ...]
@@ -48,23 +48,23 @@ def _trials() -> list[Trial]:
     return [
         Trial(_PLAIN, ()),
         Trial("snapshots", ("--snapshots", "5")),
-        Trial("average of the weights, CutMix", ("--ema", "0.9", "--cutmix", "1")),
+        Trial("weight average, CutMix", ("--ema", "0.9", "--cutmix", "1")),
         Trial("FreezeOut", ("--freezeout", "cubic")),
         Trial("Muon", ("--optimizer", "muon")),
-        Trial("batches in parts", ("--accumulation", "4")),
-        Trial("in int8", ("--qat", _PLAIN)),
-        # Its epochs take a hundredth of a second.
-        Trial("the head, on codes", ("--start", _PLAIN, "--learn", "head", "--epochs", "100")),
+        Trial("gradient accumulation", ("--accumulation", "4")),
+        Trial("QAT", ("--qat", _PLAIN)),
+        # An epoch takes a hundredth of a second.
+        Trial("head on cached features", ("--start", _PLAIN, "--learn", "head", "--epochs", "100")),
     ]
 
 
 @click.command()
-@click.option("--kills", type=click.IntRange(1), default=24, show_default=True, help="How often a training is killed.")
+@click.option("--kills", type=click.IntRange(1), default=24, show_default=True, help="Number of kills.")
 @click.option("--epochs", type=click.IntRange(5), default=10, show_default=True, help="Epochs, a multiple of 5.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides the moments.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random moments.")
 @out_option("resume.md")
 def main(kills: int, epochs: int, seed: int, out: Path) -> None:
-    """Kill trainings at random moments, go on with them, and compare what they become."""
+    """Kill trainings at random moments, resume them, and compare the results."""
     _PROCESSES.set_forkserver_preload(_PRELOADED)
     moments, trials = random.Random(seed), _trials()
     options = " ".join(f"--{name} {value}" for name, value in (("kills", kills), ("epochs", epochs), ("seed", seed)))
@@ -88,11 +88,11 @@ def main(kills: int, epochs: int, seed: int, out: Path) -> None:
                 advance(len(trial.kills) - done, text=trial.name)
     write_page(out, _page(trials, epochs, f"python benchmarks/resume.py {options}"))
     if any(trial.same < trial.runs for trial in trials):
-        raise click.ClickException("a resumed training became another one")
+        raise click.ClickException("a resumed training differs from the uninterrupted one")
 
 
 def _break(trial: Trial, epochs: int, out: Path, moments: random.Random, most: int) -> None:
-    """Train once, killed at random moments of random epochs among those that are left, until it ends."""
+    """Train to the end, with kills at random moments of random remaining epochs."""
     shutil.rmtree(out, ignore_errors=True)
     trial.runs += 1
     for _ in range(most):
@@ -107,14 +107,14 @@ def _break(trial: Trial, epochs: int, out: Path, moments: random.Random, most: i
 
 
 def _command(trial: Trial, epochs: int, out: Path) -> list[str]:
-    """What begins the training, or goes on with what there is of it."""
+    """The command that starts the training, or resumes it."""
     if (out / FILE_NAME).is_file():
         return ["train", "--resume", str(out)]
     return ["train", _MODEL, "--data", _DATA, "--epochs", str(epochs), *_COMMON, *trial.options, "--out", str(out)]
 
 
 def _train(command: list[str], out: Path, epoch: int | None = None, delay: float = 0) -> int | None:
-    """The exit code; ``None`` if the process was killed so many seconds after it had done the epoch, 0 for none."""
+    """The exit code; ``None`` for a process killed ``delay`` seconds after it completed ``epoch`` (0: start)."""
     process, before = _PROCESSES.Process(target=_firebox, args=(command, out.parent)), _begun(out)
     process.start()
     if epoch is not None:
@@ -130,7 +130,7 @@ def _train(command: list[str], out: Path, epoch: int | None = None, delay: float
 
 
 def _firebox(command: list[str], folder: Path) -> None:
-    """``firebox ...`` in a folder, without a word."""
+    """Run ``firebox ...`` in a folder, without output."""
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, sys.stdout.fileno())
     os.dup2(quiet, sys.stderr.fileno())
@@ -140,17 +140,17 @@ def _firebox(command: list[str], folder: Path) -> None:
 
 
 def _begun(out: Path) -> int:
-    """How many processes have begun to train in a run: each has a file of its own for TensorBoard."""
+    """The number of processes that have started to train in a run: each writes its own TensorBoard file."""
     return len(list((out / "tensorboard").glob("*")))
 
 
 def _epochs(out: Path) -> int:
-    """Epochs that a run has done."""
+    """Epochs that a run has completed."""
     return read_checkpoint(out / FILE_NAME).epoch if (out / FILE_NAME).is_file() else 0
 
 
 def _digests(out: Path) -> dict[str, str]:
-    """SHA-256 of the checkpoint and of each snapshot."""
+    """SHA-256 of the checkpoint and each snapshot."""
     paths = (out / FILE_NAME, *sorted((out / SNAPSHOTS).glob("*.safetensors")))
     return {path.name: sha256(path.read_bytes()) for path in paths}
 
@@ -170,28 +170,27 @@ def _page(trials: list[Trial], epochs: int, command: str) -> list[str]:
     ]
     kills, same, runs = (sum(found) for found in zip(*((len(t.kills), t.same, t.runs) for t in trials), strict=True))
     return [
-        "# Trainings that are killed",
-        "This page is written by",
+        "# Crash recovery",
+        "This page is generated by",
         f"```sh\n{command}\n```",
-        f"{_MODEL} on {_DATA} for {epochs} epochs (`{' '.join(_COMMON)}`), once unbroken, then killed (SIGKILL) at "
-        "random moments of random epochs, while the process trains or writes, and begun again with `--resume` until "
-        "it ends. Kills that came after the last epoch leave nothing to go on with and are not counted. The "
-        "checkpoint, with the weights, the optimizer's state and all else that it holds, and each snapshot are "
-        "compared byte by byte.",
+        f"{_MODEL} is trained on {_DATA} for {epochs} epochs (`{' '.join(_COMMON)}`): once without interruption, then "
+        "with kills (SIGKILL) at random moments of random epochs, while the process trains or writes, and a `--resume` "
+        "after each kill. Kills after the last epoch leave nothing to resume and are not counted. The checkpoint, with "
+        "the weights, the optimizer state and everything else in it, and each snapshot are compared byte by byte.",
         table(
             (
                 "training",
                 "options",
                 "kills",
-                "epochs done when it was killed",
+                "epochs completed at each kill",
                 "trainings",
-                "files of each",
-                "equal to the unbroken one",
+                "files compared",
+                "identical to the uninterrupted one",
             ),
             rows,
             names=2,
         ),
-        f"{kills} kills; {same} of {runs} trainings became the unbroken one to the last bit.",
+        f"{kills} kills; {same} of {runs} resumed trainings are bit-identical to the uninterrupted one.",
         surroundings(),
     ]
 

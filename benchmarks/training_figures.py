@@ -189,7 +189,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Test accuracies by network, and what they say of the paper's claims."""
+    """Test accuracies by network, and the verdicts on the paper's claims."""
 
     accuracy: Mapping[str, Spread]
     claims: Mapping[str, Claim]

@@ -130,7 +130,7 @@ def _freeze_row(network: str, way: str, one: Frozen) -> tuple[str, ...]:
 
 
 def _saves_enough(one: Frozen) -> bool:
-    """Whether a schedule saves a fifth of the time for at most half a point."""
+    """True if a schedule saves a fifth of the time for at most half a point."""
     if one.difference is None or one.measured is None:
         return False
     return one.measured.mean >= 0.2 and one.difference.mean >= -0.005

@@ -1,7 +1,7 @@
-"""What it costs that no kernel can saturate: int8 with all 8 bits of weights, with pairs cut, and with 7 bits.
+"""Saturation-free int8 weights compared with full-range (8-bit) and 7-bit weights, for docs/processors.md.
 
-Five folds, as in ``quantization.py``: each calibrates, the other images are measured. Results are kept, so that a run
-that was stopped goes on where it was; ``--fresh`` measures again.
+As in ``quantization.py``, each of five folds calibrates in turn, and the other images are measured. Results are kept,
+so that a benchmark that was stopped continues where it was; ``--fresh`` measures again.
 """
 
 import json
@@ -32,8 +32,8 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Result:
-    """One network, range of weights and fold: share of images with the float network's class, top-1 of both, signal
-    to noise of the logits in dB, and the pairs of weights that can saturate."""
+    """One network, weight range and fold: agreement with the float network, top-1 of both, SQNR of the logits in dB,
+    and the pairs of weights that can saturate."""
 
     network: str
     weight_range: WeightRange
@@ -54,11 +54,11 @@ def kept(cache: Path = CACHE) -> list[Result]:
 
 @click.command()
 @data_option
-@click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of results.")
+@click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of kept results.")
 @click.option("--network", "networks", multiple=True, type=click.Choice(list(REFERENCES)), default=list(REFERENCES))
-@click.option("--fresh", is_flag=True, help="Measure again what is there, too.")
+@click.option("--fresh", is_flag=True, help="Measure again, even where results are kept.")
 def main(data_folder: Path, cache: Path, networks: Sequence[str], fresh: bool) -> None:
-    """Quantize v1.1 and v1.0 with each range of weights, fold by fold.
+    """Quantize v1.1 and v1.0 with each weight range, fold by fold.
 
     \b
     Example:

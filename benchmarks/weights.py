@@ -1,4 +1,4 @@
-"""Puts trained runs into the package: weights small enough to ship, and model cards in docs/weights.md."""
+"""Packages trained runs as the weights included in firebox; writes their model cards to docs/weights.md."""
 
 import json
 import shlex
@@ -33,15 +33,15 @@ from firebox.runtime.files import sha256, write_file, write_files
 from firebox.runtime.units import format_size
 
 _PACKAGE = Path(__file__).resolve().parent.parent / "model_zoo" / "weights" / "shipped"
-# What all files together may take.
+# The size limit of all files together, in bytes.
 _LIMIT = 1_000_000
-# What the networks are to reach on the test images.
+# Target test accuracies.
 _AIMS = {"squeezenet_cifar": 0.94, "squeezenet_cifar_small": 0.90}
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A run that a network began with or learned from; its accuracy is on the test images."""
+    """A run that a network started from or was distilled from; its accuracy is on the test images."""
 
     role: str
     command: str
@@ -53,7 +53,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of one network's weights; accuracies are on the test images."""
+    """The contents of one model card; accuracies are on the test images."""
 
     model: str
     parameters: int
@@ -77,7 +77,7 @@ class Card:
 @out_option("weights.md")
 @click.option("--package", type=click.Path(path_type=Path), default=_PACKAGE, help="Folder of the weights.")
 def main(runs: tuple[Path, ...], data_folder: Path, out: Path, package: Path) -> None:
-    """Store the weights of RUNS in the package and measure what is stored.
+    """Store the weights of RUNS in the package and measure them.
 
     \b
     Example:
@@ -86,10 +86,10 @@ def main(runs: tuple[Path, ...], data_folder: Path, out: Path, package: Path) ->
     sources = [Source.of(run, package) for run in runs]
     others = {file.stem for file in package.glob("*.safetensors")} - {each.checkpoint.model for each in sources}
     if others:
-        raise click.ClickException(f"name the runs of {', '.join(sorted(others))}, too: the page describes all files")
+        raise click.ClickException(f"add the runs of {', '.join(sorted(others))}: the page describes all files")
     total = sum(len(each.data) for each in sources)
     if total > _LIMIT:
-        raise click.ClickException(f"the files take {total:,} bytes together, more than {_LIMIT:,}")
+        raise click.ClickException(f"the files take {total:,} bytes in total, more than {_LIMIT:,}")
     for each in sources:
         log = (each.run / LOG).read_bytes()
         write_files(package, {each.file.name: each.data, f"{each.checkpoint.model}.{LOG}": log})
@@ -100,7 +100,7 @@ def main(runs: tuple[Path, ...], data_folder: Path, out: Path, package: Path) ->
 
 @dataclass(frozen=True)
 class Source:
-    """A finished run, and what of it goes into the package: ``data`` as ``file``."""
+    """A finished run, and its content in the package: ``data`` in ``file``."""
 
     run: Path
     checkpoint: Checkpoint
@@ -112,16 +112,16 @@ class Source:
         """Raises ``ClickException`` for a run that has epochs left."""
         checkpoint = read_checkpoint(run / FILE_NAME)
         if checkpoint.epoch < checkpoint.training.epochs:
-            raise click.ClickException(f"{run} has trained {checkpoint.epoch} of its epochs; go on with it first")
+            raise click.ClickException(f"{run} has completed {checkpoint.epoch} of its epochs; resume it first")
         shipped = replace(checkpoint, training=_without_folders(checkpoint.training))
         return cls(run, shipped, package / f"{checkpoint.model}.safetensors", pack_compact(shipped))
 
 
 def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
-    """Measure a network as it was trained, as it is stored, and as an int8 file."""
+    """Measure a network as trained, as stored, and as an int8 file."""
     run, checkpoint = source.run, source.checkpoint
     stored = load_network(source.file)
-    answers = [test_logits(network, test) for network in (load_network(run), stored)]
+    logits = [test_logits(network, test) for network in (load_network(run), stored)]
     trained, _ = split_images(images, checkpoint.training.val_fraction, checkpoint.training.seed)
     folder = run / "exported"
     export_network(stored, folder, trained, ExportConfig(precisions=("int8",)))
@@ -130,7 +130,7 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
         for name in test.names:
             int8.append(session.predict(test.read(name)))
             advance()
-    right = answers[1].argmax(1) == test.labels
+    right = logits[1].argmax(1) == test.labels
     return Card(
         model=checkpoint.model,
         parameters=checkpoint.config.parameters,
@@ -142,8 +142,8 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
         processes=_summary(run)["processes"],
         epochs=checkpoint.epoch,
         seconds=_seconds(run, checkpoint),
-        trained=accuracy(answers[0], test.labels),
-        stored=accuracy(answers[1], test.labels),
+        trained=accuracy(logits[0], test.labels),
+        stored=accuracy(logits[1], test.labels),
         int8=accuracy(np.array(int8), test.labels),
         per_class={name: float(right[test.labels == label].mean()) for label, name in enumerate(test.classes)},
     )
@@ -152,13 +152,13 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
 def _origins(run: Path, test: LabelledImages) -> Iterator[Origin]:
     training = _summary(run)["training"]
     starts = [training["start"]] if training["start"] else []
-    for role, paths in (("start", starts), ("teacher", training["teachers"])):
+    for role, paths in (("starting network", starts), ("teacher", training["teachers"])):
         for path in map(Path, paths):
             if path.is_absolute() and not path.exists():
                 raise click.ClickException(
-                    f"the {role} {path} is gone; put it back, for the card tells where it came from"
+                    f"the {role} {path} is missing; restore it, because the card describes its training"
                 )
-            # Public weights have no run, and stand among the options.
+            # Public weights have no run; the options name them.
             if origin := _run_of(path):
                 network, checkpoint = load_network(path), read_checkpoint(path if path.is_file() else path / FILE_NAME)
                 found = accuracy(test_logits(network, test), test.labels)
@@ -167,25 +167,25 @@ def _origins(run: Path, test: LabelledImages) -> Iterator[Origin]:
 
 
 def _seconds(run: Path, checkpoint: Checkpoint) -> float:
-    """How long the training took, to the checkpoint."""
+    """The training time up to the checkpoint."""
     return sum(row.seconds for row in read_log(run, checkpoint.epoch))
 
 
 def page(cards: Sequence[Card], runs: Sequence[Path], test: LabelledImages) -> Iterator[str]:
     """The model cards."""
-    yield "# Weights that come with firebox"
-    yield "This page and the files in `model_zoo/weights/shipped/` are written by"
+    yield "# Pretrained weights"
+    yield "This page and the files in `model_zoo/weights/shipped/` are generated by"
     yield f"```sh\npython benchmarks/weights.py {' '.join(map(_in_runs, runs))}\n```"
     yield surroundings()
     yield (
         '`create_model("squeezenet_cifar", weights="default")`, `load_network("squeezenet_cifar")` and every command '
-        "that takes a model by name use them. Kernels are stored in int8 with a scale for each output channel, which "
-        "is what *stored* measures; *int8* is the TFLite file that `firebox export` makes of them, in LiteRT. "
-        f"Accuracies are on the {len(test):,} test images of `{FOLDER}/{CIFAR}` ([where from](data.md)), which "
-        "nothing was trained or chosen on."
+        "that takes a model name use them. *Trained* is the network as trained, *stored* the packaged file, whose "
+        "kernels are int8 with one scale per output channel, and *int8* the TFLite file that `firebox export` makes "
+        f"from it, in LiteRT. Accuracies are on the {len(test):,} test images of `{FOLDER}/{CIFAR}` ([data](data.md)), "
+        "which were used for no training and no choice."
     )
     yield table(
-        ("network", "parameters", "MACs", "file", "trained", "stored", "int8", "aim"),
+        ("network", "parameters", "MACs", "file size", "trained", "stored", "int8", "target"),
         [
             (
                 each.model,
@@ -210,22 +210,22 @@ def _aim(card: Card) -> str:
 def _describe(card: Card) -> Iterator[str]:
     yield f"## {card.model}"
     yield (
-        "For images like CIFAR-10's: one centred object of one of its ten classes, 32x32 pixels, in colour. It knows "
-        "nothing else: what belongs to no class is given one of them all the same. The images were collected from "
-        "the web without regard to who took them or where; accuracies by class are below."
+        "For images like those of CIFAR-10: one centred object of one of its ten classes, 32x32 pixels, in colour. The "
+        "network has no class for anything else and assigns one of the ten to every image. The images were collected "
+        "from the web without regard to who took them or where; accuracies by class are below."
     )
     processes = "1 process" if card.processes == 1 else f"{card.processes} processes"
-    yield f"Trained in {card.epochs} epochs, {card.seconds / 3600:.1f} hours of {processes} on the CPU, by"
+    yield f"Trained in {card.epochs} epochs, {card.seconds / 3600:.1f} hours of {processes} on the CPU, with"
     yield f"```sh\n{card.command}\n```"
     for origin in card.origins:
         yield (
-            f"Its {origin.role}, with {origin.parameters:,} parameters and an accuracy of {origin.trained:.2%}, in "
-            f"{origin.epochs} epochs, {origin.seconds / 3600:.1f} hours, by"
+            f"Its {origin.role} has {origin.parameters:,} parameters and an accuracy of {origin.trained:.2%}, trained "
+            f"in {origin.epochs} epochs and {origin.seconds / 3600:.1f} hours, with"
         )
         yield f"```sh\n{origin.command}\n```"
     yield "All options:"
     yield "```json\n" + json.dumps(card.training.to_json(), indent=1) + "\n```"
-    yield f"Its log is `model_zoo/weights/shipped/{card.model}.log.csv`."
+    yield f"The log is `model_zoo/weights/shipped/{card.model}.log.csv`."
     yield f"![Loss and accuracy over the epochs](weights-{card.model}.png)"
     yield f"SHA-256 of the file: `{sha256(card.file.read_bytes())}`."
     yield table(("class", "accuracy"), [(name, f"{value:.1%}") for name, value in card.per_class.items()])
@@ -236,7 +236,7 @@ def _summary(run: Path) -> dict[str, Any]:
 
 
 def _command(run: Path) -> str:
-    """What began the run, without this machine's folders."""
+    """The command that started the run, without this machine's folders."""
     words = []
     for word in shlex.split(_summary(run)["command"]):
         path = Path(word)
@@ -248,21 +248,21 @@ def _command(run: Path) -> str:
 
 
 def _without_folders(training: TrainingConfig) -> TrainingConfig:
-    """Where images and other runs lay is nobody else's."""
+    """The options, without this machine's folders."""
     teachers = tuple(_in_runs(teacher) for teacher in training.teachers)
     start = training.start and _in_runs(training.start)
     return replace(training, data=Path(training.data).name, teachers=teachers, start=start)
 
 
 def _in_runs(path: str | Path) -> str:
-    """A run, or a file of one, below ``runs``; other files by their names."""
+    """The path of a run, or of a file in one, below ``runs``; the name of any other file."""
     path = Path(path)
     run = _run_of(path)
     return f"runs/{path.relative_to(run.parent)}" if run else path.name
 
 
 def _run_of(path: Path) -> Path | None:
-    """The run that a file is of, or that the path is."""
+    """The run that the path is, or is a file of."""
     return next(
         (folder for folder in (path, *path.parents) if (folder / CONFIG).is_file() and (folder / LOG).is_file()), None
     )

@@ -1,7 +1,7 @@
-"""An int8 .tflite from the stock PyTorch-to-LiteRT converter, by either of its quantizers.
+"""Converts a torch program to an int8 .tflite with the stock PyTorch-to-LiteRT converter and one of its quantizers.
 
-Runs in an environment of its own (requirements.txt beside this file), which firebox is no part of: the network comes
-as a program that ``torch.export.save`` wrote, the calibration inputs as an array of what it takes.
+Runs in its own environment (requirements.txt), without firebox. Takes a network saved by ``torch.export.save`` and an
+array of calibration inputs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 def pt2e(module: torch.nn.Module, inputs: Inputs) -> bytes:
-    """Quantized in torch, as the converter's own guide does it: static, weights per channel."""
+    """Quantize in torch, as in the converter's own guide: static, weights per channel."""
     scheme = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
     prepared = prepare_pt2e(module, scheme)
     for x in inputs:
@@ -33,14 +33,14 @@ def pt2e(module: torch.nn.Module, inputs: Inputs) -> bytes:
 
 
 def ai_edge_quantizer(module: torch.nn.Module, inputs: Inputs) -> bytes:
-    """Converted in float32, then quantized as a file by the recipe for int8 weights and activations; ranges are
-    moving averages of what the images show, as is its default."""
+    """Convert in float32, then quantize the file with the recipe for int8 weights and activations. Ranges are moving
+    averages over the images, the default."""
     work = quantizer.Quantizer(serialized(module, inputs[0]), recipe.static_wi8_ai8())
     return bytes(work.quantize(work.calibrate(samples(inputs), num_threads=1)).quantized_model)
 
 
 def ai_edge_quantizer_minmax(module: torch.nn.Module, inputs: Inputs) -> bytes:
-    """The same, but ranges cover all that was seen."""
+    """The same, but with ranges that cover all values seen."""
     data, manager = serialized(module, inputs[0]), RecipeManager()
     manager.load_quantization_recipe(recipe.static_wi8_ai8())
     calibrator = Calibrator(data, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
@@ -65,11 +65,11 @@ QUANTIZERS: dict[str, Callable[[torch.nn.Module, Inputs], bytes]] = {
 
 
 def main() -> None:
-    """Read a program and its inputs, write the file."""
+    """Read a program and its inputs, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("quantizer", choices=QUANTIZERS)
-    parser.add_argument("program", type=Path, help="what torch.export.save wrote (.pt2)")
-    parser.add_argument("inputs", type=Path, help="float32 (images, ...), what the program takes (.npy)")
+    parser.add_argument("program", type=Path, help="program written by torch.export.save (.pt2)")
+    parser.add_argument("inputs", type=Path, help="calibration inputs, float32 (images, ...) (.npy)")
     parser.add_argument("out", type=Path, help="file to write (.tflite)")
     given = parser.parse_args()
     torch.set_num_threads(1)
