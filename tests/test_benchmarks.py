@@ -1,4 +1,4 @@
-"""The page of training methods: computed from made-up runs, and written from the figures that are kept."""
+"""Pages of benchmarks: training methods from made-up runs and from the kept figures, and the counts of networks."""
 
 import sys
 from pathlib import Path
@@ -89,3 +89,11 @@ def test_the_page_of_trainings_is_the_one_its_figures_give(benchmarks, tmp_path)
 
     text = "\n\n".join(training_page.page(training_figures.read_kept(), tmp_path)) + "\n"
     assert text == (_ROOT / "docs" / "training.md").read_text()
+
+
+def test_the_page_of_networks_is_the_one_the_counts_give(benchmarks, tmp_path):
+    import zoo
+    from click.testing import CliRunner
+
+    assert CliRunner().invoke(zoo.main, ["--out", str(tmp_path / "zoo.md")]).exit_code == 0
+    assert (tmp_path / "zoo.md").read_text() == (_ROOT / "docs" / "zoo.md").read_text()
