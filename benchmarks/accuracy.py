@@ -25,7 +25,7 @@ from firebox.model_zoo.classifier import TorchClassifier
 from firebox.model_zoo.commands.selection import open_classifiers
 from firebox.runtime import Evaluation, LabelledImages, Preprocessing, Session, evaluate, open_images, sample
 from firebox.runtime.commands.console import TerminalProgress
-from firebox.runtime.inference.classifier import Classifier
+from firebox.runtime.inference import Classifier
 
 _TORCH = "torch"
 _INT8 = "model.int8.onnx"

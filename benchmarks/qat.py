@@ -30,8 +30,7 @@ from firebox.runtime import LabelledImages, Preprocessing, Session, open_images,
 from firebox.runtime.commands.console import progress
 from firebox.runtime.formats.read import format_of
 from firebox.runtime.graph import Graph
-from firebox.runtime.inference.backends import installed_backends
-from firebox.runtime.inference.classifier import Classifier
+from firebox.runtime.inference import Classifier, installed_backends
 
 _MODEL = "squeezenet_cifar_small"
 _FLOAT, _INT8 = "float", "int8"

@@ -52,7 +52,7 @@ from firebox.runtime import LabelledImages, Session, open_images
 from firebox.runtime.commands.console import note, progress
 from firebox.runtime.contract import KEY, Contract, TensorSpec
 from firebox.runtime.files import sha256, write_file
-from firebox.runtime.images.datasets import match_labels
+from firebox.runtime.images import match_labels
 
 _CACHE = Path(__file__).resolve().parent.parent / "build" / "quantization"
 _SEED = 0

@@ -38,8 +38,8 @@ from firebox.runtime import (
     open_images,
 )
 from firebox.runtime.commands.console import TerminalProgress
-from firebox.runtime.inference.backends import BACKENDS, installed_backends
-from firebox.runtime.inference.classifier import Classifier
+from firebox.runtime.inference import Classifier, installed_backends
+from firebox.runtime.inference.backends import BACKENDS
 
 _SMALL = "squeezenet_micro"
 

@@ -23,7 +23,7 @@ from firebox.runtime import open_images
 from firebox.runtime.commands.console import note, progress
 from firebox.runtime.exactness.check import check_saturation
 from firebox.runtime.files import write_file
-from firebox.runtime.images.datasets import match_labels
+from firebox.runtime.images import match_labels
 
 CACHE = Path(__file__).resolve().parent.parent / "build" / "weight_ranges"
 FOLDS = 5

@@ -14,9 +14,8 @@ from ..runtime.contract import Contract, TensorSpec
 from ..runtime.errors import UsageError
 from ..runtime.files import check_writable, sha256, write_files
 from ..runtime.graph import Graph, ops
-from ..runtime.images.datasets import LabelledImages, sample
-from ..runtime.images.preprocessing import Preprocessing
-from ..runtime.inference.session import Session
+from ..runtime.images import LabelledImages, Preprocessing, sample
+from ..runtime.inference import Session
 from ..runtime.memory.plan import plan
 from ..runtime.memory.targets import Target
 from .fit.files import judged, summaries

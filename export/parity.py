@@ -8,7 +8,7 @@ import numpy as np
 
 from ..runtime.errors import ParityError, UsageError
 from ..runtime.graph import Graph
-from ..runtime.inference.session import Session
+from ..runtime.inference import Session
 from .activations import run_activations
 from .trace import device_of, in_eval_mode, one_thread
 

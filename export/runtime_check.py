@@ -8,8 +8,8 @@ import numpy as np
 from ..runtime.errors import ParityError, UnsupportedError
 from ..runtime.graph import Graph
 from ..runtime.graph.reference import run_reference
-from ..runtime.images.preprocessing import Preprocessing
-from ..runtime.inference.session import Facts
+from ..runtime.images import Preprocessing
+from ..runtime.inference import Facts
 
 # Images that the reference computes: it is exact on each, and slow.
 REFERENCE_IMAGES = 8

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..export.trace import one_thread
-from ..runtime.images.preprocessing import Preprocessing
+from ..runtime.images import Preprocessing
 from .network import Network
 from .networks.int8 import fake_quantized
 

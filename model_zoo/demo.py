@@ -8,10 +8,8 @@ from typing import Any
 from ..export import ExportConfig
 from ..runtime.commands.console import note, progress_unless
 from ..runtime.files import check_writable, write_file
-from ..runtime.images.datasets import open_images, split_images
-from ..runtime.inference.classifier import Classifier
-from ..runtime.inference.evaluation import Evaluation, evaluate
-from ..runtime.inference.session import Session
+from ..runtime.images import open_images, split_images
+from ..runtime.inference import Classifier, Evaluation, Session, evaluate
 from ..runtime.profiling.latency import Profile, profile
 from .classifier import TorchClassifier
 from .exporting import export_network

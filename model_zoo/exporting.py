@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..export import Export, ExportConfig, export
-from ..runtime.images.datasets import LabelledImages
+from ..runtime.images import LabelledImages
 from .network import Network
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ..export.quantization.ranges import Range
 from ..runtime.errors import CheckpointError, UsageError
-from ..runtime.images.preprocessing import Preprocessing
+from ..runtime.images import Preprocessing
 from .networks.config import NetworkConfig
 from .networks.families import build
 from .networks.modules import NetworkModule, head_prefix

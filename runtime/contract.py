@@ -13,7 +13,7 @@ import numpy as np
 from .errors import FormatError
 from .formats.read import read_metadata
 from .graph.graph import Quantization
-from .images.preprocessing import Preprocessing
+from .images import Preprocessing
 
 # The name of the metadata entry, in both formats.
 KEY = "firebox.contract"

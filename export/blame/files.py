@@ -13,8 +13,8 @@ from ...runtime.contract import Contract, read_contract
 from ...runtime.errors import DataError, UsageError
 from ...runtime.files import check_writable, read_file, write_files
 from ...runtime.graph import Graph
-from ...runtime.images.datasets import LabelledImages, sample
-from ...runtime.inference.session import Session
+from ...runtime.images import LabelledImages, sample
+from ...runtime.inference import Session
 from ...runtime.report.summary import node_data
 from ..activations import run_outputs
 from ..formats.contract_writer import complete, for_file

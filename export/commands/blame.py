@@ -71,7 +71,7 @@ def blame_command(
       firebox blame model.float32.onnx model.int8.onnx --data images.tar
       firebox blame model.float32.onnx model.int8.tflite --data images.tar --fix --target-agreement 0.98 -o fixed
     """
-    from ...runtime.images.datasets import open_images
+    from ...runtime.images import open_images
     from ..blame.files import blame_files
 
     if not fix and context.get_parameter_source("target") is ParameterSource.COMMANDLINE:

@@ -50,7 +50,7 @@ def fit_command(
       firebox fit model.int8.tflite --sram 256KiB
       firebox fit model.int8.tflite --device stm32h743 --images images.tar -o build/fitted
     """
-    from ...runtime.images.datasets import open_images
+    from ...runtime.images import open_images
     from ..fit.files import fit_file
 
     images = open_images(source) if source is not None else None

@@ -17,9 +17,8 @@ from ...runtime.files import check_writable, read_file, sha256, write_files
 from ...runtime.formats.read import read_placed
 from ...runtime.graph import Graph, Tensor
 from ...runtime.graph.rewrite import integer_ends
-from ...runtime.images.datasets import LabelledImages, sample
-from ...runtime.inference.backends import installed_backends
-from ...runtime.inference.session import Session
+from ...runtime.images import LabelledImages, sample
+from ...runtime.inference import Session, installed_backends
 from ...runtime.memory.measure import MeasuredArena, measure_arena, run_in_arena
 from ...runtime.memory.plan import MemoryPlan
 from ...runtime.memory.targets import Target

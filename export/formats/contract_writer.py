@@ -8,7 +8,7 @@ import numpy as np
 from ...runtime.contract import KEY, Contract, Golden, Layout, TensorSpec, golden_pixels
 from ...runtime.errors import ParityError
 from ...runtime.graph import Graph, Tensor
-from ...runtime.inference.session import Session
+from ...runtime.inference import Session
 from .onnx_writer import onnx_shape, onnx_side
 
 # Steps of the output that other kernels may be off by: tflite-runtime's requantization is in fixed point.

@@ -9,7 +9,7 @@ import numpy as np
 from ...runtime.commands.console import note, progress
 from ...runtime.errors import QuantizationError, UsageError
 from ...runtime.graph import Graph, ops
-from ...runtime.images.preprocessing import Preprocessing
+from ...runtime.images import Preprocessing
 from ..activations import run_outputs
 from .calibration import choose_ranges, collect_histograms
 from .equalization import channel_peaks, equalize

@@ -9,7 +9,7 @@ from ...export.commands.fit import advise, show_fit
 from ...runtime.commands.console import note, print_json, progress_unless, say, table
 from ...runtime.commands.options import budget_options, fit_target_option, json_option
 from ...runtime.errors import DoesNotFitError, MissingExtraError, UsageError
-from ...runtime.inference.ensemble import Combine, Ensemble
+from ...runtime.inference import Combine, Ensemble
 from ...runtime.units import format_size, parse_size
 from ..networks.registry import find_model, list_models
 from ..training_config import TrainingConfig
@@ -194,7 +194,7 @@ def export_command(
     from ...export import ExportConfig, Tolerance
     from ...export.quantization.weight_grid import DEFAULT_RANGE
     from ...runtime.exactness.check import check_saturation
-    from ...runtime.images.datasets import open_images
+    from ...runtime.images import open_images
     from .. import export_network, load_network, open_training_images
 
     given = {"agreement": min_agreement, "sqnr_db": min_sqnr}
@@ -318,8 +318,8 @@ def evaluate_command(
       firebox evaluate squeezenet1_0 squeezenet1_1 --weights imagenet --combine softmax --data images.tar
       firebox evaluate runs/one runs/two build/three/model.int8.tflite --combine softmax --data images.tar
     """
-    from ...runtime.images.datasets import open_images, sample
-    from ...runtime.inference.evaluation import evaluate
+    from ...runtime.images import open_images, sample
+    from ...runtime.inference import evaluate
     from .selection import choose_split, open_classifiers
 
     labelled = choose_split(open_images(data), split, val_fraction, seed)

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from ...runtime.errors import UsageError
 from ...runtime.formats.read import format_of
-from ...runtime.images.datasets import LabelledImages, split_images
-from ...runtime.inference.backends import installed_backends
-from ...runtime.inference.classifier import Classifier
-from ...runtime.inference.session import Session, check_threads
+from ...runtime.images import LabelledImages, split_images
+from ...runtime.inference import Classifier, Session, installed_backends
+from ...runtime.inference.session import check_threads
 from ..networks.registry import list_models
 
 if TYPE_CHECKING:

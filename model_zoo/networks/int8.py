@@ -16,8 +16,7 @@ from ...export.trace import trace
 from ...runtime.commands.console import progress
 from ...runtime.errors import UsageError
 from ...runtime.graph import Graph, ops
-from ...runtime.images.datasets import LabelledImages, sample
-from ...runtime.images.preprocessing import Preprocessing
+from ...runtime.images import LabelledImages, Preprocessing, sample
 from .families import build
 from .modules import NetworkModule
 

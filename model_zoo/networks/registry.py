@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import UsageError, suggestion
-from ...runtime.images.preprocessing import Preprocessing
+from ...runtime.images import Preprocessing
 from .baselines import AlexNetConfig, DenseNetConfig, GoogLeNetConfig, NINConfig, ResNetConfig, VGGConfig
 from .config import NetworkConfig
 from .families import build

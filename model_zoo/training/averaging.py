@@ -13,7 +13,7 @@ from torch.optim.swa_utils import update_bn
 from ...runtime.commands.console import progress
 from ...runtime.errors import UsageError
 from ...runtime.files import write_file
-from ...runtime.images.datasets import LabelledImages
+from ...runtime.images import LabelledImages
 from ..network import weights_in
 from ..weights.checkpoint import Checkpoint, pack_checkpoint, read_checkpoint
 from ..weights.files import network_from

@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...runtime.commands.console import progress
 from ...runtime.errors import DataError
 from ...runtime.files import sha256
-from ...runtime.images.datasets import LabelledImages, open_images, per_class, split_images
-from ...runtime.images.preprocessing import Preprocessing
+from ...runtime.images import LabelledImages, Preprocessing, open_images, per_class, split_images
 from ..training_config import TrainingConfig
 
 _CHUNK = 256

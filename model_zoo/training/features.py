@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...runtime.commands.console import progress
 from ...runtime.errors import UsageError
-from ...runtime.images.preprocessing import Preprocessing
+from ...runtime.images import Preprocessing
 from ...runtime.units import format_size
 from ..networks.modules import NetworkModule
 from ..training_config import TrainingConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ...runtime.errors import CheckpointError, DataError, UsageError
-from ...runtime.images.preprocessing import Preprocessing
+from ...runtime.images import Preprocessing
 from ..network import Network, load_network, weights_in
 from ..networks.config import NetworkConfig
 from ..networks.families import build

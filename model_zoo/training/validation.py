@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...export.trace import in_eval_mode
 from ...runtime.commands.console import progress
-from ...runtime.images.preprocessing import Preprocessing
+from ...runtime.images import Preprocessing
 from .data import ImageDataset, prepare
 
 

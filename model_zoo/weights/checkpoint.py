@@ -21,7 +21,7 @@ from torch import Tensor
 from ...export.quantization.ranges import Range
 from ...runtime.errors import CheckpointError, FireboxError
 from ...runtime.files import read_file
-from ...runtime.images.preprocessing import Preprocessing
+from ...runtime.images import Preprocessing
 from ..networks.config import NetworkConfig
 from ..networks.families import config_from_json
 from ..training_config import TrainingConfig

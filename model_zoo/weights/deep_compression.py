@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.errors import CheckpointError
-from ...runtime.images.preprocessing import Preprocessing
+from ...runtime.images import Preprocessing
 from ..networks.squeezenet import SqueezeNetConfig
 from ..networks.squeezenet_module import SqueezeNet
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...export.quantization.ranges import Range
 from ...runtime.errors import CheckpointError, FormatError, UsageError
 from ...runtime.files import read_file, sha256
-from ...runtime.images.preprocessing import Preprocessing
+from ...runtime.images import Preprocessing
 from ..networks.config import NetworkConfig
 from ..networks.families import build
 from ..networks.modules import NetworkModule, head_prefix

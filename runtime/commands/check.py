@@ -76,8 +76,8 @@ def _measured(model: Path, source: str, count: int, seed: int, like: Path | None
     from ..exactness.check import measure_saturation
     from ..files import read_file
     from ..formats.read import read_graph
-    from ..images.datasets import open_images, sample
-    from ..inference.session import Session
+    from ..images import open_images, sample
+    from ..inference import Session
 
     with ExitStack() as opened:
         lender = opened.enter_context(Session(like, check="off")) if like is not None else None

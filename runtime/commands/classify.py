@@ -27,8 +27,8 @@ def classify_command(
     Example:
       firebox classify model.int8.tflite cat.jpg --top 3
     """
-    from ..images.preprocessing import decode
-    from ..inference.session import Session
+    from ..images import decode
+    from ..inference import Session
 
     predictions = {}
     with Session(model, backend, threads) as session:

@@ -14,8 +14,8 @@ from ..files import read_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    # What an image may be given as.
-    ImageLike: TypeAlias = str | Path | bytes | np.ndarray | Image
+# A path, the bytes of a file, an array or a PIL image. As a string, so that Pillow is not imported.
+ImageLike: TypeAlias = "str | Path | bytes | np.ndarray | Image"
 
 _MAX_PIXELS = 100_000_000
 _MAX_FILE_BYTES = 256 * 1024**2

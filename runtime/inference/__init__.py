@@ -1,1 +1,35 @@
-"""Sessions over the installed runtimes, ensembles and evaluation."""
+"""Sessions over the installed runtimes, ensembles of them, and their accuracy on labelled images."""
+
+from typing import TYPE_CHECKING
+
+from ..lazy import attach
+
+if TYPE_CHECKING:
+    from .backends import installed_backends
+    from .classifier import Classifier
+    from .ensemble import Combine, Ensemble
+    from .evaluation import Evaluation, evaluate
+    from .session import Facts, Prediction, Session
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            "backends": ("installed_backends",),
+            "classifier": ("Classifier",),
+            "ensemble": ("Combine", "Ensemble"),
+            "evaluation": ("Evaluation", "evaluate"),
+            "session": ("Facts", "Prediction", "Session"),
+        },
+    )
+
+__all__ = [
+    "Classifier",
+    "Combine",
+    "Ensemble",
+    "Evaluation",
+    "Facts",
+    "Prediction",
+    "Session",
+    "evaluate",
+    "installed_backends",
+]

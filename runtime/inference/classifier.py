@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from ..images.preprocessing import Preprocessing
+from ..images import Preprocessing
 
 
 class Classifier(Protocol):

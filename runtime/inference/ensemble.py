@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import numpy as np
 
 from ..errors import FormatError, UsageError
-from ..images.preprocessing import Preprocessing
+from ..images import Preprocessing
 from .classifier import Classifier, softmax
 
 if TYPE_CHECKING:
-    from ..images.preprocessing import ImageLike
+    from ..images import ImageLike
 
 Combine: TypeAlias = Literal["vote", "softmax", "logits"]
 

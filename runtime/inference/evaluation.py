@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, UsageError
-from ..images.datasets import LabelledImages, match_labels
+from ..images import LabelledImages, match_labels
 from ..progress import SILENT, Progress
 from .classifier import Classifier
 from .ensemble import View

@@ -17,7 +17,7 @@ from .classifier import Classifier, softmax
 from .golden import Check, CheckMode, GoldenResult, check_mode, check_once, compare_golden, complain
 
 if TYPE_CHECKING:
-    from ..images.preprocessing import ImageLike, Preprocessing
+    from ..images import ImageLike, Preprocessing
 
 # With many more threads than cores, runtimes start for minutes.
 _MAX_THREADS = 128

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..files import read_file
-from ..inference.session import Facts, Session
+from ..inference import Facts, Session
 from ..memory.plan import MemoryLine, MemoryPlan, Verdict, memory_json, plan
 from ..memory.targets import Target
 from ..progress import SILENT, Advance, Progress

@@ -23,7 +23,7 @@ from firebox.runtime.contract import KEY, Contract, TensorSpec
 from firebox.runtime.errors import FireboxError, QuantizationError, UsageError
 from firebox.runtime.formats.read import read_graph
 from firebox.runtime.graph import Graph, ops
-from firebox.runtime.images.preprocessing import Preprocessing
+from firebox.runtime.images import Preprocessing
 
 SIZE = 16
 CLASSES = 10

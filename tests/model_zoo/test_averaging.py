@@ -13,7 +13,7 @@ from firebox.model_zoo.training.data import prepare
 from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
 from firebox.runtime import LabelledImages, open_images, split_images
 from firebox.runtime.errors import UsageError
-from firebox.runtime.images.datasets import per_class
+from firebox.runtime.images import per_class
 
 
 @pytest.fixture(scope="module")

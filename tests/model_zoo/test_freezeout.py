@@ -16,7 +16,7 @@ from firebox.model_zoo.training.log import LogRow
 from firebox.model_zoo.training.optimizer import make_optimizer
 from firebox.model_zoo.training.start import start
 from firebox.runtime.errors import TrainingError, UsageError
-from firebox.runtime.images.datasets import open_images, split_images
+from firebox.runtime.images import open_images, split_images
 
 CONFIG = TrainingConfig(epochs=4, batch_size=4, freezeout="linear", freeze_first=0.25, precision="float32")
 

@@ -20,7 +20,7 @@ from firebox.runtime.errors import CheckpointError, FireboxError, UsageError
 from firebox.runtime.files import sha256
 from firebox.runtime.formats.read import read_graph
 from firebox.runtime.graph import ops
-from firebox.runtime.images.datasets import match_labels, open_images, sample
+from firebox.runtime.images import match_labels, open_images, sample
 
 
 def test_run_folder_checkpoint_and_zoo_name_are_the_same_network(trained):

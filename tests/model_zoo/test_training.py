@@ -25,8 +25,7 @@ from firebox.model_zoo.training.data import normalize
 from firebox.model_zoo.training.schedules import learning_rate
 from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
 from firebox.runtime.errors import CheckpointError, DataError, TrainingError, UsageError, WriteError
-from firebox.runtime.images.datasets import open_images, split_images
-from firebox.runtime.images.preprocessing import Preprocessing
+from firebox.runtime.images import Preprocessing, open_images, split_images
 
 
 def test_digits_are_learned_from_the_command_line(firebox, tmp_path):

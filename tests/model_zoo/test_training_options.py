@@ -15,7 +15,7 @@ from firebox.model_zoo.training.learner import Learner
 from firebox.model_zoo.training.start import start
 from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
 from firebox.runtime.errors import TrainingError
-from firebox.runtime.images.datasets import open_images, split_images
+from firebox.runtime.images import open_images, split_images
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from firebox.model_zoo.training.optimizer import make_optimizer
 from firebox.model_zoo.training.start import start
 from firebox.model_zoo.weights.checkpoint import read_checkpoint
 from firebox.runtime.errors import CheckpointError, DataError, UsageError
-from firebox.runtime.images.datasets import open_images, split_images
+from firebox.runtime.images import open_images, split_images
 
 
 @pytest.fixture(scope="module")

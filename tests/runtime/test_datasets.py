@@ -15,7 +15,7 @@ from PIL import Image
 
 from firebox.runtime import LabelledImages, open_images, sample, split_images
 from firebox.runtime.errors import DataError, FireboxError, UsageError
-from firebox.runtime.images.datasets import match_labels
+from firebox.runtime.images import match_labels
 
 
 def pack_tar(folder: Path, path: Path, mode: str = "w") -> Path:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from firebox.runtime import Preprocessing
 from firebox.runtime.errors import DataError, FireboxError, FormatError, UsageError
-from firebox.runtime.images.preprocessing import decode
+from firebox.runtime.images import decode
 
 WHOLE = Preprocessing(size=(4, 6))
 IMAGENET = Preprocessing(

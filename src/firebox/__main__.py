@@ -1,0 +1,5 @@
+"""``python -m firebox``: the command line."""
+
+from .runtime.commands.main import main
+
+main()
