@@ -61,13 +61,13 @@ def advise(found: Match, layer: str, sums: ErrorSums, recovered: float) -> Advic
 def equalizable(graph: Graph, tensor: str) -> bool:
     """Whether factors may move, channel by channel, from the weights that make a tensor to those that take it."""
     around = [graph.producers.get(name) for name in adjacent_ops(graph, tensor)]
-    scaled = all(isinstance(op, ops.Conv | ops.FullyConnected) and op.activation != "relu6" for op in around)
+    scaled = all(isinstance(op, ops.Layer) and op.activation != "relu6" for op in around)
     return scaled and len(around) > 1 and tensor not in graph.outputs
 
 
 def _column_spread(found: Match, op: Op | None) -> float:
     """How many times the weights of one input channel are those of a weak one, in the float network."""
-    if not isinstance(op, ops.Conv | ops.FullyConnected) or getattr(op, "groups", 1) != 1:
+    if not isinstance(op, ops.Layer) or getattr(op, "groups", 1) != 1:
         return 1.0
     weight = np.abs(found.reference.constant(found.layer(op).inputs[1]).real())
     return spread(weight.reshape(-1, weight.shape[-1]).max(0))

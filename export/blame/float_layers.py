@@ -123,14 +123,12 @@ def _as_float(found: Match, op: Op, tensors: dict[str, Tensor]) -> Op:
     The rectifier may be missing where integers end at zero, as in files of onnxruntime's quantizer.
     """
     layer = found.layer(op)
-    if isinstance(op, ops.Conv | ops.FullyConnected):
+    if isinstance(op, ops.Layer):
         names = f"{op.name}/float_weight", f"{op.name}/float_bias"
         for name, source in zip(names, layer.inputs[1:], strict=True):
             tensors[name] = replace(found.reference.constant(source), name=name)
         op = replace(op, inputs=(op.inputs[0], *names))
-    if isinstance(op, ops.Conv | ops.FullyConnected | ops.Add) and isinstance(
-        layer, ops.Conv | ops.FullyConnected | ops.Add
-    ):
+    if isinstance(op, ops.Fusing) and isinstance(layer, ops.Fusing):
         op = replace(op, activation=layer.activation)
     return op
 

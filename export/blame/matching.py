@@ -52,7 +52,7 @@ def match(reference: Graph, quantized: Graph) -> Match:
     reference = averages_as_convolutions(reference, pools)
     found = Match(reference, quantized, names)
     for op in quantized.ops:
-        if isinstance(op, ops.Conv | ops.FullyConnected):
+        if isinstance(op, ops.Layer):
             _check_finite(reference, found.layer(op))
             _check_finite(quantized, op)
     gains = _gains(found)
@@ -162,7 +162,7 @@ def _gains(found: Match) -> dict[str, np.ndarray]:
 
 def _gain(found: Match, op: Op, gains: Mapping[str, np.ndarray]) -> np.ndarray:
     shape = found.quantized.tensors[op.output].shape
-    if isinstance(op, ops.Conv | ops.FullyConnected):
+    if isinstance(op, ops.Layer):
         expected = _weight(found, op, gains).reshape(shape[-1], -1)
         weight = found.quantized.constant(op.inputs[1]).real().reshape(shape[-1], -1).astype(np.float64)
         power = (expected**2).sum(1)
@@ -180,7 +180,7 @@ def _gain(found: Match, op: Op, gains: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.resize(first, shape[-1])
 
 
-def _weight(found: Match, op: ops.Conv | ops.FullyConnected, gains: Mapping[str, np.ndarray]) -> np.ndarray:
+def _weight(found: Match, op: ops.Layer, gains: Mapping[str, np.ndarray]) -> np.ndarray:
     """The float network's weight of a layer for inputs of the int8 network's scale."""
     weight = found.reference.constant(found.layer(op).inputs[1]).real().astype(np.float64)
     gain = gains[op.inputs[0]]
@@ -194,7 +194,7 @@ def _cosines(found: Match, gains: Mapping[str, np.ndarray]) -> dict[str, float]:
     """How like each layer's int8 weight is the float network's, with its channels as much larger as is said."""
     cosines = {}
     for op in found.quantized.ops:
-        if isinstance(op, ops.Conv | ops.FullyConnected):
+        if isinstance(op, ops.Layer):
             expected = _expected(found, op, gains).ravel()
             weight = found.quantized.constant(op.inputs[1]).real().ravel().astype(np.float64)
             lengths = float(np.sqrt((expected @ expected) * (weight @ weight)))
@@ -202,7 +202,7 @@ def _cosines(found: Match, gains: Mapping[str, np.ndarray]) -> dict[str, float]:
     return cosines
 
 
-def _expected(found: Match, op: ops.Conv | ops.FullyConnected, gains: Mapping[str, np.ndarray]) -> np.ndarray:
+def _expected(found: Match, op: ops.Layer, gains: Mapping[str, np.ndarray]) -> np.ndarray:
     """The float network's weight of a layer between channels of the int8 network's scale."""
     weight = _weight(found, op, gains)
     return weight * gains[op.output].reshape(-1, *[1] * (weight.ndim - 1))
@@ -218,7 +218,7 @@ def _rescaled(found: Match, gains: Mapping[str, np.ndarray]) -> Graph:
         {op.name: op for op in found.reference.ops},
     )
     for op in found.quantized.ops:
-        if isinstance(op, ops.Conv | ops.FullyConnected):
+        if isinstance(op, ops.Layer):
             layer, gain = found.layer(op), gains[op.output]
             weight = _expected(found, op, gains)
             bias = graph.constant(layer.inputs[2]).real() * gain

@@ -132,7 +132,7 @@ def sqnr(expected: np.ndarray, given: np.ndarray) -> float | None:
 
 def _weight_ratios(found: Match, layer: str) -> tuple[float | None, float | None]:
     op = found.quantized.producers.get(layer)
-    if not isinstance(op, ops.Conv | ops.FullyConnected):
+    if not isinstance(op, ops.Layer):
         return None, None
     expected = found.reference.constant(found.layer(op).inputs[1]).real()
     expected = expected.reshape(len(expected), -1).astype(np.float64)

@@ -163,7 +163,7 @@ def _with_int8_weights(found: Match) -> Graph:
     graph = found.reference
     tensors, probes = dict(graph.tensors), []
     for op in found.quantized.ops:
-        if not isinstance(op, ops.Conv | ops.FullyConnected):
+        if not isinstance(op, ops.Layer):
             continue
         layer = found.layer(op)
         constants = [

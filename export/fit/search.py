@@ -12,8 +12,8 @@ from heapq import heappop, heappush
 from itertools import pairwise
 
 from ...runtime.errors import DoesNotFitError, UsageError
+from ...runtime.formats.tflite_legalize import explicit_padding
 from ...runtime.graph import Graph, Op
-from ...runtime.graph.rewrite import explicit_padding
 from ...runtime.memory.allocation import live_ranges, peak_live_bytes
 from ...runtime.memory.hill_climb import allocate_within
 from ...runtime.memory.plan import MemoryPlan, plan

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
+from ...runtime.formats.tflite_legalize import explicit_padding
 from ...runtime.graph import Graph, ops
-from ...runtime.graph.rewrite import explicit_padding
 from ...runtime.memory.allocation import align, live_ranges
 from ...runtime.memory.tflm import EVAL_TENSOR, constants, op_tail_bytes, scratch_bytes
 from .tiling import MAX_JOINED, Region, can_tile, needs, reach, tile, tile_of
@@ -157,7 +157,7 @@ class Stretch:
     @cached_property
     def can_tile(self) -> bool:
         """Whether tiles are possible and promise something."""
-        windows = [op for op in self.graph.ops if isinstance(op, ops.Conv | ops.Pool) and _is_wide(self.graph, op)]
+        windows = [op for op in self.graph.ops if isinstance(op, ops.Windowed) and _is_wide(self.graph, op)]
         return len(windows) <= _MAX_WINDOWS and can_tile(self.graph)
 
     def tiled(self, limit: int, byte_worth: float, *, last_first: bool = True) -> Stage | None:
@@ -297,5 +297,5 @@ class Stretch:
         return _TileCost(before, after, output, graph.macs, self.terms.tail(graph), len(graph.ops))
 
 
-def _is_wide(graph: Graph, op: ops.Conv | ops.Pool) -> bool:
+def _is_wide(graph: Graph, op: ops.Windowed) -> bool:
     return (op.window if isinstance(op, ops.Pool) else graph.tensors[op.inputs[1]].shape[1:3]) != (1, 1)

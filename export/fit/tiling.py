@@ -11,7 +11,6 @@ from ...runtime.graph import Graph, Op, Shape, Tensor, ops
 
 # As many inputs a concatenation has at most in XNNPACK; tflite-micro takes ten.
 MAX_JOINED = 5
-_ELEMENTWISE = (ops.Add, ops.Concat, ops.Dequantize, ops.Quantize, ops.Relu)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def _can_tile(graph: Graph, op: Op) -> bool:
     if graph.tensors[op.inputs[0]].dtype == "uint8":
         # tflite-micro has no kernel that cuts these.
         return False
-    return isinstance(op, (ops.Conv, ops.MaxPool, ops.Pad, *_ELEMENTWISE))
+    return op.row_local
 
 
 def reach(graph: Graph, op: Op, region: Region) -> tuple[Region, ops.Pads]:
@@ -74,8 +73,8 @@ def reach(graph: Graph, op: Op, region: Region) -> tuple[Region, ops.Pads]:
         return region.shifted(op.begin[1], op.begin[2]), ops.NO_PADS
     if isinstance(op, ops.Pad):
         wanted = region.shifted(-op.padding[0], -op.padding[2])
-    elif isinstance(op, ops.Conv | ops.Pool):
-        (rows, columns), (down, right) = _window(graph, op), op.stride
+    elif isinstance(op, ops.Windowed):
+        (rows, columns), (down, right) = op.extent(*graph.shapes(op)), op.stride
         wanted = Region(
             region.top * down - op.padding[0],
             (region.bottom - 1) * down - op.padding[0] + rows,
@@ -93,13 +92,6 @@ def reach(graph: Graph, op: Op, region: Region) -> tuple[Region, ops.Pads]:
         wanted.right - inside.right,
     )
     return inside, pads
-
-
-def _window(graph: Graph, op: ops.Conv | ops.Pool) -> tuple[int, int]:
-    if isinstance(op, ops.Pool):
-        return op.window
-    _, rows, columns, _ = graph.tensors[op.inputs[1]].shape
-    return (rows - 1) * op.dilation[0] + 1, (columns - 1) * op.dilation[1] + 1
 
 
 def needs(graph: Graph, region: Region) -> dict[str, Region]:
@@ -187,7 +179,7 @@ class _Tile:
         inputs = [n if self.source.tensors[n].data is not None else self.part(n, inside) for n in op.inputs]
         if isinstance(op, ops.Pad) and pads == ops.NO_PADS:
             return inputs[0]
-        padding = {"padding": pads} if isinstance(op, ops.Conv | ops.Pool | ops.Pad) else {}
+        padding = {"padding": pads} if isinstance(op, ops.Windowed | ops.Pad) else {}
         here = replace(op, inputs=tuple(inputs), output=f"{op.output}/{self.tag}", **padding)
         tensor = self.source.tensors[op.output]
         return self.emit(here, tensor, self.wanted[op.output].shape(tensor.shape))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...runtime.errors import MissingExtraError, UnsupportedError
-from ...runtime.graph import Graph, Op, Shape, Tensor, flattened_image, ops
+from ...runtime.graph import Graph, Op, Shape, Tensor, ops
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto, ValueInfoProto
@@ -91,9 +91,7 @@ class _File:
             )
         return self.node("Relu", [name], output)
 
-    def fused(
-        self, op: ops.Conv | ops.FullyConnected | ops.Add, kind: str, inputs: list[str], output: str, **attributes: Any
-    ) -> str:
+    def fused(self, op: ops.Fusing, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """A node and the rectifier it has taken in."""
         if op.activation == "none":
             return self.node(kind, inputs, output, **attributes)
@@ -177,9 +175,8 @@ def _arranged(tensor: Tensor, op: Op, graph: Graph) -> np.ndarray:
         if np.abs(tensor.data).max() > np.iinfo(np.int32).max:
             raise UnsupportedError(f"{tensor.name!r} needs more than 32 bits, which ONNX has no quantized bias for")
         return tensor.data.astype(np.int32)
-    image = (
-        flattened_image(graph, op.inputs[0]) if isinstance(op, ops.FullyConnected) and tensor.data.ndim == 2 else None
-    )
+    is_matrix = isinstance(op, ops.FullyConnected) and tensor.data.ndim == 2
+    image = graph.flattened_image(op.inputs[0]) if is_matrix else None
     if image is None:
         return tensor.data
     _, h, w, c = image
@@ -230,7 +227,8 @@ def _reshape(file: _File, op: ops.Reshape, inputs: list[str], output: str) -> st
         raise UnsupportedError(f"reshape {op.name!r} from {source} to {op.shape} cannot be written as ONNX")
     users = file.graph.consumers[op.output]
     spatial = len(source) == 4 and source[1:3] != (1, 1)
-    if spatial and not all(isinstance(user, (ops.FullyConnected, *ops.ELEMENTWISE)) for user in users):
+    unary = (user.elementwise and len(user.inputs) == 1 for user in users if not isinstance(user, ops.FullyConnected))
+    if spatial and not all(unary):
         raise UnsupportedError(f"{op.name!r} flattens an image for something else than a fully connected layer")
     shape = file.constant(f"{op.name}/shape", np.array(onnx_shape(op.shape), np.int64))
     return file.node("Reshape", [*inputs, shape], output)
@@ -275,7 +273,7 @@ def _quantize(file: _File, op: ops.Quantize, inputs: list[str], output: str) -> 
     (its ``WeightBiasQuantization``). A LeakyRelu of slope 1, which does nothing, keeps it from that.
     """
     layer = file.graph.producers.get(op.inputs[0])
-    if isinstance(layer, ops.Conv | ops.FullyConnected) and file.graph.tensors[layer.inputs[1]].quantization is None:
+    if isinstance(layer, ops.Layer) and file.graph.tensors[layer.inputs[1]].quantization is None:
         return file.node("LeakyRelu", inputs, output, alpha=1.0)
     return inputs[0]
 

@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import MissingExtraError, UnsupportedError
-from ...runtime.formats.tflite_offline import OFFLINE_PLAN, pack_offline_plan
+from ...runtime.formats.tflite_legalize import legalize, tflite_padding
 from ...runtime.formats.tflite_schema import (
     ACTIVATIONS,
     IDENTIFIER,
+    OFFLINE_PLAN,
     OPERATORS,
     OPTIONS,
     PADDINGS,
     SCALARS,
     TABLES,
     TENSOR_TYPES,
+    pack_offline_plan,
 )
 from ...runtime.graph import Graph, Op, Quantization, Tensor, ops
-from ...runtime.graph.rewrite import for_tflite, padding_word
 
 # Kernels read constants with aligned loads.
 _BUFFER_ALIGNMENT = 16
@@ -35,7 +36,7 @@ def write_tflite(
     Padding that TFLite has no word for becomes a PAD operation. Raises ``UnsupportedError`` for what TFLite cannot say.
     """
     file = _File()
-    graph = for_tflite(graph)
+    graph = legalize(graph)
     for op in graph.ops:
         file.operator(graph, op)
     subgraph = {
@@ -146,7 +147,7 @@ def _check_kernel(graph: Graph, op: Op) -> None:
     wide = [graph.tensors[name] for name in (*op.inputs, op.output) if graph.tensors[name].dtype == "int16"]
     if any(tensor.quantization is None or tensor.quantization.zero_point for tensor in wide):
         raise UnsupportedError(f"{op.kind} {op.name!r} has 16-bit integers with a zero point, which TFLite has not")
-    if not isinstance(op, ops.Conv | ops.FullyConnected):
+    if not isinstance(op, ops.Layer):
         return
     x, weight = (graph.tensors[name] for name in op.inputs[:2])
     if weight.dtype == "int8" and weight.quantization is not None and weight.quantization.zero_point:
@@ -170,7 +171,7 @@ def _version(code: _Code, graph: Graph, op: Op) -> int:
     if "int16" in types:
         return _INT16_VERSIONS.get(code.name, 3)
     if types == {"float32"}:
-        hybrid = isinstance(op, ops.Conv | ops.FullyConnected) and graph.tensors[op.inputs[1]].dtype == "int8"
+        hybrid = isinstance(op, ops.Layer) and graph.tensors[op.inputs[1]].dtype == "int8"
         return _HYBRID_VERSIONS[code.name] if hybrid else 1
     return _INT8_VERSIONS.get(code.name, 2)
 
@@ -185,8 +186,8 @@ def _quantization(quantization: Quantization | None) -> dict[str, Any] | None:
     }
 
 
-def _padding(graph: Graph, op: ops.Conv | ops.Pool) -> str:
-    word = padding_word(graph, op)
+def _padding(graph: Graph, op: ops.Windowed) -> str:
+    word = tflite_padding(graph, op)
     if word is None:
         raise UnsupportedError(f"average pool {op.name!r} with padding {op.padding} cannot be written as TFLite")
     return word

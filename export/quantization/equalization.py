@@ -49,7 +49,7 @@ def equalize(graph: Graph, peaks: Mapping[str, np.ndarray], activations: float =
     tensors = dict(graph.tensors)
     operations: list[Op] = []
     for op in graph.ops:
-        if isinstance(op, ops.Conv | ops.FullyConnected):
+        if isinstance(op, ops.Layer):
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
             x, y = (factors[channels.ids[name]] for name in (op.inputs[0], op.output))
             weight = weight * _of_inputs(op, weight, x) / y.reshape(-1, *[1] * (weight.ndim - 1))
@@ -89,7 +89,7 @@ class _Channels:
         for name, ids in self.ids.items():
             np.maximum.at(peak, ids, peaks[name])
         for op in self.graph.ops:
-            if isinstance(op, ops.Conv | ops.FullyConnected):
+            if isinstance(op, ops.Layer):
                 np.maximum.at(demand, self.ids[op.inputs[0]], _demand(op, self.graph.constant(op.inputs[1]).real()))
         factors = np.ones(len(self._parent))
         for ids in self._together():
@@ -123,7 +123,7 @@ class _Channels:
         )
         if bounded:
             self._tie(target, self._fixed)
-        if isinstance(op, ops.Conv | ops.FullyConnected):
+        if isinstance(op, ops.Layer):
             return
         if isinstance(op, ops.Concat) and op.axis == len(shapes[0]) - 1:
             self._tie(np.concatenate(sources), target)
@@ -149,7 +149,7 @@ class _Channels:
         return int(index)
 
 
-def _demand(op: ops.Conv | ops.FullyConnected, weight: np.ndarray) -> np.ndarray:
+def _demand(op: ops.Layer, weight: np.ndarray) -> np.ndarray:
     """The largest share that each input channel's weights have of the largest weight of an output, shape (in,)."""
     largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
     share = np.abs(weight) / np.where(largest > 0, largest, 1.0).reshape(-1, *[1] * (weight.ndim - 1))
@@ -157,7 +157,7 @@ def _demand(op: ops.Conv | ops.FullyConnected, weight: np.ndarray) -> np.ndarray
     return share.reshape(groups, -1, weight.shape[-1]).max(axis=1).reshape(-1)
 
 
-def _of_inputs(op: ops.Conv | ops.FullyConnected, weight: np.ndarray, factors: np.ndarray) -> np.ndarray:
+def _of_inputs(op: ops.Layer, weight: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """The factors of the input channels along the last axis of a weight, output channel by output channel."""
     groups = op.groups if isinstance(op, ops.Conv) else 1
     rows = np.repeat(factors.reshape(groups, -1), len(weight) // groups, axis=0)

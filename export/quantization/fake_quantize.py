@@ -63,7 +63,7 @@ class FakeQuantized(nn.Module):
         self._exact: tuple[list[float], list[float]] = ([], [])
         self._integers: dict[str, tuple[Quantization, tuple[GraphTensor, GraphTensor], list[np.ndarray]]] = {}
         self._last_use = {name: op for op in graph.ops for name in op.inputs}
-        layers = [op for op in graph.ops if isinstance(op, ops.Conv | ops.FullyConnected)]
+        layers = [op for op in graph.ops if isinstance(op, ops.Layer)]
         self._grids = {op.name: layer_grid(graph, op, weight_range) for op in layers}
         names = dict.fromkeys(name for op in layers for name in op.inputs[1:])
         self._constants = {name: index for index, name in enumerate(names)}
@@ -162,13 +162,13 @@ class _Run:
         one = torch.ones((), device=x.device)
         return _Requantize.apply(x, 0 * one, one, *self.limits(name, activation))  # pyright: ignore[reportReturnType]
 
-    def rescaled(self, sums: Tensor, op: ops.Conv | ops.FullyConnected, bias: Tensor, multiplier: Tensor) -> Tensor:
+    def rescaled(self, sums: Tensor, op: ops.Layer, bias: Tensor, multiplier: Tensor) -> Tensor:
         """Integers of a layer's output from its sums, which are used up."""
         kernels = -1, *[1] * (sums.ndim - 2)
         limits = self.limits(op.output, op.activation)
         return _Requantize.apply(sums, bias.view(kernels), multiplier.view(kernels), *limits)  # pyright: ignore[reportReturnType]
 
-    def layer(self, op: ops.Conv | ops.FullyConnected) -> tuple[Tensor, Tensor, Tensor]:
+    def layer(self, op: ops.Layer) -> tuple[Tensor, Tensor, Tensor]:
         """Weight and bias of a layer as integers, and what makes its sums integers of its output, per channel."""
         weight, bias = (self.module.weights[self.module._constants[name]] for name in op.inputs[1:])
         found = self._constants(op, weight, bias)
@@ -189,9 +189,7 @@ class _Run:
             multiplier.detach(),
         )
 
-    def _constants(
-        self, op: ops.Conv | ops.FullyConnected, weight: Tensor, bias: Tensor
-    ) -> tuple[GraphTensor, GraphTensor]:
+    def _constants(self, op: ops.Layer, weight: Tensor, bias: Tensor) -> tuple[GraphTensor, GraphTensor]:
         """A layer's weight (in the graph's order) and bias as ``quantize`` has them."""
         x, arrays = self.quantization(op.inputs[0]), [weight.detach().cpu().numpy(), bias.detach().cpu().numpy()]
         kept = self.module._integers.get(op.name)

@@ -11,7 +11,6 @@ import numpy as np
 
 from ...runtime.errors import QuantizationError, UsageError
 from ...runtime.graph import Graph, Op, Quantization, Tensor, ops
-from ...runtime.graph.rewrite import SOFTMAX_SCALES
 from .gptq import Moments, mean_error, round_weight
 
 # 16 bits reach so many times as far as the 8 bits did, whose range may cut the tails; the steps are still far finer.
@@ -71,7 +70,7 @@ def with_int16_layers(graph: Graph, layers: Sequence[str]) -> Graph:
                 inputs.append(passed.name)
             else:
                 inputs.append(name)
-        if wide and isinstance(op, ops.Conv | ops.FullyConnected):
+        if wide and isinstance(op, ops.Layer):
             bias = _wide_bias(graph.constant(inputs[2]), tensors[inputs[0]], graph.constant(inputs[1]), op)
             inputs[2], tensors[bias.name] = bias.name, bias
         operations.append(replace(op, inputs=tuple(inputs)))
@@ -95,8 +94,9 @@ def _wide(tensor: Tensor, op: Op) -> Tensor:
     quantization = tensor.quantization
     if tensor.dtype != "int8" or quantization is None:
         raise QuantizationError(f"{op.name!r} has {tensor.dtype} activations; only layers of int8 go to 16 bits")
-    if isinstance(op, ops.Softmax) and tensor.name == op.output:
-        return replace(tensor, dtype="int16", quantization=SOFTMAX_SCALES["int16"])
+    if "int16" in op.fixed_output_scale and tensor.name == op.output:
+        scale, zero_point = op.fixed_output_scale["int16"]
+        return replace(tensor, dtype="int16", quantization=Quantization((scale,), zero_point))
     reach = max(127 - quantization.zero_point, 128 + quantization.zero_point) * quantization.scale[0]
     return replace(tensor, dtype="int16", quantization=Quantization((float(np.float32(_HEADROOM * reach / 32767)),)))
 
@@ -110,9 +110,9 @@ def _wide_bias(bias: Tensor, x: Tensor, weight: Tensor, op: Op) -> Tensor:
     return Tensor(f"{op.name}/bias/int64", bias.shape, "int64", quantization, values)
 
 
-def _layers(graph: Graph) -> list[ops.Conv | ops.FullyConnected]:
+def _layers(graph: Graph) -> list[ops.Layer]:
     """The operations that have weights. Raises ``QuantizationError`` for a graph that is not float32."""
-    layers = [op for op in graph.ops if isinstance(op, ops.Conv | ops.FullyConnected)]
+    layers = [op for op in graph.ops if isinstance(op, ops.Layer)]
     for op in layers:
         if graph.constant(op.inputs[1]).dtype != "float32":
             raise QuantizationError(

@@ -42,7 +42,7 @@ def quantize(
         tensors[tensor.name] = replace(tensor, dtype="int8", quantization=scales[tensor.name])
     operations: list[Op] = []
     for op in graph.ops:
-        if isinstance(op, ops.Conv | ops.FullyConnected):
+        if isinstance(op, ops.Layer):
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
             constants = quantize_layer(
                 op.name,
@@ -76,7 +76,7 @@ def compensate_layers(
     """The float graph with the weights and biases that ``quantize`` rounds to the nearest when it has ``moments``."""
     scales, tensors, operations = activation_scales(graph, ranges), dict(graph.tensors), list[Op]()
     for op in graph.ops:
-        if isinstance(op, ops.Conv | ops.FullyConnected) and op.name in moments:
+        if isinstance(op, ops.Layer) and op.name in moments:
             weight, bias = (graph.constant(name).real() for name in op.inputs[1:])
             x, own, grid = scales[op.inputs[0]], moments[op.name], layer_grid(graph, op, weight_range)
             per_channel = _weight_scales(op.name, weight, bias, x, own, grid)

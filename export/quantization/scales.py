@@ -12,9 +12,6 @@ from ...runtime.graph import Graph, Op, Quantization, ops
 from .exact_scales import exact_scales
 from .ranges import Range
 
-# TFLite fixes softmax's output: 256 steps between 0 and 1.
-_SOFTMAX = Quantization((1 / 256,), -128)
-
 
 def activation_scales(graph: Graph, ranges: Mapping[str, Range], exact: bool = True) -> dict[str, Quantization]:
     """Scale and zero point (of int8) of every activation; without ``exact`` scales are just those of the ranges.
@@ -35,12 +32,14 @@ def activation_scales(graph: Graph, ranges: Mapping[str, Range], exact: bool = T
     # Zero points are those of the ranges: a scale that moves a little moves both ends a little.
     zeros = {group: int(np.clip(round(-128 - found.low / own[group]), -128, 127)) for group, found in free.items()}
     chosen = {group: Quantization((scales[group],), zeros[group]) for group in free}
-    return {tensor.name: chosen.get(groups[tensor.name], _SOFTMAX) for tensor in graph.activations}
+    chosen |= fixed
+    return {tensor.name: chosen[groups[tensor.name]] for tensor in graph.activations}
 
 
-def fixed_groups(graph: Graph, groups: Mapping[str, str]) -> set[str]:
-    """The groups whose scale TFLite fixes."""
-    return {groups[op.output] for op in graph.ops if isinstance(op, ops.Softmax)}
+def fixed_groups(graph: Graph, groups: Mapping[str, str]) -> dict[str, Quantization]:
+    """The groups whose int8 scale TFLite's kernels prescribe, with that scale."""
+    fixed = {groups[op.output]: op.fixed_output_scale["int8"] for op in graph.ops if op.fixed_output_scale}
+    return {group: Quantization((scale,), zero_point) for group, (scale, zero_point) in fixed.items()}
 
 
 def scale_groups(graph: Graph) -> dict[str, str]:
@@ -61,9 +60,7 @@ def scale_groups(graph: Graph) -> dict[str, str]:
 
 def passes_on(op: Op | None) -> bool:
     """Whether an operation gives the integers that it takes, so that all its tensors share one scale."""
-    return isinstance(
-        op, ops.AveragePool | ops.Concat | ops.MaxPool | ops.Pad | ops.Relu | ops.Reshape | ops.Slice | ops.Transpose
-    )
+    return op is not None and (op.requires_same_scale or isinstance(op, ops.Relu))
 
 
 def _scale(found: Range) -> float:

@@ -41,7 +41,7 @@ class WeightGrid:
 FULL = WeightGrid()
 
 
-def layer_grid(graph: Graph, op: ops.Conv | ops.FullyConnected, weight_range: WeightRange) -> WeightGrid:
+def layer_grid(graph: Graph, op: ops.Layer, weight_range: WeightRange) -> WeightGrid:
     """The grid of a layer's weights, its columns in the order of the graph's weight (rows, columns, channels)."""
     if weight_range != "saturation-free":
         return FULL if weight_range == "full" else WeightGrid(LIMIT // 2)

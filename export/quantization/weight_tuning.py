@@ -113,7 +113,7 @@ def _paced(graph: Graph, ranges: Mapping[str, Range], module: "FakeQuantized") -
     scales = activation_scales(graph, ranges)
     groups: dict[str, dict[str, Any]] = {}
     for op in graph.ops:
-        if isinstance(op, ops.Conv | ops.FullyConnected):
+        if isinstance(op, ops.Layer):
             weight, bias = (module.parameter_of(name) for name in op.inputs[1:])
             step = float(weight.detach().abs().flatten(1).amax(1).mean()) / 127
             # Grouped layers that are used twice still share theirs: the first use sets the rate.

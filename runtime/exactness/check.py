@@ -135,7 +135,7 @@ def measure_saturation(data: bytes, inputs: Sequence[np.ndarray], tick: Callable
         raise UsageError("there are no images to measure saturation on; give at least one")
     graph = read_graph(data)
     weights = {layer.weight.name for layer in integer_layers(OnnxMessage(data)) if layer.weight is not None}
-    layers = [op for op in graph.ops if isinstance(op, ops.Conv | ops.FullyConnected) and _weight_name(op) in weights]
+    layers = [op for op in graph.ops if isinstance(op, ops.Layer) and _weight_name(op) in weights]
     (output,) = graph.outputs
     changed, largest = dict.fromkeys(graph.producers, 0.0), dict.fromkeys(graph.producers, 0)
     same, worst, sums = 0, 0, saturating_sums(graph, {op.name for op in layers})
@@ -160,7 +160,7 @@ def saturating_sums(graph: Graph, layers: Container[str] | None = None) -> Layer
     """
 
     def sums(op: Op, windows: np.ndarray, weight: np.ndarray, zero_point: int) -> np.ndarray:
-        assert isinstance(op, ops.Conv | ops.FullyConnected)
+        assert isinstance(op, ops.Layer)
         found = exact_sums(op, windows, weight, zero_point)
         if layers is not None and op.name not in layers:
             return found

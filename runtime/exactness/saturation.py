@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from ..formats.onnx_wire import STANDARD_DOMAINS, Constant, Node, OnnxMessage
-from ..graph import Graph, flattened_image, ops
+from ..graph import Graph, ops
 
 # The largest sum of two weights whose products with 255 fit into 16 bits.
 LIMIT = 128
@@ -52,13 +52,13 @@ def neighbours(positions: int, channels: int) -> list[np.ndarray]:
     return [flat, within.reshape(-1, 2)]
 
 
-def weight_pairs(graph: Graph, op: ops.Conv | ops.FullyConnected) -> list[np.ndarray]:
+def weight_pairs(graph: Graph, op: ops.Layer) -> list[np.ndarray]:
     """The same for a layer of a graph, in the order of its weight there; none for a depthwise layer."""
     shape = graph.tensors[op.inputs[1]].shape
     if isinstance(op, ops.Conv):
         depthwise = shape[-1] == 1 and shape[0] == op.groups
         return [] if depthwise else neighbours(shape[1] * shape[2], shape[3])
-    (pairs,), image = neighbours(1, shape[1]), flattened_image(graph, op.inputs[0])
+    (pairs,), image = neighbours(1, shape[1]), graph.flattened_image(op.inputs[0])
     if image is None:
         return [pairs]
     # ONNX has the columns of a flattened image in the order of NCHW.

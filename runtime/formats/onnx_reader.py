@@ -137,8 +137,7 @@ class _Reader:
         x = self.tensors[inputs[0]]
         if x.quantization is None:
             self.add(op, Tensor(op.output, shape))
-        elif isinstance(op, ops.MaxPool | ops.Pad | ops.Reshape | ops.Slice | ops.Transpose):
-            # What picks integers from its input leaves them what they are.
+        elif op.selects_values and len(inputs) == 1:
             self.add(op, replace(x, name=op.output, shape=shape))
         else:
             raise UnsupportedError(
@@ -197,7 +196,7 @@ class _Reader:
         """
         index = next((i for i, op in enumerate(self.ops) if op.output == name), None)
         op = self.ops[index] if index is not None else None
-        if index is None or not isinstance(op, ops.Conv | ops.FullyConnected) or self.uses[name] != 1:
+        if index is None or not isinstance(op, ops.Layer) or self.uses[name] != 1:
             return False
         bias, made = self.tensors[op.inputs[2]], self.tensors[name]
         # ONNX has channels along the second axis.
@@ -616,7 +615,7 @@ def _absorb_quantization(graph: Graph) -> Graph:
         after = graph.only_consumer(op.output)
         computed = [name for name in op.inputs if graph.tensors[name].data is None]
         # With a weight that is real it stays a float operation.
-        real = isinstance(op, ops.Conv | ops.FullyConnected) and graph.tensors[op.inputs[1]].quantization is None
+        real = isinstance(op, ops.Layer) and graph.tensors[op.inputs[1]].quantization is None
         if (
             not isinstance(op, ops.Quantize | ops.Dequantize)
             and isinstance(after, ops.Quantize)

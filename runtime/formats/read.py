@@ -48,7 +48,7 @@ def read_placed(model: str | Path | bytes) -> tuple[Graph, dict[str, int]]:
         raise FormatError(f"{where}: {error}") from error
 
 
-def has_far_constants(model: str | Path | bytes) -> bool:
+def has_external_buffers(model: str | Path | bytes) -> bool:
     """Whether constants of a TFLite file lie behind its flatbuffer, where tflite-micro does not find them."""
     if format_of(model) != "tflite":
         return False

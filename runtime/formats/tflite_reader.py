@@ -9,8 +9,15 @@ import numpy as np
 
 from ..errors import FormatError, UnknownOperationError, UnsupportedError
 from ..graph import Graph, Op, Quantization, Tensor, ops
-from .tflite_offline import OFFLINE_PLAN, unpack_offline_plan
-from .tflite_schema import ACTIVATIONS, OPERATORS, PADDINGS, TENSOR_TYPES, read_model
+from .tflite_schema import (
+    ACTIVATIONS,
+    OFFLINE_PLAN,
+    OPERATORS,
+    PADDINGS,
+    TENSOR_TYPES,
+    read_model,
+    unpack_offline_plan,
+)
 
 _OPERATOR_NAMES = {code: name for name, code in OPERATORS.items()}
 _DTYPES = {code: name for name, code in TENSOR_TYPES.items()}

@@ -6,6 +6,7 @@ and length on the way, so that a hostile file ends in a ``FormatError`` and neve
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,13 @@ OPERATORS = {
 TENSOR_TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "int16": 7, "int8": 9}
 PADDINGS = {"SAME": 0, "VALID": 1}
 ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 3}
+
+# The metadata entry for "offline planned" tensors (tflite-micro, docs/memory_management.md): int32 version 1,
+# subgraph 0, the number of tensors, and for each tensor in file order its offset in the arena in bytes, or -1 if
+# tflite-micro is to choose it.
+OFFLINE_PLAN = "OfflineMemoryAllocation"
+_OFFLINE_VERSION = 1
+_ANYWHERE = -1
 
 # struct codes of the scalars.
 SCALARS = {"u8": "B", "i8": "b", "u32": "I", "i32": "i", "u64": "Q", "i64": "q", "f32": "f"}
@@ -179,3 +187,19 @@ class _Reader:
         self.left -= values
         if self.left < 0:
             raise FormatError("the TFLite file is damaged: it refers to the same bytes more often than it has any")
+
+
+def pack_offline_plan(offsets: Sequence[int | None]) -> bytes:
+    """The metadata entry for the arena offsets of a file's tensors, in file order; ``None``: anywhere."""
+    values = [_ANYWHERE if offset is None else offset for offset in offsets]
+    return np.array([_OFFLINE_VERSION, 0, len(values), *values], "<i4").tobytes()
+
+
+def unpack_offline_plan(data: bytes, tensors: int) -> list[int | None]:
+    """The arena offset of each of a file's ``tensors``. Raises ``FormatError`` if the entry does not match the file."""
+    if len(data) != 4 * (3 + tensors):
+        raise FormatError(f"the TFLite file's offline plan has {len(data)} bytes, expected {4 * (3 + tensors)}")
+    version, subgraph, count, *values = np.frombuffer(data, "<i4").tolist()
+    if (version, subgraph, count) != (_OFFLINE_VERSION, 0, tensors) or min(values, default=0) < _ANYWHERE:
+        raise FormatError("the TFLite file's offline plan is not in a form that tflite-micro reads")
+    return [None if value == _ANYWHERE else value for value in values]

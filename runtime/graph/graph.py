@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import UnsupportedError
-from .ops import ELEMENTWISE, Op, Reshape, Shape
+from .ops import Op, Reshape, Shape
 
 DType = Literal["float32", "float16", "int8", "uint8", "int16", "int32", "int64"]
 
@@ -183,23 +183,22 @@ class Graph:
         users = self.consumers[name]
         return users[0] if len(users) == 1 and name not in self.outputs else None
 
+    def flattened_image(self, name: str) -> Shape | None:
+        """The shape of the image of more than one pixel that a tensor holds flattened, or ``None``."""
+        op = self.producers.get(name)
+        while op is not None and op.elementwise and len(op.inputs) == 1:
+            op = self.producers.get(op.inputs[0])
+        if not isinstance(op, Reshape):
+            return None
+        shape = self.tensors[op.inputs[0]].shape
+        return shape if len(shape) == 4 and shape[1:3] != (1, 1) else None
+
     def constant(self, name: str) -> Tensor:
         """A tensor that must be constant. Raises ``UnsupportedError``."""
         tensor = self.tensors[name]
         if tensor.data is None:
             raise UnsupportedError(f"{name!r} must be constant, but is computed")
         return tensor
-
-
-def flattened_image(graph: Graph, name: str) -> Shape | None:
-    """The shape of the image that a tensor was flattened from, if it has more than one pixel."""
-    op = graph.producers.get(name)
-    while isinstance(op, ELEMENTWISE):
-        op = graph.producers.get(op.inputs[0])
-    if not isinstance(op, Reshape):
-        return None
-    shape = graph.tensors[op.inputs[0]].shape
-    return shape if len(shape) == 4 and shape[1:3] != (1, 1) else None
 
 
 def _check_tensor(tensor: Tensor) -> None:

@@ -1,12 +1,17 @@
-"""The operations of a graph: their attributes, the shapes they make and the multiply-accumulates they take.
+"""The operations of a graph: attributes, output shapes, multiply-accumulates, and the traits that other modules read.
 
-Padding is explicit, (top, bottom, left, right), and never counts: zeros for a convolution, ignored by the pools.
+A new operation needs a class here, a function in ``reference.py``, one entry in the table of each reader and writer
+(``runtime/formats``, ``export/formats``) and one in the tables of the kernels that run it (``runtime/memory/tflm.py``,
+``export/quantization/fake_quantize.py``). Rewrites and quantization ask for its traits, not for its name.
+
+Padding is explicit, (top, bottom, left, right): zeros for a convolution, ignored by the pools.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 Shape = tuple[int, ...]
 Pads = tuple[int, int, int, int]
@@ -17,23 +22,34 @@ NO_PADS: Pads = (0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: the names of the tensors it takes and of the one it makes, which is its own name too."""
+    """One operation: the names of its input tensors and of its output tensor, which is its own name too."""
 
     inputs: tuple[str, ...]
     output: str
 
+    # Each output value depends only on the input values at the same index.
+    elementwise: ClassVar[bool] = False
+    # Each output row depends only on a window of input rows, so that tiles of the output can be computed separately.
+    row_local: ClassVar[bool] = False
+    # Each output value is a value of an input or a constant, never a computed one.
+    selects_values: ClassVar[bool] = False
+    # Integer kernels do not rescale: inputs and output share scale and zero point (TFLite's quantization spec).
+    requires_same_scale: ClassVar[bool] = False
+    # Scale and zero point that TFLite's kernels prescribe for the output, by its type.
+    fixed_output_scale: ClassVar[Mapping[str, tuple[float, int]]] = MappingProxyType({})
+
     @property
     def name(self) -> str:
-        """What it is called: the tensor it makes."""
+        """Name of the operation: that of its output tensor."""
         return self.output
 
     @property
     def kind(self) -> str:
-        """Name of the operation, for people and JSON."""
+        """Name of the operation's class, for messages and JSON."""
         return type(self).__name__
 
     def output_shape(self, *shapes: Shape) -> Shape:
-        """Shape of the output for these input shapes."""
+        """Shape of the output for these input shapes. Raises ``ValueError`` or ``IndexError`` if they do not match."""
         return shapes[0]
 
     def macs(self, *shapes: Shape) -> int:
@@ -51,16 +67,22 @@ class Conv(Op):
     groups: int = 1
     activation: Activation = "none"
 
+    row_local = True
+
     def output_shape(self, *shapes: Shape) -> Shape:
-        """Rows and columns that the (dilated) window reaches; ValueError when channels do not match."""
+        """Rows and columns from the dilated window's positions, channels from the weight."""
         x, weight, bias = shapes
         if weight[3] * self.groups != x[3] or weight[0] % self.groups or bias != weight[:1]:
             raise ValueError(f"weight {weight} and bias {bias} do not match input {x} in {self.groups} groups")
-        window = tuple((k - 1) * d + 1 for k, d in zip(weight[1:3], self.dilation, strict=True))
-        return _slide(x, (window[0], window[1]), self.stride, self.padding, weight[0])
+        return _slide(x, self.extent(*shapes), self.stride, self.padding, weight[0])
+
+    def extent(self, *shapes: Shape) -> tuple[int, int]:
+        """Rows and columns that a window spans, dilation included."""
+        _, rows, columns, _ = shapes[1]
+        return (rows - 1) * self.dilation[0] + 1, (columns - 1) * self.dilation[1] + 1
 
     def macs(self, *shapes: Shape) -> int:
-        """Every output value takes one window of input values."""
+        """Each output value takes one window of input values."""
         return math.prod(self.output_shape(*shapes)) * math.prod(shapes[1][1:])
 
 
@@ -78,26 +100,35 @@ class FullyConnected(Op):
         return x[0], weight[0]
 
     def macs(self, *shapes: Shape) -> int:
-        """The size of the weight, for every sample."""
+        """The size of the weight, for each sample."""
         return shapes[0][0] * math.prod(shapes[1])
 
 
 @dataclass(frozen=True)
 class Pool(Op):
-    """What max and average pooling share."""
+    """Common base of max and average pooling."""
 
     window: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     padding: Pads = NO_PADS
 
+    row_local = True
+    requires_same_scale = True
+
     def output_shape(self, *shapes: Shape) -> Shape:
-        """Rows and columns that the window reaches."""
+        """Rows and columns from the window's positions."""
         return _slide(shapes[0], self.window, self.stride, self.padding, shapes[0][3])
+
+    def extent(self, *shapes: Shape) -> tuple[int, int]:
+        """Rows and columns that a window spans."""
+        return self.window
 
 
 @dataclass(frozen=True)
 class MaxPool(Pool):
     """Largest value in the window."""
+
+    selects_values = True
 
 
 @dataclass(frozen=True)
@@ -116,9 +147,12 @@ class GlobalAveragePool(Op):
 
 @dataclass(frozen=True)
 class Relu(Op):
-    """A rectifier that no other operation has taken in."""
+    """A rectifier of its own, not fused into the operation before it."""
 
     activation: Activation = "relu"
+
+    elementwise = True
+    row_local = True
 
 
 @dataclass(frozen=True)
@@ -126,6 +160,9 @@ class Add(Op):
     """Sum of two tensors of one shape."""
 
     activation: Activation = "none"
+
+    elementwise = True
+    row_local = True
 
     def output_shape(self, *shapes: Shape) -> Shape:
         """The shape of both."""
@@ -136,12 +173,16 @@ class Add(Op):
 
 @dataclass(frozen=True)
 class Concat(Op):
-    """Join along ``axis``."""
+    """Concatenation along ``axis``."""
 
     axis: int = 3
 
+    row_local = True
+    selects_values = True
+    requires_same_scale = True
+
     def output_shape(self, *shapes: Shape) -> Shape:
-        """The sizes along ``axis`` add up; the others must be the same."""
+        """Sizes along ``axis`` add up; all other sizes must be equal."""
         rests = {(*shape[: self.axis], *shape[self.axis + 1 :]) for shape in shapes}
         if len(rests) != 1 or not 0 <= self.axis < len(shapes[0]):
             raise ValueError(f"shapes {shapes} cannot be joined along axis {self.axis}")
@@ -155,8 +196,11 @@ class Reshape(Op):
 
     shape: Shape = ()
 
+    selects_values = True
+    requires_same_scale = True
+
     def output_shape(self, *shapes: Shape) -> Shape:
-        """``shape``, which must have as many elements."""
+        """``shape``, which must have the same number of elements."""
         if math.prod(self.shape) != math.prod(shapes[0]):
             raise ValueError(f"shape {shapes[0]} cannot become {self.shape}")
         return self.shape
@@ -169,6 +213,10 @@ class Pad(Op):
     padding: Pads = NO_PADS
     value: float = 0.0
 
+    row_local = True
+    selects_values = True
+    requires_same_scale = True
+
     def output_shape(self, *shapes: Shape) -> Shape:
         """Rows and columns with the padding."""
         n, h, w, c = shapes[0]
@@ -177,10 +225,14 @@ class Pad(Op):
 
 @dataclass(frozen=True)
 class Slice(Op):
-    """The part of ``size`` that begins at the index ``begin`` along every axis."""
+    """The part of ``size`` that starts at index ``begin`` along each axis."""
 
     begin: Shape = ()
     size: Shape = ()
+
+    row_local = True
+    selects_values = True
+    requires_same_scale = True
 
     def output_shape(self, *shapes: Shape) -> Shape:
         """``size``, which must lie within the input."""
@@ -192,44 +244,59 @@ class Slice(Op):
 
 @dataclass(frozen=True)
 class Transpose(Op):
-    """The axes in another order, as files of other makers have it around what is NHWC within."""
+    """A permutation of the axes; files by other converters have some around subgraphs that are NHWC."""
 
     order: tuple[int, ...] = ()
 
+    selects_values = True
+    requires_same_scale = True
+
     def output_shape(self, *shapes: Shape) -> Shape:
-        """Each axis as long as that of the input which ``order`` names."""
+        """The input's sizes in ``order``."""
         if sorted(self.order) != list(range(len(shapes[0]))):
-            raise ValueError(f"{self.order} is no order of the axes of {shapes[0]}")
+            raise ValueError(f"{self.order} is not a permutation of the axes of {shapes[0]}")
         return tuple(shapes[0][axis] for axis in self.order)
 
 
 @dataclass(frozen=True)
 class Softmax(Op):
-    """Over the last axis."""
+    """Softmax over the last axis."""
+
+    # Integers cover 0 to 1.
+    fixed_output_scale = MappingProxyType({"int8": (1 / 256, -128), "int16": (1 / 32768, 0)})
 
 
 @dataclass(frozen=True)
 class Quantize(Op):
-    """From float32, or from another quantization, to integers."""
+    """Float32 values, or integers of another scale, to integers."""
+
+    elementwise = True
+    row_local = True
 
 
 @dataclass(frozen=True)
 class Dequantize(Op):
-    """From integers to float32."""
+    """Integers to float32 values."""
+
+    elementwise = True
+    row_local = True
 
 
-# Values per pixel and their order stay what they are through these.
-ELEMENTWISE = (Relu, Quantize, Dequantize)
+# Operations of (x, weight, bias), and those that can fuse the rectifier behind them.
+Layer = Conv | FullyConnected
+Fusing = Conv | FullyConnected | Add
+# Operations that slide a window over rows and columns.
+Windowed = Conv | Pool
 
 
 def same_pads(size: int, window: int, stride: int) -> tuple[int, int]:
-    """The padding TensorFlow calls SAME along one dimension, (before, after); ``window`` with its dilation."""
+    """TensorFlow's SAME padding along one dimension, (before, after); ``window`` includes dilation."""
     total = max((math.ceil(size / stride) - 1) * stride + window - size, 0)
     return total // 2, total - total // 2
 
 
 def rename(op: Op, names: Mapping[str, str]) -> Op:
-    """The operation with some of its tensors replaced."""
+    """The operation with some of its tensors renamed."""
     return replace(
         op,
         inputs=tuple(names.get(name, name) for name in op.inputs),

@@ -48,7 +48,7 @@ def run_operation(
     inputs, output = [graph.tensors[name] for name in op.inputs], graph.tensors[op.output]
     _check(op, inputs, output)
     arrays = [values[tensor.name] if tensor.data is None else tensor.data for tensor in inputs]
-    if isinstance(op, ops.Conv | ops.FullyConnected):
+    if isinstance(op, ops.Layer):
         return _layer(op, inputs, output, arrays, layer_sums)
     return _RUNNERS[type(op)](op, inputs, output, arrays)
 
@@ -120,7 +120,7 @@ def _bias(bias: Tensor, x: Quantization, weight: Quantization) -> np.ndarray:
     return np.rint(bias.data / steps).astype(np.int64)
 
 
-def _windows(op: ops.Conv | ops.Pool, values: np.ndarray, kernel: tuple[int, ...], fill: int) -> np.ndarray:
+def _windows(op: ops.Windowed, values: np.ndarray, kernel: tuple[int, ...], fill: int) -> np.ndarray:
     """What each window of a convolution or pool holds: (N, rows, columns, window rows, window columns, channels)."""
     top, bottom, left, right = op.padding
     padded = np.pad(values, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)

@@ -1,30 +1,24 @@
-"""Exact rewrites: batch norm into convolutions, rectifiers into what they follow, padding out of what it precedes."""
+"""Exact rewrites from graph to graph: batch norm folding, activation fusion, integer inputs and outputs."""
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from . import ops
-from .graph import Graph, Quantization, Tensor
+from .graph import Graph, Tensor
 from .ops import Op
-
-# Operations that pass integers on, in the scale that they get them in.
-_PASSING = (ops.AveragePool, ops.MaxPool, ops.Pad, ops.Reshape, ops.Slice, ops.Transpose)
-# TFLite fixes softmax's output: its integers cover 0 to 1.
-SOFTMAX_SCALES = {"int8": Quantization((1 / 256,), -128), "int16": Quantization((1 / 32768,))}
 
 
 def fuse_activations(graph: Graph) -> Graph:
-    """Take each ReLU or ReLU6 into the convolution, fully connected layer or addition before it."""
+    """The graph with each ReLU and ReLU6 fused into the convolution, fully connected layer or addition before it."""
     taken: dict[str, Op] = {}
     for op in graph.ops:
         before = graph.producers.get(op.inputs[0])
         if (
             isinstance(op, ops.Relu)
-            and isinstance(before, ops.Conv | ops.FullyConnected | ops.Add)
+            and isinstance(before, ops.Fusing)
             and before.activation == "none"
             and graph.only_consumer(before.output) is op
         ):
@@ -37,7 +31,7 @@ def fuse_activations(graph: Graph) -> Graph:
 def _with_activation(op: Op, relu: Op | None) -> Op:
     if relu is None:
         return op
-    assert isinstance(op, ops.Conv | ops.FullyConnected | ops.Add) and isinstance(relu, ops.Relu)
+    assert isinstance(op, ops.Fusing) and isinstance(relu, ops.Relu)
     return replace(op, activation=relu.activation, output=relu.output)
 
 
@@ -51,7 +45,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
         before = operations[index[op.inputs[0]]] if op.inputs[0] in index else None
         if (
             _is_channel_scale(graph, op)
-            and isinstance(before, ops.Conv | ops.FullyConnected)
+            and isinstance(before, ops.Layer)
             and before.activation == "none"
             and graph.only_consumer(op.inputs[0]) is op
         ):
@@ -74,7 +68,7 @@ def _is_channel_scale(graph: Graph, op: Op) -> bool:
     return plain and weight == (x[3], 1, 1, 1) and op.groups == x[3]
 
 
-def _folded(tensors: dict[str, Tensor], before: ops.Conv | ops.FullyConnected, scale: Op) -> tuple[Tensor, Tensor]:
+def _folded(tensors: dict[str, Tensor], before: ops.Layer, scale: Op) -> tuple[Tensor, Tensor]:
     weight, bias = (tensors[name].real() for name in before.inputs[1:])
     factor, offset = (tensors[name].real() for name in scale.inputs[1:])
     factor = factor.reshape(-1)
@@ -126,96 +120,3 @@ def averages_as_convolutions(graph: Graph, only: Container[str] | None = None) -
         if operations == list(graph.ops)
         else Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
     )
-
-
-def explicit_padding(graph: Graph) -> Graph:
-    """The graph as TFLite says it: padding that is neither SAME nor VALID is a ``Pad`` of its own.
-
-    The padding of an average pool, which must not count, stays where it is.
-    """
-    pads = {op.name: pad_before(graph, op) for op in graph.ops}
-    if not any(pads.values()):
-        return graph
-    tensors, operations = dict(graph.tensors), []
-    for op in graph.ops:
-        pad = pads[op.name]
-        if pad is not None:
-            assert isinstance(op, ops.Conv | ops.Pool)
-            x = tensors[pad.inputs[0]]
-            tensors[pad.output] = replace(x, name=pad.output, shape=pad.output_shape(x.shape))
-            operations.append(pad)
-            op = replace(op, inputs=(pad.output, *op.inputs[1:]), padding=ops.NO_PADS)
-        operations.append(op)
-    return Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
-
-
-def pad_before(graph: Graph, op: Op) -> ops.Pad | None:
-    """The ``Pad`` that ``explicit_padding`` puts before an operation, if it does."""
-    if not isinstance(op, ops.Conv | ops.MaxPool) or padding_word(graph, op) is not None:
-        return None
-    x = graph.tensors[op.inputs[0]]
-    return ops.Pad((x.name,), f"{op.name}/pad", op.padding, _lowest(x) if isinstance(op, ops.MaxPool) else 0.0)
-
-
-def padding_word(graph: Graph, op: ops.Conv | ops.Pool) -> Literal["VALID", "SAME"] | None:
-    """TFLite's word for an operation's padding, if it has one."""
-    if op.padding == ops.NO_PADS:
-        return "VALID"
-    _, rows, columns, _ = graph.tensors[op.inputs[0]].shape
-    if isinstance(op, ops.Conv):
-        _, *window, _ = graph.tensors[op.inputs[1]].shape
-        window = [(k - 1) * d + 1 for k, d in zip(window, op.dilation, strict=True)]
-        if any(extent < step for extent, step in zip(window, op.stride, strict=True)):
-            # Where a window steps over pixels tflite-runtime 2.14 reads SAME wrongly along the other axis.
-            return None
-    else:
-        window = list(op.window)
-    same = (*ops.same_pads(rows, window[0], op.stride[0]), *ops.same_pads(columns, window[1], op.stride[1]))
-    return "SAME" if op.padding == same else None
-
-
-def for_tflite(graph: Graph) -> Graph:
-    """The graph in TFLite's own words: one operation for each of the file's, but for those on constants."""
-    return shared_scales(explicit_padding(graph))
-
-
-def shared_scales(graph: Graph) -> Graph:
-    """The graph as TFLite's kernels take it: what passes integers on has one scale for all of its tensors.
-
-    Inputs of a join in another scale than the output's go through a ``Quantize`` of their own, and so does what others
-    give, as a softmax in the one scale that its kernels have: before a mean is taken, its narrower range would cut.
-    """
-    tensors, operations = dict(graph.tensors), []
-    for op in graph.ops:
-        output = graph.tensors[op.output]
-        if isinstance(op, ops.Concat) and output.quantization is not None:
-            others = [name for name in dict.fromkeys(op.inputs) if tensors[name].quantization != output.quantization]
-            for name in others:
-                rescaled = replace(output, name=f"{op.name}/{name}", shape=tensors[name].shape)
-                tensors[rescaled.name] = rescaled
-                operations.append(ops.Quantize((name,), rescaled.name))
-            op = ops.rename(op, {name: f"{op.name}/{name}" for name in others})
-        given = _scale_given(op, tensors)
-        if given is not None and given != output.quantization:
-            inner = replace(output, name=f"{op.name}/unscaled", quantization=given)
-            tensors[inner.name] = inner
-            operations += [replace(op, output=inner.name), ops.Quantize((inner.name,), op.output)]
-        else:
-            operations.append(op)
-    if len(operations) == len(graph.ops):
-        return graph
-    return Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
-
-
-def _scale_given(op: Op, tensors: Mapping[str, Tensor]) -> Quantization | None:
-    """The scale in which TFLite's kernel of an operation gives its integers, where that is not free."""
-    x, output = tensors[op.inputs[0]], tensors[op.output]
-    if isinstance(op, ops.Softmax):
-        return SOFTMAX_SCALES.get(output.dtype)
-    return x.quantization if isinstance(op, _PASSING) and x.dtype == output.dtype else None
-
-
-def _lowest(x: Tensor) -> float:
-    if x.quantization is None:
-        return float(np.finfo(np.float32).min)
-    return float(x.quantization.dequantize(np.array(np.iinfo(x.dtype).min)))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UnsupportedError, UsageError
-from ..formats.read import has_far_constants, read_placed
+from ..formats.read import has_external_buffers, read_placed
 from ..graph import Graph, Op
 from ..units import format_size
 from .allocation import Buffer
@@ -209,7 +209,7 @@ def plan(
     if target is not None and target not in TARGETS:
         raise UsageError(f"target {target!r} is not one of {', '.join(TARGETS)}")
     graph, found = (model, {}) if isinstance(model, Graph) else read_placed(model)
-    far = not isinstance(model, Graph) and target in (None, "tflm") and has_far_constants(model)
+    far = not isinstance(model, Graph) and target in (None, "tflm") and has_external_buffers(model)
     if far and target == "tflm":
         raise UnsupportedError(
             "tflite-micro does not find constants behind the flatbuffer, where the file has them; write it anew with "

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from ..errors import UnsupportedError
+from ..formats.tflite_legalize import legalize
 from ..graph import Graph, Tensor, ops
-from ..graph.rewrite import for_tflite
 from . import litert, tflm
 from .allocation import Block, Buffer, LiveRange, align, allocate, live_ranges
 
@@ -69,7 +69,7 @@ def unplanned(graph: Graph, target: Target) -> str | None:
 
 def mixed_weight(graph: Graph) -> Tensor | None:
     """The first weight of fewer bits than the float32 activations of its layer, if there is one."""
-    layers = (op for op in graph.ops if isinstance(op, ops.Conv | ops.FullyConnected))
+    layers = (op for op in graph.ops if isinstance(op, ops.Layer))
     weights = (graph.tensors[op.inputs[1]] for op in layers if graph.tensors[op.inputs[0]].dtype == "float32")
     return next((weight for weight in weights if weight.dtype != "float32"), None)
 
@@ -80,7 +80,7 @@ def _tflm(graph: Graph, offsets: Mapping[str, int] | None) -> Layout:
     What has an offset goes there first. Rows that nothing reads any more are free then: who gave the offsets knows.
     tflite-micro does not: what it places itself it keeps clear of the whole.
     """
-    graph = for_tflite(graph)
+    graph = legalize(graph)
     offsets = offsets or {}
     ranges = live_ranges(graph)
     rowwise = live_ranges(graph, rowwise=True) if offsets else ranges
@@ -107,13 +107,13 @@ def _litert_reference(graph: Graph) -> Layout:
 
     That is where it puts the float32 that it makes of float16 weights.
     """
-    found = litert.reference_arena(for_tflite(graph))
+    found = litert.reference_arena(legalize(graph))
     return Layout(found.graph, found.buffers, found.temporaries, views=found.shared)
 
 
 def _litert(graph: Graph) -> Layout:
     """With XNNPACK, which keeps what lies between its operations in a workspace of its own, which is not planned."""
-    found = litert.xnnpack_arena(for_tflite(graph))
+    found = litert.xnnpack_arena(legalize(graph))
     return Layout(found.graph, found.buffers, views=found.shared)
 
 

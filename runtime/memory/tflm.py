@@ -13,8 +13,8 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
+from ..formats.tflite_legalize import legalize, pad_before
 from ..graph import Graph, Op, ops
-from ..graph.rewrite import for_tflite, pad_before
 from .allocation import ALIGNMENT, align
 
 # The allocators, the memory planner and the table of the one subgraph.
@@ -66,7 +66,7 @@ _RELU6 = _Kernel(0, 8)
 
 def tail_bytes(graph: Graph) -> int:
     """Bytes of the tail: all that lasts, beside the activations."""
-    return _Arena.of(for_tflite(graph)).tail
+    return _Arena.of(legalize(graph)).tail
 
 
 def total_bytes(graph: Graph, head_bytes: int) -> int:
@@ -74,7 +74,7 @@ def total_bytes(graph: Graph, head_bytes: int) -> int:
 
     That is head and tail, but for the tiniest networks, whose head is smaller than what preparing and planning need.
     """
-    arena = _Arena.of(for_tflite(graph))
+    arena = _Arena.of(legalize(graph))
     return max(arena.tail + align(head_bytes), align(arena.peak))
 
 
@@ -184,7 +184,7 @@ def _channel_arrays(graph: Graph, op: Op) -> tuple[int, ...]:
     """
     if isinstance(op, ops.Softmax) and graph.tensors[op.inputs[0]].dtype == "int16":
         return (align(_TABLE),) * 2
-    weight = graph.tensors[op.inputs[1]] if isinstance(op, ops.Conv | ops.FullyConnected) else None
+    weight = graph.tensors[op.inputs[1]] if isinstance(op, ops.Layer) else None
     per_channel = weight is not None and weight.quantization is not None and weight.quantization.axis is not None
     # A convolution's kernel has the arrays for floats too.
     if isinstance(op, ops.Conv) or per_channel:

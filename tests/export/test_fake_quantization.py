@@ -15,9 +15,9 @@ from firebox.export.quantization.fake_quantize import FakeQuantized
 from firebox.export.quantization.quantize import with_input_type
 from firebox.runtime.errors import QuantizationError, UnsupportedError
 from firebox.runtime.exactness.rounding import promise
+from firebox.runtime.formats.tflite_legalize import legalize
 from firebox.runtime.graph import Graph, ops
 from firebox.runtime.graph.reference import run_reference
-from firebox.runtime.graph.rewrite import for_tflite
 
 
 def drawn_ranges(graph: Graph, seed: int) -> dict[str, Range]:
@@ -57,7 +57,7 @@ def test_transposed_images_keep_their_scale():
     turned = build.add(ops.Transpose, build.conv("input", 5, (3, 3)), order=(0, 2, 3, 1))
     graph = build.graph(build.conv(turned, 4))
     network = same_as_runtimes(graph, 1)
-    assert [op.kind for op in for_tflite(network).ops] == ["Conv", "Transpose", "Conv"]
+    assert [op.kind for op in legalize(network).ops] == ["Conv", "Transpose", "Conv"]
 
 
 def same_as_runtimes(graph: Graph, seed: int) -> Graph:
@@ -89,7 +89,7 @@ def test_each_operation_alone_is_within_a_step_of_the_reference_in_every_runtime
     network = quantize(graph, drawn_ranges(graph, seed))
     values = run_reference(network, some_input(network, seed))
     for op in network.ops:
-        if not isinstance(op, ops.Conv | ops.FullyConnected | ops.Pool | ops.Add | ops.GlobalAveragePool | ops.Softmax):
+        if not isinstance(op, ops.Layer | ops.Pool | ops.Add | ops.GlobalAveragePool | ops.Softmax):
             continue
         x, single = values[op.inputs[0]], alone(network, op)
         expected = run_reference(single, x)[op.output].astype(int)

@@ -13,8 +13,8 @@ from firebox.export.quantization.quantize import with_input_type
 from firebox.model_zoo import load_network
 from firebox.runtime import plan, read_graph
 from firebox.runtime.errors import DoesNotFitError, UsageError
+from firebox.runtime.formats.tflite_legalize import explicit_padding
 from firebox.runtime.graph import Graph, Op, ops
-from firebox.runtime.graph.rewrite import explicit_padding
 
 # The same networks every time, as in test_formats.py.
 runs = settings(max_examples=16)

@@ -12,8 +12,8 @@ from firebox.export import calibrate, quantize, write_onnx, write_tflite
 from firebox.export.quantization.quantize import with_input_type
 from firebox.runtime import Session, read_graph
 from firebox.runtime.errors import QuantizationError, UnsupportedError
+from firebox.runtime.formats.tflite_legalize import explicit_padding
 from firebox.runtime.graph import Graph, Tensor, ops
-from firebox.runtime.graph.rewrite import explicit_padding
 
 # The same networks every time: 8 bits of a random network can be made to differ by who searches long enough.
 runs = settings(max_examples=60)

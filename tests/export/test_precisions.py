@@ -90,11 +90,9 @@ def test_int8_weights_between_floats_are_a_quarter_and_stay_close_in_every_runti
     graph = fire()
     samples = images(graph, 16)
     mixed = with_int8_weights(graph, input_moments(graph, samples))
-    weights = [mixed.tensors[op.inputs[1]] for op in mixed.ops if isinstance(op, ops.Conv | ops.FullyConnected)]
+    weights = [mixed.tensors[op.inputs[1]] for op in mixed.ops if isinstance(op, ops.Layer)]
     assert {(tensor.dtype, tensor.nbytes * 4) for tensor in weights} == {
-        ("int8", graph.tensors[op.inputs[1]].nbytes)
-        for op in graph.ops
-        if isinstance(op, ops.Conv | ops.FullyConnected)
+        ("int8", graph.tensors[op.inputs[1]].nbytes) for op in graph.ops if isinstance(op, ops.Layer)
     }
     for x in samples[:4]:
         expected = run_onnx(write_onnx(graph), x)
@@ -248,7 +246,7 @@ def test_layers_without_weight_or_with_one_of_zeros_stay_what_they_are():
     zeros = {
         op.inputs[1]: replace(graph.tensors[op.inputs[1]], data=np.zeros(graph.tensors[op.inputs[1]].shape, np.float32))
         for op in graph.ops
-        if isinstance(op, ops.Conv | ops.FullyConnected)
+        if isinstance(op, ops.Layer)
     }
     graph = replace(graph, tensors={**graph.tensors, **zeros})
     x = images(graph)[0]

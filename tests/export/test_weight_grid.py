@@ -26,23 +26,23 @@ def some_ranges(graph: Graph, seed: int) -> dict[str, Range]:
     return {t.name: Range(-float(random.uniform(0, 1.5)), float(random.uniform(0.5, 2))) for t in graph.activations}
 
 
-def layers(graph: Graph) -> list[ops.Conv | ops.FullyConnected]:
-    return [op for op in graph.ops if isinstance(op, ops.Conv | ops.FullyConnected)]
+def layers(graph: Graph) -> list[ops.Layer]:
+    return [op for op in graph.ops if isinstance(op, ops.Layer)]
 
 
-def constant(graph: Graph, op: ops.Conv | ops.FullyConnected) -> Tensor:
+def constant(graph: Graph, op: ops.Layer) -> Tensor:
     """The weight of a layer, which has the same name in the float graph and in the integer one."""
     return graph.constant(graph.producers[op.output].inputs[1])
 
 
-def weight(graph: Graph, op: ops.Conv | ops.FullyConnected) -> np.ndarray:
+def weight(graph: Graph, op: ops.Layer) -> np.ndarray:
     """Integers of a layer, (outputs, columns)."""
     data = constant(graph, op).data
     assert data is not None
     return data.reshape(len(data), -1).astype(int)
 
 
-def real(graph: Graph, op: ops.Conv | ops.FullyConnected) -> np.ndarray:
+def real(graph: Graph, op: ops.Layer) -> np.ndarray:
     found = constant(graph, op).real()
     return found.reshape(len(found), -1)
 

@@ -138,7 +138,7 @@ def test_dynamic_quantization_of_onnxruntime(source, tmp_path, weights, per_chan
         return
     found = read_graph(target)
     assert [op.kind for op in found.ops] == [op.kind for op in network().ops]
-    layers = [op for op in found.ops if isinstance(op, ops.Conv | ops.FullyConnected)]
+    layers = [op for op in found.ops if isinstance(op, ops.Layer)]
     assert {found.tensors[op.inputs[1]].dtype for op in layers} == {"int8"}
     assert {tensor.dtype for tensor in found.activations} == {"float32"}
     # The file makes integers of its activations, what is written again does not.

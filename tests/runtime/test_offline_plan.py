@@ -10,8 +10,8 @@ from waiting import processor_time
 from firebox.export import write_tflite
 from firebox.runtime import plan, read_graph
 from firebox.runtime.errors import FormatError
-from firebox.runtime.formats.tflite_offline import OFFLINE_PLAN, pack_offline_plan, unpack_offline_plan
 from firebox.runtime.formats.tflite_reader import read_offsets, read_tflite_metadata
+from firebox.runtime.formats.tflite_schema import OFFLINE_PLAN, pack_offline_plan, unpack_offline_plan
 from firebox.runtime.graph import Graph, ops
 
 offsets_or_none = st.lists(st.none() | st.integers(0, 2**31 - 1), max_size=20)
@@ -67,7 +67,7 @@ def test_what_is_packed_is_unpacked(offsets):
 )
 def test_an_entry_that_is_not_of_the_file_is_refused_in_a_line(hostile):
     data = write_tflite(network(), {OFFLINE_PLAN: hostile})
-    with pytest.raises(FormatError, match="the TFLite file places its tensors in") as caught:
+    with pytest.raises(FormatError, match="the TFLite file's offline plan") as caught:
         plan(data)
     assert "\n" not in str(caught.value)
     # The network itself is another matter.

@@ -9,8 +9,8 @@ from strategies import GraphBuilder, graphs
 from firebox.export import Range, quantize, trace, write_onnx, write_tflite
 from firebox.model_zoo import load_network
 from firebox.runtime import plan
+from firebox.runtime.formats.tflite_legalize import explicit_padding
 from firebox.runtime.graph import Graph, Op, Tensor, ops
-from firebox.runtime.graph.rewrite import explicit_padding
 from firebox.runtime.memory import tflm
 from firebox.runtime.memory.measure import measure_arena
 from firebox.runtime.memory.plan import Verdict

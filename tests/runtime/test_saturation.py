@@ -47,7 +47,7 @@ def test_pairs_of_a_layer_are_in_the_order_of_the_graph():
     build = GraphBuilder((1, 2, 2, 4))
     flat = build.linear(build.conv("input", 4, (1, 1), 2), 3)
     graph = build.graph(build.add(ops.Add, flat, flat))
-    conv, linear = (op for op in graph.ops if isinstance(op, ops.Conv | ops.FullyConnected))
+    conv, linear = (op for op in graph.ops if isinstance(op, ops.Layer))
     assert [walk.tolist() for walk in weight_pairs(graph, conv)] == [[[0, 1]]]
     # Pixels of one channel are neighbours in the file, four columns apart in the graph.
     (walk,) = weight_pairs(graph, linear)
