@@ -23,7 +23,7 @@ from firebox.model_zoo import (
     train,
     train_quantized,
 )
-from firebox.model_zoo.classifier import TorchClassifier
+from firebox.model_zoo.network import TorchClassifier
 from firebox.model_zoo.networks.int8 import fake_quantized
 from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
 from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, sample, split_images

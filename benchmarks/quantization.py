@@ -47,7 +47,7 @@ from firebox.export.quantization.precisions import with_int16_layers
 from firebox.export.quantization.ptq import Effort, calibration_samples, quantize_network
 from firebox.export.trace import trace
 from firebox.model_zoo import Network, export_network
-from firebox.model_zoo.classifier import TorchClassifier
+from firebox.model_zoo.network import TorchClassifier
 from firebox.runtime import LabelledImages, Session, open_images
 from firebox.runtime.commands.console import note, progress
 from firebox.runtime.contract import KEY, Contract, TensorSpec

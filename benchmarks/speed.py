@@ -28,7 +28,7 @@ from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
 
 from firebox.export import ExportConfig
 from firebox.model_zoo import export_network, load_network
-from firebox.model_zoo.classifier import TorchClassifier
+from firebox.model_zoo.network import TorchClassifier
 from firebox.runtime import (
     Evaluation,
     LabelledImages,

@@ -10,7 +10,7 @@ from common import out_option, table, write_page
 
 from firebox.model_zoo import NetworkConfig, find_model, list_models, model_config
 from firebox.model_zoo.networks.baselines import GoogLeNetConfig
-from firebox.model_zoo.networks.layered_config import LayeredConfig
+from firebox.model_zoo.networks.layers import LayeredConfig
 
 _FLOAT32_BYTES = 4
 _MB, _MIB = 10**6, 2**20

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import MissingExtraError
 from .networks.config import NetworkConfig
-from .networks.families import build, config_from_json
-from .networks.registry import PublicFile, ZooEntry, create_model, find_model, list_models, model_config, register
+from .networks.registry import PublicFile, ZooEntry, find_model, list_models, model_config, register
 from .networks.squeezenet import DELAYED, EARLY, SqueezeNetConfig
 from .recipes import list_recipes, load_recipe
 from .training_config import TrainingConfig
 from .weights.imagenet import imagenet_classes
 
 if TYPE_CHECKING:
-    from .exporting import export_network
-    from .network import Network, load_network
+    from .network import Network, create_model, export_network, load_network
+    from .networks.build import build_network
     from .networks.modules import NetworkModule, head_prefix
     from .networks.squeezenet_module import Fire, SqueezeNet
     from .training.averaging import average_checkpoints
@@ -55,9 +54,8 @@ __all__ = [
     "TrainingResult",
     "Weights",
     "ZooEntry",
-    "build",
-    "config_from_json",
     "average_checkpoints",
+    "build_network",
     "call",
     "create_model",
     "export_network",
@@ -97,10 +95,10 @@ _HOMES = {
         "snapshot_callbacks",
     ),
     "training.validation": ("predict", "top_k"),
-    "exporting": ("export_network",),
     "training.freezeout": ("FreezeOut",),
     "networks.modules": ("NetworkModule", "head_prefix"),
-    "network": ("Network", "load_network"),
+    "network": ("Network", "create_model", "export_network", "load_network"),
+    "networks.build": ("build_network",),
     "training.optimizer": ("make_optimizer",),
     "training.distributed": ("Resources",),
     "networks.squeezenet_module": ("Fire", "SqueezeNet"),

@@ -11,9 +11,7 @@ from ..runtime.files import check_writable, write_file
 from ..runtime.images import open_images, split_images
 from ..runtime.inference import Classifier, Evaluation, Session, evaluate
 from ..runtime.profiling.latency import Profile, profile
-from .classifier import TorchClassifier
-from .exporting import export_network
-from .network import load_network
+from .network import TorchClassifier, export_network, load_network
 from .training.run import remove_run
 from .training.trainer import TrainingResult, train
 from .training_config import TrainingConfig

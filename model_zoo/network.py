@@ -2,17 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import nn
 
+from ..export.exporter import Export, ExportConfig, export
 from ..export.quantization.ranges import Range
+from ..export.trace import one_thread
 from ..runtime.errors import CheckpointError, UsageError
-from ..runtime.images import Preprocessing
+from ..runtime.images import LabelledImages, Preprocessing
+from .networks.build import build_network
 from .networks.config import NetworkConfig
-from .networks.families import build
+from .networks.int8 import fake_quantized
 from .networks.modules import NetworkModule, head_prefix
-from .networks.registry import find_model, fit_preprocessing, list_models, model_config
+from .networks.registry import find_model, list_models, model_config
 from .training_config import TrainingConfig
 from .weights.checkpoint import FILE_NAME
 from .weights.files import Weights, head_classes, load_weights, load_weights_into
@@ -81,6 +88,47 @@ def load_network(
     return _build(found.model, found.config, found)
 
 
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    weights: str | Path | None = None,
+    **overrides: Any,
+) -> NetworkModule:
+    """A zoo network, in training mode; with new weights any value of its config can be changed.
+
+    ``create_model("squeezenet1_1", num_classes=10, bypass="simple")``. With ``weights``, a file or a name (``default``:
+    those that come with firebox; ``imagenet``: downloaded), it is the network that they are of. Raises ``UsageError``,
+    ``CheckpointError`` and ``DownloadError``.
+    """
+    if weights is not None:
+        if overrides:
+            raise UsageError(f"{', '.join(overrides)} of {name} cannot be changed with weights; leave one of them out")
+        sizes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
+        return load_network(name, weights, **sizes).module.train()
+    return build_network(model_config(name, num_classes, in_channels, input_size, **overrides))
+
+
+def fit_preprocessing(preprocessing: Preprocessing, config: NetworkConfig) -> Preprocessing:
+    """The same preprocessing for the input size and the channels of a config.
+
+    The margin around the crop keeps its share, and a single channel gets the average of mean and
+    std.
+    """
+    if config.in_channels not in (1, 3):
+        raise UsageError(f"images have 1 or 3 channels, the network {config.in_channels}; preprocess them yourself")
+    if config.input_size != preprocessing.size:
+        resize = preprocessing.resize and round(preprocessing.resize * max(config.input_size) / max(preprocessing.size))
+        preprocessing = replace(preprocessing, size=config.input_size, resize=resize)
+    if config.in_channels == preprocessing.depth:
+        return preprocessing
+    mean, std = (sum(values) / len(values) for values in (preprocessing.mean, preprocessing.std))
+    channels = "L" if config.in_channels == 1 else "RGB"
+    depth = config.in_channels
+    return replace(preprocessing, channels=channels, mean=(mean,) * depth, std=(std,) * depth)
+
+
 def _checkpoint_of(path: Path) -> Path:
     if not path.exists():
         if str(path) != path.name:
@@ -127,13 +175,13 @@ def _zoo_config(
 
 def _head(config: NetworkConfig) -> str:
     with torch.device("meta"):
-        return head_prefix(build(config))
+        return head_prefix(build_network(config))
 
 
 def _build(name: str, config: NetworkConfig, weights: Weights, random_init: bool = False, seed: int = 0) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = build(config).eval()
+        module = build_network(config).eval()
     if not random_init:
         load_weights_into(module, weights)
     classes, ids = weights.classes, weights.class_ids
@@ -148,4 +196,71 @@ def _build(name: str, config: NetworkConfig, weights: Weights, random_init: bool
         sha256=weights.sha256,
         training=weights.training,
         ranges=weights.ranges,
+    )
+
+
+@dataclass(frozen=True)
+class TorchClassifier:
+    """Answers pixels as a ``Session`` does, on the module's device: in float32, or in the int8 it was trained with."""
+
+    network: Network
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """What computes the answers."""
+        return fake_quantized(self.network.module, self.network.ranges) if self.network.ranges else self.network.module
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images were prepared in training."""
+        return self.network.preprocessing
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """A name for each output."""
+        return self.network.classes
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """An id for each output, or nothing."""
+        return self.network.class_ids
+
+    @property
+    def answer(self) -> Literal["logits"]:
+        """What the output is: networks of the zoo leave the softmax out."""
+        return "logits"
+
+    def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Logits, shape (classes,), for uint8 pixels (height, width, channels)."""
+        values = self.preprocessing.normalize(pixels).transpose(2, 0, 1)[None]
+        parameter = next(self.module.parameters())
+        with one_thread(), torch.inference_mode():
+            logits = self.module(torch.from_numpy(np.ascontiguousarray(values)).to(parameter.device))
+        return logits[0].cpu().numpy()
+
+
+def export_network(
+    network: Network,
+    out: str | Path,
+    images: LabelledImages,
+    config: ExportConfig | None = None,
+    *,
+    quiet: bool = False,
+) -> Export:
+    """Write a network's files into ``out``, calibrated and compared on ``images``; raises as ``export`` does.
+
+    One that was trained for int8 keeps the ranges and the weights it was trained with.
+    """
+    return export(
+        network.module,
+        out,
+        preprocessing=network.preprocessing,
+        images=images,
+        classes=network.classes,
+        class_ids=network.class_ids,
+        name=network.name,
+        checkpoint_sha256=network.sha256,
+        config=config,
+        ranges=network.ranges,
+        quiet=quiet,
     )

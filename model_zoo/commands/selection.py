@@ -12,7 +12,7 @@ from ...runtime.inference.session import check_threads
 from ..networks.registry import list_models
 
 if TYPE_CHECKING:
-    from ..classifier import TorchClassifier
+    from ..network import TorchClassifier
 
 _ENDINGS = (".onnx", ".tflite")
 
@@ -70,7 +70,6 @@ def _exported(path: Path) -> list[Path]:
 
 
 def _torch(name: str, weights: str | Path | None) -> "TorchClassifier":
-    from .. import load_network
-    from ..classifier import TorchClassifier
+    from ..network import TorchClassifier, load_network
 
     return TorchClassifier(load_network(name, weights if name in list_models() else None))

@@ -1,12 +1,11 @@
 """The networks that SqueezeNet is compared with, as layers; no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
 from ...runtime.errors import UsageError
 from .config import LIMIT
-from .layered_config import LayeredConfig
 from .layers import (
     BatchNorm,
     Concat,
@@ -14,6 +13,7 @@ from .layers import (
     Dropout,
     GlobalAveragePool,
     Layer,
+    LayeredConfig,
     Pool,
     Relu,
     Residual,
@@ -22,6 +22,7 @@ from .layers import (
     Subsample,
     count,
 )
+from .registry import CIFAR, IMAGENET, ZooEntry, register
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class GoogLeNetConfig(LayeredConfig):
 
 
 @dataclass(frozen=True)
-class SmallImagesConfig(LayeredConfig):
+class CIFARStyleConfig(LayeredConfig):
     """What networks for CIFAR-10's images begin with."""
 
     num_classes: int = 10
@@ -201,7 +202,7 @@ class SmallImagesConfig(LayeredConfig):
 
 
 @dataclass(frozen=True)
-class ResNetConfig(SmallImagesConfig):
+class ResNetConfig(CIFARStyleConfig):
     """Residual network for small images (arXiv 1512.03385, section 4.2): three stages of (depth - 2) / 6 blocks.
 
     ``width`` is that of the first stage and doubles twice. ``shortcut`` is what joins stages: "pad" (the paper's
@@ -247,7 +248,7 @@ class ResNetConfig(SmallImagesConfig):
 
 
 @dataclass(frozen=True)
-class DenseNetConfig(SmallImagesConfig):
+class DenseNetConfig(CIFARStyleConfig):
     """DenseNet for small images (arXiv 1608.06993, sections 3 and 4.2): each layer gets the output of all before it.
 
     Three blocks; every layer adds ``growth`` channels. With ``bottleneck`` (DenseNet-B) a layer is two convolutions,
@@ -307,3 +308,74 @@ def check_counts(name: str, values: tuple[int, ...], highest: int = LIMIT, lowes
     """Raises ``UsageError`` for a tuple of the wrong length or with a number that is not between 1 and ``highest``."""
     if not lowest_length <= len(values) <= 16 or not all(1 <= value <= highest for value in values):
         raise UsageError(f"{name} {values} are not {lowest_length} to 16 numbers between 1 and {highest}")
+
+
+@register
+def alexnet() -> ZooEntry:
+    """AlexNet with its convolutions in two groups, what SqueezeNet is measured against."""
+    config = AlexNetConfig()
+    return ZooEntry(config, replace(IMAGENET, size=config.input_size), "arXiv 1602.07360, table 2", 57.2, 80.3)
+
+
+@register
+def vgg16() -> ZooEntry:
+    """VGG with 16 layers, configuration D."""
+    return ZooEntry(VGGConfig(), IMAGENET, "arXiv 1409.1556, table 3 (D, one scale)", 74.4, 91.9)
+
+
+@register
+def nin() -> ZooEntry:
+    """Network in network: no fully connected layers."""
+    return ZooEntry(NINConfig(), IMAGENET, "arXiv 1312.4400; accuracy of the authors' Caffe model", 59.36)
+
+
+@register
+def googlenet() -> ZooEntry:
+    """GoogLeNet without the auxiliary classifiers of its training."""
+    return ZooEntry(GoogLeNetConfig(), IMAGENET, "arXiv 1409.4842, table 3 (one model, one crop)", top5=89.93)
+
+
+@register
+def resnet20() -> ZooEntry:
+    """Residual network of 20 layers for 32x32 images."""
+    return ZooEntry(ResNetConfig(), CIFAR, "arXiv 1512.03385, table 6 (CIFAR-10)", 91.25)
+
+
+@register
+def resnet56() -> ZooEntry:
+    """Residual network of 56 layers for 32x32 images."""
+    return ZooEntry(ResNetConfig(depth=56), CIFAR, "arXiv 1512.03385, table 6 (CIFAR-10)", 93.03)
+
+
+@register
+def densenet40() -> ZooEntry:
+    """DenseNet of 40 layers that grow by 12 channels, for 32x32 images."""
+    return ZooEntry(DenseNetConfig(), CIFAR, "arXiv 1608.06993, table 2 (CIFAR-10+)", 94.76)
+
+
+@register
+def densenet_bc100() -> ZooEntry:
+    """DenseNet-BC of 100 layers that grow by 12 channels, for 32x32 images."""
+    config = DenseNetConfig(depth=100, bottleneck=True, compression=0.5)
+    return ZooEntry(config, CIFAR, "arXiv 1608.06993, table 2 (CIFAR-10+)", 95.49)
+
+
+@register
+def densenet22() -> ZooEntry:
+    """The DenseNet of 40 layers with half as many in each block, for experiments on a CPU."""
+    return ZooEntry(DenseNetConfig(depth=22), CIFAR, "firebox; for CIFAR-10")
+
+
+@register
+def vgg_cifar() -> ZooEntry:
+    """Eight convolutions of VGG's configuration A, narrower, with batch norm, for 32x32 images."""
+    config = VGGConfig(
+        num_classes=10,
+        input_size=(32, 32),
+        batch_norm=True,
+        dropout=0.0,
+        depths=(1, 1, 2, 2, 2),
+        widths=(32, 64, 128, 128, 128),
+        hidden=(),
+    )
+    return ZooEntry(config, CIFAR, "firebox; for CIFAR-10")

@@ -3,13 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from ...runtime.errors import FormatError, UsageError
 from ..fields import check_kinds
 
 LIMIT = 65536
 _MOST_PARAMETERS = 1_000_000_000
+# Configs written by the first version name no family.
+_FIRST_FAMILY = "squeezenet"
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,17 @@ class NetworkConfig(ABC):
     """
 
     family: ClassVar[str]
+    _families: ClassVar[dict[str, type["NetworkConfig"]]] = {}
 
     in_channels: int = 3
     num_classes: int = 1000
     input_size: tuple[int, int] = (224, 224)
     batch_norm: bool = False
     dropout: float = 0.5
+
+    def __init_subclass__(cls) -> None:
+        if "family" in vars(cls):
+            NetworkConfig._families[cls.family] = cls
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -69,21 +76,20 @@ class NetworkConfig(ABC):
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return {"family": self.family, **values}
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_json``; what is absent takes its default. Raises ``FormatError``."""
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "NetworkConfig":
+        """The config of the family that ``values`` name; absent keys take their defaults. Raises ``FormatError``."""
         if not isinstance(values, Mapping):
             raise FormatError(f"a network config is a JSON object, not {values!r}")
-        plain: dict[str, Any] = {}
-        for key, value in values.items():
-            plain[key] = tuple(value) if isinstance(value, list) else value
-        family = plain.pop("family", cls.family)
-        if family != cls.family:
-            raise FormatError(f"network config is of the family {family!r}, not {cls.family!r}")
-        unknown = sorted(set(plain) - {field.name for field in fields(cls)})
+        plain = dict(values)
+        plain.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})
+        family, families = plain.pop("family", _FIRST_FAMILY), NetworkConfig._families
+        if not isinstance(family, str) or family not in families:
+            raise FormatError(f"no family {family!r} of networks is known, only {', '.join(sorted(families))}")
+        unknown = sorted(set(plain) - {field.name for field in fields(families[family])})
         if unknown:
             raise FormatError(f"network config has an unknown key {unknown[0]!r}")
         try:
-            return cls(**plain)
+            return families[family](**plain)
         except UsageError as error:
             raise FormatError(f"network config cannot be used: {error}") from error

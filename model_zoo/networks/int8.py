@@ -17,7 +17,7 @@ from ...runtime.commands.console import progress
 from ...runtime.errors import UsageError
 from ...runtime.graph import Graph, ops
 from ...runtime.images import LabelledImages, Preprocessing, sample
-from .families import build
+from .build import build_network
 from .modules import NetworkModule
 
 _LAYERS = (nn.Conv2d, nn.Linear)
@@ -37,7 +37,7 @@ def without_batch_norm(network: NetworkModule) -> NetworkModule:
             f"a {network.config.family} has batch norm before its convolutions, where it cannot be folded to train in "
             "int8; firebox export quantizes it as it is"
         )
-    folded = build(replace(network.config, batch_norm=False)).eval()
+    folded = build_network(replace(network.config, batch_norm=False)).eval()
     targets = iter(part for part in folded.modules() if isinstance(part, _LAYERS))
     parts = [part for part in copy.deepcopy(network).eval().modules() if isinstance(part, (*_LAYERS, nn.BatchNorm2d))]
     for part, after in zip(parts, [*parts[1:], None], strict=True):
@@ -57,7 +57,7 @@ def fake_quantized(module: NetworkModule, ranges: Mapping[str, Range]) -> FakeQu
     # Equal constants are one in a traced graph, and biases of zero are none: names come from a network of random ones.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        drawn = build(config)
+        drawn = build_network(config)
         for parameter in drawn.parameters():
             nn.init.normal_(parameter)
     graph = trace(drawn, (1, config.in_channels, *config.input_size))

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ...runtime.errors import UsageError
 from .config import LIMIT, NetworkConfig
+from .registry import CIFAR, IMAGENET, PublicFile, ZooEntry, register
 
 Bypass = Literal["none", "simple", "complex"]
 
@@ -16,6 +17,7 @@ DELAYED = (1, 4, 8)
 EARLY = (1, 3, 5)
 
 _POOL_KERNEL, _POOL_STRIDE = 3, 2
+_TORCHVISION = "https://download.pytorch.org/models"
 
 
 @dataclass(frozen=True)
@@ -168,3 +170,90 @@ def _nearest(number: float) -> int:
 def _pooled(length: int) -> int:
     # Ceil mode: the last window may hang over the end.
     return -(-(length - _POOL_KERNEL) // _POOL_STRIDE) + 1
+
+
+@register
+def squeezenet1_0() -> ZooEntry:
+    """SqueezeNet v1.0, table 1 of the paper."""
+    public = {"imagenet": PublicFile(f"{_TORCHVISION}/squeezenet1_0-b66bff10.pth", "b66bff10")}
+    return ZooEntry(SqueezeNetConfig(), IMAGENET, "arXiv 1602.07360, tables 1 and 2", 57.5, 80.3, public)
+
+
+@register
+def squeezenet1_1() -> ZooEntry:
+    """SqueezeNet v1.1: a 3x3 stem of 64 filters and early pools, 2.4 times less work than v1.0."""
+    config = SqueezeNetConfig(stem_channels=64, stem_kernel=3, pools=EARLY)
+    public = {"imagenet": PublicFile(f"{_TORCHVISION}/squeezenet1_1-b8a52dc0.pth", "b8a52dc0")}
+    return ZooEntry(config, IMAGENET, "authors' repository; accuracy of torchvision's weights", 58.178, 80.624, public)
+
+
+@register
+def squeezenet1_0_simple_bypass() -> ZooEntry:
+    """v1.0 with the input of fire3, 5, 7 and 9 added to their output."""
+    config = SqueezeNetConfig(bypass="simple")
+    return ZooEntry(config, IMAGENET, "arXiv 1602.07360, section 6, table 3", 60.4, 82.5)
+
+
+@register
+def squeezenet1_0_complex_bypass() -> ZooEntry:
+    """v1.0 with 1x1 convolutions as bypass of fire2, 4, 6 and 8 beside the simple bypass.
+
+    Its 1,589,672 float32 parameters are 6.4 MB. Table 3 prints 7.7 MB, which no reading of section
+    6 reproduces.
+    """
+    config = SqueezeNetConfig(bypass="complex")
+    return ZooEntry(config, IMAGENET, "arXiv 1602.07360, section 6, table 3", 58.8, 82.0)
+
+
+@register
+def squeezenet_cifar() -> ZooEntry:
+    """Six fire modules for 32x32 images: stride-1 stem, batch norm, bypass before the ReLU."""
+    config = SqueezeNetConfig(
+        num_classes=10,
+        input_size=(32, 32),
+        stem_channels=64,
+        stem_kernel=3,
+        stem_stride=1,
+        stem_padding=1,
+        num_fires=6,
+        freq=3,
+        squeeze_ratio=0.5,
+        pools=(1, 4),
+        bypass="simple",
+        bypass_before_relu=True,
+        batch_norm=True,
+        dropout=0.0,
+        head_relu=False,
+    )
+    return ZooEntry(config, CIFAR, "firebox; for CIFAR-10")
+
+
+@register
+def squeezenet_cifar_small() -> ZooEntry:
+    """The sibling of squeezenet_cifar with four fire modules and a fifth of its parameters."""
+    config = squeezenet_cifar().config
+    small = replace(config, stem_channels=32, num_fires=4, base_e=64, incr_e=80, freq=2, pools=(1, 3))
+    return ZooEntry(small, CIFAR, "firebox; for CIFAR-10")
+
+
+@register
+def squeezenet_micro() -> ZooEntry:
+    """Six narrow fire modules for 32x32 images on devices with 256 KiB of memory."""
+    config = SqueezeNetConfig(
+        num_classes=10,
+        input_size=(32, 32),
+        stem_channels=32,
+        stem_kernel=3,
+        stem_stride=2,
+        stem_padding=1,
+        num_fires=6,
+        base_e=64,
+        incr_e=32,
+        squeeze_ratio=0.25,
+        pools=(3, 5),
+        bypass="simple",
+        batch_norm=True,
+        dropout=0.0,
+        head_relu=False,
+    )
+    return ZooEntry(config, CIFAR, "firebox; for microcontrollers")

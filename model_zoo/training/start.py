@@ -9,12 +9,12 @@ import torch
 
 from ...runtime.errors import CheckpointError, DataError, UsageError
 from ...runtime.images import Preprocessing
-from ..network import Network, load_network, weights_in
+from ..network import Network, fit_preprocessing, load_network, weights_in
+from ..networks.build import build_network
 from ..networks.config import NetworkConfig
-from ..networks.families import build
 from ..networks.int8 import calibrated, without_batch_norm
 from ..networks.modules import NetworkModule, head_prefix
-from ..networks.registry import find_model, fit_preprocessing, model_config
+from ..networks.registry import find_model, model_config
 from ..training_config import TrainingConfig
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import Weights, load_weights, load_weights_into
@@ -64,7 +64,7 @@ def start(config: TrainingConfig, images: ImageSplits, resources: Resources) -> 
     settled = _settled(config, network, images, resources)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        module = build(network)
+        module = build_network(network)
     if origin:
         load_weights_into(module, _for_classes(images[0].classes, origin, module), replace_head=True)
     # A training that cannot be is told before the images are read.

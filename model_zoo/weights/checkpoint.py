@@ -1,7 +1,7 @@
 """A checkpoint: one safetensors file with all that is needed to go on, or to use the weights.
 
 Tensors are called ``model.NAME`` with the network's own names, and ``scale.NAME`` where they are int8
-(``compact.py``); what only goes on with the training is called ``learning.NAME``, ``optimizer.SLOT.NAME`` and
+(``compact``); what only goes on with the training is called ``learning.NAME``, ``optimizer.SLOT.NAME`` and
 ``callbacks.CALLBACK.KEY``. The metadata entry ``firebox`` of the safetensors header is a JSON object; nothing is
 ever unpickled. The digest of the tensors stands there, too, for the format itself notices no changed bit.
 """
@@ -23,9 +23,7 @@ from ...runtime.errors import CheckpointError, FireboxError
 from ...runtime.files import read_file
 from ...runtime.images import Preprocessing
 from ..networks.config import NetworkConfig
-from ..networks.families import config_from_json
 from ..training_config import TrainingConfig
-from .compact import compact, expand
 
 FILE_NAME = "checkpoint.safetensors"
 
@@ -34,6 +32,8 @@ _FORMAT_VERSION = 2
 # In the first version the optimizer's only state was called momentum.
 _READ_VERSIONS = (1, 2)
 _MOMENTUM = "momentum"
+# The largest integer of a kernel in a compact file.
+_LARGEST = 127
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         trained, validated = header["pictures"]
         checkpoint = Checkpoint(
             model=str(header["model"]),
-            config=config_from_json(header["config"]),
+            config=NetworkConfig.from_json(header["config"]),
             preprocessing=Preprocessing.from_json(header["preprocessing"]),
             classes=tuple(str(name) for name in header["classes"]),
             training=TrainingConfig.from_json(header["training"]),
@@ -208,3 +208,35 @@ def read_safetensors(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[
     except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{source} is not a whole safetensors file: {error}; copy it again") from error
     return tensors, metadata
+
+
+def compact(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Kernels as int8 with their scales, float32 of shape (out,), by the same names; all else as it is.
+
+    The largest weight of each output channel becomes 127 of its scale's steps, as in exported files.
+    """
+    small, scales = dict(weights), dict[str, Tensor]()
+    for name, weight in weights.items():
+        if weight.ndim > 1:
+            scale = weight.flatten(1).abs().amax(1).float() / _LARGEST
+            # A channel of zeros has any scale.
+            scales[name] = torch.where(scale > 0, scale, 1.0)
+            small[name] = (weight.float() / _along(scales[name], weight)).round().to(torch.int8)
+    return small, scales
+
+
+def expand(small: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that ``compact`` stored, as float32. Raises ``CheckpointError`` for scales that do not fit them."""
+    weights = dict(small)
+    for name, scale in scales.items():
+        weight = small.get(name)
+        if weight is None or weight.dtype != torch.int8 or not scale.is_floating_point():
+            raise CheckpointError(f"the scale of {name} belongs to no int8 tensor; copy the file again")
+        if weight.ndim < 2 or scale.shape != weight.shape[:1]:
+            raise CheckpointError(f"the scale of {name} is of shape {tuple(scale.shape)} for {tuple(weight.shape)}")
+        weights[name] = weight.float() * _along(scale.float(), weight)
+    return weights
+
+
+def _along(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.reshape(-1, *[1] * (weight.ndim - 1))

@@ -13,8 +13,8 @@ from ...export.quantization.ranges import Range
 from ...runtime.errors import CheckpointError, FormatError, UsageError
 from ...runtime.files import read_file, sha256
 from ...runtime.images import Preprocessing
+from ..networks.build import build_network
 from ..networks.config import NetworkConfig
-from ..networks.families import build
 from ..networks.modules import NetworkModule, head_prefix
 from ..training_config import TrainingConfig
 from .checkpoint import Checkpoint, is_checkpoint, read_safetensors, unpack_checkpoint
@@ -101,7 +101,7 @@ def network_from(
 
     ``source`` names the checkpoint in errors. Raises ``CheckpointError`` for weights of another network.
     """
-    module = build(checkpoint.config)
+    module = build_network(checkpoint.config)
     load_weights_into(module, Weights(source, "", checkpoint.weights if weights is None else weights))
     return module
 

@@ -17,8 +17,7 @@ from firebox.model_zoo import (
     Network,
     NetworkConfig,
     TrainingConfig,
-    build,
-    config_from_json,
+    build_network,
     create_model,
     export_network,
     find_model,
@@ -30,10 +29,10 @@ from firebox.model_zoo import (
     model_config,
     train,
 )
+from firebox.model_zoo.network import fit_preprocessing
 from firebox.model_zoo.networks.baselines import DenseNetConfig, GoogLeNetConfig, NINConfig, ResNetConfig, VGGConfig
 from firebox.model_zoo.networks.int8 import without_batch_norm
-from firebox.model_zoo.networks.layered import SubsampleModule
-from firebox.model_zoo.networks.registry import fit_preprocessing
+from firebox.model_zoo.networks.modules import SubsampleModule
 from firebox.model_zoo.weights.checkpoint import read_checkpoint
 from firebox.runtime import open_images
 from firebox.runtime.errors import CheckpointError, FormatError, UsageError
@@ -87,7 +86,7 @@ def counted(config: NetworkConfig) -> tuple[int, int, tuple[int, ...]]:
         macs += output.numel() * module.weight[0].numel()
 
     with torch.device("meta"):
-        network = build(config).eval()
+        network = build_network(config).eval()
         for part in network.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):
                 part.register_forward_hook(add)
@@ -141,7 +140,7 @@ def configs(draw) -> NetworkConfig:
 @given(configs())
 def test_any_config_that_is_accepted_is_the_network_it_describes(config):
     assert counted(config) == (config.parameters, config.macs, (1, config.num_classes))
-    assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert NetworkConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 def test_a_shortcut_without_parameters_leaves_out_and_adds_zeros():
@@ -277,7 +276,7 @@ def test_densenets_are_not_trained_in_int8(firebox, images, tmp_path):
 )
 def test_a_value_that_makes_no_network_is_named(family, change, said):
     with pytest.raises(FormatError) as error:
-        config_from_json({"family": family} | change)
+        NetworkConfig.from_json({"family": family} | change)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -285,7 +284,7 @@ def test_a_value_that_makes_no_network_is_named(family, change, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"family": "wings"}, "no family 'wings' of networks is known, only squeezenet, alexnet"),
+        ({"family": "wings"}, "no family 'wings' of networks is known, only alexnet, densenet"),
         ({"family": "vgg"}, "unknown key"),
         ({"wings": 2}, "unknown key 'wings'"),
         ({"depth": 14}, "is of another network"),

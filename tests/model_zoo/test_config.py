@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from firebox.model_zoo import DELAYED, EARLY, SqueezeNet, SqueezeNetConfig, config_from_json
+from firebox.model_zoo import DELAYED, EARLY, NetworkConfig, SqueezeNet, SqueezeNetConfig
 from firebox.runtime.errors import FormatError, UsageError
 
 
@@ -115,16 +115,16 @@ def test_json_says_the_family_and_files_without_one_are_of_squeezenets():
     config = SqueezeNetConfig(num_classes=3)
     values = config.to_json()
     assert values.pop("family") == "squeezenet"
-    assert config_from_json(values) == config_from_json(config.to_json()) == config
+    assert NetworkConfig.from_json(values) == NetworkConfig.from_json(config.to_json()) == config
 
 
 @pytest.mark.parametrize("family", ["wings", "", None, 3, ["squeezenet"]])
 def test_a_family_that_is_not_known_is_named(family):
     with pytest.raises(FormatError, match="no family"):
-        config_from_json(SqueezeNetConfig().to_json() | {"family": family})
+        NetworkConfig.from_json(SqueezeNetConfig().to_json() | {"family": family})
 
 
 @pytest.mark.parametrize("values", [None, [], 3, "squeezenet"])
 def test_json_that_is_no_object_is_refused(values):
     with pytest.raises(FormatError, match="JSON object"):
-        config_from_json(values)
+        NetworkConfig.from_json(values)

@@ -20,7 +20,7 @@ from firebox.model_zoo import (
     train,
     train_quantized,
 )
-from firebox.model_zoo.classifier import TorchClassifier
+from firebox.model_zoo.network import TorchClassifier
 from firebox.model_zoo.networks.int8 import without_batch_norm
 from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
 from firebox.runtime import Session, open_images, split_images

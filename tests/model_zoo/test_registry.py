@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from firebox.model_zoo import (
-    config_from_json,
+    NetworkConfig,
     create_model,
     find_model,
     imagenet_classes,
@@ -29,7 +29,7 @@ def test_every_entry_is_a_network_for_its_images(name):
     logits = network(torch.randn(2, 1, *config.input_size, device=device))
     assert logits.shape == (2, 7)
     assert device.type == "meta" or torch.isfinite(logits).all()
-    assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert NetworkConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 @pytest.mark.parametrize(
