@@ -32,14 +32,14 @@ from fit_growth import page as growth_page
 from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
 
 from firebox.export import ExportConfig
+from firebox.export.fit import DoesNotFitError, Fit, fit, needed
 from firebox.export.fit.files import written
-from firebox.export.fit.search import Fit, fit, needed
 from firebox.export.fit.segments import Stage
 from firebox.model_zoo import export_network, load_network
 from firebox.runtime import Graph, LabelledImages, Session, format_size, measure_arena, open_images, read_graph, sample
 from firebox.runtime.commands.console import note
 from firebox.runtime.contract import read_contract
-from firebox.runtime.errors import DoesNotFitError, FormatError
+from firebox.runtime.errors import FormatError
 from firebox.runtime.graph import ops
 from firebox.runtime.memory.measure import run_in_arena
 

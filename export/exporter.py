@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ..runtime.commands.console import progress
+from ..runtime.commands.console import progress, progress_unless
 from ..runtime.contract import Contract, TensorSpec
 from ..runtime.errors import UsageError
 from ..runtime.files import check_writable, sha256, write_files
@@ -191,8 +191,7 @@ def _fitted(graphs: Mapping[Precision, Graph], config: ExportConfig, quiet: bool
     if "int8" not in graphs:
         raise UsageError(f"only int8 is fitted, and {', '.join(graphs)} is exported; export int8 too")
     graph = with_input_type(graphs["int8"], config.input_type)
-    with progress("fitting", quiet=quiet) as advance:
-        return fit(graph, config.sram_bytes, config.target, advance)
+    return fit(graph, config.sram_bytes, config.target, progress=progress_unless(quiet))
 
 
 def _draw(images: LabelledImages, config: ExportConfig) -> tuple[LabelledImages, LabelledImages]:

@@ -1,11 +1,6 @@
 """One family of errors. Each message is one sentence with the offending value and what to do next."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .graph import Graph
-    from .memory.targets import Target
 
 
 class FireboxError(Exception):
@@ -75,25 +70,6 @@ class WrongAnswerWarning(UserWarning):
 
 class WriteError(FireboxError):
     """A file could not be written; nothing of it was left behind."""
-
-
-class DoesNotFitError(FireboxError):
-    """A network cannot be made to fit a budget of ``sram_bytes``.
-
-    ``smallest_bytes`` could be reached for ``target``, and the operation ``binding`` is in the way.
-    """
-
-    exit_code = 3
-
-    def __init__(
-        self, message: str, *, graph: "Graph", target: "Target", sram_bytes: int, smallest_bytes: int, binding: str
-    ):
-        super().__init__(message)
-        self.graph = graph
-        self.target: Target = target
-        self.sram_bytes = sram_bytes
-        self.smallest_bytes = smallest_bytes
-        self.binding = binding
 
 
 def first_line(error: BaseException) -> str:

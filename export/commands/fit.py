@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.commands.console import note, print_json, progress, say, table
+from ...runtime.commands.console import note, print_json, progress_unless, say, table
 from ...runtime.commands.options import fit_target_option, json_option, model_argument, required_budget_options
-from ...runtime.errors import DoesNotFitError, UnknownOperationError
+from ...runtime.errors import UnknownOperationError
 from ...runtime.units import format_size
 
 if TYPE_CHECKING:
     from ...runtime.memory.targets import Target
+    from ..fit import DoesNotFitError
 
 
 @click.command("fit")
@@ -51,6 +52,7 @@ def fit_command(
       firebox fit model.int8.tflite --device stm32h743 --images images.tar -o build/fitted
     """
     from ...runtime.images import open_images
+    from ..fit import DoesNotFitError
     from ..fit.files import fit_file
 
     images = open_images(source) if source is not None else None
@@ -107,15 +109,14 @@ def _size(nbytes: int | None) -> str:
     return "-" if nbytes is None else f"{nbytes:,} bytes"
 
 
-def advise(error: DoesNotFitError, as_json: bool) -> None:
+def advise(error: "DoesNotFitError", as_json: bool) -> None:
     """What would need less than the network of an error, each with its number."""
-    from ..fit.alternatives import alternatives
-    from ..fit.search import least_bytes
+    from ..fit import alternatives, least_bytes
 
     found: list[dict[str, Any]] = []
-    with progress("looking for what would help", quiet=as_json) as advance:
-        for change, graph in alternatives(error.graph):
-            found.append({"change": change, "about_bytes": least_bytes(graph, error.target, advance)})
+    progress = progress_unless(as_json)
+    for change, graph in alternatives(error.graph):
+        found.append({"change": change, "about_bytes": least_bytes(graph, error.target, progress)})
     if as_json:
         names = ("target", "sram_bytes", "smallest_bytes", "binding")
         print_json({"fits": False, **{name: getattr(error, name) for name in names}, "alternatives": found})

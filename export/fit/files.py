@@ -76,8 +76,7 @@ def fit_file(
     graph = replace(integer_ends(whole), name=contract.name if contract else Path(model).stem)
     pixels = _crops(contract, images) if images is not None else None
     check_writable(out)
-    with progress("fitting", quiet=quiet) as advance:
-        found = fit(graph, sram_bytes, target, advance, offsets)
+    found = fit(graph, sram_bytes, target, offsets, progress_unless(quiet))
     after = written(found.graph, contract, found.offsets)
     name = Path(model).stem
     files = {f"{name}.fit.{ending}": content for ending, content in after.items()}

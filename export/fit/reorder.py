@@ -17,7 +17,7 @@ from .tiling import MAX_JOINED
 _GROUPS = (2, 4)
 
 
-def equivalents(graph: Graph) -> list[Graph]:
+def reorderings(graph: Graph) -> list[Graph]:
     """The graph itself, and others that compute the same."""
     found = [graph, with_padding_ahead(graph)]
     found += [with_pools_before_concat(other) for other in found]

@@ -6,12 +6,12 @@ points. No more may be alive at once than a limit, and what is left of the budge
 take (the tail): the more tiles, the lower the limit.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import pairwise
 
-from ...runtime.errors import DoesNotFitError, UsageError
+from ...runtime.errors import FireboxError, UsageError
 from ...runtime.formats.tflite_legalize import explicit_padding
 from ...runtime.graph import Graph, Op
 from ...runtime.memory.allocation import live_ranges, peak_live_bytes
@@ -19,14 +19,15 @@ from ...runtime.memory.hill_climb import allocate_within
 from ...runtime.memory.plan import MemoryPlan, plan
 from ...runtime.memory.targets import Target
 from ...runtime.memory.tflm import tail_bytes
+from ...runtime.progress import SILENT, Advance, Progress
 from ...runtime.units import format_size
-from .reorder import equivalents
-from .segments import TFLM, WHOLE, Stage, Stretch, Terms
+from .reorder import reorderings
+from .segments import TFLM, WHOLE, Segment, Stage, TargetCosts
 
 # Multiply-accumulates that a byte of the tail is worth: first what saves most of it, then what costs least work.
 _SAVING = 1_000.0
 _CHEAPER = (0.0, 10.0, 100.0)
-# Cut points that a stretch of tiles may span: chains of small windows would otherwise be tried from each to each.
+# Cut points that a segment of tiles may span: chains of small windows would otherwise be tried from each to each.
 _CUT_POINTS = 24
 # By how much the limit is lowered when no placement reaches it.
 _STEP = 0.985
@@ -38,9 +39,26 @@ _STEPS = 8
 _TRIES = 2
 # What placing may take beside what is alive at once, as factors that are tried one after the other.
 _ROOMS = (1.003, 1.01, 1.03, 1.06, 1.1, 1.2, 1.5, 2.0)
-_TERMS: Mapping[str, Terms] = {"tflm": TFLM, "litert-reference": WHOLE, "static": WHOLE}
+_COSTS: Mapping[str, TargetCosts] = {"tflm": TFLM, "litert-reference": WHOLE, "static": WHOLE}
 
-Tick = Callable[..., None]
+
+class DoesNotFitError(FireboxError):
+    """A network cannot be made to fit a budget of ``sram_bytes`` on ``target``.
+
+    The search reached ``smallest_bytes``; the operation ``binding`` needs the most memory there.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self, message: str, *, graph: Graph, target: Target, sram_bytes: int, smallest_bytes: int, binding: str
+    ):
+        super().__init__(message)
+        self.graph = graph
+        self.target: Target = target
+        self.sram_bytes = sram_bytes
+        self.smallest_bytes = smallest_bytes
+        self.binding = binding
 
 
 @dataclass(frozen=True)
@@ -69,35 +87,34 @@ def fit(
     graph: Graph,
     sram_bytes: int,
     target: Target = "tflm",
-    tick: Tick = lambda *_, **__: None,
     offsets: Mapping[str, int] | None = None,
+    progress: Progress = SILENT,
 ) -> Fit:
     """Rewrite an int8 graph until all that ``target`` needs for an inference fits ``sram_bytes``.
 
-    The rewritten graph computes the same integers. What is added is as little as was found: multiply-accumulates
-    first, then operations. ``offsets`` are those that the file of the graph has already (``read_placed``); ``tick`` is
-    called, with 1 and what is looked for, again and again. Raises ``DoesNotFitError`` with the smallest budget that was
-    reached, and ``UsageError`` for a graph that is not int8 or a target that memory cannot be planned for.
+    The rewritten graph computes the same integers, with as few extra multiply-accumulates, then operations, as the
+    search finds. ``offsets`` are the arena offsets in the graph's file (``read_placed``). Raises ``DoesNotFitError``
+    with the smallest budget reached, and ``UsageError`` for a graph that is not int8 or a target without memory plans.
     """
-    if target not in _TERMS:
-        raise UsageError(f"memory on {target!r} cannot be planned in advance; fit for {', '.join(_TERMS)}")
+    if target not in _COSTS:
+        raise UsageError(f"memory on {target!r} cannot be planned in advance; fit for {', '.join(_COSTS)}")
     _check(graph)
     before = plan(graph, target, offsets)
     if needed(before) <= sram_bytes:
         return Fit(graph, sram_bytes, before, before, ())
-    search = Search(graph, target, tick)
-    found = search.within(sram_bytes)
-    if found is None:
-        found = search.smallest(needed(before))
-        if found is None or needed(found.after) > sram_bytes:
-            plans = [before, found.after] if found else [before]
-            raise _too_small(graph, sram_bytes, target, min(plans, key=needed))
+    with progress.task("fitting") as advance:
+        search = Search(graph, target, advance)
+        found = search.within(sram_bytes) or search.smallest(needed(before))
+    if found is None or needed(found.after) > sram_bytes:
+        plans = [before, found.after] if found else [before]
+        raise _too_small(graph, sram_bytes, target, min(plans, key=needed))
     return Fit(found.after.graph, sram_bytes, before, found.after, found.stages)
 
 
-def least_bytes(graph: Graph, target: Target = "tflm", tick: Tick = lambda *_, **__: None) -> int:
+def least_bytes(graph: Graph, target: Target = "tflm", progress: Progress = SILENT) -> int:
     """About the smallest budget that a graph can be made to fit: what is alive and what operations take, not placed."""
-    return Search(graph, target, tick).least(needed(plan(graph, target)))
+    with progress.task("estimating the smallest budget") as advance:
+        return Search(graph, target, advance).least(needed(plan(graph, target)))
 
 
 def needed(planned: MemoryPlan) -> int:
@@ -163,14 +180,14 @@ class Candidate:
 class Search:
     """All ways through a network, and what has been found out about them."""
 
-    def __init__(self, graph: Graph, target: Target, tick: Tick):
+    def __init__(self, graph: Graph, target: Target, advance: Advance):
         self.graph = graph
         self.target: Target = target
-        self.tick = tick
-        self.terms = _TERMS[target]
-        self.equivalents = [(other, cut_points(other)) for other in equivalents(graph)]
-        self._by_ops: dict[tuple[Op, ...], Stretch] = {}
-        self._stretches: dict[tuple[int, int, int], Stretch] = {}
+        self.advance = advance
+        self.costs = _COSTS[target]
+        self.reorderings = [(other, cut_points(other)) for other in reorderings(graph)]
+        self._by_ops: dict[tuple[Op, ...], Segment] = {}
+        self._segments: dict[tuple[int, int, int], Segment] = {}
 
     def within(self, sram_bytes: int) -> Candidate | None:
         """The network with the least extra work that was found within a budget, or None."""
@@ -285,37 +302,37 @@ class Search:
         """Every way between two cut points that fits, each once however many equivalents have it."""
         plainly: set[int] = set()
         tiled: set[int] = set()
-        for index, (_, points) in enumerate(self.equivalents):
-            plain = [self._stretch(index, here, there) for here, there in pairwise(points)]
-            too_high = [stretch.as_it_is.cost.peak > limit for stretch in plain]
-            for stretch, high in zip(plain, too_high, strict=True):
-                if not high and id(stretch) not in plainly:
-                    yield stretch.as_it_is
-                plainly.add(id(stretch))
+        for index, (_, points) in enumerate(self.reorderings):
+            plain = [self._segment(index, here, there) for here, there in pairwise(points)]
+            too_high = [segment.untiled.cost.peak > limit for segment in plain]
+            for segment, high in zip(plain, too_high, strict=True):
+                if not high and id(segment) not in plainly:
+                    yield segment.untiled
+                plainly.add(id(segment))
             for start, here in enumerate(points):
                 for stop in range(start + 1, min(start + _CUT_POINTS, len(points))):
-                    stretch = self._stretch(index, here, points[stop])
-                    if not stretch.can_tile:
+                    segment = self._segment(index, here, points[stop])
+                    if not segment.can_tile:
                         break
-                    if any(too_high[start:stop]) and id(stretch) not in tiled:
-                        tiled.add(id(stretch))
-                        stage = stretch.tiled(limit, byte_worth)
+                    if any(too_high[start:stop]) and id(segment) not in tiled:
+                        tiled.add(id(segment))
+                        stage = segment.tiled(limit, byte_worth)
                         if stage:
                             yield stage
-            self.tick(1, f"at most {format_size(limit)} at once")
+            self.advance(1, f"at most {format_size(limit)} at once")
 
-    def _stretch(self, index: int, here: tuple[int, str], there: tuple[int, str]) -> Stretch:
+    def _segment(self, index: int, here: tuple[int, str], there: tuple[int, str]) -> Segment:
         key = index, here[0], there[0]
-        if key not in self._stretches:
-            graph = self.equivalents[index][0]
+        if key not in self._segments:
+            graph = self.reorderings[index][0]
             ops = graph.ops[here[0] : there[0]]
             if ops not in self._by_ops:
                 names = {here[1], *(name for op in ops for name in (*op.inputs, op.output))}
                 tensors = {name: graph.tensors[name] for name in names}
                 part = Graph(graph.name, tensors, ops, (here[1],), (there[1],))
-                self._by_ops[ops] = Stretch(part, self.terms)
-            self._stretches[key] = self._by_ops[ops]
-        return self._stretches[key]
+                self._by_ops[ops] = Segment(part, self.costs)
+            self._segments[key] = self._by_ops[ops]
+        return self._segments[key]
 
     def assemble(self, stages: Sequence[Stage]) -> Graph:
         """The stages as one graph."""
@@ -353,7 +370,7 @@ class Search:
             if not stage.bands:
                 bottom = not bottom
             elif not bottom:
-                stretch = self._by_ops[stage.graph.ops]
-                stage = stretch.tiled(limit, byte_worth, last_first=False) or stage
+                segment = self._by_ops[stage.graph.ops]
+                stage = segment.tiled(limit, byte_worth, last_first=False) or stage
             found.append(stage)
         return tuple(found)

@@ -1,4 +1,4 @@
-"""A stretch of a network between two cut points: what it takes as it is, and in how many tiles it fits a limit.
+"""A segment of a network between two cut points: what it takes as it is, and in how many tiles it fits a limit.
 
 A cut point is an activation that alone leads from what is before it to what is behind it.
 """
@@ -26,7 +26,7 @@ _OP_WORTH = 1_000
 
 
 @dataclass(frozen=True)
-class Terms:
+class TargetCosts:
     """What counts on a target: whether rows can die one by one, and the bytes that operations themselves keep."""
 
     rowwise: bool
@@ -39,13 +39,13 @@ def _tflm_tail(graph: Graph) -> int:
 
 
 # tflite-micro, which takes offsets from the file; and targets that place activations as a whole.
-TFLM = Terms(True, _tflm_tail)
-WHOLE = Terms(False, lambda graph: 0)
+TFLM = TargetCosts(True, _tflm_tail)
+WHOLE = TargetCosts(False, lambda graph: 0)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stretch takes: bytes alive at once, multiply-accumulates, bytes of the tail and operations."""
+    """What a segment takes: bytes alive at once, multiply-accumulates, bytes of the tail and operations."""
 
     peak: int
     macs: int
@@ -59,7 +59,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch between two cut points: computed as ``graph`` stands, or in bands of tiles."""
+    """A segment between two cut points: computed as ``graph`` stands, or in bands of tiles."""
 
     graph: Graph
     bands: tuple[tuple[Region, ...], ...]
@@ -76,7 +76,7 @@ class Stage:
         return self.graph.outputs[0]
 
     def rewritten(self) -> Graph:
-        """The stretch as it is to be computed."""
+        """The segment as it is to be computed."""
         return tile(self.graph, self.bands) if self.bands else self.graph
 
 
@@ -117,7 +117,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class _TileCost:
-    """One tile: bytes of its own while it still reads the stretch's input, and after that; its output; and more."""
+    """One tile: bytes of its own while it still reads the segment's input, and after that; its output; and more."""
 
     before: int
     after: int
@@ -127,22 +127,22 @@ class _TileCost:
     operations: int
 
 
-class Stretch:
+class Segment:
     """A part of a network between two cut points, what it takes as it is, and how it can be tiled."""
 
-    def __init__(self, graph: Graph, terms: Terms):
+    def __init__(self, graph: Graph, costs: TargetCosts):
         self.graph = graph
-        self.terms = terms
+        self.costs = costs
         self.source, self.target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
         self._tiles: dict[Region, _TileCost | None] = {}
         self._costs: dict[tuple[object, ...], _TileCost | None] = {}
         self._ends: dict[Rows, int] = {}
 
     @cached_property
-    def as_it_is(self) -> Stage:
+    def untiled(self) -> Stage:
         """Untiled."""
         graph = explicit_padding(self.graph)
-        cost = Cost(max(_alive(graph)), graph.macs, self.terms.tail(graph), len(graph.ops))
+        cost = Cost(max(_alive(graph)), graph.macs, self.costs.tail(graph), len(graph.ops))
         return Stage(self.graph, (), cost)
 
     @cached_property
@@ -152,7 +152,7 @@ class Stretch:
         both = replace(self.target, name="both", shape=(shape[0], 2 * shape[1], *shape[2:]))
         op = ops.Concat((self.target.name, self.target.name), both.name, 1)
         tensors = {tensor.name: tensor for tensor in (self.target, both)}
-        return self.terms.tail(Graph("join", tensors, (op,), (self.target.name,), (both.name,)))
+        return self.costs.tail(Graph("join", tensors, (op,), (self.target.name,), (both.name,)))
 
     @cached_property
     def can_tile(self) -> bool:
@@ -216,7 +216,7 @@ class Stretch:
 
         if columns > self.target.shape[2]:
             return 0
-        # A tile that finishes the stretch lets go of all of its source: it may be higher than the others.
+        # A tile that finishes the segment lets go of all of its source: it may be higher than the others.
         if left.count <= _FINISH * max(guess, 1) and fits(left.count):
             return left.count
         # From the guess on in steps that double, then between the last two.
@@ -252,7 +252,7 @@ class Stretch:
         """Bytes of the source that rows of the target need, up to the end from which they are not taken."""
         if not rows:
             return 0
-        if not self.terms.rowwise:
+        if not self.costs.rowwise:
             return align(self.source.nbytes)
         if rows not in self._ends:
             region = Region(rows.top, rows.bottom, 0, self.target.shape[2])
@@ -294,7 +294,7 @@ class Stretch:
         alive = _alive(graph, without=source)
         output = align(graph.tensors[graph.outputs[0]].nbytes)
         before, after = max(alive[: reads + 1], default=0), max(alive[reads + 1 :], default=0)
-        return _TileCost(before, after, output, graph.macs, self.terms.tail(graph), len(graph.ops))
+        return _TileCost(before, after, output, graph.macs, self.costs.tail(graph), len(graph.ops))
 
 
 def _is_wide(graph: Graph, op: ops.Windowed) -> bool:

@@ -8,7 +8,7 @@ import click
 from ...export.commands.fit import advise, show_fit
 from ...runtime.commands.console import note, print_json, progress_unless, say, table
 from ...runtime.commands.options import budget_options, fit_target_option, json_option
-from ...runtime.errors import DoesNotFitError, MissingExtraError, UsageError
+from ...runtime.errors import MissingExtraError, UsageError
 from ...runtime.inference import Combine, Ensemble
 from ...runtime.units import format_size, parse_size
 from ..networks.registry import find_model, list_models
@@ -192,6 +192,7 @@ def export_command(
       firebox export runs/squeezenet_micro --out build/half --precision float16 --precision dynamic
     """
     from ...export import ExportConfig, Tolerance
+    from ...export.fit import DoesNotFitError
     from ...export.quantization.weight_grid import DEFAULT_RANGE
     from ...runtime.exactness.check import check_saturation
     from ...runtime.images import open_images

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import note, print_json, progress, say, table
+from .console import note, print_json, progress_unless, say, table
 from .options import json_option, model_argument
 
 if TYPE_CHECKING:
@@ -86,8 +86,7 @@ def _measured(model: Path, source: str, count: int, seed: int, like: Path | None
     for name in drawn.names:
         pixels = contract.preprocessing.crop(drawn.read(name), drawn.where(name))
         inputs.append(graph.input_values(contract.preprocessing.normalize(pixels)[None].astype(np.float32)))
-    with progress("measuring", len(inputs), quiet=quiet) as advance:
-        return measure_saturation(read_file(model), inputs, advance)
+    return measure_saturation(read_file(model), inputs, progress_unless(quiet))
 
 
 def _show(model: Path, found: "SaturationCheck") -> None:

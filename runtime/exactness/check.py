@@ -1,6 +1,6 @@
 """Whether the integer layers of a file can saturate on some processor, where, and by how much on given images."""
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from ..formats.onnx_wire import STANDARD_DOMAINS, Node, OnnxMessage
 from ..formats.read import format_of, read_graph
 from ..graph import Graph, Op, ops
 from ..graph.reference import LayerSums, exact_sums, run_operation, run_reference
+from ..progress import SILENT, Progress
 from .saturation import (
     INTEGER_OPS,
     LIMIT,
@@ -125,11 +126,11 @@ def check_saturation(model: str | Path | bytes) -> SaturationCheck:
     return SaturationCheck(layers, tuple(_open_questions(message)))
 
 
-def measure_saturation(data: bytes, inputs: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None) -> Damage:
-    """Compute the network of an ONNX file on ``inputs`` (each as its graph takes it) as kernels that saturate do.
+def measure_saturation(data: bytes, inputs: Sequence[np.ndarray], progress: Progress = SILENT) -> Damage:
+    """Compare saturating kernels with exact ones on ``inputs`` of an ONNX file's network, each as its graph takes it.
 
-    Only layers of int8 weights are theirs. ``tick`` is called once an input. Raises ``UsageError`` without inputs and
-    ``UnsupportedError`` for a graph that the reference does not compute.
+    Only layers with int8 weights saturate. Raises ``UsageError`` without inputs and ``UnsupportedError`` for a graph
+    that the reference does not compute.
     """
     if not len(inputs):
         raise UsageError("there are no images to measure saturation on; give at least one")
@@ -139,16 +140,16 @@ def measure_saturation(data: bytes, inputs: Sequence[np.ndarray], tick: Callable
     (output,) = graph.outputs
     changed, largest = dict.fromkeys(graph.producers, 0.0), dict.fromkeys(graph.producers, 0)
     same, worst, sums = 0, 0, saturating_sums(graph, {op.name for op in layers})
-    for x in inputs:
-        exact, saturated = run_reference(graph, x), run_reference(graph, x, sums)
-        for op in layers:
-            steps = _steps(graph, op.output, exact[op.output], run_operation(graph, op, exact, sums))
-            changed[op.name] += float((steps > 0).mean()) / len(inputs)
-            largest[op.name] = max(largest[op.name], int(steps.max()))
-        end = _steps(graph, output, exact[output], saturated[output])
-        worst = max(worst, int(end.max()))
-        same += int(exact[output].argmax() == saturated[output].argmax())
-        tick()
+    with progress.task("measuring saturation", len(inputs)) as advance:
+        for x in inputs:
+            exact, saturated = run_reference(graph, x), run_reference(graph, x, sums)
+            for op in layers:
+                steps = _steps(graph, op.output, exact[op.output], run_operation(graph, op, exact, sums))
+                changed[op.name] += float((steps > 0).mean()) / len(inputs)
+                largest[op.name] = max(largest[op.name], int(steps.max()))
+            worst = max(worst, int(_steps(graph, output, exact[output], saturated[output]).max()))
+            same += int(exact[output].argmax() == saturated[output].argmax())
+            advance()
     damages = [LayerDamage(op.name, changed[op.name], largest[op.name]) for op in layers if largest[op.name]]
     return Damage(tuple(damages), len(inputs), same / len(inputs), worst)
 

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper
 from strategies import GraphBuilder, in_any_8_bits
 
 from firebox.export import Export, ExportConfig, Tolerance, calibrate, export, quantize, write_onnx, write_tflite
+from firebox.export.fit import DoesNotFitError
 from firebox.model_zoo import load_network
 from firebox.runtime import Session, open_images, plan, read_graph
-from firebox.runtime.errors import DoesNotFitError
 from firebox.runtime.graph import Graph, Tensor, ops
 
 

@@ -8,11 +8,11 @@ from runners import run_litert, run_micro, run_onnx, run_reference, some_input
 from strategies import GraphBuilder, fire_networks, in_any_8_bits
 
 from firebox.export import trace, write_onnx, write_tflite
-from firebox.export.fit.search import Fit, fit
+from firebox.export.fit import DoesNotFitError, Fit, fit
 from firebox.export.quantization.quantize import with_input_type
 from firebox.model_zoo import load_network
 from firebox.runtime import plan, read_graph
-from firebox.runtime.errors import DoesNotFitError, UsageError
+from firebox.runtime.errors import UsageError
 from firebox.runtime.formats.tflite_legalize import explicit_padding
 from firebox.runtime.graph import Graph, Op, ops
 

@@ -9,7 +9,7 @@ from runners import answers, assert_same_answers, some_input
 from strategies import GraphBuilder, fire_networks, in_any_8_bits, tilings
 
 from firebox.export.fit.reorder import (
-    equivalents,
+    reorderings,
     with_channels_split,
     with_padding_ahead,
     with_pools_before_concat,
@@ -36,7 +36,7 @@ def put_together(graph: Graph, parts: list[Graph]) -> Graph:
 
 
 @st.composite
-def stretches(draw, graph: Graph) -> list[Graph]:
+def segments(draw, graph: Graph) -> list[Graph]:
     """The network cut at some of its cut points, and at all of them where that leaves what can be tiled."""
     points = cut_points(graph)
     chosen = [points[0], *(point for point in points[1:-1] if draw(st.booleans())), points[-1]]
@@ -54,7 +54,7 @@ def stretches(draw, graph: Graph) -> list[Graph]:
 def tiled(draw, graph: Graph) -> Graph:
     """The network with random tilings of all of its stretches that can be tiled."""
     parts = []
-    for part in draw(stretches(graph)):
+    for part in draw(segments(graph)):
         shape = part.tensors[part.outputs[0]].shape
         bands = draw(tilings(shape)) if can_tile(part) else []
         # A tile of nothing but padding cannot be cut out of what there is.
@@ -68,7 +68,7 @@ def tiled(draw, graph: Graph) -> Graph:
 def test_any_tiling_of_any_stretch_gives_the_same_integers(data, graph):
     x = some_input(graph)
     expected = answers(graph, x)
-    other = data.draw(st.sampled_from(equivalents(graph)))
+    other = data.draw(st.sampled_from(reorderings(graph)))
     assert_same_answers(data.draw(tiled(graph)), expected, x)
     assert_same_answers(data.draw(tiled(other)), expected, x)
 
@@ -78,7 +78,7 @@ def test_any_tiling_of_any_stretch_gives_the_same_integers(data, graph):
 def test_equivalent_graphs_give_the_same_integers(graph):
     x = some_input(graph)
     expected = answers(graph, x)
-    others = equivalents(graph)
+    others = reorderings(graph)
     assert others[0] == graph
     for other in others[1:]:
         assert_same_answers(other, expected, x)
@@ -87,7 +87,7 @@ def test_equivalent_graphs_give_the_same_integers(graph):
 @settings(runs, max_examples=100)
 @given(fire_networks())
 def test_equivalent_graphs_have_the_same_ends_and_change_no_tensor(graph):
-    for other in equivalents(graph):
+    for other in reorderings(graph):
         assert (other.inputs, other.outputs) == (graph.inputs, graph.outputs)
         assert other.macs == graph.macs
         for name in graph.tensors.keys() & other.tensors.keys():
@@ -105,7 +105,7 @@ def test_a_cut_point_between_two_changes_keeps_its_name():
     joined = build.add(ops.Concat, build.conv(squeezed, 4), build.conv(squeezed, 4, (3, 3), padding=(1, 1, 1, 1)))
     second = build.add(ops.MaxPool, joined, window=(2, 2), stride=(2, 2))
     graph = in_any_8_bits(build.graph(build.add(ops.GlobalAveragePool, build.conv(second, 16))))
-    found = [{name for _, name in cut_points(other)} for other in equivalents(graph)]
+    found = [{name for _, name in cut_points(other)} for other in reorderings(graph)]
     assert all({"input", first, second, *graph.outputs} <= names for names in found)
     padded = with_padding_ahead(graph)
     assert [op.padding for op in padded.ops if isinstance(op, ops.Pad)] == [(1, 1, 1, 1)] * 2
@@ -120,7 +120,7 @@ def test_a_cut_point_between_two_changes_keeps_its_name():
 @settings(runs, max_examples=100)
 @given(st.data(), fire_networks())
 def test_tiles_reach_all_that_they_need_and_no_further(data, graph):
-    part = data.draw(st.sampled_from(data.draw(stretches(graph))))
+    part = data.draw(st.sampled_from(data.draw(segments(graph))))
     if not can_tile(part):
         return
     (name,) = part.outputs

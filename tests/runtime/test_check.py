@@ -1,7 +1,8 @@
 """``firebox check``: whether a file can saturate, where, and what that does to images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from firebox.runtime.exactness.check import check_saturation, measure_saturation
 from firebox.runtime.exactness.saturation import exact_form
 from firebox.runtime.graph import Graph, ops
 from firebox.runtime.graph.reference import run_reference
+from firebox.runtime.progress import Advance, Progress
 
 CANNOT, CAN, UNDECIDED = 0, 1, 4
 
@@ -283,12 +285,25 @@ def test_a_network_that_is_not_measured_says_why(command, digits, noise):
     assert command("check", digits / "model.int8.onnx", "--images", "nowhere").code == 2
 
 
+class CountingProgress(Progress):
+    """Progress that counts the steps of all tasks."""
+
+    steps = 0
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Advance]:
+        def advance(steps: int = 1, text: str = "") -> None:
+            self.steps += steps
+
+        yield advance
+
+
 def test_damage_is_that_of_the_kernels():
     graph = integers("full")
     x = [some_input(graph, seed) for seed in range(4)]
-    ticks = []
-    damage = measure_saturation(write_onnx(graph), x, lambda: ticks.append(1))
-    assert (damage.images, len(ticks)) == (4, 4)
+    progress = CountingProgress()
+    damage = measure_saturation(write_onnx(graph), x, progress)
+    assert (damage.images, progress.steps) == (4, 4)
     (output,) = graph.outputs
     sums = saturating_sums(graph)
     pairs = [(run_reference(graph, one)[output], run_reference(graph, one, sums)[output]) for one in x]
