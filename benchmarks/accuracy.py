@@ -16,6 +16,7 @@ from common import (
     out_option,
     surroundings,
     table,
+    terminal,
     write_page,
 )
 
@@ -24,7 +25,6 @@ from firebox.model_zoo import export_network
 from firebox.model_zoo.commands.selection import open_classifiers
 from firebox.model_zoo.network import TorchClassifier
 from firebox.runtime import Evaluation, LabelledImages, Preprocessing, Session, evaluate, open_images, sample
-from firebox.runtime.commands.console import TerminalProgress
 from firebox.runtime.inference import Classifier
 
 _TORCH = "torch"
@@ -104,7 +104,7 @@ def measure(name: str, data_folder: Path, images: LabelledImages, seeds: Sequenc
         }
         sessions = {f"seed {seed}": Session(Path(folder, str(seed), _INT8)) for seed in seeds}
         models = {_TORCH: TorchClassifier(network), **files, **sessions}
-        evaluations = evaluate(models, images, progress=TerminalProgress())
+        evaluations = evaluate(models, images, progress=terminal)
     by_name = {evaluation.name: evaluation for evaluation in evaluations}
     calibration = ExportConfig().calibration_images
     drawn = {seed: set(sample(images, calibration, seed).names) for seed in seeds}

@@ -13,7 +13,7 @@ import torch
 from firebox.export import Tolerance
 from firebox.model_zoo import Network, load_images, load_network, predict
 from firebox.runtime import LabelledImages, Session, open_images
-from firebox.runtime.commands.console import note
+from firebox.runtime.commands.console import TerminalProgress
 from firebox.runtime.files import write_file
 
 # Networks with published weights, and the files of these weights.
@@ -23,6 +23,9 @@ CIFAR = "cifar10-images.tar"
 
 # The parity gate off: files that fail it are measured as well.
 NO_GATE = Tolerance(agreement=0, sqnr_db=-100, formats_agreement=0)
+
+# Shows the progress of the benchmarks.
+terminal = TerminalProgress()
 
 # The folder of the weights and images in the commands of the pages.
 FOLDER = "$FIREBOX_DATA"
@@ -106,7 +109,7 @@ def surroundings() -> str:
 
 def write_page(path: Path, parts: Iterable[str]) -> None:
     write_file(path, "\n\n".join(parts) + "\n")
-    note(f"wrote {path}")
+    terminal.note(f"wrote {path}")
 
 
 def _instructions() -> str:

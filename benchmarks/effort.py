@@ -15,10 +15,19 @@ from typing import get_args
 
 import click
 import numpy as np
-from common import FOLDER, IMAGES, REFERENCES, data_option, out_option, surroundings, table, write_page
+from common import (
+    FOLDER,
+    IMAGES,
+    REFERENCES,
+    data_option,
+    out_option,
+    surroundings,
+    table,
+    terminal,
+    write_page,
+)
 
 from firebox.export.quantization.ptq import Effort
-from firebox.runtime.commands.console import note, progress
 
 _NETWORK = "squeezenet1_1"
 _EFFORTS = get_args(Effort)
@@ -62,12 +71,12 @@ def main(data_folder: Path, out: Path, rounds: int, efforts: tuple[str, ...], im
     cases = [Case(effort, count) for effort in efforts or _EFFORTS for count in sorted(images)]
     times: dict[Case, list[Times]] = {case: [] for case in cases}
     rng = np.random.default_rng(_SEED)
-    with progress("timing", rounds * len(cases)) as advance:
+    with terminal.task("timing", rounds * len(cases)) as advance:
         for _ in range(rounds):
             for index in rng.permutation(len(cases)):
                 case = cases[index]
                 times[case].append(run(case, data_folder))
-                note(f"{case.effort}, {case.images} images: {times[case][-1].wall:.1f} s")
+                terminal.note(f"{case.effort}, {case.images} images: {times[case][-1].wall:.1f} s")
                 advance()
     write_page(out, page(times, rounds))
 

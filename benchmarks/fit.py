@@ -25,6 +25,7 @@ from common import (
     out_option,
     surroundings,
     table,
+    terminal,
     write_page,
 )
 from fit_growth import SIZES, measure_growth
@@ -37,7 +38,6 @@ from firebox.export.fit.files import written
 from firebox.export.fit.segments import Stage
 from firebox.model_zoo import export_network, load_network
 from firebox.runtime import Graph, LabelledImages, Session, format_size, measure_arena, open_images, read_graph, sample
-from firebox.runtime.commands.console import note
 from firebox.runtime.contract import read_contract
 from firebox.runtime.errors import FormatError
 from firebox.runtime.graph import ops
@@ -166,7 +166,7 @@ def export_untiled(case: Case, data_folder: Path, images: LabelledImages, out: P
         network = load_reference(case.model, data_folder, size)
     else:
         network = load_network(case.model, random_init=True, input_size=size)
-    note(f"{case.label}: exporting")
+    terminal.note(f"{case.label}: exporting")
     # No gate: some networks have random weights or another input size than they were trained for.
     export_network(network, out, images, ExportConfig(precisions=("int8",), tolerance=NO_GATE), quiet=True)
 
@@ -188,7 +188,7 @@ def fit_all(case: Case, folder: Path, images: LabelledImages) -> Found:
         try:
             rows.append(fitted(case, graph, budget, untiled, inputs, expected))
         except DoesNotFitError as error:
-            note(f"{case.label}: {error}")
+            terminal.note(f"{case.label}: {error}")
             refused[budget] = error.smallest_bytes
     least = refused.pop(_HOPELESS)
     rows.append(fitted(case, graph, least, untiled, inputs, expected, lowest=True))
@@ -215,7 +215,9 @@ def fitted(
     contract = read_contract(untiled["tflite"].read_bytes())
     for ending, content in written(found.graph, contract, found.offsets).items():
         files[ending].write_bytes(content)
-    note(f"{case.label}: {format_size(budget)}, {found.extra_macs:+.2%} MACs, {len(found.after.graph.ops)} operations")
+    terminal.note(
+        f"{case.label}: {format_size(budget)}, {found.extra_macs:+.2%} MACs, {len(found.after.graph.ops)} operations"
+    )
     same = {
         name: sum(np.array_equal(was, now) for was, now in zip(expected[name], given, strict=False))
         for name, given in outputs_of(files, inputs, budget).items()
@@ -251,7 +253,7 @@ def in_arena(path: Path, inputs: list[np.ndarray], arena_size: int) -> list[np.n
         try:
             return pool.submit(run_in_arena, path.read_bytes(), arena_size, inputs).result()
         except (FormatError, BrokenProcessPool) as error:
-            note(f"{path}: {error}")
+            terminal.note(f"{path}: {error}")
             return []
 
 

@@ -8,12 +8,11 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
-from common import table
+from common import table, terminal
 
 from firebox.export import Range, quantize
 from firebox.export.fit.search import Fit, fit, needed
 from firebox.runtime import Graph, plan
-from firebox.runtime.commands.console import progress
 from firebox.runtime.graph import Op, Tensor, ops
 
 SIZES = (50, 100, 200, 500, 1_000, 2_000)
@@ -42,7 +41,7 @@ class Growth:
 
 def measure_growth(reference: Graph, sizes: Sequence[int], pairs: int) -> list[Growth]:
     """Measure every chain paired with the reference, ``pairs`` times."""
-    with progress("growing", 2 * pairs * len(sizes)) as advance:
+    with terminal.task("growing", 2 * pairs * len(sizes)) as advance:
         return [_measure(reference, chain(size), pairs, advance) for size in sizes]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import terminal
 
-from firebox.runtime.commands.console import progress
 from firebox.runtime.inference.backends import BACKENDS
 from firebox.runtime.onnx_session import open_onnx, session_options
 
@@ -56,7 +56,7 @@ def measure(comparisons: Sequence[Comparison], rounds: int, seconds: float, seed
     """Measure all comparisons: in each round every comparison has one turn, in a new random order."""
     rng = np.random.default_rng(seed)
     found = [Ratios(comparison, []) for comparison in comparisons]
-    with progress("timing", rounds * len(found)) as advance:
+    with terminal.task("timing", rounds * len(found)) as advance:
         for _ in range(rounds):
             for index in rng.permutation(len(found)):
                 comparison = found[index].comparison

@@ -26,6 +26,7 @@ from common import (
     out_option,
     surroundings,
     table,
+    terminal,
     write_page,
 )
 from emulated_networks import Network, Sums, jobs, jobs_of
@@ -42,7 +43,6 @@ from firebox.export.trace import trace
 from firebox.model_zoo import Network as ZooNetwork
 from firebox.model_zoo import export_network, load_network
 from firebox.runtime import Session, open_images, sample
-from firebox.runtime.commands.console import note, progress
 from firebox.runtime.files import read_file
 from firebox.runtime.graph import Graph
 from firebox.runtime.inference import golden
@@ -113,7 +113,9 @@ def main(data_folder: Path | None, out: Path, test: bool, only: tuple[str, ...],
     if not emulator():
         if os.environ.get("CI") and this_processor().is_x86:
             raise click.ClickException("QEMU's user mode is missing: apt-get install qemu-user-static")
-        note("QEMU's user mode is missing (apt-get install qemu-user-static): testing only this machine's processor")
+        terminal.note(
+            "QEMU's user mode is missing (apt-get install qemu-user-static): testing only this machine's processor"
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         outcomes = on_processors(list(prepared(folder / "networks", data_folder, test)), processors)
@@ -152,7 +154,7 @@ def update(out: Path, only: Sequence[str], data_folder: Path, rounds: int) -> No
 
 def prepared(folder: Path, data_folder: Path | None, test: bool) -> Iterator[Job]:
     """The jobs of the table; a test omits plain sessions that may saturate."""
-    with progress("exporting") as advance:
+    with terminal.task("exporting") as advance:
         for job in jobs(folder, data_folder):
             advance(text=job.network)
             if job.exact or not test:
@@ -163,7 +165,7 @@ def on_processors(wanted: Sequence[Job], processors: Sequence[str]) -> list[Outc
     """All jobs on all processors, two processes at a time."""
     parts = [(processor, wanted[half::2]) for processor in processors for half in (0, 1)]
     found: list[Outcome] = []
-    with progress("running", len(wanted) * len(processors)) as advance, ThreadPoolExecutor(2) as pool:
+    with terminal.task("running", len(wanted) * len(processors)) as advance, ThreadPoolExecutor(2) as pool:
 
         def run(part: tuple[str, Sequence[Job]]) -> None:
             for outcome in run_jobs(part[1], part[0]):
@@ -179,7 +181,9 @@ def report(outcomes: Sequence[Outcome], processors: Sequence[str], wrong: Sequen
     """Print the table and a line with counts."""
     print(table(("network", "runtime", *processors), rows(outcomes, processors), names=2))
     for one in wrong:
-        note(f"{one.job.network}, {one.job.runtime}, {one.processor}: outputs up to {one.largest_steps} steps off")
+        terminal.note(
+            f"{one.job.network}, {one.job.runtime}, {one.processor}: outputs up to {one.largest_steps} steps off"
+        )
     print(f"{len(outcomes) - len(wrong)} passed, {len(wrong)} failed")
 
 

@@ -8,7 +8,17 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from common import CIFAR, FOLDER, data_option, out_option, surroundings, table, test_images, write_page
+from common import (
+    CIFAR,
+    FOLDER,
+    data_option,
+    out_option,
+    surroundings,
+    table,
+    terminal,
+    test_images,
+    write_page,
+)
 
 from firebox.export import ExportConfig, Range, Tolerance, quantize, write_tflite
 from firebox.export.activations import run_activations
@@ -27,7 +37,6 @@ from firebox.model_zoo.network import TorchClassifier
 from firebox.model_zoo.networks.int8 import fake_quantized
 from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
 from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, sample, split_images
-from firebox.runtime.commands.console import progress
 from firebox.runtime.formats.read import format_of
 from firebox.runtime.graph import Graph
 from firebox.runtime.inference import Classifier, installed_backends
@@ -143,7 +152,7 @@ def all_classifiers(
 def measure(classifiers: Mapping[str, Classifier], preprocessing: Preprocessing, test: LabelledImages) -> Findings:
     pixels = [preprocessing.crop(test.read(name), test.where(name)) for name in test.names]
     logits: dict[str, np.ndarray] = {}
-    with progress("predicting", len(classifiers) * len(pixels)) as advance:
+    with terminal.task("predicting", len(classifiers) * len(pixels)) as advance:
         for name, classifier in classifiers.items():
             outputs = []
             for image in pixels:
@@ -162,7 +171,7 @@ def every_activation(tuned: Network, images: LabelledImages) -> dict[str, Tensor
     integers = quantize(graph, ranges)
     inputs = [tuned.preprocessing.normalize(tuned.preprocessing.crop(images.read(name)))[None] for name in images.names]
     steps: dict[str, dict[str, np.ndarray]] = {}
-    with progress("comparing activations", len(integers.ops)) as advance:
+    with terminal.task("comparing activations", len(integers.ops)) as advance:
         for op in integers.ops:
             cut, int8 = (
                 Graph.of(one.name, one.tensors.values(), one.ops, one.inputs, (op.output,)) for one in (graph, integers)

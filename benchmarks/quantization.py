@@ -25,6 +25,7 @@ from common import (
     encode,
     load_reference,
     out_option,
+    terminal,
     write_page,
 )
 from comparators import (
@@ -49,7 +50,6 @@ from firebox.export.trace import trace
 from firebox.model_zoo import Network, export_network
 from firebox.model_zoo.network import TorchClassifier
 from firebox.runtime import LabelledImages, Session, open_images
-from firebox.runtime.commands.console import note, progress
 from firebox.runtime.contract import KEY, Contract, TensorSpec
 from firebox.runtime.files import sha256, write_file
 from firebox.runtime.images import match_labels
@@ -160,13 +160,13 @@ def main(data_folder: Path, out: Path, cache: Path, fresh: bool, stock: Path | N
     ]
     wanted = [job for job in jobs if not only or job.method.name in only]
     missing = [job for job in wanted if (fresh or job.result() is None) and (stock or not is_stock(job.method))]
-    with progress("measuring", len(missing)) as advance:
+    with terminal.task("measuring", len(missing)) as advance:
         for name in dict.fromkeys(job.network for job in missing):
             known = truth(load_reference(name, data_folder), images)
             for job in (job for job in missing if job.network == name):
                 result = measure(job.method, job.fold, known)
                 job.keep(result)
-                note(f"{name}, {job.method.name}, fold {job.fold}: {_briefly(result)}")
+                terminal.note(f"{name}, {job.method.name}, fold {job.fold}: {_briefly(result)}")
                 advance(text=name)
     write_page(out, page(files(jobs), len(images)))
 
@@ -237,7 +237,7 @@ def folds(images: int) -> list[np.ndarray]:
 def truth(network: Network, images: LabelledImages) -> Truth:
     pixels = [network.preprocessing.crop(images.read(name), name) for name in images.names]
     classifier, logits = TorchClassifier(network), []
-    with progress(f"{network.name} in torch", len(pixels)) as advance:
+    with terminal.task(f"{network.name} in torch", len(pixels)) as advance:
         for each in pixels:
             logits.append(classifier.predict_pixels(each))
             advance()

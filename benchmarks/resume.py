@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-from common import out_option, surroundings, table, write_page
+from common import out_option, surroundings, table, terminal, write_page
 
 from firebox.model_zoo.training.log import read_log
 from firebox.model_zoo.training.run import SNAPSHOTS
 from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
-from firebox.runtime.commands.console import progress
 from firebox.runtime.commands.main import main as firebox
 from firebox.runtime.files import sha256
 
@@ -70,7 +69,7 @@ def main(kills: int, epochs: int, seed: int, out: Path) -> None:
     options = " ".join(f"--{name} {value}" for name, value in (("kills", kills), ("epochs", epochs), ("seed", seed)))
     with (
         tempfile.TemporaryDirectory() as name,
-        progress("killing trainings", kills + len(trials)) as advance,
+        terminal.task("killing trainings", kills + len(trials)) as advance,
     ):
         folder = Path(name)
         for trial in trials:

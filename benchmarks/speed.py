@@ -21,6 +21,7 @@ from common import (
     out_option,
     surroundings,
     table,
+    terminal,
     write_page,
 )
 from comparators import quantize_with_onnxruntime
@@ -37,7 +38,6 @@ from firebox.runtime import (
     evaluate,
     open_images,
 )
-from firebox.runtime.commands.console import TerminalProgress
 from firebox.runtime.inference import Classifier, installed_backends
 from firebox.runtime.inference.backends import BACKENDS
 
@@ -98,7 +98,7 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
                 "firebox, model.int8.onnx": Session(place / "model.int8.onnx"),
                 "onnxruntime, quantize_static": Quantized(Session(place / "model.float32.onnx"), bare(theirs)),
             }
-            evaluations[name] = evaluate(models, images, progress=TerminalProgress())
+            evaluations[name] = evaluate(models, images, progress=terminal)
         digits, place = open_images("digits"), Path(folder, _SMALL)
         config = ExportConfig(tolerance=NO_GATE)
         export_network(load_network(_SMALL, random_init=True), place, digits, config)

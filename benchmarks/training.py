@@ -24,6 +24,7 @@ from common import (
     optional_data_option,
     out_option,
     surroundings,
+    terminal,
     test_images,
     test_logits,
     write_page,
@@ -45,7 +46,6 @@ from firebox.model_zoo.training.log import read_log
 from firebox.model_zoo.training.run import SNAPSHOTS
 from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
 from firebox.runtime import LabelledImages
-from firebox.runtime.commands.console import note, progress
 from firebox.runtime.errors import FireboxError, UsageError
 from firebox.runtime.files import sha256, write_file, write_files
 
@@ -162,7 +162,7 @@ def run_all(bench: Bench, trials: Sequence[Trial], jobs: int, data: Path) -> Non
         command = [sys.executable, __file__, "--folder", str(bench.folder), "--data-folder", str(data)]
         subprocess.run([*command, "--trial", trial.name], env=os.environ | _ENVIRONMENT, check=True)
 
-    with ThreadPoolExecutor(jobs) as pool, progress("training", len(missing)) as advance:
+    with ThreadPoolExecutor(jobs) as pool, terminal.task("training", len(missing)) as advance:
         for trial in missing:
             pending[trial.name] = pool.submit(work, trial)
         for name, future in pending.items():
@@ -210,7 +210,7 @@ def run(bench: Bench, trial: Trial) -> None:
             result["step"] = [measure_step(checkpoint, compiled) for compiled in (False, True)]
     files[_RESULT] = json.dumps(result, indent=2) + "\n"
     write_files(folder, files)
-    note(f"{trial.name}: {accuracies['checkpoint']:.2%} of the test images")
+    terminal.note(f"{trial.name}: {accuracies['checkpoint']:.2%} of the test images")
 
 
 def _resume(trial: Trial, folder: Path) -> None:

@@ -8,19 +8,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Self, get_args
 
 import click
 import numpy as np
-from common import IMAGES, REFERENCES, data_option, load_reference
+from common import IMAGES, REFERENCES, data_option, load_reference, terminal
 
 from firebox.export.activations import run_outputs
 from firebox.export.formats.onnx_writer import write_onnx
 from firebox.export.quantization.ptq import quantize_network
 from firebox.export.quantization.weight_grid import WeightRange
 from firebox.export.trace import trace
-from firebox.runtime import open_images
-from firebox.runtime.commands.console import note, progress
+from firebox.model_zoo import Network
+from firebox.runtime import Graph, LabelledImages, open_images
 from firebox.runtime.exactness.check import check_saturation
 from firebox.runtime.files import write_file
 from firebox.runtime.images import match_labels
@@ -67,37 +67,62 @@ def main(data_folder: Path, cache: Path, networks: Sequence[str], fresh: bool) -
     images = open_images(data_folder / IMAGES)
     parts = np.array_split(np.random.default_rng(SEED).permutation(len(images)), FOLDS)
     for name in networks:
-        network = load_reference(name, data_folder)
-        graph = trace(network.module, (1, network.preprocessing.depth, *network.preprocessing.size), name)
-        crops = [network.preprocessing.crop(images.read(one), one) for one in images.names]
-        samples = [network.preprocessing.normalize(pixels)[None] for pixels in crops]
+        files = {
+            (weight_range, fold): cache / f"{name}.{weight_range}.{fold}.json"
+            for fold in range(FOLDS)
+            for weight_range in get_args(WeightRange)
+        }
+        missing = [key for key, file in files.items() if fresh or not file.is_file()]
+        subject = Subject.of(load_reference(name, data_folder), images) if missing else None
+        with terminal.task(name, len(missing)) as advance:
+            for weight_range, fold in missing:
+                assert subject is not None
+                result = measure(subject, weight_range, fold, np.sort(parts[fold]))
+                write_file(files[weight_range, fold], json.dumps(asdict(result), indent=2) + "\n")
+                terminal.note(f"{name}, {weight_range}, fold {fold}: {result.agreement:.2%}")
+                advance(text=name)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A float network with the samples, labels and logits (images, classes) of all images."""
+
+    graph: Graph
+    samples: Sequence[np.ndarray]
+    labels: np.ndarray
+    logits: np.ndarray
+
+    @classmethod
+    def of(cls, network: Network, images: LabelledImages) -> Self:
+        """Trace a network and run it on all images."""
+        preprocessing = network.preprocessing
+        graph = trace(network.module, (1, preprocessing.depth, *preprocessing.size), network.name)
+        crops = (preprocessing.crop(images.read(one), one) for one in images.names)
+        samples = [preprocessing.normalize(pixels)[None] for pixels in crops]
         labels = match_labels(images, network.classes, network.class_ids)
-        expected = run_outputs(graph, samples)
-        with progress(name, FOLDS * len(get_args(WeightRange))) as advance:
-            for fold, drawn in enumerate(parts):
-                rest = np.setdiff1d(np.arange(len(images)), drawn)
-                for weight_range in get_args(WeightRange):
-                    file = cache / f"{name}.{weight_range}.{fold}.json"
-                    if fresh or not file.is_file():
-                        calibration = [samples[i] for i in np.sort(drawn)]
-                        found = quantize_network(graph, calibration, weight_range=weight_range, quiet=True).graph
-                        outputs = run_outputs(found, [samples[i] for i in rest])
-                        layers = check_saturation(write_onnx(found)).layers
-                        result = Result(
-                            name,
-                            weight_range,
-                            fold,
-                            len(rest),
-                            float((outputs.argmax(1) == expected[rest].argmax(1)).mean()),
-                            float((outputs.argmax(1) == labels[rest]).mean()),
-                            float((expected[rest].argmax(1) == labels[rest]).mean()),
-                            float(10 * np.log10((expected[rest] ** 2).sum() / ((outputs - expected[rest]) ** 2).sum())),
-                            sum(layer.saturating or 0 for layer in layers),
-                            sum(layer.pairs for layer in layers),
-                        )
-                        write_file(file, json.dumps(asdict(result), indent=2) + "\n")
-                        note(f"{name}, {weight_range}, fold {fold}: {result.agreement:.2%}")
-                    advance(text=name)
+        return cls(graph, samples, labels, run_outputs(graph, samples))
+
+
+def measure(subject: Subject, weight_range: WeightRange, fold: int, drawn: np.ndarray) -> Result:
+    """Quantize with the images ``drawn`` and compare the int8 network with the float one on all others."""
+    rest = np.setdiff1d(np.arange(len(subject.samples)), drawn)
+    calibration = [subject.samples[i] for i in drawn]
+    found = quantize_network(subject.graph, calibration, weight_range=weight_range, quiet=True).graph
+    outputs, expected = run_outputs(found, [subject.samples[i] for i in rest]), subject.logits[rest]
+    predicted, labels = outputs.argmax(1), subject.labels[rest]
+    layers = check_saturation(write_onnx(found)).layers
+    return Result(
+        network=subject.graph.name,
+        weight_range=weight_range,
+        fold=fold,
+        images=len(rest),
+        agreement=float((predicted == expected.argmax(1)).mean()),
+        top1=float((predicted == labels).mean()),
+        float_top1=float((expected.argmax(1) == labels).mean()),
+        sqnr_db=float(10 * np.log10((expected**2).sum() / ((outputs - expected) ** 2).sum())),
+        saturating=sum(layer.saturating or 0 for layer in layers),
+        pairs=sum(layer.pairs for layer in layers),
+    )
 
 
 if __name__ == "__main__":

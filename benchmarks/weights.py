@@ -17,6 +17,7 @@ from common import (
     out_option,
     surroundings,
     table,
+    terminal,
     test_images,
     test_logits,
     write_page,
@@ -28,7 +29,6 @@ from firebox.model_zoo.training.log import LOG, read_log
 from firebox.model_zoo.training.run import CONFIG, CURVES
 from firebox.model_zoo.weights.checkpoint import FILE_NAME, Checkpoint, pack_compact, read_checkpoint
 from firebox.runtime import LabelledImages, Session, open_images, split_images
-from firebox.runtime.commands.console import progress
 from firebox.runtime.files import sha256, write_file, write_files
 from firebox.runtime.units import format_size
 
@@ -125,7 +125,7 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
     trained, _ = split_images(images, checkpoint.training.val_fraction, checkpoint.training.seed)
     folder = run / "exported"
     export_network(stored, folder, trained, ExportConfig(precisions=("int8",)))
-    with Session(folder / "model.int8.tflite") as session, progress("int8", len(test)) as advance:
+    with Session(folder / "model.int8.tflite") as session, terminal.task("int8", len(test)) as advance:
         int8 = []
         for name in test.names:
             int8.append(session.predict(test.read(name)))
