@@ -10,14 +10,16 @@ SMOKE := tests/test_smoke.py
 STOCK := build/stock_litert
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-random test-processors lint types check format tables training clean
+.PHONY: help demo tour test test-random test-processors lint types docs check format tables training clean
 
 help:
 	@echo "make demo             train, export, check, plan and profile a network on real scans of digits"
+	@echo "make tour             run examples/tour.py: from a tiny network to measured int8 files, in a minute"
 	@echo "make test             run the tests"
 	@echo "make test-random      run the property tests on new random examples (SEED=n repeats a run)"
 	@echo "make test-processors  compare int8 files on emulated processors (QEMU) with the reference"
-	@echo "make check            run what CI runs: lint, types, test-processors, test"
+	@echo "make check            run what CI runs: lint, types, docs, test-processors, test"
+	@echo "make docs             build the API reference and these pages as HTML in build/docs"
 	@echo "make format           format the code"
 	@echo "make tables           measure the tables in docs/ again (needs FIREBOX_DATA; about two and a half hours)"
 	@echo "make training         train the networks of docs/training.md again (needs FIREBOX_DATA; half a day)"
@@ -38,6 +40,9 @@ $(STOCK)/.ready: benchmarks/stock_litert/requirements.txt
 
 demo: $(READY)
 	$(BIN)/firebox demo --out build/demo
+
+tour: $(READY)
+	$(BIN)/python examples/tour.py
 
 # The smoke test comes first, to fail early when nothing works.
 test: $(READY)
@@ -63,7 +68,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/basedpyright
 
-check: lint types test-processors test
+docs: $(READY)
+	$(BIN)/python docs/api/build.py
+
+check: lint types docs test-processors test
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
