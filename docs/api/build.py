@@ -37,9 +37,10 @@ ROOT = Path(__file__).parents[2]
 # Modules without a curated ``__all__`` whose public names are documented too.
 WHOLE_MODULES = ("firebox", "firebox.runtime.errors")
 _FIRST_PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
-# A name or a dotted name in double backticks, called or not, but not the name of a file.
+# A name or a dotted name in double backticks, called or not; not the name of a file, nor one that is made of digits.
 _REFERENCE = re.compile(
-    r"``(?![\w.]+\.(?:onnx|tflite|json|csv|html|toml)``)([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\(\))?``"
+    r"``(?![\w.]+\.(?:csv|fbz|html|json|md|onnx|py|tflite|toml|txt)``)(?!\w*\d{4})"
+    r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\(\))?``"
 )
 _LINK = re.compile(r'(?<=\s)(href|src)="([^"]+)"')
 _SCRIPT = re.compile(r"<script.*?</script>", re.DOTALL)
@@ -61,7 +62,9 @@ def build(out: Path) -> list[str]:
     """Write the pages into ``out`` and return the faults."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        modules = {name: Module(face(name)) for name in documented()}
+        names = documented()
+        _define_types()
+        modules = {name: Module(face(name)) for name in names}
         faults = [*undocumented(modules), *unknown_references(modules)]
         pages = markdown_pages()
         _configure(pages, modules)
@@ -98,6 +101,20 @@ def face(name: str) -> ModuleType:
     for public in getattr(module, "__all__", ()):
         module.__dict__[public] = getattr(module, public)
     return module
+
+
+def _define_types() -> None:
+    """Run the imports behind ``TYPE_CHECKING`` and the type aliases in quotes, which annotations refer to."""
+    modules = [module for name, module in sorted(sys.modules.items()) if name.partition(".")[0] == "firebox"]
+    # Twice, because modules import each other's aliases.
+    for module in (*modules, *modules):
+        for node in ast.parse(inspect.getsource(module)).body:
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                exec(compile(ast.Module(node.body, type_ignores=[]), module.__file__ or "", "exec"), vars(module))
+            elif isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias":
+                name, value = ast.unparse(node.target), vars(module)[ast.unparse(node.target)]
+                if isinstance(value, str):
+                    vars(module)[name] = eval(value, vars(module))  # noqa: S307
 
 
 def public_members(modules: Mapping[str, Module]) -> Iterator[tuple[str, Doc[Any]]]:
