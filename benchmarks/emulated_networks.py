@@ -80,11 +80,11 @@ def _networks(folder: Path, data_folder: Path | None) -> Iterator[Network]:
         (f"{name}, full range", large, scenes, full, ("onnx",)),
     ):
         place = folder / title.replace(", ", "-").replace(" ", "-")
-        export_network(network, place, images, config, quiet=True)
+        export_network(network, place, images, config)
         files, is_safe = tuple(place / f"model.int8.{end}" for end in endings), config.weight_range != "full"
         yield Network(title, files, images, network.preprocessing, is_safe)
     place = folder / "quantizer"
-    export_network(micro, place, digits, replace(quick, precisions=("float32",)), quiet=True)
+    export_network(micro, place, digits, replace(quick, precisions=("float32",)))
     for form, activations in (("QDQ", "QUInt8"), ("QOperator", "QUInt8"), ("QDQ", "QInt8"), ("QOperator", "QInt8")):
         file = _quantized(place / "model.float32.onnx", place / f"{form}-{activations}.onnx", form, activations, digits)
         yield Network(f"onnxruntime's {form}, {activations}", (file,), digits, micro.preprocessing, False)

@@ -168,7 +168,7 @@ def export_untiled(case: Case, data_folder: Path, images: LabelledImages, out: P
         network = load_network(case.model, random_init=True, input_size=size)
     terminal.note(f"{case.label}: exporting")
     # No gate: some networks have random weights or another input size than they were trained for.
-    export_network(network, out, images, ExportConfig(precisions=("int8",), tolerance=NO_GATE), quiet=True)
+    export_network(network, out, images, ExportConfig(precisions=("int8",), tolerance=NO_GATE))
 
 
 def fit_all(case: Case, folder: Path, images: LabelledImages) -> Found:

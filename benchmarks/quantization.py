@@ -197,7 +197,7 @@ def key(method: Method, weights: Path) -> str:
 def _export(effort: Effort, network: Network, images: LabelledImages, folder: Path) -> Made:
     config = ExportConfig(len(images), effort=effort, precisions=("int8",), tolerance=NO_GATE)
     start = processor_seconds()
-    export_network(network, folder, images, config, quiet=True)
+    export_network(network, folder, images, config)
     seconds = processor_seconds() - start
     onnx, tflite = Session(folder / "model.int8.onnx", "onnxruntime"), Session(folder / "model.int8.tflite", "litert")
     return Made({ONNX: onnx.predict_pixels, LITERT: tflite.predict_pixels}, seconds, onnx.contract.output.scale or 1.0)
@@ -216,7 +216,7 @@ def _widened(layers: Sequence[str], network: Network, images: LabelledImages, fo
 
 
 def _onnxruntime(network: Network, images: LabelledImages, folder: Path) -> Made:
-    export_network(network, folder, images, ExportConfig(precisions=("float32",)), quiet=True)
+    export_network(network, folder, images, ExportConfig(precisions=("float32",)))
     start = processor_seconds()
     run, session = bare(quantize_with_onnxruntime(folder, images)), Session(folder / "model.float32.onnx")
     seconds = processor_seconds() - start

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..export import ExportConfig
-from ..runtime.commands.console import note, progress_unless
 from ..runtime.files import check_writable, write_file
 from ..runtime.images import open_images, split_images
 from ..runtime.inference import Classifier, Evaluation, Session, evaluate
 from ..runtime.profiling.latency import Profile, profile
+from ..runtime.progress import SILENT, Progress
 from .network import TorchClassifier, export_network, load_network
 from .training.run import remove_run
 from .training.trainer import TrainingResult, train
@@ -31,7 +31,7 @@ class Demo:
     report: Path
 
 
-def run_demo(out: str | Path, sram: int, seed: int = 0, *, quiet: bool = False) -> Demo:
+def run_demo(out: str | Path, sram: int, seed: int = 0, *, progress: Progress = SILENT) -> Demo:
     """Train ``squeezenet_micro`` on digits into ``out``, export it, and hold its four files against ``sram`` bytes.
 
     The images that accuracies are measured on are used neither to train nor to calibrate. An earlier demo in the
@@ -41,17 +41,15 @@ def run_demo(out: str | Path, sram: int, seed: int = 0, *, quiet: bool = False) 
     config = TrainingConfig(model="squeezenet_micro", data="digits", seed=seed)
     check_writable(out)
     _remove_earlier(out / "training", config)
-    if not quiet:
-        note(f"training {config.model} on {config.data}, {config.epochs} epochs")
-    training = train(config, out / "training", quiet=quiet)
+    progress.note(f"training {config.model} on {config.data}, {config.epochs} epochs")
+    training = train(config, out / "training", quiet=progress is SILENT)
     network = load_network(out / "training")
     seen, unseen = split_images(open_images(config.data), config.val_fraction, config.seed)
-    exported = export_network(network, out, seen, ExportConfig(seed=seed), quiet=quiet)
+    exported = export_network(network, out, seen, ExportConfig(seed=seed), progress=progress)
     models: dict[str, Classifier] = {"torch": TorchClassifier(network)}
     models |= {path.name: Session(path) for path in exported.files}
-    shown = progress_unless(quiet)
-    evaluations = evaluate(models, unseen, progress=shown)
-    profiles = [profile(path, sram=sram, max_seconds=_PROFILE_SECONDS, progress=shown) for path in exported.files]
+    evaluations = evaluate(models, unseen, progress=progress)
+    profiles = [profile(path, sram=sram, max_seconds=_PROFILE_SECONDS, progress=progress) for path in exported.files]
     report: dict[str, Any] = {
         "training": training.to_json(),
         "export": exported.report,

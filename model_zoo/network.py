@@ -15,6 +15,7 @@ from ..export.quantization.ranges import Range
 from ..export.trace import one_thread
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.images import LabelledImages, Preprocessing
+from ..runtime.progress import SILENT, Progress
 from .networks.build import build_network
 from .networks.config import NetworkConfig
 from .networks.int8 import fake_quantized
@@ -65,6 +66,7 @@ def load_network(
     input_size: tuple[int, int] | None = None,
     random_init: bool = False,
     seed: int = 0,
+    progress: Progress = SILENT,
 ) -> Network:
     """A network from a zoo name with ``weights``, from a run folder, or from a checkpoint.
 
@@ -77,7 +79,11 @@ def load_network(
     if name in list_models():
         if weights is not None and random_init:
             raise UsageError(f"model {name!r}: weights and random weights contradict each other; leave one of them out")
-        found = Weights("", "", {}) if random_init else load_weights(weights_in(find_weights(name, weights)))
+        found = (
+            Weights("", "", {})
+            if random_init
+            else load_weights(weights_in(find_weights(name, weights, progress=progress)))
+        )
         config = _zoo_config(name, found, num_classes, in_channels, input_size)
         return _build(name, config, found, random_init, seed)
     if weights is not None or random_init or num_classes or in_channels or input_size:
@@ -245,7 +251,7 @@ def export_network(
     images: LabelledImages,
     config: ExportConfig | None = None,
     *,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> Export:
     """Write a network's files into ``out``, calibrated and compared on ``images``; raises as ``export`` does.
 
@@ -262,5 +268,5 @@ def export_network(
         checkpoint_sha256=network.sha256,
         config=config,
         ranges=network.ranges,
-        quiet=quiet,
+        quiet=progress is SILENT,
     )

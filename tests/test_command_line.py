@@ -291,7 +291,7 @@ def test_the_demo_goes_the_whole_way_and_replaces_only_itself(tmp_path, monkeypa
     monkeypatch.setattr(demo, "train", lambda config, *a, **k: train(replace(config, epochs=4), *a, **k))
     monkeypatch.setattr(demo, "_PROFILE_SECONDS", 0.1)
     out = tmp_path / "demo"
-    found = demo.run_demo(out, 256 * 1024, quiet=True)
+    found = demo.run_demo(out, 256 * 1024)
     report = json.loads(found.report.read_text())
     assert {path.name for path in out.glob("model.*")} == set(report["export"]["files"])
     torch, *files = found.evaluations
@@ -302,7 +302,7 @@ def test_the_demo_goes_the_whole_way_and_replaces_only_itself(tmp_path, monkeypa
     (out / "training" / "mine.txt").write_text("kept")
     monkeypatch.setattr(demo, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
-        demo.run_demo(out, 256 * 1024, quiet=True)
+        demo.run_demo(out, 256 * 1024)
     assert [path.name for path in (out / "training").iterdir()] == ["mine.txt"]
     assert (out / "mine.txt").exists()
 

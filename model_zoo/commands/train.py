@@ -19,7 +19,7 @@ from ..fields import with_tuples
 from ..networks.registry import find_model
 from ..recipes import load_recipe
 from ..training_config import Augment, FreezeSchedule, Optimizer, Precision, Schedule, TrainingConfig
-from .completion import complete_model
+from .options import complete_model
 
 if TYPE_CHECKING:
     from .. import TrainingResult

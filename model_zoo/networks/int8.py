@@ -13,10 +13,10 @@ from ...export.quantization.fake_quantize import FakeQuantized
 from ...export.quantization.ranges import Range
 from ...export.quantization.scales import scale_groups
 from ...export.trace import trace
-from ...runtime.commands.console import progress
 from ...runtime.errors import UsageError
 from ...runtime.graph import Graph, ops
 from ...runtime.images import LabelledImages, Preprocessing, sample
+from ...runtime.progress import SILENT, Progress
 from .build import build_network
 from .modules import NetworkModule
 
@@ -66,12 +66,17 @@ def fake_quantized(module: NetworkModule, ranges: Mapping[str, Range]) -> FakeQu
 
 
 def calibrated(
-    module: NetworkModule, preprocessing: Preprocessing, images: LabelledImages, seed: int, quiet: bool = False
+    module: NetworkModule,
+    preprocessing: Preprocessing,
+    images: LabelledImages,
+    seed: int,
+    *,
+    progress: Progress = SILENT,
 ) -> dict[str, Range]:
     """The ranges of a network's activations on some of the images, drawn by ``seed``."""
     graph = trace(module, (1, module.config.in_channels, *module.config.input_size))
     chosen = sample(images, _CALIBRATION_IMAGES, seed)
-    with progress("calibrating", quiet=quiet) as advance:
+    with progress.task("calibrating", len(chosen.names)) as advance:
         pixels = [preprocessing.crop(chosen.read(name), chosen.where(name)) for name in chosen.names]
         found = calibrate(graph, [preprocessing.normalize(image)[None] for image in pixels], tick=advance)
     return {**found, **_no_finer(graph, found)}

@@ -88,7 +88,7 @@ def start_quantized(
             f"{_some(network.classes)}; they must agree"
         )
     module = without_batch_norm(network.module)
-    ranges = network.ranges or calibrated(module, network.preprocessing, trained, config.seed, quiet)
+    ranges = network.ranges or calibrated(module, network.preprocessing, trained, config.seed)
     settled = _settled(config, module.config, images, resources)
     first = _first(network.name, module, network.preprocessing, network.classes, settled, images, network.sha256)
     return replace(first, ranges=ranges)

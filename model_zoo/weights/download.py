@@ -13,9 +13,9 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock, Timeout
 
-from ...runtime.commands.console import note, progress
 from ...runtime.errors import DownloadError, WriteError
 from ...runtime.files import cache_folder, reason
+from ...runtime.progress import SILENT, Progress
 
 _LIMIT_BYTES = 1024**3
 _CHUNK_BYTES = 64 * 1024
@@ -33,7 +33,12 @@ def downloads_folder() -> Path:
 
 
 def fetch(
-    url: str, sha256: str, folder: Path | None = None, *, limit_bytes: int = _LIMIT_BYTES, quiet: bool = False
+    url: str,
+    sha256: str,
+    folder: Path | None = None,
+    *,
+    limit_bytes: int = _LIMIT_BYTES,
+    progress: Progress = SILENT,
 ) -> Path:
     """The file at a URL, from ``folder`` (``downloads_folder()``) if it is there, else downloaded with progress.
 
@@ -46,24 +51,23 @@ def fetch(
     try:
         if not _has_hash(path, sha256):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(path, quiet):
+            with _alone(path, progress):
                 # Another process may have brought it in the meantime.
                 if not _has_hash(path, sha256):
-                    _bring(url, sha256, path, limit_bytes, quiet)
+                    _bring(url, sha256, path, limit_bytes, progress)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {reason(error)}") from error
     return path
 
 
 @contextmanager
-def _alone(path: Path, quiet: bool) -> Iterator[None]:
+def _alone(path: Path, progress: Progress) -> Iterator[None]:
     """Wait until no other process downloads ``path``. The lock of one that was killed is gone with it."""
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        if not quiet:
-            note(f"another process is downloading {path.name}; waiting for it")
+        progress.note(f"another process is downloading {path.name}; waiting for it")
         lock.acquire()
     try:
         yield
@@ -71,11 +75,11 @@ def _alone(path: Path, quiet: bool) -> Iterator[None]:
         lock.release()
 
 
-def _bring(url: str, sha256: str, path: Path, limit_bytes: int, quiet: bool) -> None:
+def _bring(url: str, sha256: str, path: Path, limit_bytes: int, progress: Progress) -> None:
     """Download what is not there yet, and rename it to ``path`` if it is the file."""
     part = path.with_name(f"{path.name}.part")
     if not _has_hash(part, sha256):
-        _download(url, part, limit_bytes, quiet)
+        _download(url, part, limit_bytes, progress)
     if not _has_hash(part, sha256):
         part.unlink()
         raise DownloadError(
@@ -92,7 +96,7 @@ def _has_hash(path: Path, sha256: str) -> bool:
         return hashlib.file_digest(stream, "sha256").hexdigest().startswith(sha256)
 
 
-def _download(url: str, part: Path, limit_bytes: int, quiet: bool) -> None:
+def _download(url: str, part: Path, limit_bytes: int, progress: Progress) -> None:
     """Append to ``part`` what it lacks, or write it anew where the server cannot go on in the middle."""
     with _request(url, part) as response:
         start = _start(url, response, part)
@@ -101,7 +105,7 @@ def _download(url: str, part: Path, limit_bytes: int, quiet: bool) -> None:
         done = start
         with (
             part.open("ab") as stream,
-            progress(f"downloading {part.stem} (KiB)", total and total // 1024, quiet=quiet) as advance,
+            progress.task(f"downloading {part.stem} (KiB)", total and total // 1024) as advance,
         ):
             stream.truncate(start)
             advance(start // 1024)

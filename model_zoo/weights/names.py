@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ...runtime.errors import UsageError
+from ...runtime.progress import SILENT, Progress
 from ..networks.registry import find_model, list_models
 
 # Name of the weights that come with firebox, and their folder: checkpoints without the state of an optimizer.
@@ -16,7 +17,7 @@ def weight_names(model: str) -> list[str]:
     return [DEFAULT, *public] if _shipped(model).is_file() else public
 
 
-def find_weights(model: str, weights: str | Path | None = None) -> Path:
+def find_weights(model: str, weights: str | Path | None = None, *, progress: Progress = SILENT) -> Path:
     """The file of weights for a network of the zoo, from a name (nothing: ``default``) or from a path.
 
     Public weights (``imagenet``) are downloaded into the cache unless they are there. A ``Path`` is never taken for a
@@ -37,7 +38,7 @@ def find_weights(model: str, weights: str | Path | None = None) -> Path:
     from .download import fetch
 
     public = find_model(model).public[name]
-    return fetch(public.url, public.sha256)
+    return fetch(public.url, public.sha256, progress=progress)
 
 
 def _shipped(model: str) -> Path:

@@ -219,7 +219,7 @@ def small_network(name: str, size: int, **changes) -> Network:
 def test_exported_files_agree_with_the_network(paint, tmp_path, name, size, changes):
     images = open_images(str(paint(tmp_path / "images", classes=3)))
     found = export_network(
-        small_network(name, size, **changes), tmp_path / "files", images, ExportConfig(effort="fast"), quiet=True
+        small_network(name, size, **changes), tmp_path / "files", images, ExportConfig(effort="fast")
     )
     assert {path.name for path in found.files} >= {
         f"model.{precision}.{ending}" for precision in ("float32", "int8") for ending in ("onnx", "tflite")

@@ -143,7 +143,7 @@ def test_a_bypass_before_the_relu_is_a_residual_sum_and_reaches_the_files(images
     trained = load_network(train(config, tmp_path / "run", quiet=True).out)
     labelled = open_images(images)
     tolerance = Tolerance(agreement=0.5, sqnr_db=10)
-    found = export_network(trained, tmp_path / "files", labelled, ExportConfig(8, tolerance=tolerance), quiet=True)
+    found = export_network(trained, tmp_path / "files", labelled, ExportConfig(8, tolerance=tolerance))
     # The sum and its ReLU are one operation.
     graph = read_graph(tmp_path / "files" / "model.int8.tflite")
     assert {op.activation for op in graph.ops if isinstance(op, ops.Add)} == {"relu"}

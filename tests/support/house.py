@@ -35,7 +35,7 @@ FLOORS: Floors = {
         {"commands"},
     ],
     "model_zoo": [
-        {"fields"},
+        {"extras", "fields"},
         {"training_config"},
         {"networks", "recipes"},
         {"weights"},
