@@ -61,4 +61,4 @@ def test_one_model_is_no_ensemble(firebox, trained, images, times):
     found = firebox("evaluate", *[trained.out] * times, "--combine", "vote", "--data", images)
     assert (found.code, found.out) == (2, "")
     (line,) = found.err.splitlines()
-    assert f"--combine vote takes two models or more, and {trained.out} (torch) is one" in line
+    assert f"--combine vote needs at least two models, not only {trained.out} (torch)" in line
