@@ -24,7 +24,7 @@ from firebox.export import ExportConfig
 from firebox.model_zoo import Network
 from firebox.runtime import LabelledImages, Session, read_graph, sample
 from firebox.runtime.contract import TensorSpec
-from firebox.runtime.inference.backends import BACKENDS
+from firebox.runtime.inference.installed import BACKENDS
 
 StockQuantizer = Literal["pt2e", "ai-edge-quantizer", "ai-edge-quantizer-minmax"]
 

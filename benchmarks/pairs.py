@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from common import terminal
 
-from firebox.runtime.inference.backends import BACKENDS
+from firebox.runtime.inference.installed import BACKENDS
 from firebox.runtime.onnx_session import open_onnx, session_options
 
 # Runs are repeated until a sample takes this long, in seconds.

@@ -28,7 +28,7 @@ from firebox.model_zoo import export_network
 from firebox.runtime import LabelledImages, Session, open_images
 from firebox.runtime.errors import FormatError
 from firebox.runtime.inference import installed_backends
-from firebox.runtime.inference.backends import BACKENDS
+from firebox.runtime.inference.installed import BACKENDS
 from firebox.runtime.units import format_size
 
 _NETWORK = "squeezenet1_1"

@@ -39,7 +39,7 @@ from firebox.runtime import (
     open_images,
 )
 from firebox.runtime.inference import Classifier, installed_backends
-from firebox.runtime.inference.backends import BACKENDS
+from firebox.runtime.inference.installed import BACKENDS
 
 _SMALL = "squeezenet_micro"
 

@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -52,11 +51,14 @@ def write_files(folder: str | Path, files: Mapping[str, bytes | str]) -> list[Pa
 
 def _replace(parts: Mapping[Path, Path]) -> None:
     """Rename every part to its target; when one cannot be, those before it become again what they were."""
+    # Loads three libraries for compression, which would slow every start.
+    from shutil import copyfile
+
     kept = {target: part.with_suffix(".old") for part, target in parts.items() if target.exists()}
     done: list[Path] = []
     try:
         for target, backup in kept.items():
-            shutil.copyfile(target, backup)
+            copyfile(target, backup)
         for part, target in parts.items():
             part.replace(target)
             done.append(target)

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 
 from .errors import FormatError, MissingExtraError
-from .exactness.saturation import ExactForm, exact_form
-from .formats.onnx_wire import matmul_model
 from .processor import this_processor
 
 AS_IN_THE_FILE = "as in the file"
@@ -59,19 +57,22 @@ def open_onnx(data: bytes, options: Any, exact: bool = True) -> OpenedSession:
 
     Raises whatever onnxruntime raises for a file that it refuses.
     """
-    form, doubt = ExactForm(data, 0, 0), ""
+    rewritten, doubt = 0, ""
     if exact and kernels_saturate():
+        from .exactness.saturation import exact_form
+
         try:
             form = exact_form(data)
+            data, rewritten = form.data, form.rewritten
             doubt = f"{_layers(form.left)} may saturate" if form.left else ""
         except FormatError:
             # What onnxruntime cannot read either, it refuses itself.
             doubt = "what may saturate is not known"
     # With its fallback onnxruntime prints a failure on stdout and tries the same again.
     session = import_onnxruntime().InferenceSession(
-        form.data, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        data, options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
-    return OpenedSession(session, form.rewritten, doubt)
+    return OpenedSession(session, rewritten, doubt)
 
 
 def _layers(count: int) -> str:
@@ -95,6 +96,8 @@ def kernels_saturate() -> bool:
 
 def _largest_products_saturate() -> bool:
     """What onnxruntime makes of sums that do not fit into 16 bits."""
+    from .formats.onnx_wire import matmul_model
+
     inner, outer, rows = 64, 16, 8
     data = matmul_model(np.full((inner, outer), 127, np.int8), rows)
     try:

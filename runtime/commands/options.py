@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from ..inference.backends import BACKENDS
+from ..inference.installed import BACKENDS
 from ..memory.devices import budget
 from ..memory.targets import TARGETS
 

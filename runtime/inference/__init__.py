@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 from ..lazy import attach
 
 if TYPE_CHECKING:
-    from .backends import installed_backends
     from .classifier import Classifier
     from .ensemble import Combine, Ensemble
     from .evaluation import Evaluation, evaluate
+    from .installed import installed_backends
     from .session import Facts, Prediction, Session
 else:
     __getattr__, __dir__ = attach(
         __name__,
         {
-            "backends": ("installed_backends",),
+            "installed": ("installed_backends",),
             "classifier": ("Classifier",),
             "ensemble": ("Combine", "Ensemble"),
             "evaluation": ("Evaluation", "evaluate"),

@@ -1,4 +1,4 @@
-"""The interface that sessions, networks in torch and ensembles share, and the softmax of their logits."""
+"""The interface shared by sessions, torch networks and ensembles, and the softmax of their logits."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -9,7 +9,7 @@ from ..images import Preprocessing
 
 
 class Classifier(Protocol):
-    """Anything that answers pixels: a session, a network in torch, or an ensemble of them."""
+    """A model that classifies pixels: a session, a torch network, or an ensemble of them."""
 
     @property
     def preprocessing(self) -> Preprocessing: ...  # noqa: D102
@@ -24,7 +24,7 @@ class Classifier(Protocol):
     def answer(self) -> Literal["logits", "probabilities"]: ...  # noqa: D102
 
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Real-valued output, shape (classes,), for uint8 pixels (height, width, channels)."""
+        """Dequantized output, shape (classes,), for uint8 pixels (height, width, channels)."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Several classifiers that answer as one: by vote, or by the mean of their probabilities or of their logits."""
+"""Several classifiers combined into one: by vote, or by the mean of their probabilities or logits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 Combine: TypeAlias = Literal["vote", "softmax", "logits"]
 
-# Infinite logits are taken for these, so that differences and means of them are numbers.
+# Logits are clipped to this magnitude, so that differences and means of infinite ones are numbers.
 _LARGEST = 1e300
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Classifiers of the same classes, by a name to print, that answer as one; a ``Classifier`` itself.
+    """Classifiers of the same classes, by name, combined into one ``Classifier``.
 
     >>> Ensemble({"a": Session("a.onnx"), "b": Session("b.int8.tflite")}, "vote").predict("cat.jpg")
 
-    ``combine`` says how: ``softmax``, the mean of the members' probabilities; ``logits``, the mean of their logits;
-    ``vote``, where each member names its best class (of equal ones the first) and the mean of the probabilities decides
-    between classes of equally many votes. Classes are the same when all names are, or all ids, in the same order;
-    architecture, precision and preprocessing may differ. The order of the members changes no bit of the answer. Raises
-    ``UsageError`` for no member, a way to combine that there is not, and naming a member of other classes.
+    ``combine`` is ``softmax`` (mean of the members' probabilities), ``logits`` (mean of their logits) or ``vote``: each
+    member votes for its most probable class (the first of equal ones), and the mean of the probabilities breaks ties.
+    Members must have the same class names, or the same ids, in the same order; architecture, precision and
+    preprocessing may differ. The output is bit-identical for any order of the members. Raises ``UsageError`` if there
+    is no member, ``combine`` is unknown, or a member has other classes.
     """
 
     members: Mapping[str, Classifier]
@@ -37,9 +37,9 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         if self.combine not in get_args(Combine):
-            raise UsageError(f"combine is {self.combine!r}; use {', '.join(get_args(Combine))}")
+            raise UsageError(f"combine {self.combine!r} is not one of {', '.join(get_args(Combine))}")
         if not self.members:
-            raise UsageError("an ensemble has no member; give at least one classifier")
+            raise UsageError("the ensemble has no members; pass at least one classifier")
         (first, lead), *others = self.members.items()
         for name, member in others:
             if difference := _other_classes(lead, member):
@@ -47,7 +47,7 @@ class Ensemble:
 
     @property
     def answer(self) -> Literal["logits", "probabilities"]:
-        """What the values are."""
+        """The kind of the output."""
         return "logits" if self.combine == "logits" else "probabilities"
 
     @property
@@ -57,38 +57,39 @@ class Ensemble:
 
     @property
     def class_ids(self) -> Sequence[str]:
-        """An id for each output, or nothing."""
+        """An id for each output, or an empty sequence."""
         return next((member.class_ids for member in self.members.values() if member.class_ids), ())
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images are prepared for all members. Raises ``UsageError`` where members differ in that."""
+        """The preprocessing that all members share. Raises ``UsageError`` if they differ in it."""
         self._check_preprocessing()
         return next(iter(self.members.values())).preprocessing
 
     def predict(self, image: "ImageLike") -> np.ndarray:
-        """The answer to one image (path, bytes, array or PIL image), shape (classes,); each member crops its own."""
-        return View(image).answer(self)
+        """The output for one image (path, bytes, array or PIL image), shape (classes,); each member crops it itself."""
+        return View(image).output(self)
 
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """The same for pixels (uint8, height, width, channels), where all members have the same preprocessing."""
+        """The output for pixels (uint8, height, width, channels), if all members have the same preprocessing."""
         self._check_preprocessing()
         return self.combined([member.predict_pixels(pixels) for member in self.members.values()])
 
-    def combined(self, answers: Sequence[np.ndarray]) -> np.ndarray:
-        """One answer, shape (classes,), from those of the members, in their order.
+    def combined(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
+        """The ensemble's output, shape (classes,), from the outputs of the members in their order.
 
-        Logits, or else probabilities: of a vote, (votes + mean of the probabilities) / (members + 1).
-        Raises ``FormatError`` naming a member whose answer has another shape or is not a number somewhere.
+        Logits or probabilities; for a vote, (votes + mean of the probabilities) / (members + 1).
+        Raises ``FormatError`` if a member's output has another shape or contains NaN.
         """
-        logits = np.array([self._logits(name, answer) for name, answer in zip(self.members, answers, strict=True)])
+        logits = np.array([self._logits(name, output) for name, output in zip(self.members, outputs, strict=True)])
         if self.combine == "logits":
             return _mean(logits)
         mean = _mean(softmax(logits))
         if self.combine == "softmax":
             return mean
         votes = np.bincount(logits.argmax(axis=1), minlength=len(mean))
-        # The mean is one vote more, divided. It cannot turn a majority, since each who votes also adds to the mean.
+        # The mean acts as one more vote, divided among the classes. It cannot overturn a majority, since each member
+        # that votes for a class also raises its mean.
         return (votes + mean) / (len(logits) + 1)
 
     def _check_preprocessing(self) -> None:
@@ -96,37 +97,38 @@ class Ensemble:
         for name, member in others:
             if member.preprocessing != lead.preprocessing:
                 raise UsageError(
-                    f"{name} prepares its images otherwise than {first}, so there are no pixels for both; use "
-                    "predict(), which takes whole images"
+                    f"{name} and {first} have different preprocessing, so no pixels suit both; call predict(), which "
+                    "takes whole images"
                 )
 
-    def _logits(self, name: str, answer: np.ndarray) -> np.ndarray:
-        if answer.shape != (len(self.classes),) or np.isnan(answer).any():
-            what = "values that are not numbers" if np.isnan(answer).any() else f"values of shape {answer.shape}"
-            raise FormatError(f"{name} answers with {what}, not with one for each of its {len(self.classes)} classes")
-        values = answer.astype(np.float64)
+    def _logits(self, name: str, output: np.ndarray) -> np.ndarray:
+        if np.isnan(output).any():
+            raise FormatError(f"{name} returned NaN; use another backend or weights")
+        if output.shape != (len(self.classes),):
+            raise FormatError(f"{name} returned shape {output.shape} for {len(self.classes)} classes")
+        values = output.astype(np.float64)
         if self.members[name].answer == "probabilities":
             values = np.log(np.maximum(values, np.finfo(np.float64).tiny))
         return values.clip(-_LARGEST, _LARGEST)
 
 
 class View:
-    """One image as models see it: cropped once for each preprocessing, answered once by each model or member."""
+    """One image for many models: cropped once per preprocessing and run once per model or member."""
 
     def __init__(self, image: "ImageLike", name: str = "image"):
         self._image, self._name = image, name
         self._crops: dict[Preprocessing, np.ndarray] = {}
-        self._answers: dict[int, np.ndarray] = {}
+        self._outputs: dict[int, np.ndarray] = {}
 
-    def answer(self, model: Classifier) -> np.ndarray:
-        """What a model answers, shape (classes,). Raises ``DataError`` for an image that cannot be read."""
-        if id(model) not in self._answers:
-            self._answers[id(model)] = (
-                model.combined([self.answer(member) for member in model.members.values()])
+    def output(self, model: Classifier) -> np.ndarray:
+        """A model's output, shape (classes,). Raises ``DataError`` if the image cannot be read."""
+        if id(model) not in self._outputs:
+            self._outputs[id(model)] = (
+                model.combined([self.output(member) for member in model.members.values()])
                 if isinstance(model, Ensemble)
                 else model.predict_pixels(self._pixels(model.preprocessing))
             )
-        return self._answers[id(model)]
+        return self._outputs[id(model)]
 
     def _pixels(self, preprocessing: Preprocessing) -> np.ndarray:
         if preprocessing not in self._crops:
@@ -135,16 +137,16 @@ class View:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """The mean over members, summed in the order of size so that it does not depend on theirs."""
+    """The mean over members, summed in sorted order so that it does not depend on the order of the members."""
     return np.sort(values, axis=0).mean(axis=0)
 
 
 def _other_classes(one: Classifier, other: Classifier) -> str:
-    """How the classes of a model differ from those of another; empty when they are the same."""
+    """The first difference between the classes of two models; empty if they are the same."""
     ours, theirs = tuple(one.classes), tuple(other.classes)
     if ours == theirs or (one.class_ids and tuple(one.class_ids) == tuple(other.class_ids)):
         return ""
     if len(ours) != len(theirs):
-        return f"it has {len(theirs)}, not {len(ours)}"
+        return f"{len(theirs)}, not {len(ours)}"
     index = next(index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
     return f"class {index} is {theirs[index]!r}, not {ours[index]!r}"

@@ -1,4 +1,4 @@
-"""How often models are right on labelled images, and how often they agree with each other."""
+"""Accuracy of models on labelled images, and agreement between models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on some images: its best classes, shape (images, up to 5), best first, and the right ones."""
+    """One model on some images: ``ranked`` classes, shape (images, up to 5), best first, and the true ``labels``."""
 
     name: str
     ranked: np.ndarray
@@ -25,20 +25,20 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        """Share of images whose best class is right."""
+        """Share of images with the correct class ranked first."""
         return float((self.ranked[:, 0] == self.labels).mean())
 
     @property
     def top5(self) -> float:
-        """Share of images whose class is among the five best."""
+        """Share of images with the correct class among the first five."""
         return float((self.ranked == self.labels[:, None]).any(axis=1).mean())
 
     def agreement(self, other: "Evaluation") -> float:
-        """Share of images that both give the same class."""
+        """Share of images for which both models rank the same class first."""
         return float((self.ranked[:, 0] == other.ranked[:, 0]).mean())
 
     def to_json(self) -> dict[str, Any]:
-        """Figures for programs."""
+        """Counts and accuracies for JSON."""
         return {"name": self.name, "images": len(self.labels), "top1": self.top1, "top5": self.top5}
 
 
@@ -48,13 +48,13 @@ def evaluate(
     *,
     progress: Progress = SILENT,
 ) -> list[Evaluation]:
-    """Run every model on every image; each image is decoded once for all models of the same preprocessing.
+    """Run every model on every image; an image is decoded once per preprocessing.
 
     A model that is also a member of an ensemble runs once for both. Raises ``UsageError`` if there is no model, and
     ``DataError`` if there are no images, an image cannot be read, or a model lacks one of the classes.
     """
     if not models:
-        raise UsageError("there is no model to evaluate")
+        raise UsageError("there are no models to evaluate; pass at least one")
     if not images:
         raise DataError(f"there are no images of {images.source} to evaluate on; choose another split")
     labels = {name: match_labels(images, model.classes, model.class_ids) for name, model in models.items()}
@@ -63,6 +63,6 @@ def evaluate(
         for image in images.names:
             view = View(images.read(image), images.where(image))
             for name, model in models.items():
-                ranked[name].append(np.argsort(-view.answer(model), kind="stable")[:_TOP])
+                ranked[name].append(np.argsort(-view.output(model), kind="stable")[:_TOP])
             advance()
     return [Evaluation(name, np.array(ranked[name]), labels[name]) for name in models]

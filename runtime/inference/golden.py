@@ -1,7 +1,7 @@
-"""The golden pair of a file, checked once for each runtime version and kind of processor, and remembered.
+"""The check of a file's golden pair, once per runtime version and kind of processor.
 
-Kernels differ between processors, and some are wrong on some of them. A file's own input and output show that the first
-time that they meet, before anybody relies on an answer.
+Kernels differ between processors, and some kernels are wrong on some processors. The file's own input and output show
+this the first time a file is loaded, before anybody relies on a prediction.
 """
 
 import json
@@ -19,38 +19,38 @@ from ..errors import UsageError, WriteError, WrongAnswerError, WrongAnswerWarnin
 from ..files import cache_folder, sha256, write_file
 
 CheckMode = Literal["warn", "strict", "off"]
-# ``passed`` just now, or ``remembered`` from an earlier session; ``none``: the file carries no golden pair.
+# ``passed`` in this session or ``remembered`` from an earlier one; ``none``: the file has no golden pair.
 GoldenResult = Literal["passed", "remembered", "failed", "off", "none"]
 
-# The mode of sessions that name none.
+# The mode of sessions that set none.
 VARIABLE = "FIREBOX_CHECK"
 
-# Where nothing can be written, this process remembers.
+# Files that passed in this process, in case the cache folder is not writable.
 _passed: set[str] = set()
 
 
 @dataclass(frozen=True)
 class Check:
-    """How far a file's answer to its golden image is from the one it carries, as real numbers."""
+    """The largest difference between a file's output for its golden image and its golden output, dequantized."""
 
     max_abs: float
     tolerance: float
 
     @property
     def passed(self) -> bool:
-        """Within the tolerance."""
+        """Whether the difference is within the tolerance."""
         return self.max_abs <= self.tolerance
 
 
 def compare_golden(golden: Golden, predict: Callable[[np.ndarray], np.ndarray]) -> Check:
-    """Run the golden image (``predict``: pixels to real outputs) and compare the outputs."""
+    """Run the golden image through ``predict`` (pixels to dequantized output) and compare the outputs."""
     difference = np.abs(predict(golden.pixels) - np.asarray(golden.output, np.float32))
-    # A NaN is as far off as can be.
+    # A NaN counts as an infinite difference.
     return Check(float(np.nan_to_num(difference, nan=np.inf).max()), golden.tolerance)
 
 
 def check_mode(mode: CheckMode | None) -> CheckMode:
-    """The mode that was asked for, here or in ``FIREBOX_CHECK``; ``warn`` otherwise. Raises ``UsageError``."""
+    """The given mode, else that of ``FIREBOX_CHECK``, else ``warn``. Raises ``UsageError`` for an unknown mode."""
     found = mode or os.environ.get(VARIABLE) or "warn"
     for known in get_args(CheckMode):
         if found == known:
@@ -66,9 +66,9 @@ def check_once(
     predict: Callable[[np.ndarray], np.ndarray],
     name: str,
 ) -> GoldenResult:
-    """Check a golden pair unless the same file has passed under the same ``circumstances`` (runtime, processor, ...).
+    """Check a golden pair unless this file has passed under the same ``circumstances`` (runtime, processor, ...).
 
-    A failure is a ``WrongAnswerWarning`` or, in mode ``strict``, a ``WrongAnswerError``, and is not remembered.
+    A failure warns with ``WrongAnswerWarning`` (mode ``strict`` raises ``WrongAnswerError``) and is not remembered.
     """
     if golden is None or mode == "off":
         return "none" if golden is None else "off"
@@ -80,20 +80,20 @@ def check_once(
         _remember(key, [name, *circumstances])
         return "passed"
     off = f"is off by {check.max_abs:.3g} (tolerance {check.tolerance:.3g})"
-    complain(f"{name}: the output for the golden image {off} in {', '.join(circumstances)}", mode)
+    warn(f"{name}: the output for the golden image {off} in {', '.join(circumstances)}", mode)
     return "failed"
 
 
-def complain(what: str, mode: CheckMode) -> None:
-    """Say that outputs may be wrong here: a ``WrongAnswerWarning``, or in mode ``strict`` a ``WrongAnswerError``."""
-    message = f"{what}; use another backend or version of it, or {VARIABLE}=off to use it all the same"
+def warn(problem: str, mode: CheckMode) -> None:
+    """Warn that outputs may be wrong (``WrongAnswerWarning``); in mode ``strict`` raise ``WrongAnswerError``."""
+    message = f"{problem}; use another backend or version of it, or set {VARIABLE}=off to accept it"
     if mode == "strict":
         raise WrongAnswerError(message)
     warnings.warn(message, WrongAnswerWarning, stacklevel=5)
 
 
 def forget() -> None:
-    """Forget what this process remembers; the cache folder is the user's to clear."""
+    """Forget the checks of this process; the cache folder stays."""
     _passed.clear()
 
 
@@ -118,5 +118,5 @@ def _remember(key: str, facts: list[str]) -> None:
     try:
         write_file(file, json.dumps(facts) + "\n")
     except WriteError:
-        # A folder that cannot be written costs the next process one more inference, nothing else.
+        # Without a writable cache folder, the next process runs one more inference.
         return

@@ -1,4 +1,4 @@
-"""One small class over the runtimes: images in, answers out."""
+"""One class over all runtimes: it takes images and returns predictions."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,20 +12,21 @@ from ..errors import FireboxError, FormatError, UsageError, first_line
 from ..files import read_file
 from ..formats.read import format_of
 from ..processor import this_processor
-from .backends import backend_version, load_backend
+from .backends import load_backend
 from .classifier import Classifier, softmax
-from .golden import Check, CheckMode, GoldenResult, check_mode, check_once, compare_golden, complain
+from .golden import Check, CheckMode, GoldenResult, check_mode, check_once, compare_golden, warn
+from .installed import backend_version
 
 if TYPE_CHECKING:
     from ..images import ImageLike, Preprocessing
 
-# With many more threads than cores, runtimes start for minutes.
+# With many more threads than cores, runtimes take minutes to start.
 _MAX_THREADS = 128
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class with its probability."""
+    """A class and its probability."""
 
     label: str
     index: int
@@ -34,8 +35,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a session runs on: ``backend`` with its ``version``, the ``processor``, the form in which the runtime has
-    the ``weights``, and how the check of the ``golden`` pair ended."""
+    """The ``backend`` of a session with its ``version``, the ``processor``, the form in which the runtime stores the
+    ``weights``, and the result of the ``golden`` check."""
 
     backend: str
     version: str
@@ -44,33 +45,34 @@ class Facts:
     golden: GoldenResult
 
     def to_json(self) -> dict[str, str]:
-        """For programs."""
+        """The fields as a dictionary for JSON."""
         return asdict(self)
 
 
 def check_threads(threads: int) -> None:
-    """Raise ``UsageError`` for a number of threads that no session takes."""
+    """Raise ``UsageError`` unless a session can run with this number of threads."""
     if not 1 <= threads <= _MAX_THREADS:
         raise UsageError(f"threads is {threads}; give 1 to {_MAX_THREADS}")
 
 
 class Session:
-    """A loaded ``.onnx`` or ``.tflite`` file, ready to run.
+    """A loaded ``.onnx`` or ``.tflite`` file, ready for inference.
 
     >>> with Session("model.int8.tflite") as session:
     ...     session.classify("cat.jpg", top=3)
 
     ``model`` is a path or the bytes of a file; ``backend`` is ``auto``, ``onnxruntime``, ``litert`` or
-    ``tflite-runtime``. A file that firebox did not write has no preprocessing and no classes: ``like`` is a model that
-    it is a version of, whose it takes. A session may be used from several threads.
+    ``tflite-runtime``. A file that firebox did not write carries no preprocessing and no classes; it takes those of
+    ``like``, a model of which it is another version. Several threads may share a session.
 
-    Where onnxruntime's fast kernels would saturate, weights are loaded in a form whose kernels are exact;
-    ``exact=False`` takes the speed and the errors. The golden pair of a file is checked the first time that the file
-    meets this version of the runtime on this kind of processor: ``check`` is ``warn``, ``strict`` (an error) or
-    ``off``; the default is the environment variable ``FIREBOX_CHECK``, or ``warn``. ``facts`` says what was done.
+    If onnxruntime's fast kernels saturate on this processor, the weights are loaded in a form whose kernels are exact;
+    ``exact=False`` keeps the fast kernels and their errors. The golden pair of a file is checked the first time the
+    file is loaded with this version of the runtime on this kind of processor. ``check`` is ``warn``, ``strict`` (raise
+    an error) or ``off``; the default is the environment variable ``FIREBOX_CHECK``, or ``warn``. ``facts`` holds the
+    result.
 
-    Raises ``UsageError`` for a file or backend that is not there, ``MissingExtraError`` for one that is not installed,
-    ``FormatError`` for a file that cannot be read, ``WrongAnswerError`` where a strict check fails.
+    Raises ``UsageError`` for a missing file or unknown backend, ``MissingExtraError`` for a backend that is not
+    installed, ``FormatError`` for a file that cannot be read, ``WrongAnswerError`` if a strict check fails.
     """
 
     def __init__(
@@ -100,27 +102,27 @@ class Session:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape that ``run`` takes, batch included, in the file's own layout."""
+        """Shape of the input of ``run``, with the batch, in the file's own layout."""
         return self._running().input_shape
 
     @property
     def input_dtype(self) -> str:
-        """Type that ``run`` takes."""
+        """Type of the input of ``run``."""
         return self._running().input_dtype
 
     @property
     def contract(self) -> Contract:
-        """What the file says about itself. Raises ``UsageError`` for a file that firebox did not write."""
+        """The file's contract. Raises ``UsageError`` if firebox did not write the file and there is no ``like``."""
         if self._contract is None:
             raise UsageError(
-                f"{self.name} carries no contract: firebox did not write it; say which model it is a version of "
-                "(firebox evaluate --like, Session(like=...)), or use run() with an array of your own"
+                f"{self.name} has no firebox metadata; pass like= (or --like) with a model that shares its "
+                "preprocessing and classes, or call run() with an array"
             )
         return self._contract
 
     @property
     def preprocessing(self) -> "Preprocessing":
-        """How images were prepared in training."""
+        """The preprocessing of images, as in training."""
         return self.contract.preprocessing
 
     @property
@@ -130,18 +132,18 @@ class Session:
 
     @property
     def class_ids(self) -> tuple[str, ...]:
-        """An id for each output (WordNet), or nothing."""
+        """An id for each output (WordNet), or an empty tuple."""
         return self.contract.class_ids
 
     @property
     def answer(self) -> Literal["logits", "probabilities"]:
-        """What the output is: whether it still needs a softmax."""
+        """The kind of the output; logits still need a softmax."""
         return self.contract.answer
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """One inference with the file's own input and output: layout, type and quantization as they are in the file.
+        """Run one inference with input and output in the file's own layout, type and quantization.
 
-        Raises ``UsageError`` when shape or type are others.
+        Raises ``UsageError`` if ``x`` has another shape or type.
         """
         backend = self._running()
         x = np.asarray(x)
@@ -158,24 +160,24 @@ class Session:
             raise FormatError(f"{self.name} failed while running: {first_line(error)}") from error
 
     def predict(self, image: "ImageLike") -> np.ndarray:
-        """The real-valued output for one image (path, bytes, array or PIL image), shape (classes,)."""
+        """The dequantized output for one image (path, bytes, array or PIL image), shape (classes,)."""
         return self.predict_pixels(self.contract.preprocessing.crop(image))
 
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """The same for pixels that are resized and cropped already: uint8, (height, width, channels)."""
+        """The dequantized output for pixels after resize and crop: uint8, shape (height, width, channels)."""
         contract = self.contract
         values = contract.preprocessing.normalize(pixels)[None]
         if contract.layout == "NCHW":
             values = values.transpose(0, 3, 1, 2)
-        answer = contract.output.decode(self.run(contract.input.encode(values))).reshape(-1)
-        if len(answer) != len(contract.classes):
-            raise FormatError(f"{self.name} gives {len(answer)} values for {len(contract.classes)} classes")
-        return answer
+        output = contract.output.decode(self.run(contract.input.encode(values))).reshape(-1)
+        if len(output) != len(contract.classes):
+            raise FormatError(f"{self.name} returned {len(output)} values for {len(contract.classes)} classes")
+        return output
 
     def classify(self, image: "ImageLike", top: int = 5) -> list[Prediction]:
-        """The ``top`` most probable classes of one image, the best first."""
+        """The ``top`` most probable classes of one image, most probable first."""
         if top < 1:
-            raise UsageError(f"top is {top}; ask for at least 1 class")
+            raise UsageError(f"top is {top}; use 1 or more")
         scores = self.predict(image)
         if self.contract.answer == "logits":
             scores = softmax(scores)
@@ -183,18 +185,18 @@ class Session:
         return [Prediction(self.contract.classes[i], int(i), float(scores[i])) for i in order]
 
     def check(self) -> Check:
-        """Run the golden image that the file carries and compare the answers."""
+        """Run the file's golden image and compare the output with the file's golden output."""
         golden = self.contract.golden
         if golden is None:
-            raise UsageError(f"{self.name} carries no golden pair")
+            raise UsageError(f"{self.name} has no golden pair")
         return compare_golden(golden, self.predict_pixels)
 
     def op_times_ms(self, x: np.ndarray, runs: int) -> dict[str, float] | None:
-        """Mean time of each operation in milliseconds, or ``None`` where the backend does not tell."""
+        """Mean time of each operation in milliseconds, or ``None`` if the backend does not report it."""
         return self._running().op_times_ms(x, runs)
 
     def close(self) -> None:
-        """Let go of the runtime; the session cannot be used afterwards."""
+        """Release the runtime; the session cannot be used afterwards."""
         self._backend = None
 
     def __enter__(self) -> "Session":
@@ -206,19 +208,19 @@ class Session:
         self.close()
 
     def _checked(self, data: bytes, mode: CheckMode) -> Facts:
-        """The session's facts, once its golden pair has been checked. Raises ``WrongAnswerError``."""
+        """The session's facts, after the check of its golden pair. Raises ``WrongAnswerError``."""
         backend, processor = self._running(), str(this_processor())
         version, weights = backend_version(self.backend), backend.weights
         if backend.doubt and mode != "off":
-            complain(f"{self.name}: {backend.doubt} in {self.backend} {version} on {processor}", mode)
+            warn(f"{self.name}: {backend.doubt} in {self.backend} {version} on {processor}", mode)
         golden = self._contract.golden if self._contract else None
         circumstances = (f"{self.backend} {version}", processor, f"weights {weights}")
         result = check_once(golden, mode, data, circumstances, self.predict_pixels, self.name)
         return Facts(self.backend, version, processor, weights, result)
 
     def _borrowed(self, like: Classifier) -> Contract:
-        """The contract of a file that has none: its own input and output, all else from another model."""
-        source, target = self._running().ends()
+        """A contract for a file without one: its own input and output, everything else from another model."""
+        source, target = self._running().io_specs()
         height, width = like.preprocessing.size
         layouts: dict[tuple[int, ...], Layout] = {
             (1, height, width, like.preprocessing.depth): "NHWC",
@@ -226,12 +228,12 @@ class Session:
         }
         if source.shape not in layouts:
             shapes = " or ".join(map(str, layouts))
-            raise UsageError(f"{self.name} takes {source.shape}, but the images of the model it is like are {shapes}")
+            raise UsageError(f"{self.name} takes {source.shape}, but the images of the like= model are {shapes}")
         classes, ids = tuple(like.classes), tuple(like.class_ids)
         return Contract(self.name, like.preprocessing, classes, ids, layouts[source.shape], "logits", source, target)
 
     def _running(self) -> Any:
         backend = self._backend
         if backend is None:
-            raise UsageError(f"the session of {self.name} is closed; open another one")
+            raise UsageError(f"the session of {self.name} is closed; open a new one")
         return backend

@@ -53,7 +53,7 @@ def test_a_member_of_other_classes_is_named(firebox, trained, images, paint, tmp
     found = firebox("evaluate", trained.out, other, "--combine", "softmax", "--data", images)
     assert (found.code, found.out) == (2, "")
     (line,) = found.err.splitlines()
-    assert f"{other} (torch) has other classes than {trained.out} (torch): it has 2, not 3" in line
+    assert f"{other} (torch) has other classes than {trained.out} (torch): 2, not 3" in line
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -139,7 +139,7 @@ def test_members_that_give_probabilities_are_not_softmaxed_again():
     [
         (("cat", "cow"), "b has other classes than a: class 1 is 'cow', not 'dog'"),
         (("dog", "cat"), "b has other classes than a: class 0 is 'dog', not 'cat'"),
-        (("cat", "dog", "cow"), "b has other classes than a: it has 3, not 2"),
+        (("cat", "dog", "cow"), "b has other classes than a: 3, not 2"),
     ],
 )
 def test_members_of_other_classes_are_named(classes, said):
@@ -160,14 +160,14 @@ def test_ids_are_as_good_as_names():
 
 
 def test_what_cannot_be_combined_is_told():
-    with pytest.raises(UsageError, match="no member"):
+    with pytest.raises(UsageError, match="no members"):
         Ensemble({})
-    with pytest.raises(UsageError, match="combine is 'mean'; use vote, softmax, logits"):
+    with pytest.raises(UsageError, match="combine 'mean' is not one of vote, softmax, logits"):
         Ensemble(members([0.0]), "mean")
-    with pytest.raises(FormatError, match="model 1 answers with values that are not numbers"):
+    with pytest.raises(FormatError, match="model 1 returned NaN"):
         answer("softmax", [0.0, 1.0], [0.0, float("nan")])
     short = Member(np.zeros(2), classes=("a", "b", "c"))
-    with pytest.raises(FormatError, match=r"short answers with values of shape \(2,\), not with one .* 3 classes"):
+    with pytest.raises(FormatError, match=r"short returned shape \(2,\) for 3 classes"):
         Ensemble({"short": short}).predict_pixels(PIXELS)
 
 
@@ -176,7 +176,7 @@ def test_members_may_take_different_images(noise):
     ensemble = Ensemble(members([0.0, 1.0, 0.0]) | {"grey": Member(np.array([0.0, 3.0, 0.0]), preprocessing=grey)})
     image = noise / "class1" / "0.png"
     assert ensemble.predict(image).argmax() == 1
-    with pytest.raises(UsageError, match="grey prepares its images otherwise than model 0"):
+    with pytest.raises(UsageError, match="grey and model 0 have different preprocessing"):
         ensemble.predict_pixels(PIXELS)
     outer = Ensemble({"inner": ensemble, **members([0.0, 1.0, 0.0])})
     assert outer.predict(image).argmax() == 1

@@ -108,9 +108,9 @@ def test_another_version_or_processor_or_form_is_checked_again(file, runs, monke
 @pytest.mark.usefixtures("faulty")
 def test_a_faulty_runtime_is_told_each_time_and_not_remembered(file, tmp_path):
     for _ in range(2):
-        with pytest.warns(WrongAnswerWarning, match=ANSWERS_WRONGLY) as told:
+        with pytest.warns(WrongAnswerWarning, match=ANSWERS_WRONGLY) as caught:
             assert result(file) == "failed"
-        (warning,) = told
+        (warning,) = caught
         assert warning.filename == __file__
         assert "\n" not in str(warning.message)
         assert file.name in str(warning.message)
@@ -200,7 +200,7 @@ def test_a_float_file_that_answers_nothing_but_nan_fails(exported, monkeypatch):
 
 def test_an_answer_of_another_length_is_an_error(exported, monkeypatch):
     monkeypatch.setattr(OnnxRuntime, "run", lambda self, x: np.zeros((1, 2), np.float32))
-    with pytest.raises(FormatError, match="gives 2 values for 3 classes"):
+    with pytest.raises(FormatError, match="returned 2 values for 3 classes"):
         Session(exported / "model.float32.onnx")
 
 

@@ -112,7 +112,7 @@ def test_a_closed_session_says_so(exported, image):
             pass
         session.close()
         for use in (lambda: session.classify(image), lambda: session.input_shape, session.check):
-            with pytest.raises(UsageError, match="is closed; open another"):
+            with pytest.raises(UsageError, match="is closed; open a new"):
                 use()
 
 
@@ -129,7 +129,7 @@ def test_operations_are_timed_where_the_runtime_tells(exported):
     ("file", "options", "said"),
     [
         (FILES[0], {"backend": "litert"}, "does not run .onnx files; use onnxruntime"),
-        (FILES[2], {"backend": "onnxruntime"}, "does not run .tflite files; use litert, tflite-runtime"),
+        (FILES[2], {"backend": "onnxruntime"}, "does not run .tflite files; use litert or tflite-runtime"),
         (FILES[0], {"backend": "tensorrt"}, "'tensorrt' is not one of auto, onnxruntime"),
         (FILES[0], {"threads": 0}, "threads is 0; give 1 to 128"),
         (FILES[2], {"threads": 100_000}, "threads is 100000; give 1 to 128"),
@@ -165,7 +165,7 @@ def test_a_file_of_someone_else_runs_but_has_no_story(image):
     for data in (write_onnx(graph), write_tflite(graph)):
         with Session(data) as session:
             assert session.run(np.zeros(session.input_shape, np.float32)).size == 48
-            with pytest.raises(UsageError, match="carries no contract"):
+            with pytest.raises(UsageError, match="has no firebox metadata; pass like="):
                 session.classify(image)
 
 
