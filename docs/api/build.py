@@ -20,7 +20,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +31,7 @@ import pdoc
 import pdoc.render_helpers
 from jinja2 import pass_context
 from markupsafe import Markup
-from pdoc.doc import Class, Doc, Function, Module, Variable
+from pdoc.doc import Class, Function, Module, Variable
 
 ROOT = Path(__file__).parents[2]
 # Modules without a curated ``__all__`` whose public names are documented too.
@@ -117,28 +117,25 @@ def _define_types() -> None:
                     vars(module)[name] = eval(value, vars(module))  # noqa: S307
 
 
-def public_members(modules: Mapping[str, Module]) -> Iterator[tuple[str, Doc[Any]]]:
-    """Functions and classes on the faces, and the methods and properties that the classes define, with full names."""
+def public_members(modules: Mapping[str, Module]) -> Iterator[tuple[str, str, Any]]:
+    """Full name, docstring and value of functions, classes, and the methods and properties of the classes."""
     for module in modules.values():
-        public = getattr(module.obj, "__all__", None)
-        for member in module.flattened_own_members if public is None else module.members.values():
+        for member in module.members.values():
             if not isinstance(member, Function | Class) or member.name.startswith("_"):
                 continue
-            yield f"{module.modulename}.{member.qualname}", member
-            if isinstance(member, Class):
-                for inner in member.own_members:
-                    if isinstance(inner, Function) or isinstance(inner.obj, property):
-                        yield f"{module.modulename}.{inner.qualname}", inner
+            yield f"{module.modulename}.{member.qualname}", member.docstring, member.obj
+            for inner in member.own_members if isinstance(member, Class) else ():
+                value = inspect.getattr_static(member.obj, inner.name, None)
+                is_property = isinstance(value, property | cached_property)
+                if not inner.name.startswith("_") and (isinstance(inner, Function) or is_property):
+                    yield f"{module.modulename}.{inner.qualname}", inner.docstring, value
 
 
 def undocumented(modules: Mapping[str, Module]) -> list[str]:
-    """Public names without a docstring of their own."""
-    found = [f"{name} has no docstring" for name, module in modules.items() if not module.docstring]
-    for name, member in public_members(modules):
-        special = member.name.startswith("_")
-        if not special and not (inspect.getdoc(member.obj) or member.docstring):
-            found.append(f"{name} has no docstring")
-    return found
+    """Public names without a docstring."""
+    names = [(name, module.docstring) for name, module in modules.items()]
+    names += [(name, docstring) for name, docstring, _ in public_members(modules)]
+    return [f"{name} has no docstring" for name, docstring in names if not docstring]
 
 
 def unknown_references(modules: Mapping[str, Module]) -> list[str]:
@@ -152,7 +149,7 @@ def unknown_references(modules: Mapping[str, Module]) -> list[str]:
     known |= {script.name for script in entry_points(group="console_scripts")}
     faults = []
     docstrings = [(name, module.docstring, module.obj) for name, module in modules.items()]
-    docstrings += [(name, member.docstring, member.obj) for name, member in public_members(modules)]
+    docstrings += public_members(modules)
     for where, text, value in docstrings:
         for reference in _REFERENCE.findall(text):
             words = {word for word in reference.split(".") if len(word) > 1}
@@ -165,8 +162,9 @@ def _home(value: Any) -> ModuleType | None:
     """The module that defines a value."""
     if isinstance(value, ModuleType):
         return value
-    function = value.fget if isinstance(value, property) else inspect.unwrap(value)
-    return sys.modules.get(getattr(function, "__module__", None) or "")
+    if isinstance(value, property | cached_property | staticmethod | classmethod):
+        value = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", None)
+    return sys.modules.get(getattr(inspect.unwrap(value), "__module__", None) or "") if callable(value) else None
 
 
 @cache
