@@ -73,7 +73,7 @@ def test_images(data_folder: Path) -> LabelledImages:
 
 def test_logits(network: Network, test: LabelledImages) -> np.ndarray:
     """The logits (images, classes) of a network for all images."""
-    images = load_images(test, network.preprocessing, quiet=True)
+    images = load_images(test, network.preprocessing)
     return predict(network.module, images, network.preprocessing).numpy()
 
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from firebox.model_zoo.training.callbacks import call
-from firebox.model_zoo.training.distributed import Workers
+from firebox.model_zoo.training.distributed import ProcessGroup
 from firebox.model_zoo.training.learner import Learner
 from firebox.model_zoo.weights.checkpoint import Checkpoint
 
@@ -57,15 +56,15 @@ def _in_turns(learners: Sequence[Learner], rounds: int) -> np.ndarray:
 def _learner(checkpoint: Checkpoint, begin: float) -> Learner:
     """A learner at a share of its steps, with the layers frozen that the schedule has frozen by then."""
     start = replace(checkpoint, epoch=0, step=0, optimizer={}, callbacks={})
-    learner = Learner(start, torch.device("cpu"), _EPOCH_STEPS, Workers())
-    learner.loop.step = int(np.ceil(begin * learner.loop.total_steps))
-    call(learner.callbacks, "after_step", learner.loop)
+    learner = Learner(start, torch.device("cpu"), _EPOCH_STEPS, ProcessGroup())
+    learner.state.step = int(np.ceil(begin * learner.state.total_steps))
+    learner.callbacks.after_step(learner.state)
     return learner
 
 
 def _timed(learner: Learner, pixels: torch.Tensor, labels: torch.Tensor) -> float:
     """The time of one step, in seconds; the position in the schedule stays the same."""
-    place, begin = learner.loop.step, time.perf_counter()
+    place, begin = learner.state.step, time.perf_counter()
     learner.step(pixels, labels)
-    learner.loop.step = place
+    learner.state.step = place
     return time.perf_counter() - begin

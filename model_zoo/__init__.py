@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .networks.modules import NetworkModule, head_prefix
     from .networks.squeezenet_module import Fire, SqueezeNet
     from .training.averaging import average_checkpoints
-    from .training.callbacks import AverageWeights, Callback, Loop, Rates, SaveSnapshots, call, snapshot_callbacks
+    from .training.callbacks import Callback, LearningRate, LoopState, SaveSnapshots, WeightAverage, snapshot_callbacks
     from .training.data import load_images, open_training_images
     from .training.distributed import Resources
     from .training.freezeout import FreezeOut
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 __all__ = [
     "DELAYED",
     "EARLY",
-    "AverageWeights",
+    "WeightAverage",
     "Callback",
     "Fire",
     "FreezeOut",
-    "Loop",
+    "LoopState",
     "Network",
     "NetworkConfig",
     "NetworkModule",
     "PublicFile",
-    "Rates",
+    "LearningRate",
     "Resources",
     "SaveSnapshots",
     "SqueezeNet",
@@ -56,7 +56,6 @@ __all__ = [
     "ZooEntry",
     "average_checkpoints",
     "build_network",
-    "call",
     "create_model",
     "export_network",
     "find_model",
@@ -86,12 +85,11 @@ __all__ = [
 _HOMES = {
     "training.averaging": ("average_checkpoints",),
     "training.callbacks": (
-        "AverageWeights",
+        "WeightAverage",
         "Callback",
-        "Loop",
-        "Rates",
+        "LoopState",
+        "LearningRate",
         "SaveSnapshots",
-        "call",
         "snapshot_callbacks",
     ),
     "training.validation": ("predict", "top_k"),

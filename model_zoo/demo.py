@@ -42,7 +42,7 @@ def run_demo(out: str | Path, sram: int, seed: int = 0, *, progress: Progress = 
     check_writable(out)
     _remove_earlier(out / "training", config)
     progress.note(f"training {config.model} on {config.data}, {config.epochs} epochs")
-    training = train(config, out / "training", quiet=progress is SILENT)
+    training = train(config, out / "training", progress=progress)
     network = load_network(out / "training")
     seen, unseen = split_images(open_images(config.data), config.val_fraction, config.seed)
     exported = export_network(network, out, seen, ExportConfig(seed=seed), progress=progress)

@@ -164,7 +164,7 @@ def test_export_calibrates_with_the_images_that_a_run_was_trained_on(command, no
     from firebox.model_zoo import TrainingConfig, train
 
     config = TrainingConfig(data=str(noise), epochs=1, batch_size=4, images_per_class=2, input_size=(24, 24))
-    train(config, tmp_path / "run", quiet=True)
+    train(config, tmp_path / "run")
     options = ("--effort", "fast", "--min-agreement", "0", "--min-sqnr", "0", "--json")
     ran = command("export", tmp_path / "run", "--out", tmp_path / "out", *options)
     assert ran.code == 0, ran.err

@@ -11,9 +11,9 @@ from ..recipes import list_recipes, load_recipe, recipe_text
 @click.argument("name", required=False)
 @json_option
 def recipes_command(name: str | None, as_json: bool) -> None:
-    """List the recipes for firebox train --recipe, or show that of NAME.
+    """List the recipes for firebox train --recipe, or print the recipe NAME.
 
-    A recipe is a small TOML file whose keys are those of a run's config.json; one of your own is given by its path.
+    A recipe is a small TOML file with keys of a run's config.json; --recipe also accepts the path of your own file.
 
     \b
     Example:
@@ -27,4 +27,4 @@ def recipes_command(name: str | None, as_json: bool) -> None:
         say(recipe_text(name).rstrip())
     else:
         rows = [(each, recipe_text(each).partition("\n")[0].removeprefix("# ")) for each in list_recipes()]
-        table("Recipes", ("name", "what it trains"), rows)
+        table("Recipes", ("name", "training"), rows)

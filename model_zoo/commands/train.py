@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from click.core import ParameterSource
 
-from ...runtime.commands.console import note, print_json, say
+from ...runtime.commands.console import note, print_json, progress_unless, say
 from ...runtime.commands.options import json_option
 from ...runtime.errors import UsageError
 from ...runtime.units import parse_size
@@ -22,13 +22,13 @@ from ..training_config import Augment, FreezeSchedule, Optimizer, Precision, Sch
 from .options import complete_model
 
 if TYPE_CHECKING:
-    from .. import TrainingResult
+    from ..training import TrainingResult
 
 _DEFAULTS = TrainingConfig()
-# Options whose names are shorter than those of what they set.
+# Options that are shorter than the names of their fields.
 _FIELDS = {"lr": "learning_rate", "warmup": "warmup_epochs", "teacher": "teachers"}
-# Options that say nothing without another, and when that one is given.
-_WITH: Mapping[str, tuple[str, Callable[[TrainingConfig], bool]]] = {
+# Options that have no effect without another option, and whether a config has it.
+_REQUIRES: Mapping[str, tuple[str, Callable[[TrainingConfig], bool]]] = {
     "power": ("--schedule polynomial", lambda config: config.schedule == "polynomial"),
     "muon_rate": ("--optimizer muon", lambda config: config.optimizer == "muon"),
     "freeze_first": ("--freezeout", lambda config: config.freezeout is not None),
@@ -36,81 +36,87 @@ _WITH: Mapping[str, tuple[str, Callable[[TrainingConfig], bool]]] = {
     "temperature": ("--teacher", lambda config: bool(config.teachers)),
     "teacher_share": ("--teacher", lambda config: bool(config.teachers)),
 }
-# What sets the rates, in whose place a recipe's schedule does not stand.
+# Options that set the learning rates, and the options of a recipe that they replace.
 _CYCLES = ("snapshots", "freezeout")
 _SCHEDULE = ("schedule", "power", "warmup_epochs")
 
 
 def _option(flag: str, kind: Any, text: str, **more: Any) -> Callable[[Any], Any]:
-    """An option for a field of ``TrainingConfig``; its default is shown where the field has one that says something."""
+    """An option for a field of ``TrainingConfig``; its help shows the default unless that is empty or boolean."""
     name = _FIELDS.get(name := flag.removeprefix("--").partition("/")[0].replace("-", "_"), name)
     default = getattr(_DEFAULTS, name)
     if default not in (None, (), "") and "[default" not in text and not isinstance(default, bool):
         text = f"{text}  [default: {default}]"
-    # Left out, an option stays None: the recipe or the run before decides.
+    # None marks an option that was not given: the recipe or the run to fine-tune decides.
     return click.option(flag, name, type=kind, default=None, help=text, **more)
 
 
 _OPTIONS = (
-    _option("--data", str, "'digits', a folder of class folders, or a .tar or .zip of one."),
-    _option("--images-per-class", int, "Train on so many images of each class, drawn by seed.  [default: all]"),
+    _option("--data", str, "'digits', a folder with one folder per class, or a .tar or .zip of one."),
+    _option("--images-per-class", int, "Number of training images per class, drawn by seed.  [default: all]"),
     _option("--epochs", int, f"Passes over the training images.  [default: {_DEFAULTS.epochs}; 3 with --qat]"),
-    _option("--iterations", int, "Steps to train, instead of whole epochs."),
+    _option("--iterations", int, "Number of steps, instead of --epochs."),
     _option("--batch-size", int, "Images per step, over all processes."),
-    _option("--accumulation", int, "Parts that a batch is computed in, one after the other."),
+    _option("--accumulation", int, "Parts of a batch that are computed in sequence, to save memory."),
     _option(
         "--lr",
         float,
-        "Highest learning rate.  [default: 0.1 with batch norm, 0.02 without, a tenth with --start; 0.0005 with --qat]",
+        "Peak learning rate.  [default: 0.1 with batch norm, 0.02 without, a tenth with --start; 0.0005 with --qat]",
     ),
-    _option("--optimizer", click.Choice(get_args(Optimizer)), "muon: orthogonal steps for kernels with batch norm."),
-    _option("--muon-rate", float, "With --optimizer muon: highest rate of those kernels; --lr is that of all others."),
-    _option("--momentum", float, "Momentum of SGD, and of Muon."),
-    _option("--nesterov/--no-nesterov", None, "Nesterov's momentum."),
-    _option("--weight-decay", float, "L2 decay of the kernels that are not Muon's."),
-    _option("--schedule", click.Choice(get_args(Schedule)), "How the rate falls to 0."),
+    _option(
+        "--optimizer",
+        click.Choice(get_args(Optimizer)),
+        "muon: orthogonalized steps for kernels followed by batch norm, SGD for the rest.",
+    ),
+    _option("--muon-rate", float, "With --optimizer muon: peak learning rate of its kernels; --lr is for the rest."),
+    _option("--momentum", float, "Momentum of SGD and Muon."),
+    _option("--nesterov/--no-nesterov", None, "Use Nesterov momentum."),
+    _option("--weight-decay", float, "Weight decay of kernels, except Muon's."),
+    _option("--schedule", click.Choice(get_args(Schedule)), "Decay of the learning rate to 0."),
     _option("--power", float, "Exponent of the polynomial schedule."),
-    _option("--warmup", int, "Epochs in which the rate rises first.  [default: 1 where --schedule sets five or more]"),
-    _option("--label-smoothing", float, "Share of the target spread over all classes."),
+    _option("--warmup", int, "Warm-up epochs.  [default: 1 if --schedule lasts five epochs or more, else 0]"),
+    _option("--label-smoothing", float, "Share of the target that is spread over all classes."),
     _option("--dropout", float, "Dropout before the head.  [default: as in the zoo]"),
-    _option("--input-size", int, "Height and width of the input.  [default: as in the zoo, or in --start]"),
+    _option("--input-size", int, "Height and width of the input.  [default: as in the zoo or --start]"),
     _option(
         "--augment",
         click.Choice(get_args(Augment)),
-        "light: turn, shift, scale; standard: mirror, shift; cutout: that, and a square is blank.  [default: light in "
-        "grey, else standard; none for a head]",
+        "light: rotate, shift, scale; standard: flip, shift; cutout: standard with a blank square.  "
+        "[default: light for grayscale, else standard; none with --learn head]",
     ),
-    _option("--mixup", float, "Alpha of mixup; 0 for none."),
-    _option("--cutmix", float, "Alpha of CutMix; 0 for none."),
-    _option("--ema", float, "Keep an average of the weights with this decay, such as 0.999; 0 for none."),
-    _option("--snapshots", int, "Snapshot ensemble: so many cosine cycles, the weights kept at the end of each."),
-    _option("--freezeout", click.Choice(get_args(FreezeSchedule)), "Freeze layer after layer, by this schedule."),
+    _option("--mixup", float, "Alpha of mixup; 0 disables it."),
+    _option("--cutmix", float, "Alpha of CutMix; 0 disables it."),
+    _option("--ema", float, "Decay of an exponential moving average of the weights, such as 0.999; 0 disables it."),
+    _option("--snapshots", int, "Snapshot ensemble: number of cosine cycles; a checkpoint is kept after each."),
+    _option("--freezeout", click.Choice(get_args(FreezeSchedule)), "Freeze layers progressively by this schedule."),
     _option(
         "--freeze-first",
         float,
-        "With --freezeout: share of the steps after which the first layer is frozen, before it is squared or cubed.",
+        "With --freezeout: share of the steps until the first layer is frozen, before it is squared or cubed.",
     ),
     _option(
         "--freeze-scaled/--freeze-unscaled",
         None,
-        "With --freezeout: rates in proportion to the layer's time, or the same for all.  [default: scaled]",
+        "With --freezeout: raise the learning rate of layers that freeze early, or use one rate.  [default: scaled]",
     ),
-    _option("--start", str, "Begin with the weights of this run, checkpoint or file; a head for other classes is new."),
-    _option("--learn", str, "What learns: all, head (on codes computed once), or so many last blocks and the head."),
-    _option("--layer-decay", float, "Each block learns at so many times the rate of the block above."),
-    _option("--teacher", str, "Distil from this run or checkpoint; again for the mean of several.", multiple=True),
-    _option("--temperature", float, "With --teacher: softens answers."),
-    _option("--teacher-share", float, "With --teacher: share of the loss that follows the teacher."),
-    _option("--validate-every", int, "Epochs from one validation to the next."),
-    _option("--val-fraction", float, "Share of the images kept to validate, unless the data names them."),
-    _option("--precision", click.Choice(get_args(Precision)), "Arithmetic.  [default: bf16 where the CPU has it]"),
-    _option("--compile/--no-compile", None, "Compile the network first (torch.compile)."),
-    _option("--threads", int, "Threads that compute.  [default: 1 for small networks, else all cores]"),
-    _option("--seed", int, "Decides weights, order, augmentation and split."),
+    _option("--start", str, "Run, checkpoint or file with initial weights; other classes get a new head."),
+    _option(
+        "--learn", str, "Layers to train: all, head (on features computed once), or the head and the last N blocks."
+    ),
+    _option("--layer-decay", float, "Factor of the learning rate from each block to the block below it."),
+    _option("--teacher", str, "Teacher run or checkpoint to distil from; repeat to average several.", multiple=True),
+    _option("--temperature", float, "With --teacher: temperature that softens logits."),
+    _option("--teacher-share", float, "With --teacher: share of the distillation term in the loss."),
+    _option("--validate-every", int, "Epochs between validations."),
+    _option("--val-fraction", float, "Share of the images kept for validation, unless the data has a val folder."),
+    _option("--precision", click.Choice(get_args(Precision)), "Arithmetic.  [default: bf16 if the CPU supports it]"),
+    _option("--compile/--no-compile", None, "Compile the network with torch.compile."),
+    _option("--threads", int, "Threads for computation.  [default: 1 for small networks, else one per core]"),
+    _option("--seed", int, "Seed of weights, order, augmentation and split."),
 )
 
 
-def _all(command: Callable[..., None]) -> Callable[..., None]:
+def _config_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -124,37 +130,39 @@ def _all(command: Callable[..., None]) -> Callable[..., None]:
     "run",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Go on with this run; its own options hold. --data and --teacher say where they are now.",
+    help="Continue this run with its own options; --data and --teacher give new paths if files have moved.",
 )
 @click.option(
     "--qat",
     type=click.Path(path_type=Path),
     metavar="FLOAT",
-    help="Fine-tune this run, checkpoint, or weights of MODEL, in the integers of its int8 files.",
+    help="Fine-tune this run, checkpoint, or weights of MODEL with the int8 arithmetic of its exported files.",
 )
 @click.option(
-    "--recipe", metavar="NAME", help="Options of a recipe (see firebox recipes) or a .toml file; others override."
+    "--recipe",
+    metavar="NAME",
+    help="Recipe (see firebox recipes) or .toml file with options; options on the command line override it.",
 )
 @click.option(
     "--set",
     "changes",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change a value of the network's config, such as bypass=none or squeeze_ratio=0.5; again for each.",
+    help="Change a value of the network's config, such as bypass=none or squeeze_ratio=0.5; repeatable.",
 )
-@_all
+@_config_options
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where to compute.",
+    help="Device to train on.",
 )
 @click.option(
     "--memory",
     default="2GiB",
     show_default=True,
-    help="Keep decoded images, and codes, in memory up to this size.",
+    help="Memory for decoded images and features.",
 )
 @click.option("--workers", type=int, help="Processes or threads that decode images.  [default: one per core]")
 @json_option
@@ -173,11 +181,11 @@ def train_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a network of the zoo, squeezenet_micro unless MODEL is given, into a run folder.
+    """Train a network of the zoo (default: squeezenet_micro) into a run folder.
 
-    A run that was stopped goes on with --resume to exactly the weights it would have reached. With --qat a trained
-    network learns to answer in int8, with the options of its own run where others are not given; firebox export then
-    writes the integers that it was trained with. Several processes or machines train together under torchrun.
+    --resume continues an interrupted run and reaches the same weights as without the interruption. --qat fine-tunes a
+    trained network with fake quantization, by default with the options of its own run; firebox export then writes
+    exactly the integers that were trained. Several processes or machines train together under torchrun.
 
     \b
     Example:
@@ -190,70 +198,59 @@ def train_command(
       firebox train --teacher runs/a --teacher runs/b --data digits --out runs/student
       torchrun --nproc-per-node 2 --no-python firebox train squeezenet_cifar --data cifar10-images.tar
     """
-    given = _given(options) if recipe is None else _over(load_recipe(recipe), _given(options))
-    if changes:
-        given["network"] = {**TrainingConfig(network=given.get("network", {})).network, **_changes(changes)}
-    if model is not None:
-        find_model(model)
-        given["model"] = model
-    from .. import Resources, load_network, quantized_config, resume, train, train_quantized
+    given = _config_values(model, recipe, changes, options)
+    from ..training import Resources, quantized_config, resume, train, train_quantized
     from ..training.distributed import is_leader
 
     resources, command = Resources(device, parse_size(memory), workers), shlex.join(["firebox", *sys.argv[1:]])
+    progress = progress_unless(as_json)
     if run is not None:
-        _only_with_resume(context)
-        result = resume(run, resources, data=options["data"], teachers=options["teachers"], quiet=as_json)
-    elif qat is None:
-        config = replace(_DEFAULTS, **given)
-        _check_partners(config, options)
-        result = train(config, out or Path("runs") / config.model, resources, command=command, quiet=as_json)
-    else:
+        _check_resume(context)
+        result = resume(run, resources, data=options["data"], teachers=options["teachers"], progress=progress)
+    elif qat is not None:
+        from ..network import load_network
+
         network = load_network(given.pop("model"), qat) if "model" in given else load_network(qat)
-        config = replace(quantized_config(network), **given)
-        _check_partners(config, options)
+        config = _checked(replace(quantized_config(network), **given), options)
         folder = out or Path("runs") / f"{network.name}-int8"
-        result = train_quantized(network, config, folder, resources, command=command, quiet=as_json)
+        result = train_quantized(network, config, folder, resources, command=command, progress=progress)
+    else:
+        config = _checked(replace(_DEFAULTS, **given), options)
+        folder = out or Path("runs") / config.model
+        result = train(config, folder, resources, command=command, progress=progress)
     if not is_leader():
         return
     if as_json:
         print_json(result.to_json())
-        return
-    _show(result)
+    else:
+        _show(result)
 
 
 def _show(result: "TrainingResult") -> None:
     note(f"trained {result.model} ({result.parameters:,} parameters) in {result.seconds:,.0f} s")
     if result.predicted_saving is not None:
-        measured = "not to be told: the first epoch froze a layer"
+        measured = "not available: a layer was frozen in the first epoch"
         if result.measured_saving is not None:
             measured = f"{result.measured_saving:.1%} of the time"
-        note(f"freezing: {result.predicted_saving:.1%} of the arithmetic saved, as predicted; measured: {measured}")
+        note(f"FreezeOut savings: predicted {result.predicted_saving:.1%} of the arithmetic; measured {measured}")
     if result.snapshots:
         names = " ".join(map(str, result.snapshots))
-        note(f"snapshots, to be asked together: firebox evaluate {names} --combine softmax")
+        note(f"evaluate the snapshot ensemble with: firebox evaluate {names} --combine softmax")
     accuracy = f"{result.val_accuracy:.2%}{' in int8' if result.quantized else ''}"
     say(f"validation accuracy {accuracy} on {result.val_images:,} images; checkpoint {result.checkpoint}")
 
 
-def _over(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A recipe with the options that were given in place of its own, and of those that they make void."""
-    void = set[str]()
-    if any(name in given for name in _CYCLES):
-        void |= {*_SCHEDULE, *_CYCLES}
-    if "epochs" in given:
-        void.add("iterations")
-    return {**{name: value for name, value in recipe.items() if name not in void}, **given}
-
-
-def _check_partners(config: TrainingConfig, options: Mapping[str, Any]) -> None:
-    """Raise ``UsageError`` for options that would do nothing."""
-    for name, (partner, there) in _WITH.items():
-        if options[name] is not None and not there(config):
-            raise UsageError(f"--{name.replace('_', '-')} says nothing without {partner}; give that, or leave it out")
-    if options["nesterov"] is False and config.optimizer == "muon":
-        raise UsageError("--no-nesterov says nothing to muon, whose momentum is always Nesterov's; leave it out")
-    if options["epochs"] is not None and options["iterations"] is not None:
-        raise UsageError("--epochs and --iterations both say how long to train; choose one")
+def _config_values(
+    model: str | None, recipe: str | None, changes: tuple[str, ...], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of ``TrainingConfig`` that the command line and its recipe set."""
+    given = _given(options) if recipe is None else _overridden(load_recipe(recipe), _given(options))
+    if changes:
+        given["network"] = {**TrainingConfig(network=given.get("network", {})).network, **_parsed(changes)}
+    if model is not None:
+        find_model(model)
+        given["model"] = model
+    return given
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,24 +263,46 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _changes(changes: tuple[str, ...]) -> dict[str, Any]:
-    """``KEY=VALUE`` as values of a config; what is not JSON is text."""
-    found: dict[str, Any] = {}
+def _overridden(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's fields, overridden by those given; fields that contradict the given ones are dropped."""
+    dropped = set[str]()
+    if any(name in given for name in _CYCLES):
+        dropped |= {*_SCHEDULE, *_CYCLES}
+    if "epochs" in given:
+        dropped.add("iterations")
+    return {**{name: value for name, value in recipe.items() if name not in dropped}, **given}
+
+
+def _parsed(changes: tuple[str, ...]) -> dict[str, Any]:
+    """Values of ``KEY=VALUE`` by key, parsed as JSON or else taken as strings."""
+    values: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise UsageError(f"--set {change!r} is not KEY=VALUE; write it as squeeze_ratio=0.5")
         try:
-            found[key] = json.loads(text)
+            values[key] = json.loads(text)
         except (ValueError, RecursionError):
-            found[key] = text
-    return with_tuples(found)
+            values[key] = text
+    return with_tuples(values)
 
 
-def _only_with_resume(context: click.Context) -> None:
-    """Refuse options beside --resume that would make it another run; data and teachers may have moved."""
+def _checked(config: TrainingConfig, options: Mapping[str, Any]) -> TrainingConfig:
+    """The config. Raises ``UsageError`` for options that would have no effect."""
+    for name, (required, present) in _REQUIRES.items():
+        if options[name] is not None and not present(config):
+            raise UsageError(f"--{name.replace('_', '-')} has no effect without {required}; add it or leave both out")
+    if options["nesterov"] is False and config.optimizer == "muon":
+        raise UsageError("--no-nesterov has no effect with --optimizer muon, which always uses Nesterov; leave it out")
+    if options["epochs"] is not None and options["iterations"] is not None:
+        raise UsageError("--epochs and --iterations both set the length of the training; use one of them")
+    return config
+
+
+def _check_resume(context: click.Context) -> None:
+    """Raise ``UsageError`` for options that --resume cannot change; paths of data and teachers may change."""
     allowed = {"run", "data", "teachers", "device", "memory", "workers", "as_json"}
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if given and parameter.name not in allowed:
-            raise UsageError(f"{parameter.opts[0]} cannot be changed with --resume; the run's own options hold")
+            raise UsageError(f"--resume uses the run's own options; leave out {parameter.opts[0]}")

@@ -1,4 +1,4 @@
-"""Several networks of one shape as one: the mean of their weights (stochastic weight averaging)."""
+"""Stochastic weight averaging: the mean weights of several checkpoints of one network."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
-from ...runtime.commands.console import progress
 from ...runtime.errors import UsageError
 from ...runtime.files import write_file
 from ...runtime.images import LabelledImages
+from ...runtime.progress import SILENT, Progress
 from ..network import weights_in
 from ..weights.checkpoint import Checkpoint, pack_checkpoint, read_checkpoint
 from ..weights.files import network_from
@@ -22,45 +22,40 @@ from .data import load_images, prepare
 _BATCH = 128
 
 
-def read_own(path: str | Path) -> Checkpoint:
-    """The checkpoint of a run, or in a file. Raises ``UsageError`` for files of another kind."""
+def read_run_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint in a run folder or a ``.safetensors`` file. Raises ``UsageError`` for other files."""
     file = weights_in(Path(path))
     if file.is_file() and file.suffix != ".safetensors":
-        raise UsageError(f"{path} is no checkpoint of firebox train; averages are made of its runs and .safetensors")
+        raise UsageError(
+            f"{path} is not a checkpoint of firebox train; average run folders and .safetensors checkpoints"
+        )
     return read_checkpoint(file)
 
 
 def average_checkpoints(
-    paths: Sequence[str | Path], out: str | Path, images: LabelledImages, *, quiet: bool = False
+    paths: Sequence[str | Path], out: str | Path, images: LabelledImages, *, progress: Progress = SILENT
 ) -> Checkpoint:
-    """Write the mean of the weights of runs, checkpoints or snapshots to ``out``; good where they are of one training.
+    """Write the mean weights of runs, checkpoints or snapshots, best of one training, to ``out``.
 
-    The statistics of batch norm are taken anew on ``images``, once over, as those of the mean are others (Izmailov et
-    al., arXiv 1803.05407, section 3.2). Raises ``UsageError`` for fewer than two, for networks that differ and where
-    ``out`` is one of them, and ``CheckpointError`` for weights that are not those of their network.
+    Batch norm statistics are recomputed in one pass over ``images``, because the mean weights have other ones (Izmailov
+    et al., arXiv 1803.05407, section 3.2). Raises ``UsageError`` for fewer than two checkpoints, for networks that
+    differ and if ``out`` is one of ``paths``, and ``CheckpointError`` for weights of another network.
     """
     if len(paths) < 2:
-        raise UsageError(f"an average is of two checkpoints or more, not of {len(paths)}")
-    checkpoints = [read_own(path) for path in paths]
+        raise UsageError(f"averaging needs at least two checkpoints, not {len(paths)}; name another one")
+    checkpoints = [read_run_checkpoint(path) for path in paths]
     if Path(out).resolve() in {weights_in(Path(path)).resolve() for path in paths}:
-        raise UsageError(f"{out} is one of the checkpoints to average and would be lost; choose another name")
+        raise UsageError(f"{out} is one of the checkpoints to average and would be overwritten; choose another name")
     first = checkpoints[0]
     for path, checkpoint in zip(paths, checkpoints, strict=True):
-        for what in ("config", "classes", "preprocessing"):
-            if getattr(checkpoint, what) != getattr(first, what):
-                raise UsageError(
-                    f"{path} differs from {paths[0]} in its {what}: weights are averaged within one network; ask "
-                    "several with firebox evaluate --combine"
-                )
-        if checkpoint.ranges:
-            raise UsageError(f"{path} was trained in int8, where averages are off the grid; average float runs")
+        _check_compatible(path, checkpoint, paths[0], first)
         network_from(checkpoint, source=str(path))
     weights = {name: _mean([each.weights[name] for each in checkpoints]) for name in first.weights}
     module = network_from(first, weights, source=str(out))
-    dataset = load_images(images, first.preprocessing, quiet=quiet)
+    dataset = load_images(images, first.preprocessing, progress=progress)
     order = _batches(len(images))
 
-    with progress("statistics of batch norm", len(order), quiet=quiet) as advance:
+    with progress.task("batch norm statistics", len(order)) as advance:
 
         def batches() -> Iterator[Tensor]:
             for pixels, _ in dataset.batches(order):
@@ -75,10 +70,23 @@ def average_checkpoints(
     return averaged
 
 
-def _batches(images: int) -> Sequence[Tensor]:
-    """All images once, shuffled: the variance within a batch of one class would lack that between classes.
+def _check_compatible(path: str | Path, checkpoint: Checkpoint, first_path: str | Path, first: Checkpoint) -> None:
+    for field in ("config", "classes", "preprocessing"):
+        if getattr(checkpoint, field) != getattr(first, field):
+            raise UsageError(
+                f"{path} differs from {first_path} in its {field}, and only weights of one network can be averaged; "
+                "combine different networks with firebox evaluate --combine"
+            )
+    if checkpoint.ranges:
+        raise UsageError(
+            f"{path} is a QAT checkpoint, and averaged weights would leave its quantization grid; average float runs"
+        )
 
-    Batches are of equal size, to an image, because each counts as much as any other.
+
+def _batches(images: int) -> Sequence[Tensor]:
+    """All images once, shuffled: the variance of a batch with one class would lack the variance between classes.
+
+    Batch sizes differ by one image at most, because each batch has the same weight.
     """
     shuffled = np.random.default_rng(0).permutation(images)
     return torch.from_numpy(shuffled).tensor_split(math.ceil(images / _BATCH))

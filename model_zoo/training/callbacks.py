@@ -1,22 +1,23 @@
-"""Callbacks of a training loop: firebox's own, and of anyone's loop that keeps a ``Loop`` and calls them in order.
+"""Callbacks of a training loop: firebox's own and the interface for others.
 
->>> loop = Loop(module, optimizer, total_steps=1000)
+Any loop that keeps a ``LoopState`` can run them:
+
+>>> state = LoopState(module, optimizer, total_steps=1000)
 >>> callbacks = snapshot_callbacks(steps=1000, count=5, rate=0.1, save=save)
->>> call(callbacks, "begin", loop)
+>>> callbacks.begin(state)
 >>> for batch in batches:
-...     call(callbacks, "before_step", loop)
-...     loop.loss = step(batch)
-...     loop.step += 1
-...     call(callbacks, "after_step", loop)
+...     callbacks.before_step(state)
+...     state.loss = step(batch)
+...     state.step += 1
+...     callbacks.after_step(state)
 
-What a callback remembers is in its ``state_dict``, so that a run that is resumed is the same run.
+A callback keeps its state in ``state_dict``, so that a resumed run reaches the same weights as an uninterrupted one.
 """
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,11 +27,11 @@ from .schedules import check_cycles, cyclic_cosine
 
 
 @dataclass
-class Loop:
-    """A training loop as callbacks see it: ``step`` counts the steps taken, ``loss`` is that of the last one.
+class LoopState:
+    """State of a training loop: ``step`` counts finished steps, ``loss`` is the loss of the latest one.
 
-    A callback that changes which parameters learn sets ``rewrap``: what was wrapped around the module (DDP,
-    ``torch.compile``) must be made anew before the next step.
+    A callback that changes which parameters are trained sets ``rewrap``: wrappers around the module (DDP,
+    ``torch.compile``) must be rebuilt before the next step.
     """
 
     module: nn.Module
@@ -42,99 +43,120 @@ class Loop:
 
 
 class Callback:
-    """What happens beside the steps of a loop; every method may be left out."""
+    """Hooks into a training loop; override any of the methods."""
 
-    # Tells its state from that of others in a checkpoint.
+    # Key of the callback's state in a checkpoint.
     name = "callback"
 
-    def begin(self, loop: Loop) -> None:
-        """Before the first step, and before the first one after a resume; the optimizer has no state yet."""
+    def begin(self, state: LoopState) -> None:
+        """Run before the first step, and before the first step after a resume; the optimizer has no state yet."""
 
-    def before_step(self, loop: Loop) -> None:
-        """Before a step; ``loop.step`` is its number, from 0."""
+    def before_step(self, state: LoopState) -> None:
+        """Run before each step; ``state.step`` is its index, from 0."""
 
-    def after_step(self, loop: Loop) -> None:
-        """After a step; ``loop.step`` counts it."""
+    def after_step(self, state: LoopState) -> None:
+        """Run after each step; ``state.step`` includes it."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What must be known to go on, as tensors."""
+        """Tensors needed to resume."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what ``state_dict`` gave. Raises ``CheckpointError`` for a state that is not its own."""
+        """Restore the tensors of ``state_dict``. Raises ``CheckpointError`` for other keys."""
         if set(state) != set(self.state_dict()):
-            raise CheckpointError(f"the checkpoint's state of {self.name} is not that of this training")
+            raise CheckpointError(
+                f"the checkpoint's state of the callback {self.name} does not match this training; start a new run"
+            )
 
 
-def call(callbacks: Sequence[Callback], moment: Literal["begin", "before_step", "after_step"], loop: Loop) -> None:
-    """Call one method of all callbacks, in their order."""
-    for callback in callbacks:
-        getattr(callback, moment)(loop)
+class Callbacks:
+    """Callbacks that run in order."""
+
+    def __init__(self, callbacks: Iterable[Callback]):
+        self._callbacks = tuple(callbacks)
+
+    def __iter__(self) -> Iterator[Callback]:
+        return iter(self._callbacks)
+
+    def begin(self, state: LoopState) -> None:
+        """Run ``begin`` of each callback."""
+        for callback in self._callbacks:
+            callback.begin(state)
+
+    def before_step(self, state: LoopState) -> None:
+        """Run ``before_step`` of each callback."""
+        for callback in self._callbacks:
+            callback.before_step(state)
+
+    def after_step(self, state: LoopState) -> None:
+        """Run ``after_step`` of each callback."""
+        for callback in self._callbacks:
+            callback.after_step(state)
 
 
-class Rates(Callback):
-    """Sets the learning rate of every step to ``rate(step)``, times the ``factor`` of a group of parameters."""
+class LearningRate(Callback):
+    """Sets the learning rate of each step to ``rate(step)``, times the ``factor`` of each parameter group."""
 
-    name = "rates"
+    name = "learning_rate"
 
     def __init__(self, rate: Callable[[int], float]):
         self.rate = rate
 
-    def before_step(self, loop: Loop) -> None:
-        """Set the rate of each group."""
-        rate = self.rate(loop.step)
-        for group in loop.optimizer.param_groups:
+    def before_step(self, state: LoopState) -> None:
+        """Set the learning rate of each parameter group."""
+        rate = self.rate(state.step)
+        for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
 
 
 class SaveSnapshots(Callback):
-    """Calls ``save(number, module)`` at the end of each cycle; the first number is 1."""
+    """Calls ``save(number, module)`` at the end of each cycle, with numbers from 1."""
 
     name = "snapshots"
 
     def __init__(self, cycle: int, save: Callable[[int, nn.Module], None]):
         self.cycle, self.save = cycle, save
 
-    def after_step(self, loop: Loop) -> None:
-        """Save where a cycle has ended."""
-        if loop.step % self.cycle == 0:
-            self.save(loop.step // self.cycle, loop.module)
+    def after_step(self, state: LoopState) -> None:
+        """Save at the end of a cycle."""
+        if state.step % self.cycle == 0:
+            self.save(state.step // self.cycle, state.module)
 
 
-def snapshot_callbacks(steps: int, count: int, rate: float, save: Callable[[int, nn.Module], None]) -> list[Callback]:
-    """Snapshot Ensembles (Huang et al., arXiv 1704.00109, section 3): ``count`` cycles within ``steps`` steps.
+def snapshot_callbacks(steps: int, count: int, rate: float, save: Callable[[int, nn.Module], None]) -> Callbacks:
+    """Snapshot Ensembles (Huang et al., arXiv 1704.00109, section 3): ``count`` cycles in ``steps`` steps.
 
-    In each the rate falls from ``rate`` to 0, and at its end ``save(number, module)`` is called. Raises ``UsageError``
-    where ``steps`` cannot be divided into so many cycles.
+    In each cycle the learning rate falls from ``rate`` to 0; at its end, ``save(number, module)`` is called. Raises
+    ``UsageError`` if ``steps`` is not divisible by ``count``.
     """
     cycle = check_cycles(steps, count)
-    return [Rates(lambda step: cyclic_cosine(step, steps, count, rate)), SaveSnapshots(cycle, save)]
+    return Callbacks([LearningRate(lambda step: cyclic_cosine(step, steps, count, rate)), SaveSnapshots(cycle, save)])
 
 
-class AverageWeights(Callback):
-    """An exponential moving average of everything in the module's state, as the ``module`` of the callback.
+class WeightAverage(Callback):
+    """Exponential moving average of the module's state; ``module`` holds it.
 
-    The average follows quickly at first, with a decay of (1 + step) / (10 + step), so that it does not remember the
-    random weights that it began with. Raises ``UsageError`` for a ``decay`` outside [0, 1).
+    The decay starts at (1 + step) / (10 + step), so that the average soon forgets the initial weights. Raises
+    ``UsageError`` for a ``decay`` outside [0, 1).
     """
 
     name = "average"
 
     def __init__(self, decay: float):
         if not 0 <= decay < 1:
-            raise UsageError(f"an average of weights cannot decay by {decay}; give a share in [0, 1), such as 0.999")
+            raise UsageError(f"the decay {decay} of an average of weights is outside [0, 1); use one such as 0.999")
         self.decay = decay
         self.module = nn.Module()
 
-    def begin(self, loop: Loop) -> None:
-        """Begin with the weights as they are."""
-        self.module = copy.deepcopy(loop.module).requires_grad_(False)
+    def begin(self, state: LoopState) -> None:
+        """Start from the current weights."""
+        self.module = copy.deepcopy(state.module).requires_grad_(False)
 
-    def after_step(self, loop: Loop) -> None:
-        """Take up the weights after a step."""
-        share = 1 - min(self.decay, (1 + loop.step) / (10 + loop.step))
+    def after_step(self, state: LoopState) -> None:
+        """Add the weights of this step to the average."""
+        share = 1 - min(self.decay, (1 + state.step) / (10 + state.step))
         weights = self.module.state_dict()
-        for name, tensor in loop.module.state_dict().items():
+        for name, tensor in state.module.state_dict().items():
             if tensor.is_floating_point():
                 weights[name].lerp_(tensor, share)
             else:
@@ -145,9 +167,12 @@ class AverageWeights(Callback):
         return self.module.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from an average."""
+        """Restore the average. Raises ``CheckpointError`` for tensors of other names or shapes."""
         super().load_state_dict(state)
         for name, tensor in self.module.state_dict().items():
             if state[name].shape != tensor.shape:
-                raise CheckpointError(f"the checkpoint's average of {name} is not that of its network")
+                raise CheckpointError(
+                    f"the checkpoint's average of {name} has the shape {tuple(state[name].shape)}, the network's is "
+                    f"{tuple(tensor.shape)}; start a new run"
+                )
             tensor.copy_(state[name])

@@ -1,4 +1,4 @@
-"""The curves of a training as an image: loss, accuracies and learning rate over the epochs."""
+"""Training curves as an image: loss, accuracies and learning rate by epoch."""
 
 import io
 import math
@@ -12,12 +12,12 @@ from .log import LogRow
 
 
 def draw_curves(rows: Sequence[LogRow], title: str) -> bytes:
-    """A PNG of the log. Deterministic: equal rows give equal bytes."""
+    """A PNG of the log; equal rows give equal bytes."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs = [row.epoch for row in rows]
-    # A single epoch is a point.
+    # A line through a single epoch would be invisible.
     marker = "o" if len(rows) == 1 else ""
     loss.plot(epochs, [row.train_loss for row in rows], marker=marker)
     loss.set_title("training loss")
@@ -40,6 +40,6 @@ def draw_curves(rows: Sequence[LogRow], title: str) -> bytes:
         axes.grid(alpha=0.3)
     figure.suptitle(title)
     image = io.BytesIO()
-    # Without the entry that names the library's version.
+    # Omits matplotlib's version, so that the bytes do not depend on it.
     figure.savefig(image, format="png", dpi=100, metadata={"Software": None})
     return image.getvalue()

@@ -1,4 +1,4 @@
-"""Labelled images as batches: decoded once and kept in memory, or by workers each time."""
+"""Labelled images as batches: decoded once into memory, or decoded by workers in every epoch."""
 
 import json
 import multiprocessing
@@ -10,40 +10,41 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ...runtime.commands.console import progress
 from ...runtime.errors import DataError
 from ...runtime.files import sha256
 from ...runtime.images import LabelledImages, Preprocessing, open_images, per_class, split_images
+from ...runtime.progress import SILENT, Progress
 from ..training_config import TrainingConfig
 
 _CHUNK = 256
 
-# What a batch of indices becomes: uint8 images (N, C, H, W) and int64 labels (N,).
+# uint8 images (N, C, H, W), or float features, and int64 labels (N,).
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """All images as one uint8 tensor (N, C, H, W), or their codes, with labels (N,)."""
+    """All images in memory: ``inputs`` are uint8 pixels (N, C, H, W), or float features, ``labels`` (N,)."""
 
-    pixels: Tensor
+    inputs: Tensor
     labels: Tensor
 
     def batches(self, order: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each tensor of indices."""
+        """One batch per tensor of indices."""
         for indices in order:
-            yield self.pixels[indices], self.labels[indices]
+            yield self.inputs[indices], self.labels[indices]
 
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """Images that are decoded by ``workers`` processes whenever they are asked for."""
+    """Images that ``workers`` processes decode on each access."""
 
     images: LabelledImages
     preprocessing: Preprocessing
@@ -51,10 +52,10 @@ class StreamedImages:
     workers: int
 
     def batches(self, order: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each tensor of indices. Raises ``DataError`` naming a bad image."""
+        """One batch per tensor of indices. Raises ``DataError`` naming a damaged image."""
         decoder = _Decoder(self.images, self.preprocessing)
         indices = [batch.tolist() for batch in order]
-        # Workers inherit the open data: it cannot be sent to a process that starts afresh.
+        # Workers inherit the open dataset, which cannot be pickled for a process that is spawned.
         forks = self.workers > 0 and "fork" in multiprocessing.get_all_start_methods()
         loader = DataLoader(
             decoder,
@@ -63,44 +64,47 @@ class StreamedImages:
             multiprocessing_context="fork" if forks else None,
             collate_fn=_stack,
         )
-        with _without_interrupts():
+        with _sigint_deferred():
             decoded = iter(loader)
         for batch in order:
             try:
                 pixels = next(decoded)
             except RuntimeError as error:
                 raise DataError(
-                    f"a process that decodes images of {self.images.source} has ended, perhaps for lack of memory; "
-                    "try again, with fewer --workers"
+                    f"a worker that decodes images of {self.images.source} exited, possibly out of memory; try again "
+                    "with fewer --workers"
                 ) from error
             if isinstance(pixels, DataError):
                 raise pixels
             yield torch.from_numpy(pixels), self.labels[batch]
-        # So that workers are ended here: Ctrl-C is lost in what Python does when it drops the iterator.
+        # Ends the workers here: Python swallows a Ctrl-C that arrives while it garbage-collects the iterator.
         next(decoded, None)
 
 
 ImageDataset = DecodedImages | StreamedImages
 
-# Trained and validated images.
-ImageSplits = tuple[LabelledImages, LabelledImages]
+
+class TrainingImages(NamedTuple):
+    """The images that a training learns from and those that it is validated on."""
+
+    training: LabelledImages
+    validation: LabelledImages
+
+    def digest(self) -> str:
+        """SHA-256 of the names and labels of all images."""
+        parts = [[[name, int(label)] for name, label in zip(part.names, part.labels, strict=True)] for part in self]
+        return sha256(json.dumps(parts).encode())
 
 
-def open_training_images(config: TrainingConfig, data: str | None = None) -> ImageSplits:
-    """The images that a config trains on, and those that it validates on; ``data`` says where they are now.
+def open_training_images(config: TrainingConfig, data: str | None = None) -> TrainingImages:
+    """The training and validation images of a config; ``data`` replaces its path if the images have moved.
 
-    Raises ``UsageError`` when there are none and ``DataError`` for those that cannot be split as the config says.
+    Raises ``UsageError`` if there are none and ``DataError`` if they cannot be split as the config requires.
     """
-    trained, validated = split_images(open_images(data or config.data), config.val_fraction, config.seed)
+    training, validation = split_images(open_images(data or config.data), config.val_fraction, config.seed)
     if config.images_per_class:
-        trained = per_class(trained, config.images_per_class, config.seed)
-    return trained, validated
-
-
-def digest_of(images: ImageSplits) -> str:
-    """Of the names and classes of all images."""
-    parts = [[[name, int(label)] for name, label in zip(part.names, part.labels, strict=True)] for part in images]
-    return sha256(json.dumps(parts).encode())
+        training = per_class(training, config.images_per_class, config.seed)
+    return TrainingImages(training, validation)
 
 
 def load_images(
@@ -109,12 +113,11 @@ def load_images(
     *,
     memory_bytes: int = 2 * 1024**3,
     workers: int | None = None,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> ImageDataset:
-    """Images resized and cropped for a network; in memory if they fit into ``memory_bytes``.
+    """Images resized and cropped for a network, in memory if they fit into ``memory_bytes``.
 
-    ``workers`` decode at the same time, by default one per core. Raises ``DataError`` naming a
-    damaged image.
+    ``workers`` threads or processes decode them, by default one per core. Raises ``DataError`` naming a damaged image.
     """
     cores = os.cpu_count() or 1
     workers = cores if workers is None else min(workers, cores)
@@ -126,9 +129,9 @@ def load_images(
     decoder = _Decoder(images, preprocessing)
     with (
         ThreadPoolExecutor(max(1, workers)) as pool,
-        progress(f"reading {images.source}", len(images), quiet=quiet) as advance,
+        progress.task(f"reading {images.source}", len(images)) as advance,
     ):
-        # In chunks, so that an error or Ctrl-C waits for few images only.
+        # In chunks, so that an error or Ctrl-C waits for a few images only.
         for start in range(0, len(images), _CHUNK):
             indices = range(start, min(start + _CHUNK, len(images)))
             for index, image in zip(indices, pool.map(decoder.decode, indices), strict=True):
@@ -137,13 +140,13 @@ def load_images(
     return DecodedImages(torch.from_numpy(pixels), labels)
 
 
-def prepare(values: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What a network takes, in float32: uint8 images are normalized, codes (``codes.py``) stay as they are."""
-    return values.float() if values.is_floating_point() else normalize(values, preprocessing)
+def prepare(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The float32 input of a network: normalized uint8 images, or features (``features.py``) unchanged."""
+    return inputs.float() if inputs.is_floating_point() else normalize(inputs, preprocessing)
 
 
 def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 images (N, C, H, W) to float32 values, exactly as ``Preprocessing.normalize``."""
+    """uint8 images (N, C, H, W) to float32, bit for bit as ``Preprocessing.normalize``."""
     std = torch.tensor(preprocessing.std, device=pixels.device)
     factor = torch.tensor(preprocessing.scale, device=pixels.device) / std
     offset = torch.tensor(preprocessing.mean, device=pixels.device) / std
@@ -151,21 +154,28 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     return values * factor[:, None, None] - offset[:, None, None]
 
 
+def epoch_order(config: TrainingConfig, images: int, epoch: int) -> list[Tensor]:
+    """The batches of an epoch as indices; the last, incomplete batch is dropped."""
+    batch = min(config.batch_size, images)
+    shuffled = np.random.default_rng([config.seed, epoch]).permutation(images)
+    return list(torch.from_numpy(shuffled[: images // batch * batch]).split(batch))
+
+
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C waits until the workers are there, and does nothing to them: the parent tells them when to end."""
+def _sigint_deferred() -> Iterator[None]:
+    """Defer Ctrl-C until the workers have started; workers ignore it and exit when the parent asks them to."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
-    came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda *interrupt: came.append(interrupt))
+    received: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *interrupt: received.append(interrupt))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if came:
-        before(*came[0])
+    if received:
+        before(*received[0])
 
 
 class _Decoder(Dataset):
@@ -178,8 +188,7 @@ class _Decoder(Dataset):
         return self.preprocessing.crop(self.images.image(index), name).transpose(2, 0, 1)
 
     def __getitem__(self, index: int) -> "np.ndarray | DataError":
-        # An error is handed over as a value: DataLoader would wrap it in the traceback of its
-        # worker.
+        # The error is returned, because DataLoader would wrap a raised one in its worker's traceback.
         try:
             return self.decode(index)
         except DataError as error:
@@ -187,15 +196,8 @@ class _Decoder(Dataset):
 
 
 def _stack(images: "list[np.ndarray | DataError]") -> "np.ndarray | DataError":
-    # Not as tensors: those would be shared by a thread of the worker that complains when the parent goes.
+    # Arrays, because tensors are shared by a thread of the worker that prints a traceback if the parent exits.
     for image in images:
         if isinstance(image, DataError):
             return image
     return np.stack([image for image in images if isinstance(image, np.ndarray)])
-
-
-def epoch_order(config: TrainingConfig, images: int, epoch: int) -> list[Tensor]:
-    """The batches of an epoch as indices; images that fill no whole batch are left out."""
-    batch = min(config.batch_size, images)
-    shuffled = np.random.default_rng([config.seed, epoch]).permutation(images)
-    return list(torch.from_numpy(shuffled[: images // batch * batch]).split(batch))

@@ -1,4 +1,4 @@
-"""CNN codes: what a frozen network makes of images, computed once, so that only its head is trained on them.
+"""Features of a frozen network (CNN codes), computed once so that only the head is trained on them.
 
 Donahue et al., arXiv 1310.1531; Razavian et al., arXiv 1403.6382.
 """
@@ -6,82 +6,86 @@ Donahue et al., arXiv 1310.1531; Razavian et al., arXiv 1403.6382.
 import torch
 from torch import Tensor, nn
 
-from ...runtime.commands.console import progress
 from ...runtime.errors import UsageError
 from ...runtime.images import Preprocessing
+from ...runtime.progress import SILENT, Progress
 from ...runtime.units import format_size
 from ..networks.modules import NetworkModule
-from ..training_config import TrainingConfig
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import network_from
-from .data import DecodedImages, ImageDataset, ImageSplits, load_images, prepare
+from .data import DecodedImages, ImageDataset, TrainingImages, load_images, prepare
 from .distributed import Resources
 
-# Activations of a trained network keep well below float16's 65,504.
+# Activations of a trained network stay well below float16's maximum.
 _DTYPE = torch.float16
+_LIMIT = torch.finfo(_DTYPE).max
 
 
-class Coded(nn.Module):
-    """The classifier of a network: codes (N, C, H, W) to logits (N, classes)."""
+class Head(nn.Module):
+    """The classifier of a network alone."""
 
     def __init__(self, network: NetworkModule):
         super().__init__()
         self.classifier = network.classifier
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """(N, C, H, W) to logits (N, num_classes)."""
-        return torch.flatten(self.classifier(codes), 1)
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N, C, H, W) to logits (N, classes)."""
+        return torch.flatten(self.classifier(features), 1)
 
 
-def encode(
+def extract_features(
     network: NetworkModule,
     images: ImageDataset,
     preprocessing: Preprocessing,
     *,
     memory_bytes: int,
     batch_size: int = 64,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> DecodedImages:
-    """The codes of all images, not augmented, in their order. Raises ``UsageError`` beyond ``memory_bytes``."""
-    features = network.features.eval()
-    device = next(features.parameters()).device
+    """The features (N, C, H, W) of all images in order, without augmentation, in float16.
+
+    Raises ``UsageError`` if they exceed ``memory_bytes``.
+    """
+    extractor = network.features.eval()
+    device = next(extractor.parameters()).device
     count = len(images.labels)
-    codes: Tensor | None = None
+    features: Tensor | None = None
     done = 0
-    with torch.no_grad(), progress("computing codes", count, quiet=quiet) as advance:
+    with torch.no_grad(), progress.task("computing features", count) as advance:
         for pixels, labels in images.batches(torch.arange(count).split(batch_size)):
-            found = features(prepare(pixels.to(device), preprocessing)).cpu()
-            if codes is None:
-                shape = (count, *found.shape[1:])
-                needed = found[0].numel() * count * _DTYPE.itemsize
+            batch = extractor(prepare(pixels.to(device), preprocessing)).cpu()
+            if features is None:
+                needed = batch[0].numel() * count * _DTYPE.itemsize
                 if needed > memory_bytes:
                     raise UsageError(
-                        f"the codes of {count:,} images take {format_size(needed)}, more than "
+                        f"the features of {count:,} images take {format_size(needed)}, more than "
                         f"{format_size(memory_bytes)}; raise --memory, or train with fewer or smaller images"
                     )
-                codes = torch.empty(shape, dtype=_DTYPE)
-            codes[done : done + len(labels)] = found.clamp_(-65504, 65504)
+                features = torch.empty((count, *batch.shape[1:]), dtype=_DTYPE)
+            features[done : done + len(labels)] = batch.clamp_(-_LIMIT, _LIMIT)
             done += len(labels)
             advance(len(labels))
-    assert codes is not None
-    return DecodedImages(codes, images.labels)
+    assert features is not None
+    return DecodedImages(features, images.labels)
 
 
 def load_training_images(
-    checkpoint: Checkpoint, config: TrainingConfig, images: ImageSplits, resources: Resources, quiet: bool
+    checkpoint: Checkpoint, images: TrainingImages, resources: Resources, progress: Progress = SILENT
 ) -> tuple[ImageDataset, ImageDataset]:
-    """ImageDataset, or their codes, to train and to validate on, sharing the memory in proportion to their number."""
-    total = sum(checkpoint.images)
-    shares = [resources.memory_bytes * len(part) // total for part in images]
-    trained, validated = (
-        load_images(part, checkpoint.preprocessing, memory_bytes=share, workers=resources.workers, quiet=quiet)
+    """Training and validation data: images, or their features if only the head is trained.
+
+    The two share the memory in proportion to their number of images.
+    """
+    shares = [resources.memory_bytes * len(part) // sum(checkpoint.images) for part in images]
+    training, validation = (
+        load_images(part, checkpoint.preprocessing, memory_bytes=share, workers=resources.workers, progress=progress)
         for part, share in zip(images, shares, strict=True)
     )
-    if config.learn != "head":
-        return trained, validated
+    if checkpoint.training.learn != "head":
+        return training, validation
     module = network_from(checkpoint).to(resources.torch_device())
-    coded = [
-        encode(module, dataset, checkpoint.preprocessing, memory_bytes=share, quiet=quiet)
-        for dataset, share in zip((trained, validated), shares, strict=True)
-    ]
-    return coded[0], coded[1]
+    training, validation = (
+        extract_features(module, dataset, checkpoint.preprocessing, memory_bytes=share, progress=progress)
+        for dataset, share in zip((training, validation), shares, strict=True)
+    )
+    return training, validation

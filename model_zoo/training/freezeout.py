@@ -1,13 +1,14 @@
-"""FreezeOut: layers stop learning one after the other, the first ones first (Brock et al., arXiv 1706.04983)."""
+"""FreezeOut: layers are frozen progressively, from the first to the last (Brock et al., arXiv 1706.04983)."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from ...export.trace import in_eval_mode
 from ...runtime.errors import UsageError
 from ..training_config import FreezeSchedule
-from .callbacks import Callback, Loop
+from .callbacks import Callback, LoopState
 from .layer_groups import Layer, freeze, layers_of
 from .log import LogRow
 from .schedules import half_cosine
@@ -16,63 +17,64 @@ _EXPONENTS = {"linear": 1, "squared": 2, "cubic": 3}
 
 
 class FreezeOut(Callback):
-    """Sets every layer's rate to half a cosine that ends at the layer's own time, when the layer is frozen.
+    """Anneals each layer's learning rate along half a cosine to the layer's own time, then freezes the layer.
 
-    Section 3: the times of the layers, as shares of all steps, rise evenly from ``first`` to 1, and are squared or
-    cubed by the ``schedule``. A ``scaled`` rate begins at ``rate`` divided by the layer's time, so that every layer
-    goes the same way in all; others begin at ``rate``. Groups of the optimizer name their layer (``make_optimizer``).
-    Raises ``UsageError`` for an unknown ``schedule`` and for a ``first`` outside (0, 1].
+    Section 3: the freezing times, as shares of all steps, rise evenly from ``first`` to 1 and are squared or
+    cubed according to ``schedule``. With ``scaled`` rates, a layer starts at ``rate`` divided by its time, so that the
+    sum of its rates is the same for all layers; otherwise it starts at ``rate``. Parameter groups of the optimizer must
+    name their layer (``make_optimizer``). Raises ``UsageError`` for an unknown ``schedule`` and a ``first`` outside
+    (0, 1].
     """
 
     name = "freezeout"
 
     def __init__(self, schedule: FreezeSchedule, first: float, scaled: bool, rate: float):
         if schedule not in _EXPONENTS:
-            raise UsageError(f"FreezeOut knows no schedule {schedule!r}; give {', '.join(_EXPONENTS)}")
+            raise UsageError(f"unknown FreezeOut schedule {schedule!r}; use {', '.join(_EXPONENTS)}")
         _check_first(first)
         self.schedule: FreezeSchedule = schedule
         self.first, self.scaled, self.rate = first, scaled, rate
-        # When each layer is frozen, by its name, in their order.
+        # Freezing time of each layer by name, first layer first.
         self.times: dict[str, float] = {}
-        self._learning: list[Layer] = []
+        self._trainable: list[Layer] = []
 
-    def begin(self, loop: Loop) -> None:
-        """Find the layers, and freeze those whose time has passed. Raises ``UsageError`` for groups without layers."""
-        if not all(group.get("layer") for group in loop.optimizer.param_groups):
+    def begin(self, state: LoopState) -> None:
+        """Find the layers and freeze those whose time has passed. Raises ``UsageError`` for groups without a layer."""
+        if not all(group.get("layer") for group in state.optimizer.param_groups):
             raise UsageError(
-                "FreezeOut needs to know the layer of each of the optimizer's groups; use make_optimizer, with a "
-                "config that has freezeout"
+                "FreezeOut needs the layer of each parameter group; create the optimizer with make_optimizer and a "
+                "config with freezeout"
             )
-        self._learning = [layer for layer in layers_of(loop.module) if layer.learns]
-        times = freezing_times(len(self._learning), self.schedule, self.first)
-        self.times = {layer.name: time for layer, time in zip(self._learning, times, strict=True)}
-        self._freeze(loop)
+        self._trainable = [layer for layer in layers_of(state.module) if layer.trainable]
+        times = freezing_times(len(self._trainable), self.schedule, self.first)
+        self.times = {layer.name: time for layer, time in zip(self._trainable, times, strict=True)}
+        self._freeze(state)
 
-    def before_step(self, loop: Loop) -> None:
-        """Set the rate of every layer that learns."""
-        done = loop.step / loop.total_steps
-        for group in loop.optimizer.param_groups:
+    def before_step(self, state: LoopState) -> None:
+        """Set the learning rate of each layer that is not frozen."""
+        done = state.step / state.total_steps
+        for group in state.optimizer.param_groups:
             time = self.times[group["layer"]]
             base = self.rate * group.get("factor", 1.0) / (time if self.scaled else 1.0)
             group["lr"] = base * half_cosine(done, time)
 
-    def after_step(self, loop: Loop) -> None:
-        """Freeze the layers whose time has come, at once, so that a checkpoint holds no state of theirs."""
-        self._freeze(loop)
+    def after_step(self, state: LoopState) -> None:
+        """Freeze the layers whose time has come, before a checkpoint could include their optimizer state."""
+        self._freeze(state)
 
     def predicted(self, module: nn.Module, size: Sequence[int]) -> float:
-        """The share of the arithmetic that the schedule saves, for images of ``size`` (C, H, W)."""
+        """The predicted saving, as a share of the arithmetic, for images of ``size`` (C, H, W)."""
         times = [self.times.get(layer.name, 0.0) for layer in layers_of(module)]
         return predicted_saving(macs_of(module, size), times)
 
-    def _freeze(self, loop: Loop) -> None:
-        while self._learning and self.times[self._learning[0].name] * loop.total_steps <= loop.step:
-            freeze(self._learning.pop(0), loop.optimizer)
-            loop.rewrap = True
+    def _freeze(self, state: LoopState) -> None:
+        while self._trainable and self.times[self._trainable[0].name] * state.total_steps <= state.step:
+            freeze(self._trainable.pop(0), state.optimizer)
+            state.rewrap = True
 
 
 def freezing_times(layers: int, schedule: FreezeSchedule, first: float) -> list[float]:
-    """When each layer is frozen, as shares of all steps; the last one, or the only one, learns to the end.
+    """The freezing time of each layer as a share of all steps; 1 for the last or only layer.
 
     Raises ``UsageError`` for a ``first`` outside (0, 1].
     """
@@ -84,14 +86,15 @@ def freezing_times(layers: int, schedule: FreezeSchedule, first: float) -> list[
 
 def _check_first(first: float) -> None:
     if not 0 < first <= 1:
-        raise UsageError(f"a first layer cannot be frozen after the share {first} of the steps; give one in (0, 1]")
+        raise UsageError(f"the freezing time {first} of the first layer is outside (0, 1]; it is a share of the steps")
 
 
 def predicted_saving(macs: Sequence[int], times: Sequence[float]) -> float:
-    """The share of a training's arithmetic that freezing saves, from each layer's multiply-accumulates.
+    """The share of a training's arithmetic that freezing saves, from the multiply-accumulates of each layer.
 
-    ``times`` are those of all layers, 0 for one that never learns. A layer costs its MACs forward, as many for the
-    gradients of its weights until it is frozen, and as many for those of its input until the layer before it is.
+    ``times`` are the freezing times of all layers, 0 for one that is never trained. A layer costs its MACs for the
+    forward pass, the same for the gradients of its weights until it is frozen, and the same for the gradients of its
+    input until the layer before it is frozen.
     """
     before = [0.0, *times[:-1]]
     cost = sum(count * (1 + own + other) for count, own, other in zip(macs, times, before, strict=True))
@@ -100,10 +103,10 @@ def predicted_saving(macs: Sequence[int], times: Sequence[float]) -> float:
 
 
 def measured_saving(rows: Sequence[LogRow], first: float) -> float | None:
-    """The share of a training's time that freezing saved, by its epochs up to step ``first``, when a layer was frozen.
+    """The share of a training's time that freezing saved, compared with the epochs up to step ``first``.
 
-    The very first epoch counts among those only where it is the only one: caches are cold, and what is compiled is
-    compiled then. ``None`` where there is none.
+    ``first`` is the step at which the first layer was frozen. The very first epoch is ignored if there are others,
+    because it warms caches and compiles. ``None`` if no epoch ended by step ``first``.
     """
     whole = [row for row in rows if row.step <= first]
     if not whole:
@@ -115,8 +118,6 @@ def measured_saving(rows: Sequence[LogRow], first: float) -> float | None:
 
 def macs_of(module: nn.Module, size: Sequence[int]) -> list[int]:
     """The multiply-accumulates of each layer for one image of ``size`` (C, H, W), in the order of ``layers_of``."""
-    import torch
-
     counts: dict[nn.Module, int] = {}
 
     def count(part: nn.Module, _: object, output: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The layers of a network in the order in which they compute, and layers that learn no more."""
+"""The layers of a network in order of execution: frozen layers, blocks, and learning-rate factors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ...runtime.errors import UsageError
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or a linear layer with the norms that follow it; ``name`` is that of its kernel's module."""
+    """A convolution or linear layer and the norms after it; ``name`` is the name of the former."""
 
     name: str
     parts: tuple[nn.Module, ...]
@@ -23,33 +23,44 @@ class Layer:
 
     @property
     def normed(self) -> bool:
-        """Whether a batch norm follows, so that the length of the kernel does not matter."""
+        """Whether batch norm follows, so that the norm of the kernel has no effect."""
         return any(isinstance(part, nn.BatchNorm2d) for part in self.parts)
 
     @property
-    def learns(self) -> bool:
-        """Whether any parameter of the layer gets gradients."""
+    def trainable(self) -> bool:
+        """Whether any parameter of the layer requires gradients."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
 
 def layers_of(module: nn.Module) -> list[Layer]:
-    """The layers with parameters, first to last: modules are registered in the order in which they compute."""
-    found: list[Layer] = []
+    """The layers with parameters, first to last: modules are registered in order of execution."""
+    layers: list[Layer] = []
     for name, part in module.named_modules():
         own = list(part.parameters(recurse=False))
         if not own:
             continue
-        if found and all(parameter.ndim < 2 for parameter in own):
-            found[-1] = Layer(found[-1].name, (*found[-1].parts, part))
+        if layers and all(parameter.ndim < 2 for parameter in own):
+            layers[-1] = Layer(layers[-1].name, (*layers[-1].parts, part))
         else:
-            found.append(Layer(name, (part,)))
-    return found
+            layers.append(Layer(name, (part,)))
+    return layers
+
+
+def blocks_of(module: nn.Module) -> list[list[Layer]]:
+    """The layers by block, first to last: a Fire module or a single convolution, for example; the head is last.
+
+    A block is a child of the network's ``features`` or ``classifier``.
+    """
+    blocks: dict[str, list[Layer]] = {}
+    for layer in layers_of(module):
+        blocks.setdefault(".".join(layer.name.split(".")[:2]), []).append(layer)
+    return list(blocks.values())
 
 
 def freeze(layer: Layer, optimizer: Optimizer | None = None) -> None:
-    """Have a layer learn no more: no gradients, norms as in inference, and out of the optimizer with its state.
+    """Freeze a layer: no gradients, norms in eval mode, its parameters and their state out of the optimizer.
 
-    Once all layers up to it are frozen, they are outside the graph of the backward pass.
+    When all layers before it are frozen too, the backward pass skips them.
     """
     for part in layer.parts:
         part.eval()
@@ -62,41 +73,30 @@ def freeze(layer: Layer, optimizer: Optimizer | None = None) -> None:
     if optimizer is not None:
         for group in optimizer.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in frozen]
-        # An optimizer must keep one group at least.
+        # An optimizer needs at least one group.
         kept = [group for group in optimizer.param_groups if group["params"]]
         optimizer.param_groups[:] = kept or optimizer.param_groups[:1]
 
 
-def blocks_of(module: nn.Module) -> list[list[Layer]]:
-    """The layers by block, first to last: a Fire module, say, or a convolution; the last block is the head.
+def freeze_below(module: nn.Module, learn: str | int) -> None:
+    """Freeze the layers that ``learn`` excludes: for "head" all but the head, for N all but head and last N blocks.
 
-    A block is a child of the network's ``features`` or of its ``classifier``.
-    """
-    blocks: dict[str, list[Layer]] = {}
-    for layer in layers_of(module):
-        blocks.setdefault(".".join(layer.name.split(".")[:2]), []).append(layer)
-    return list(blocks.values())
-
-
-def settle_layers(module: nn.Module, learn: str | int) -> None:
-    """Freeze what does not learn: all but the head, or all but the head and so many blocks before it.
-
-    Raises ``UsageError`` where there are fewer blocks.
+    Raises ``UsageError`` if the network has no more than N blocks.
     """
     if learn == "all":
         return
-    blocks, learning = blocks_of(module), 0 if learn == "head" else int(learn)
-    if learning >= len(blocks):
-        raise UsageError(f"the network has {len(blocks) - 1} blocks before its head, not {learn}; have fewer learn")
-    for block in blocks[: -learning - 1]:
+    blocks, trained = blocks_of(module), 0 if learn == "head" else int(learn)
+    if trained >= len(blocks):
+        raise UsageError(f"the network has {len(blocks) - 1} blocks before its head, not {learn}; train fewer blocks")
+    for block in blocks[: -trained - 1]:
         for layer in block:
             freeze(layer)
 
 
 def rate_factors(module: nn.Module, decay: float) -> dict[str, float]:
-    """The factor of each layer's rate, by its name: 1 in the head, times ``decay`` with every block below.
+    """The learning-rate factor of each layer by name: 1 in the head, times ``decay`` for each block further down.
 
-    (Howard and Ruder, arXiv 1801.06146, section 3.2: discriminative fine-tuning.) Empty where all are 1.
+    Discriminative fine-tuning (Howard and Ruder, arXiv 1801.06146, section 3.2). Empty if all factors are 1.
     """
     if decay == 1:
         return {}

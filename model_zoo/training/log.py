@@ -1,4 +1,4 @@
-"""What is written down of every epoch of a training."""
+"""The log of a training: one row per epoch, kept as ``log.csv``."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
@@ -9,10 +9,10 @@ LOG = "log.csv"
 
 @dataclass(frozen=True)
 class LogRow:
-    """One epoch: its last step and learning rate, mean loss, shares of right answers, and the time of its steps.
+    """One epoch: its last step and learning rate, mean loss, accuracies, and the duration of its steps.
 
-    The training accuracy is counted while learning, on augmented images (mixed ones by the class that has the larger
-    share); the validation accuracy afterwards, and NaN where there was no validation.
+    ``train_accuracy`` is measured while training, on augmented images (for mixed images, the class with the larger
+    share counts). ``val_accuracy`` is measured after the epoch; it is NaN in epochs without validation.
     """
 
     epoch: int
@@ -25,7 +25,7 @@ class LogRow:
 
 
 def read_log(folder: Path, last_epoch: int) -> list[LogRow]:
-    """The rows up to an epoch, as far as the log is there and can be read."""
+    """The rows of a run's log up to ``last_epoch``; stops at the first line that cannot be parsed."""
     try:
         lines = (folder / LOG).read_text().splitlines()[1:]
     except (OSError, ValueError):
@@ -43,7 +43,7 @@ def read_log(folder: Path, last_epoch: int) -> list[LogRow]:
 
 
 def to_csv(rows: Sequence[LogRow]) -> str:
-    """The text of a log, a header and one line per epoch."""
+    """The text of a log: a header and one line per epoch."""
     header = ",".join(field.name for field in fields(LogRow))
     lines = (
         ",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in astuple(row)) for row in rows

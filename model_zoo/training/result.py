@@ -1,4 +1,4 @@
-"""What a training reached."""
+"""The result of a training."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,11 +14,11 @@ from .run import snapshot_file
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training reached: accuracies as shares of 1, in int8 if ``quantized``; ``seconds`` of all its steps.
+    """Final metrics and files of a training; accuracies are shares of 1, int8 accuracies if ``quantized``.
 
-    ``snapshots`` are the files of a snapshot ensemble. With FreezeOut, ``predicted_saving`` is the share of the
-    arithmetic that is saved and ``measured_saving`` that of the time, by the epochs before the first layer froze
-    (``None`` where there are none).
+    ``seconds`` is the duration of all its steps, ``snapshots`` the files of a snapshot ensemble. With FreezeOut,
+    ``predicted_saving`` is a share of the arithmetic and ``measured_saving`` a share of the time, compared with the
+    epochs before the first layer was frozen (``None`` if there are none).
     """
 
     out: Path
@@ -45,12 +45,12 @@ class TrainingResult:
 
 
 def training_result(folder: Path, learner: Learner, rows: Sequence[LogRow]) -> TrainingResult:
-    """Of a training that has ended in ``folder``, from its log."""
+    """The result of a finished training in ``folder``."""
     checkpoint = learner.start
     last, predicted, measured = rows[-1], None, None
     if freezeout := learner.freezeout:
         predicted = freezeout.predicted(learner.module, (checkpoint.config.in_channels, *checkpoint.config.input_size))
-        measured = measured_saving(rows, min(freezeout.times.values()) * learner.loop.total_steps)
+        measured = measured_saving(rows, min(freezeout.times.values()) * learner.state.total_steps)
     return TrainingResult(
         out=folder,
         checkpoint=folder / FILE_NAME,

@@ -1,6 +1,6 @@
-"""The folder of a training: ``config.json`` to read, ``log.csv`` and ``curves.png`` to look at, the checkpoint.
+"""The run folder of a training: ``config.json``, ``log.csv``, ``curves.png`` and the checkpoint.
 
-Beside them ``tensorboard/`` has the log for TensorBoard, ``snapshots/`` those of a snapshot ensemble.
+``tensorboard/`` holds the log for TensorBoard, ``snapshots/`` the checkpoints of a snapshot ensemble.
 """
 
 import json
@@ -26,13 +26,13 @@ CONFIG, CURVES, SNAPSHOTS = "config.json", "curves.png", "snapshots"
 _TENSORBOARD = "tensorboard"
 RUN_FILES = (FILE_NAME, CONFIG, LOG)
 
-# Seconds between drawings of the curves: short epochs would take less time than their image.
+# Minimum seconds between two drawings of the curves, which take longer than a short epoch.
 _REDRAW_SECONDS = 10.0
 
 
 @dataclass
 class Run:
-    """The folder of a training, with the ``command`` that began it and the number of its ``processes``."""
+    """A run folder, with the ``command`` that started it and its number of ``processes``."""
 
     folder: Path
     command: str = ""
@@ -40,12 +40,12 @@ class Run:
     _drawn: float = 0.0
 
     def tidy(self) -> None:
-        """Remove what writing that was killed has left."""
+        """Remove partial files of a process that was killed."""
         for folder in (self.folder, self.folder / SNAPSHOTS):
             remove_unfinished(folder)
 
-    def begun_by(self) -> int | None:
-        """The number of processes that began the run, as far as that can be read."""
+    def initial_processes(self) -> int | None:
+        """The number of processes that started the run; ``None`` if ``config.json`` cannot be read."""
         try:
             return int(json.loads((self.folder / CONFIG).read_text())["processes"])
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -53,17 +53,17 @@ class Run:
 
     @property
     def is_new(self) -> bool:
-        """Whether the folder holds no checkpoint yet."""
+        """Whether the folder has no checkpoint yet."""
         return not (self.folder / FILE_NAME).exists()
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Write what the training is, and its state before the first step. Raises ``WriteError``."""
+        """Write the config of the training and its state before the first step. Raises ``WriteError``."""
         summary = json.dumps(self._summary(checkpoint), indent=2) + "\n"
         write_files(self.folder, {LOG: to_csv([]), CONFIG: summary, FILE_NAME: pack_checkpoint(checkpoint)})
 
     def write(self, checkpoint: Checkpoint, rows: Sequence[LogRow], last: bool = False) -> None:
-        """Write the state of a training after an epoch, whole or not at all. Raises ``WriteError``."""
-        # The checkpoint comes last: a log that is an epoch ahead is cut when the run is resumed.
+        """Write the state after an epoch, each file completely or not at all. Raises ``WriteError``."""
+        # The checkpoint comes last: a resume drops rows of the log that are newer than the checkpoint.
         files: dict[str, bytes | str] = {LOG: to_csv(rows)}
         if last or time.monotonic() - self._drawn > _REDRAW_SECONDS:
             files[CURVES] = draw_curves(rows, checkpoint.model)
@@ -72,21 +72,18 @@ class Run:
         write_files(self.folder, files)
 
     @contextmanager
-    def scalars(self, epoch: int, wanted: bool = True) -> Iterator[Callable[[LogRow], None]]:
-        """Yields what takes each row for TensorBoard, from ``epoch`` on; rows of a run that was stopped are dropped."""
-        if not wanted:
-            yield lambda row: None
-            return
+    def tensorboard(self, epoch: int) -> Iterator[Callable[[LogRow], None]]:
+        """Yields ``add_scalars(row)``, which logs to TensorBoard; earlier events after ``epoch`` are purged."""
         _wait_for_a_later_name(self.folder / _TENSORBOARD)
         with SummaryWriter(str(self.folder / _TENSORBOARD), purge_step=epoch + 1) as writer:
 
-            def tell(row: LogRow) -> None:
+            def add_scalars(row: LogRow) -> None:
                 for name, value in asdict(row).items():
                     if name != "epoch" and not math.isnan(value):
                         writer.add_scalar(name, value, row.epoch)
                 writer.flush()
 
-            yield tell
+            yield add_scalars
 
     def _summary(self, checkpoint: Checkpoint) -> dict[str, object]:
         return {
@@ -105,15 +102,15 @@ class Run:
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """TensorBoard reads files by name: by the second in which they were begun, and then by the process's number."""
+    """Wait until a new event file sorts last: TensorBoard sorts by name, that is by second, then process id."""
     while any(folder.glob(f"*.tfevents.{int(time.time())}.*")):
         time.sleep(0.05)
 
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Keep other processes of this machine out of a run's folder. Raises ``UsageError`` if one is in it."""
-    # Not within the folder, which is left as it was where a training cannot begin.
+    """Lock a run folder against other processes on this machine. Raises ``UsageError`` if it is locked."""
+    # The lock lies outside the folder, because a training that cannot start must leave the folder unchanged.
     digest = sha256(str(folder.resolve()).encode())[:16]
     lock = FileLock(Path(tempfile.gettempdir()) / f"firebox-{digest}.lock", timeout=0)
     try:
@@ -124,23 +121,23 @@ def claim(folder: Path) -> Iterator[None]:
 
 
 def check_unused(folder: Path) -> None:
-    """Raise ``UsageError`` if the folder already belongs to a training, or has files of the same names."""
+    """Raise ``UsageError`` if the folder holds a run, or files that a run would overwrite."""
     if (folder / FILE_NAME).exists():
         raise UsageError(
-            f"{folder} already holds a run ({FILE_NAME}); go on with --resume {folder} or choose another --out"
+            f"{folder} already holds a run ({FILE_NAME}); continue it with --resume {folder} or choose another --out"
         )
     for name in (*RUN_FILES, SNAPSHOTS):
         if (folder / name).exists():
-            raise UsageError(f"{folder} has a {name}, but no run to go on with; remove it or choose another --out")
+            raise UsageError(f"{folder} has a {name} but no checkpoint to resume; remove it or choose another --out")
 
 
 def snapshot_file(folder: Path, number: int) -> Path:
-    """The file of a run's snapshot; the first number is 1."""
+    """The path of a run's snapshot; numbers start at 1."""
     return folder / SNAPSHOTS / f"snapshot{number}.safetensors"
 
 
 def remove_run(folder: Path) -> None:
-    """Remove everything of a training from its folder, and nothing else."""
+    """Remove the files of a run, and no others, from its folder."""
     for name in (*RUN_FILES, CURVES):
         (folder / name).unlink(missing_ok=True)
     for name in (_TENSORBOARD, SNAPSHOTS):

@@ -1,4 +1,4 @@
-"""Learning rates as a function of the step."""
+"""Learning rates as functions of the step."""
 
 import math
 
@@ -9,11 +9,11 @@ from ..training_config import Schedule
 def learning_rate(
     step: int, total: int, base: float, schedule: Schedule, *, warmup: int = 0, power: float = 1.0
 ) -> float:
-    """The rate of step ``step`` (from 0) of ``total``.
+    """The learning rate of step ``step`` (from 0) of ``total``.
 
-    It rises linearly to ``base`` over the first ``warmup`` steps, then falls to 0: as half a cosine
-    (Loshchilov and Hutter, arXiv 1608.03983) or as ``(1 - t) ** power``, of which the SqueezeNet
-    authors used the linear one.
+    It rises linearly to ``base`` over the first ``warmup`` steps, then falls to 0: ``cosine`` along half a cosine
+    (Loshchilov and Hutter, arXiv 1608.03983), ``polynomial`` as ``(1 - t) ** power``. The authors of SqueezeNet used a
+    power of 1.
     """
     if step < warmup:
         return base * (step + 1) / (warmup + 1)
@@ -23,13 +23,13 @@ def learning_rate(
     return base * (1 - done) ** power
 
 
-def half_cosine(place: float, end: float = 1.0) -> float:
-    """Half a cosine, from 1 at 0 to 0 at ``end``."""
-    return (1 + math.cos(math.pi * place / end)) / 2
+def half_cosine(position: float, end: float = 1.0) -> float:
+    """Half a cosine that falls from 1 at 0 to 0 at ``end``."""
+    return (1 + math.cos(math.pi * position / end)) / 2
 
 
 def cyclic_cosine(step: int, total: int, cycles: int, base: float) -> float:
-    """The rate of step ``step`` (from 0) of ``total``: half a cosine from ``base`` to 0 in each of the cycles.
+    """The learning rate of step ``step`` (from 0) of ``total``: half a cosine from ``base`` to 0 in each cycle.
 
     Huang et al., arXiv 1704.00109, equation 2, where steps count from 1.
     """
@@ -38,13 +38,13 @@ def cyclic_cosine(step: int, total: int, cycles: int, base: float) -> float:
 
 
 def check_cycles(total: int, cycles: int) -> int:
-    """The steps of each of the cycles. Raises ``UsageError`` where there are more cycles than steps, or a rest."""
+    """The number of steps in each cycle. Raises ``UsageError`` unless ``cycles`` divides ``total``."""
     if not 1 <= cycles <= total:
-        raise UsageError(f"{cycles} snapshots do not fit into {total} steps; ask for 1 to {total}")
+        raise UsageError(f"{cycles} snapshots do not fit into {total} steps; use 1 to {total}")
     if total % cycles:
         fewer = total - total % cycles
         raise UsageError(
             f"{total} steps cannot be divided into {cycles} cycles; train {fewer or cycles} or {fewer + cycles} steps, "
-            "or whole epochs for each cycle"
+            "or a whole number of epochs per cycle"
         )
     return total // cycles

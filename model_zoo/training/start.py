@@ -1,4 +1,4 @@
-"""The checkpoint before the first step: everything is decided, and the weights are drawn or taken over."""
+"""The checkpoint before the first step: the config with all options resolved, and the initial weights."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import torch
 
 from ...runtime.errors import CheckpointError, DataError, UsageError
 from ...runtime.images import Preprocessing
+from ...runtime.progress import SILENT, Progress
 from ..network import Network, fit_preprocessing, load_network, weights_in
 from ..networks.build import build_network
 from ..networks.config import NetworkConfig
@@ -19,15 +20,15 @@ from ..training_config import TrainingConfig
 from ..weights.checkpoint import Checkpoint
 from ..weights.files import Weights, load_weights, load_weights_into
 from ..weights.names import find_weights, weight_names
-from .data import ImageSplits, digest_of, epoch_order
+from .data import TrainingImages, epoch_order
 from .distributed import Resources
-from .layer_groups import settle_layers
+from .layer_groups import freeze_below
 from .learner import total_steps
 from .loss import Teachers
 from .optimizer import make_optimizer
 from .schedules import check_cycles
 
-# What makes no sense for weights that are already good, and lie on a grid.
+# Options that contradict fake-quantized fine-tuning of a trained network.
 NOT_QUANTIZED = (
     "network",
     "start",
@@ -41,124 +42,105 @@ NOT_QUANTIZED = (
     "compile",
     "optimizer",
 )
-# Nor, unless it is asked for, what was made for a long training.
+# Options of the float training that fine-tuning does not inherit; those after NOT_QUANTIZED may be set explicitly.
 NOT_INHERITED = (*NOT_QUANTIZED, "iterations", "mixup", "cutmix", "teachers")
 
-# Below this much work in a batch, threads wait for each other longer than they compute; on a busy
-# machine many times.
+# With less work per batch, threads wait for each other longer than they compute, and far longer on a busy machine.
 _LITTLE_WORK_MACS = 2_000_000_000
-# Shorter trainings have no time for a rate that rises first.
+# Shorter trainings have no time for a warm-up.
 _EPOCHS_WITH_WARMUP = 5
 
 
-def start(config: TrainingConfig, images: ImageSplits, resources: Resources) -> Checkpoint:
-    """From new weights, or from those that ``config.start`` names, with a new head where the classes are others."""
-    channels = 1 if images[0].channels == "L" else 3
+def start(config: TrainingConfig, images: TrainingImages, resources: Resources) -> Checkpoint:
+    """Random weights, or the weights of ``config.start`` with a new head if the classes differ."""
+    classes = images.training.classes
+    channels = 1 if images.training.channels == "L" else 3
     origin = _origin(config.model, config.start) if config.start else None
-    network = model_config(config.model, len(images[0].classes), channels, config.input_size, **config.network)
+    network = model_config(config.model, len(classes), channels, config.input_size, **config.network)
     if origin and origin.config and origin.model == config.model:
         size = config.input_size or origin.config.input_size
         network = replace(origin.config, num_classes=network.num_classes, input_size=size, **config.network)
     if config.dropout is not None:
         network = replace(network, dropout=config.dropout)
-    settled = _settled(config, network, images, resources)
+    resolved = _resolved(config, network, images, resources)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         module = build_network(network)
     if origin:
-        load_weights_into(module, _for_classes(images[0].classes, origin, module), replace_head=True)
-    # A training that cannot be is told before the images are read.
-    settle_layers(module, config.learn)
-    make_optimizer(module, settled)
+        load_weights_into(module, _for_classes(classes, origin, module), replace_head=True)
+    # Reports invalid options before the images are read.
+    freeze_below(module, config.learn)
+    make_optimizer(module, resolved)
     preprocessing = origin.preprocessing if origin and origin.preprocessing else find_model(config.model).preprocessing
     preprocessing = fit_preprocessing(preprocessing, network)
     sha256 = origin.sha256 if origin else ""
-    return _first(config.model, module, preprocessing, images[0].classes, settled, images, sha256)
+    return _initial(config.model, module, preprocessing, classes, resolved, images, sha256)
 
 
 def start_quantized(
-    network: Network, config: TrainingConfig, quiet: bool, images: ImageSplits, resources: Resources
+    network: Network,
+    config: TrainingConfig,
+    images: TrainingImages,
+    resources: Resources,
+    progress: Progress = SILENT,
 ) -> Checkpoint:
-    """From a trained network: batch norm is folded, and activations have their first ranges."""
+    """A trained network with batch norm folded and calibrated activation ranges, for quantization-aware training."""
     check_quantized(config)
-    trained = images[0]
-    if trained.classes not in (network.classes, network.class_ids):
+    classes = images.training.classes
+    if classes not in (network.classes, network.class_ids):
         raise DataError(
-            f"the classes of {trained.source} are {_some(trained.classes)}, those of {network.name} "
+            f"the classes of {images.training.source} are {_some(classes)}, those of {network.name} "
             f"{_some(network.classes)}; they must agree"
         )
     module = without_batch_norm(network.module)
-    ranges = network.ranges or calibrated(module, network.preprocessing, trained, config.seed)
-    settled = _settled(config, module.config, images, resources)
-    first = _first(network.name, module, network.preprocessing, network.classes, settled, images, network.sha256)
-    return replace(first, ranges=ranges)
+    ranges = network.ranges or calibrated(
+        module, network.preprocessing, images.training, config.seed, progress=progress
+    )
+    resolved = _resolved(config, module.config, images, resources)
+    initial = _initial(network.name, module, network.preprocessing, network.classes, resolved, images, network.sha256)
+    return replace(initial, ranges=ranges)
 
 
 def check_quantized(config: TrainingConfig) -> None:
-    """Raises ``UsageError`` for options that fake-quantized training has no use for."""
+    """Raise ``UsageError`` for options that contradict quantization-aware training."""
     plain = TrainingConfig()
     for name in NOT_QUANTIZED:
         if getattr(config, name) != getattr(plain, name):
             raise UsageError(
-                f"{name.replace('_', ' ')} cannot be set with fake quantization: the trained network is fine-tuned "
-                "as it is; leave it out"
+                f"{name.replace('_', ' ')} cannot be set with fake quantization, which fine-tunes the trained network "
+                "unchanged; leave it out"
             )
 
 
 def with_teachers(checkpoint: Checkpoint) -> tuple[Checkpoint, Teachers | None]:
-    """The checkpoint that knows its teachers by the digests of their files, and the teachers, if it has any.
+    """The checkpoint with the hashes of its teachers' files, and the teachers if there are any.
 
-    Raises ``UsageError`` for those of other classes or other images.
+    Raises ``UsageError`` if a teacher has other classes or preprocessing.
     """
     networks = _teachers(checkpoint, checkpoint.training.teachers)
-    known = replace(checkpoint, teachers_sha256=tuple(network.sha256 for network in networks))
-    return known, _together(checkpoint, networks)
+    hashed = replace(checkpoint, teachers_sha256=tuple(network.sha256 for network in networks))
+    return hashed, _ensemble(checkpoint, networks)
 
 
 def load_teachers(checkpoint: Checkpoint, paths: Sequence[str] = ()) -> Teachers | None:
-    """The teachers of a training, if it has any; ``paths`` say where they are now, if they have moved.
+    """The teachers of a training, if there are any; ``paths`` replaces their paths if they have moved.
 
-    Raises ``UsageError`` where one is not there and ``CheckpointError`` if they are not what they were.
+    Raises ``UsageError`` if one does not exist and ``CheckpointError`` if one has changed.
     """
     paths = paths or checkpoint.training.teachers
     digests = checkpoint.teachers_sha256
     if len(paths) != len(digests):
-        raise UsageError(f"{len(paths)} teachers are named, the training has {len(digests)}; name each, in their order")
+        raise UsageError(f"{len(paths)} teachers given, but the training has {len(digests)}; name all in their order")
     networks = _teachers(checkpoint, paths)
     for path, network, digest in zip(paths, networks, digests, strict=True):
         if network.sha256 != digest:
-            raise CheckpointError(f"the teacher {path} has changed since the training began; start a new run")
-    return _together(checkpoint, networks)
+            raise CheckpointError(f"the teacher {path} has changed since the training started; start a new run")
+    return _ensemble(checkpoint, networks)
 
 
-def _together(checkpoint: Checkpoint, networks: Sequence[Network]) -> Teachers | None:
+def _ensemble(checkpoint: Checkpoint, networks: Sequence[Network]) -> Teachers | None:
     modules = [network.module for network in networks]
     return Teachers(modules, checkpoint.training.temperature) if modules else None
-
-
-def _first(
-    model: str,
-    module: NetworkModule,
-    preprocessing: Preprocessing,
-    classes: tuple[str, ...],
-    settled: TrainingConfig,
-    images: ImageSplits,
-    origin_sha256: str,
-) -> Checkpoint:
-    """The checkpoint of a module that has learned nothing yet."""
-    return Checkpoint(
-        model=model,
-        config=module.config,
-        preprocessing=preprocessing,
-        classes=classes,
-        training=settled,
-        images=(len(images[0]), len(images[1])),
-        images_sha256=digest_of(images),
-        epoch=0,
-        step=0,
-        weights=module.state_dict(),
-        origin_sha256=origin_sha256,
-    )
 
 
 def _teachers(checkpoint: Checkpoint, paths: Sequence[str]) -> list[Network]:
@@ -167,36 +149,60 @@ def _teachers(checkpoint: Checkpoint, paths: Sequence[str]) -> list[Network]:
         network = load_network(path)
         if network.classes != checkpoint.classes:
             raise UsageError(
-                f"the teacher {path} knows the classes {_some(network.classes)}, the images are of "
+                f"the teacher {path} has the classes {_some(network.classes)}, the images "
                 f"{_some(checkpoint.classes)}; they must agree"
             )
         if network.preprocessing != checkpoint.preprocessing:
-            raise UsageError(f"the teacher {path} takes images that are prepared in another way than the student's")
+            raise UsageError(f"the teacher {path} and the student differ in preprocessing; use a teacher with the same")
         networks.append(network)
     return networks
 
 
-def _settled(
-    config: TrainingConfig, network: NetworkConfig, images: ImageSplits, resources: Resources
+def _initial(
+    model: str,
+    module: NetworkModule,
+    preprocessing: Preprocessing,
+    classes: tuple[str, ...],
+    resolved: TrainingConfig,
+    images: TrainingImages,
+    origin_sha256: str,
+) -> Checkpoint:
+    return Checkpoint(
+        model=model,
+        config=module.config,
+        preprocessing=preprocessing,
+        classes=classes,
+        training=resolved,
+        images=(len(images.training), len(images.validation)),
+        images_sha256=images.digest(),
+        epoch=0,
+        step=0,
+        weights=module.state_dict(),
+        origin_sha256=origin_sha256,
+    )
+
+
+def _resolved(
+    config: TrainingConfig, network: NetworkConfig, images: TrainingImages, resources: Resources
 ) -> TrainingConfig:
-    """The config with what was left open decided. Raises ``UsageError`` for what the images do not allow."""
-    steps = len(epoch_order(config, len(images[0]), 0))
+    """The config with a value for each option. Raises ``UsageError`` for options that do not suit the images."""
+    steps = len(epoch_order(config, len(images.training), 0))
     if config.iterations:
         config = replace(config, epochs=math.ceil(config.iterations / steps))
-    settled = _settle(config, network, resources.torch_device())
-    total, warmup = total_steps(settled, steps), settled.warmup_epochs or 0
+    resolved = _with_defaults(config, network, resources.torch_device())
+    total, warmup = total_steps(resolved, steps), resolved.warmup_epochs or 0
     if warmup * steps >= total:
         raise UsageError(
-            f"a warm-up of {warmup} epochs, {warmup * steps:,} steps, leaves none of the {total:,} for the rate to "
-            "fall; train longer, or give a shorter warm-up"
+            f"a warm-up of {warmup} epochs, {warmup * steps:,} steps, leaves none of the {total:,} steps for the decay "
+            "of the learning rate; train longer or shorten the warm-up"
         )
     if config.snapshots:
         check_cycles(total, config.snapshots)
-    return settled
+    return resolved
 
 
-def _settle(config: TrainingConfig, network: NetworkConfig, device: torch.device) -> TrainingConfig:
-    """The config with the values chosen that were left open."""
+def _with_defaults(config: TrainingConfig, network: NetworkConfig, device: torch.device) -> TrainingConfig:
+    """The config with defaults, which depend on the network and the device, for options that are ``None``."""
     little = network.macs * config.batch_size < _LITTLE_WORK_MACS
     augment = "light" if network.in_channels == 1 else "standard"
     rate = (0.1 if network.batch_norm else 0.02) * (0.1 if config.start else 1)
@@ -206,34 +212,34 @@ def _settle(config: TrainingConfig, network: NetworkConfig, device: torch.device
         learning_rate=config.learning_rate or rate,
         warmup_epochs=(0 if short else 1) if config.warmup_epochs is None else config.warmup_epochs,
         augment=config.augment or ("none" if config.learn == "head" else augment),
-        precision=config.precision or ("bf16" if _computes_bf16(device) else "float32"),
+        precision=config.precision or ("bf16" if _supports_bf16(device) else "float32"),
         threads=config.threads or (1 if little else torch.get_num_threads()),
     )
 
 
-def _computes_bf16(device: torch.device) -> bool:
+def _supports_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Elsewhere bf16 is emulated: right, but slower than float32.
+    # Without these instructions, bf16 is emulated: correct, but slower than float32.
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def _origin(model: str, start: str) -> Weights:
-    """The weights that a training begins with. Raises ``UsageError`` where there are none, and for int8 ones."""
+    """The initial weights. Raises ``UsageError`` if there are none, and for weights of quantization-aware training."""
     names = weight_names(model)
     path = find_weights(model, start if start in names else Path(start))
     if not path.exists():
         named = f", or {' or '.join(names)}" if names else ""
-        raise UsageError(f"no such weights to start with: {start}; give a run, a checkpoint or a file{named}")
+        raise UsageError(f"no such weights to start from: {start}; give a run, a checkpoint or a file{named}")
     origin = load_weights(weights_in(path))
     if origin.ranges:
-        raise UsageError(f"{start} was trained in int8; begin with the float run that it was made from")
+        raise UsageError(f"{start} was trained with fake quantization; start from the float run before it")
     return origin
 
 
 def _for_classes(classes: tuple[str, ...], origin: Weights, module: NetworkModule) -> Weights:
-    """The weights without a head that knows other classes, even if as many."""
+    """The weights, without their head if it has other classes, even as many."""
     if not origin.classes or classes in (origin.classes, origin.class_ids):
         return origin
     head = head_prefix(module)

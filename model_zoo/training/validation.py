@@ -1,4 +1,4 @@
-"""What a network answers, and how often it is right."""
+"""Logits of a network on a dataset, and their accuracy."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ...export.trace import in_eval_mode
-from ...runtime.commands.console import progress
 from ...runtime.images import Preprocessing
+from ...runtime.progress import SILENT, Progress
 from .data import ImageDataset, prepare
 
 
@@ -17,19 +17,19 @@ def predict(
     preprocessing: Preprocessing,
     *,
     batch_size: int = 64,
-    quiet: bool = True,
+    progress: Progress = SILENT,
 ) -> Tensor:
-    """Logits (N, classes) of all images, in float32 and eval mode, on the module's device."""
+    """Logits (N, classes) of all images, computed in eval mode on the module's device."""
     device = next(module.parameters()).device
     order = torch.arange(len(images.labels)).split(batch_size)
     logits: list[Tensor] = []
     with (
         in_eval_mode(module),
         torch.inference_mode(),
-        progress("evaluating", len(images.labels), quiet=quiet) as advance,
+        progress.task("evaluating", len(images.labels)) as advance,
     ):
-        for pixels, labels in images.batches(order):
-            logits.append(module(prepare(pixels.to(device), preprocessing)).cpu())
+        for inputs, labels in images.batches(order):
+            logits.append(module(prepare(inputs.to(device), preprocessing)).cpu())
             advance(len(labels))
     return torch.cat(logits)
 
@@ -37,7 +37,7 @@ def predict(
 def top_k(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> tuple[float, ...]:
     """The share of images whose label is among the ``k`` highest logits, for each ``k``.
 
-    Of equal ones, as they are common in int8, the first counts as higher.
+    Of equal logits, which are common in int8, the first ranks highest.
     """
     ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, : max(ks)]
     hits = ranked == labels[:, None]

@@ -47,7 +47,7 @@ def trained(once) -> TrainingResult:
     def fill(folder: Path) -> None:
         data = paint_images(folder / "images", classes=3, images=10)
         config = TrainingConfig(data=str(data), epochs=3, batch_size=8)
-        found = asdict(train(config, folder / "run", quiet=True))
+        found = asdict(train(config, folder / "run"))
         (folder / "result.json").write_text(json.dumps(found, default=str))
 
     found = json.loads((once("trained", fill) / "result.json").read_text())

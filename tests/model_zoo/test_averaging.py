@@ -22,13 +22,13 @@ def snapshots(tmp_path_factory, paint):
     folder = tmp_path_factory.mktemp("cycles")
     images = paint(folder / "images", classes=3, images=10)
     config = TrainingConfig(data=str(images), epochs=2, batch_size=8, snapshots=2)
-    return train(config, folder / "run", quiet=True).snapshots, images
+    return train(config, folder / "run").snapshots, images
 
 
 def first_batch_norm(network: Network, images: LabelledImages) -> tuple[nn.BatchNorm2d, Tensor]:
     """The layer, and what it gets of all images at once, as (channels, values)."""
     layer = next(module for module in network.module.modules() if isinstance(module, nn.BatchNorm2d))
-    ((pixels, _),) = load_images(images, network.preprocessing, quiet=True).batches([torch.arange(len(images))])
+    ((pixels, _),) = load_images(images, network.preprocessing).batches([torch.arange(len(images))])
     seen: list[Tensor] = []
     with layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])), torch.inference_mode():
         network.module.eval()(prepare(pixels, network.preprocessing))
@@ -40,7 +40,7 @@ def test_statistics_are_those_of_the_training_images(firebox, paint, tmp_path, d
     # More than one batch, no multiple of it, and unlike each other from class to class, which come one after the other.
     data = paint(tmp_path / "images", classes=3, images=60)
     config = TrainingConfig(data=str(data), epochs=2, batch_size=16, snapshots=2, images_per_class=drawn)
-    paths = train(config, tmp_path / "run", quiet=True).snapshots
+    paths = train(config, tmp_path / "run").snapshots
     out = tmp_path / "average.safetensors"
     ran = firebox("average", *paths, "--out", out)
     assert ran.code == 0, ran.err
@@ -75,8 +75,8 @@ def test_weights_are_means(firebox, snapshots, tmp_path):
 def test_an_average_of_equals_is_the_network(snapshots, tmp_path):
     paths, folder = snapshots
     images = open_images(folder)
-    once = average_checkpoints([paths[0]] * 2, tmp_path / "once.safetensors", images, quiet=True)
-    again = average_checkpoints([tmp_path / "once.safetensors"] * 3, tmp_path / "again.safetensors", images, quiet=True)
+    once = average_checkpoints([paths[0]] * 2, tmp_path / "once.safetensors", images)
+    again = average_checkpoints([tmp_path / "once.safetensors"] * 3, tmp_path / "again.safetensors", images)
     for name, weight in once.weights.items():
         torch.testing.assert_close(again.weights[name], weight)
 
@@ -106,7 +106,7 @@ def test_what_cannot_be_averaged_is_one_line(firebox, snapshots, tmp_path):
     with pytest.raises(UsageError, match="its config"):
         wide = replace(checkpoint.config, dropout=0.3)
         other.write_bytes(pack_checkpoint(replace(checkpoint, config=wide)))
-        average_checkpoints([paths[0], other], out, open_images(images), quiet=True)
+        average_checkpoints([paths[0], other], out, open_images(images))
 
 
 def test_no_input_is_written_over(firebox, snapshots, tmp_path):

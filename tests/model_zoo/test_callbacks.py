@@ -1,13 +1,22 @@
-"""Callbacks in a loop that is not ours: any module, any optimizer."""
+"""Callbacks in a state that is not ours: any module, any optimizer."""
 
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
 from torch import nn
 
-from firebox.model_zoo import AverageWeights, Callback, FreezeOut, Loop, Rates, SaveSnapshots, snapshot_callbacks
-from firebox.model_zoo.training.callbacks import call
+from firebox.model_zoo.training import (
+    Callback,
+    Callbacks,
+    FreezeOut,
+    LearningRate,
+    LoopState,
+    SaveSnapshots,
+    WeightAverage,
+    snapshot_callbacks,
+)
 from firebox.model_zoo.training.layer_groups import layers_of
 from firebox.runtime.errors import CheckpointError, UsageError
 
@@ -17,22 +26,23 @@ def small_network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
 
 
-def run(callbacks: list[Callback], steps: int, module: nn.Module, each=lambda loop: None) -> Loop:
-    """A plain loop, as the docstring of the callbacks has it; ``each`` looks at it after every step."""
+def run(callbacks: Iterable[Callback], steps: int, module: nn.Module, each=lambda state: None) -> LoopState:
+    """A plain state, as the docstring of the callbacks has it; ``each`` looks at it after every step."""
+    callbacks = Callbacks(callbacks)
     groups = [{"params": list(layer.parameters()), "layer": layer.name} for layer in layers_of(module)]
-    loop = Loop(module, torch.optim.SGD(groups, lr=9.0, momentum=0.9), total_steps=steps)
-    call(callbacks, "begin", loop)
+    state = LoopState(module, torch.optim.SGD(groups, lr=9.0, momentum=0.9), total_steps=steps)
+    callbacks.begin(state)
     for _ in range(steps):
-        call(callbacks, "before_step", loop)
-        loop.optimizer.zero_grad()
+        callbacks.before_step(state)
+        state.optimizer.zero_grad()
         loss = functional_loss(module)
         loss.backward()
-        loop.optimizer.step()
-        loop.loss = loss.item()
-        loop.step += 1
-        call(callbacks, "after_step", loop)
-        each(loop)
-    return loop
+        state.optimizer.step()
+        state.loss = loss.item()
+        state.step += 1
+        callbacks.after_step(state)
+        each(state)
+    return state
 
 
 def functional_loss(module: nn.Module) -> torch.Tensor:
@@ -44,8 +54,8 @@ def test_snapshot_rates_are_those_of_the_paper(steps, count):
     rates, saved = [], []
     callbacks = snapshot_callbacks(steps, count, 0.1, lambda number, module: saved.append((number, len(rates))))
     # What was saved was saved after this step: its rate is noted by now.
-    note = Rates(lambda step: math.nan)
-    note.before_step = lambda loop: rates.append(loop.optimizer.param_groups[0]["lr"])
+    note = LearningRate(lambda step: math.nan)
+    note.before_step = lambda state: rates.append(state.optimizer.param_groups[0]["lr"])
     run([*callbacks, note], steps, small_network())
     # Equation 2 of arXiv 1704.00109, whose steps t count from 1.
     cycle = math.ceil(steps / count)
@@ -79,7 +89,7 @@ def test_the_module_is_saved_as_it_is_at_the_end_of_its_cycle():
         [SaveSnapshots(2, save)],
         4,
         small_network(),
-        lambda loop: states.append({name: tensor.clone() for name, tensor in loop.module.state_dict().items()}),
+        lambda state: states.append({name: tensor.clone() for name, tensor in state.module.state_dict().items()}),
     )
     assert sorted(saved) == [1, 2]
     for number in saved:
@@ -87,21 +97,21 @@ def test_the_module_is_saved_as_it_is_at_the_end_of_its_cycle():
 
 
 def test_the_average_is_that_kept_by_hand_and_goes_on():
-    module, average = small_network(), AverageWeights(0.7)
+    module, average = small_network(), WeightAverage(0.7)
     kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
-    def keep(loop: Loop) -> None:
-        decay = min(0.7, (1 + loop.step) / (10 + loop.step))
+    def keep(state: LoopState) -> None:
+        decay = min(0.7, (1 + state.step) / (10 + state.step))
         for name, tensor in module.state_dict().items():
             kept[name] = decay * kept[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor.clone()
 
-    loop = run([average], 30, module, keep)
+    state = run([average], 30, module, keep)
     state = average.state_dict()
     assert all(torch.allclose(state[name], tensor, atol=1e-6) for name, tensor in kept.items())
     assert not any(parameter.requires_grad for parameter in average.module.parameters())
 
-    other = AverageWeights(0.7)
-    other.begin(loop)
+    other = WeightAverage(0.7)
+    other.begin(state)
     other.load_state_dict(state)
     assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in state.items())
     for wrong in ({}, {**state, "more": torch.zeros(1)}, {**state, "0.bias": torch.zeros(3)}):
@@ -112,13 +122,13 @@ def test_the_average_is_that_kept_by_hand_and_goes_on():
 def test_freezeout_works_in_any_loop():
     module, frozen = small_network(), []
 
-    def look(loop: Loop) -> None:
-        frozen.append([not layer.learns for layer in layers_of(module)])
-        if loop.rewrap:
-            loop.rewrap = False
+    def look(state: LoopState) -> None:
+        frozen.append([not layer.trainable for layer in layers_of(module)])
+        if state.rewrap:
+            state.rewrap = False
 
     run([FreezeOut("linear", 0.5, True, 0.1)], 8, module, look)
     assert frozen == [[False, False]] * 3 + [[True, False]] * 4 + [[True, True]]
-    plain = Loop(module, torch.optim.SGD(module.parameters(), lr=0.1), total_steps=8)
+    plain = LoopState(module, torch.optim.SGD(module.parameters(), lr=0.1), total_steps=8)
     with pytest.raises(UsageError, match="FreezeOut needs to know the layer of each of the optimizer's groups"):
-        call([FreezeOut("linear", 0.5, True, 0.1)], "begin", plain)
+        FreezeOut("linear", 0.5, True, 0.1).begin(plain)

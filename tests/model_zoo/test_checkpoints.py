@@ -27,7 +27,7 @@ def stopped(tmp_path_factory, paint):
     folder = tmp_path_factory.mktemp("stopped")
     data = str(paint(folder / "images"))
     for name, changes in (("plain", {}), ("average", EMA)):
-        train(TrainingConfig(data=data, epochs=1, batch_size=4, **changes), folder / name, quiet=True)
+        train(TrainingConfig(data=data, epochs=1, batch_size=4, **changes), folder / name)
         path = folder / name / "checkpoint.safetensors"
         checkpoint = read_checkpoint(path)
         path.write_bytes(pack_checkpoint(replace(checkpoint, training=replace(checkpoint.training, epochs=2))))
@@ -111,7 +111,7 @@ def test_a_state_that_is_not_of_the_training_is_refused(stopped, tmp_path, run, 
     out = written(stopped, tmp_path, run, pack_checkpoint(replace(checkpoint, **change(checkpoint))))
     before = sorted(path.name for path in out.iterdir())
     with pytest.raises(CheckpointError):
-        resume(out, quiet=True)
+        resume(out)
     assert sorted(path.name for path in out.iterdir()) == before
 
 
@@ -139,7 +139,7 @@ def test_a_training_config_that_is_none_is_refused(stopped, tmp_path, change, me
     changed = safetensors.torch.save(safetensors.torch.load(data), {"firebox": json.dumps(header)})
     out = written(stopped, tmp_path, "plain", changed)
     with pytest.raises(CheckpointError, match=message):
-        resume(out, quiet=True)
+        resume(out)
 
 
 def test_checkpoints_of_the_first_version_go_on(stopped, tmp_path):
@@ -157,9 +157,9 @@ def test_checkpoints_of_the_first_version_go_on(stopped, tmp_path):
     }
     out = written(stopped, tmp_path, "plain", safetensors.torch.save(tensors, {"firebox": json.dumps(old)}))
     assert load_network(out).classes == checkpoint.classes
-    then = read_checkpoint(resume(out, quiet=True).checkpoint).weights
+    then = read_checkpoint(resume(out).checkpoint).weights
     (tmp_path / "new").mkdir()
-    now = read_checkpoint(resume(written(stopped, tmp_path / "new", "plain", data), quiet=True).checkpoint).weights
+    now = read_checkpoint(resume(written(stopped, tmp_path / "new", "plain", data)).checkpoint).weights
     assert all(torch.equal(then[name], tensor) for name, tensor in now.items())
 
 

@@ -18,7 +18,7 @@ def images(trained) -> Path:
 @pytest.fixture(scope="module")
 def second(trained, images, tmp_path_factory) -> Path:
     config = TrainingConfig(data=str(images), epochs=1, batch_size=8, seed=1)
-    return train(config, tmp_path_factory.mktemp("second") / "run", quiet=True).out
+    return train(config, tmp_path_factory.mktemp("second") / "run").out
 
 
 @pytest.mark.parametrize("combine", ["vote", "softmax", "logits"])
@@ -49,7 +49,7 @@ def test_the_table_has_a_row_for_the_ensemble(firebox, trained, second, images):
 
 def test_a_member_of_other_classes_is_named(firebox, trained, images, paint, tmp_path):
     data = paint(tmp_path / "two", classes=2)
-    other = train(TrainingConfig(data=str(data), epochs=1, batch_size=8), tmp_path / "run", quiet=True).out
+    other = train(TrainingConfig(data=str(data), epochs=1, batch_size=8), tmp_path / "run").out
     found = firebox("evaluate", trained.out, other, "--combine", "softmax", "--data", images)
     assert (found.code, found.out) == (2, "")
     (line,) = found.err.splitlines()

@@ -45,7 +45,7 @@ def residual(paint, tmp_path_factory) -> Path:
     """The checkpoint of a small residual network."""
     folder = tmp_path_factory.mktemp("residual")
     data = str(paint(folder / "images"))
-    return train(TrainingConfig(model="resnet20", data=data, epochs=1), folder / "run", quiet=True).checkpoint
+    return train(TrainingConfig(model="resnet20", data=data, epochs=1), folder / "run").checkpoint
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from firebox.model_zoo import TrainingConfig, load_network, train
-from firebox.model_zoo.training.loss import Teachers, objective
+from firebox.model_zoo.training.loss import Teachers, training_loss
 from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
 from firebox.runtime.errors import CheckpointError, UsageError
 
@@ -36,12 +36,12 @@ def test_the_objective_is_that_of_the_paper():
     torch.manual_seed(0)
     logits, teacher, labels = torch.randn(5, 4), torch.randn(5, 4), torch.randint(4, (5,))
     plain = functional.cross_entropy(logits, labels, label_smoothing=0.1)
-    assert torch.equal(objective(logits, labels, 0.1, None, 2.0, 0.7), plain)
+    assert torch.equal(training_loss(logits, labels, 0.1, None, 2.0, 0.7), plain)
     soft, wanted = (logits / 2).softmax(1), (teacher / 2).softmax(1)
     divergence = (wanted * (wanted / soft).log()).sum(1).mean()
-    found = objective(logits, labels, 0.1, teacher, 2.0, 0.7)
+    found = training_loss(logits, labels, 0.1, teacher, 2.0, 0.7)
     assert found == pytest.approx((0.7 * 4 * divergence + 0.3 * plain).item(), rel=1e-5)
-    assert objective(teacher, labels, 0.0, teacher, 2.0, 1.0) == pytest.approx(0, abs=1e-6)
+    assert training_loss(teacher, labels, 0.0, teacher, 2.0, 1.0) == pytest.approx(0, abs=1e-6)
 
 
 def student(trained, **changes) -> TrainingConfig:
@@ -51,7 +51,7 @@ def student(trained, **changes) -> TrainingConfig:
 
 
 def test_a_student_comes_to_answer_as_its_teacher(trained, tmp_path):
-    result = train(student(trained, teacher_share=1.0), tmp_path / "run", quiet=True)
+    result = train(student(trained, teacher_share=1.0), tmp_path / "run")
     losses = [float(line.split(",")[3]) for line in (result.out / "log.csv").read_text().splitlines()[1:]]
     assert losses[-1] < losses[0] / 2
 
@@ -60,7 +60,7 @@ def test_a_teacher_may_move_but_not_change(firebox, trained, tmp_path, monkeypat
     teacher = tmp_path / "teacher.safetensors"
     teacher.write_bytes(trained.checkpoint.read_bytes())
     out = tmp_path / "run"
-    train(student(trained, teachers=(str(teacher),), epochs=1), out, quiet=True)
+    train(student(trained, teachers=(str(teacher),), epochs=1), out)
     checkpoint = read_checkpoint(out / "checkpoint.safetensors")
     longer = replace(checkpoint, training=replace(checkpoint.training, epochs=2))
     (out / "checkpoint.safetensors").write_bytes(pack_checkpoint(longer))
@@ -69,25 +69,25 @@ def test_a_teacher_may_move_but_not_change(firebox, trained, tmp_path, monkeypat
     lost = firebox("train", "--resume", out)
     assert (lost.code, lost.err.count("\n")) == (2, 1)
     assert "teacher.safetensors" in lost.err
-    other = train(student(trained, teachers=(), epochs=1, seed=5), tmp_path / "other", quiet=True)
+    other = train(student(trained, teachers=(), epochs=1, seed=5), tmp_path / "other")
     changed = firebox("train", "--resume", out, "--teacher", other.out)
     assert (changed.code, changed.err.count("\n")) == (1, 1)
-    assert f"the teacher {other.out} has changed since the training began" in changed.err
+    assert f"the teacher {other.out} has changed since the training started" in changed.err
     many = firebox("train", "--resume", out, "--teacher", gone, "--teacher", gone)
-    assert (many.code, "2 teachers are named, the training has 1" in many.err) == (2, True)
+    assert (many.code, "2 teachers given, but the training has 1" in many.err) == (2, True)
     assert firebox("train", "--resume", out, "--teacher", gone).code == 0
     assert load_network(out).training.epochs == 2
 
 
 def test_teachers_of_other_classes_or_images_are_refused(trained, images, tmp_path):
-    with pytest.raises(UsageError, match=r"knows the classes 3 .*, the images are of 2 .*; they must agree"):
-        train(student(trained, data=str(images)), tmp_path / "run", quiet=True)
-    with pytest.raises(UsageError, match="prepared in another way than the student's"):
-        train(student(trained, input_size=(24, 24)), tmp_path / "run", quiet=True)
+    with pytest.raises(UsageError, match=r"has the classes 3 .*, the images 2 .*; they must agree"):
+        train(student(trained, data=str(images)), tmp_path / "run")
+    with pytest.raises(UsageError, match="differ in preprocessing"):
+        train(student(trained, input_size=(24, 24)), tmp_path / "run")
     with pytest.raises(UsageError, match="teachers see images"):
         student(trained, learn="head", start=str(trained.out))
     with pytest.raises(UsageError, match="no such run folder or checkpoint"):
-        train(student(trained, teachers=("no/where",)), tmp_path / "run", quiet=True)
+        train(student(trained, teachers=("no/where",)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -95,9 +95,9 @@ def test_a_checkpoint_without_its_teachers_digest_is_refused(trained, tmp_path):
     from firebox.model_zoo import resume
 
     out = tmp_path / "run"
-    train(student(trained, epochs=1), out, quiet=True)
+    train(student(trained, epochs=1), out)
     checkpoint = read_checkpoint(out / "checkpoint.safetensors")
     broken = replace(checkpoint, training=replace(checkpoint.training, epochs=2), teachers_sha256=())
     (out / "checkpoint.safetensors").write_bytes(pack_checkpoint(broken))
     with pytest.raises((CheckpointError, UsageError)):
-        resume(out, quiet=True)
+        resume(out)

@@ -53,9 +53,9 @@ def work(rank: int, port: int, folder: Path, mishap: str, arguments: list[str]) 
         learn = Learner._learn
 
         def fail(learner, *arguments, **more):
-            if learner.loop.step == 4 and mishap == "killed":
+            if learner.state.step == 4 and mishap == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if learner.loop.step == 4:
+            if learner.state.step == 4:
                 next(iter(learner.module.parameters())).data.fill_(math.nan)
             return learn(learner, *arguments, **more)
 

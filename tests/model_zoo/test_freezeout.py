@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from firebox.model_zoo import FreezeOut, Loop, Resources, TrainingConfig, predict, train
-from firebox.model_zoo.training.callbacks import call
+from firebox.model_zoo import FreezeOut, LoopState, Resources, TrainingConfig, predict, train
+from firebox.model_zoo.training import open_training_images
+from firebox.model_zoo.training.callbacks import Callbacks
 from firebox.model_zoo.training.data import DecodedImages
-from firebox.model_zoo.training.distributed import Workers
+from firebox.model_zoo.training.distributed import ProcessGroup
 from firebox.model_zoo.training.freezeout import freezing_times, macs_of, measured_saving, predicted_saving
 from firebox.model_zoo.training.layer_groups import layers_of
 from firebox.model_zoo.training.learner import Learner
@@ -16,7 +17,6 @@ from firebox.model_zoo.training.log import LogRow
 from firebox.model_zoo.training.optimizer import make_optimizer
 from firebox.model_zoo.training.start import start
 from firebox.runtime.errors import TrainingError, UsageError
-from firebox.runtime.images import open_images, split_images
 
 CONFIG = TrainingConfig(epochs=4, batch_size=4, freezeout="linear", freeze_first=0.25, precision="float32")
 
@@ -49,22 +49,22 @@ def test_each_layer_anneals_to_its_own_time(scaled):
     steps, rate = 400, 0.1
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     config = TrainingConfig(freezeout="cubic", learning_rate=rate)
-    loop = Loop(module, make_optimizer(module, config), steps)
-    callbacks = [FreezeOut("cubic", 0.5, scaled, rate)]
+    state = LoopState(module, make_optimizer(module, config), steps)
+    callbacks = Callbacks([FreezeOut("cubic", 0.5, scaled, rate)])
     times = freezing_times(3, "cubic", 0.5)
     sums = dict.fromkeys(("0", "1", "2"), 0.0)
-    call(callbacks, "begin", loop)
+    callbacks.begin(state)
     for step in range(steps):
-        call(callbacks, "before_step", loop)
-        rates = {group["layer"]: group["lr"] for group in loop.optimizer.param_groups}
+        callbacks.before_step(state)
+        rates = {group["layer"]: group["lr"] for group in state.optimizer.param_groups}
         for name, time in zip(sums, times, strict=True):
             assert (name in rates) == (step < time * steps)
             if name in rates:
                 cosine = (1 + math.cos(math.pi * step / (time * steps))) / 2
                 assert rates[name] == pytest.approx(rate * cosine / (time if scaled else 1), abs=1e-12)
                 sums[name] += rates[name]
-        loop.step += 1
-        call(callbacks, "after_step", loop)
+        state.step += 1
+        callbacks.after_step(state)
     ways = [total / sums["2"] for total in sums.values()]
     assert ways == pytest.approx([1] * 3 if scaled else times, rel=0.05)
 
@@ -85,28 +85,28 @@ def test_the_prediction_is_that_of_a_calculation_by_hand():
 
 
 def learner_of(config: TrainingConfig) -> tuple[Learner, torch.Tensor, torch.Tensor]:
-    images = split_images(open_images(config.data), 0.2, 0)
+    images = open_training_images(config)
     checkpoint = start(config, images, Resources("cpu"))
     size = checkpoint.preprocessing.size
-    steps = len(images[0]) // 4
+    steps = len(images.training) // 4
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (4, 3, *size), dtype=torch.uint8, generator=generator)
-    return Learner(checkpoint, torch.device("cpu"), steps, Workers()), pixels, torch.tensor([0, 1, 0, 1])
+    return Learner(checkpoint, torch.device("cpu"), steps, ProcessGroup()), pixels, torch.tensor([0, 1, 0, 1])
 
 
 def test_frozen_layers_rest_in_every_way(images):
     learner, pixels, labels = learner_of(replace(CONFIG, data=str(images), ema=0.5))
-    layers, optimizer = layers_of(learner.module), learner.loop.optimizer
+    layers, optimizer = layers_of(learner.module), learner.state.optimizer
     seen = set()
-    for _ in range(learner.loop.total_steps):
-        frozen = [layer for layer in layers if not layer.learns]
+    for _ in range(learner.state.total_steps):
+        frozen = [layer for layer in layers if not layer.trainable]
         parts = [part for layer in frozen for part in layer.parts]
         before = [{name: value.clone() for name, value in part.state_dict().items()} for part in parts]
         learner.step(pixels, labels)
         # Validation in between, with the average and with the network itself.
-        for module in (learner.network(), learner.module):
+        for module in (learner.evaluation_model(), learner.module):
             predict(module, DecodedImages(pixels, labels), learner.start.preprocessing)
-        assert [layer.learns for layer in layers] == sorted(layer.learns for layer in layers)
+        assert [layer.trainable for layer in layers] == sorted(layer.trainable for layer in layers)
         in_optimizer = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for parameter in (parameter for layer in frozen for parameter in layer.parameters()):
             assert parameter.grad is None
@@ -115,7 +115,7 @@ def test_frozen_layers_rest_in_every_way(images):
         for part, kept in zip(parts, before, strict=True):
             assert not part.training
             assert all(torch.equal(value, kept[name]) for name, value in part.state_dict().items())
-        assert all(part.training for layer in layers if layer.learns for part in layer.parts)
+        assert all(part.training for layer in layers if layer.trainable for part in layer.parts)
         seen.add(len(frozen))
     assert len(layers) - 4 < max(seen) < len(layers)
 
@@ -125,7 +125,7 @@ def test_frozen_layers_are_outside_of_the_graph(images):
     stem = learner.module.features[0]
     outputs = []
     stem.register_forward_hook(lambda module, inputs, output: outputs.append(output.requires_grad))
-    for _ in range(learner.loop.total_steps):
+    for _ in range(learner.state.total_steps):
         learner.step(pixels, labels)
     assert outputs[0]
     assert not outputs[-1]
@@ -136,7 +136,7 @@ def test_what_is_compiled_is_compiled_anew_after_freezing(images, monkeypatch):
     compiled, compile = [], torch.compile
 
     def quickly(module):
-        compiled.append(sum(not layer.learns for layer in layers_of(module)))
+        compiled.append(sum(not layer.trainable for layer in layers_of(module)))
         # The graphs are captured and guarded as ever; only no C++ is made of them.
         return compile(module, backend="eager")
 
@@ -144,7 +144,7 @@ def test_what_is_compiled_is_compiled_anew_after_freezing(images, monkeypatch):
     config = replace(CONFIG, data=str(images), network={"num_fires": 2, "pools": (1, 2)}, freeze_first=0.5)
     plain, pixels, labels = learner_of(config)
     learner, _, _ = learner_of(replace(config, compile=True))
-    for _ in range(learner.loop.total_steps):
+    for _ in range(learner.state.total_steps):
         assert learner.step(pixels, labels)[0] == pytest.approx(plain.step(pixels, labels)[0], rel=1e-4)
     assert len(compiled) > 2
     assert compiled == sorted(set(compiled))
@@ -157,15 +157,15 @@ def test_a_machine_without_compiler_is_told_in_a_line(images, tmp_path, monkeypa
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: compile(module, backend=broken))
     config = TrainingConfig(data=str(images), epochs=1, batch_size=4, compile=True)
-    with pytest.raises(TrainingError, match=r"cannot be compiled here \(.*no C\+\+ compiler.*leave out --compile"):
-        train(config, tmp_path / "run", quiet=True)
+    with pytest.raises(TrainingError, match=r"torch.compile failed \(.*no C\+\+ compiler.*leave out --compile"):
+        train(config, tmp_path / "run")
 
 
 def test_the_savings_are_told(firebox, images, tmp_path):
     options = ("--data", images, "--epochs", 4, "--batch-size", 4, "--out", tmp_path / "run")
     outcome = firebox("train", *options, "--freezeout", "linear", "--freeze-first", 0.5)
     assert outcome.code == 0
-    assert "of the arithmetic saved, as predicted; measured: " in outcome.err
+    assert "of the arithmetic; measured " in outcome.err
     assert "% of the time" in outcome.err
 
 

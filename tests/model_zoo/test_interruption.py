@@ -51,7 +51,7 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(images, tmp_path)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=CEILING)
     assert process.returncode == 130
-    assert f"go on with: firebox train --resume {out}" in said
+    assert f"resume with: firebox train --resume {out}" in said
     assert said.endswith("error: stopped\n")
     assert "Traceback" not in said
     assert {path.name for path in out.iterdir()} == {
@@ -66,9 +66,9 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(images, tmp_path)
     # As if the stop had come between writing the log and writing the checkpoint.
     with (out / "log.csv").open("a") as log:
         log.write("19,1,0.1,9,0,0,1\n")
-    resumed = resume(out, quiet=True)
+    resumed = resume(out)
     config = TrainingConfig(data=str(images), epochs=20, batch_size=4)
-    unbroken = train(config, tmp_path / "unbroken", quiet=True)
+    unbroken = train(config, tmp_path / "unbroken")
     assert resumed.checkpoint.read_bytes() == unbroken.checkpoint.read_bytes()
     with (out / "log.csv").open() as log:
         assert [int(row["epoch"]) for row in csv.DictReader(log)] == list(range(1, 21))
@@ -87,7 +87,7 @@ def test_ctrl_c_ends_the_processes_that_decode_images(images, tmp_path, attempt)
         _, said = process.communicate(timeout=CEILING)
     assert process.returncode == 130, said
     assert said.count("error: stopped") == 1
-    assert f"go on with: firebox train --resume {out}" in said
+    assert f"resume with: firebox train --resume {out}" in said
     assert "Traceback" not in said and "Exception" not in said
 
 

@@ -35,7 +35,7 @@ def test_what_ships_knows_the_images(name, data_dir):
     test = sample(open_images(data_dir / "cifar10-images.tar").split("test"), 500, 0)
     network = load_network(name)
     assert network.classes == test.classes
-    images = load_images(test, network.preprocessing, quiet=True)
+    images = load_images(test, network.preprocessing)
     answers = predict(network.module, images, network.preprocessing).argmax(1).numpy()
     assert (answers == test.labels).mean() > 0.85
 

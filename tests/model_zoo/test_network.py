@@ -121,7 +121,7 @@ def test_published_weights_recognize_real_images(data_dir: Path, name, file, siz
     # Sixty images: enough to tell right from swapped channels, few enough for a test.
     images = sample(open_images(data_dir / "imagenet-samples.tar"), 60)
     labels = torch.from_numpy(match_labels(images, network.classes, network.class_ids))
-    dataset = load_images(images, network.preprocessing, quiet=True)
+    dataset = load_images(images, network.preprocessing)
     found = top_k(predict(network.module, dataset, network.preprocessing), labels)
     assert found[0] >= top1
     assert found[1] >= top5
@@ -140,7 +140,7 @@ def test_a_bypass_before_the_relu_is_a_residual_sum_and_reaches_the_files(images
 
     network = {"bypass": "complex", "bypass_before_relu": True}
     config = TrainingConfig(data=str(images), epochs=2, batch_size=4, network=network)
-    trained = load_network(train(config, tmp_path / "run", quiet=True).out)
+    trained = load_network(train(config, tmp_path / "run").out)
     labelled = open_images(images)
     tolerance = Tolerance(agreement=0.5, sqnr_db=10)
     found = export_network(trained, tmp_path / "files", labelled, ExportConfig(8, tolerance=tolerance))

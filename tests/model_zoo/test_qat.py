@@ -32,7 +32,7 @@ CHECKPOINT = "checkpoint.safetensors"
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """A float run on digits of two epochs."""
-    return train(TrainingConfig(data="digits", epochs=2), tmp_path_factory.mktemp("digits") / "run", quiet=True)
+    return train(TrainingConfig(data="digits", epochs=2), tmp_path_factory.mktemp("digits") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def quantized(digits):
     """The same network, fine-tuned with fake quantization for one epoch."""
     network = load_network(digits.out)
     config = replace(quantized_config(network), epochs=1)
-    return train_quantized(network, config, digits.out.parent / "quantized", quiet=True)
+    return train_quantized(network, config, digits.out.parent / "quantized")
 
 
 @pytest.mark.parametrize("early", [False, True], ids=["after ReLU", "before ReLU"])
@@ -103,13 +103,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_scales(trained, tmp_path)
     network = load_network(trained.out)
     config = replace(quantized_config(network), epochs=3)
     # A run whose rate is constant over the first epoch, as if it had been stopped behind it.
-    whole = train_quantized(network, replace(config, schedule="polynomial", power=0), tmp_path / "whole", quiet=True)
+    whole = train_quantized(network, replace(config, schedule="polynomial", power=0), tmp_path / "whole")
     first = replace(config, schedule="polynomial", power=0, epochs=1)
-    part = train_quantized(network, first, tmp_path / "part", quiet=True)
+    part = train_quantized(network, first, tmp_path / "part")
     stopped = read_checkpoint(part.checkpoint)
     training = replace(stopped.training, epochs=3)
     part.checkpoint.write_bytes(pack_checkpoint(replace(stopped, training=training)))
-    resumed = resume(part.out, quiet=True)
+    resumed = resume(part.out)
     assert resumed.quantized
     assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
     assert stopped.ranges != read_checkpoint(whole.checkpoint).ranges
@@ -153,7 +153,7 @@ def test_weights_alone_need_the_name_of_their_network(firebox, trained, images, 
 def test_what_cannot_be_tuned_is_one_line(firebox, trained, images, tmp_path):
     network = load_network(trained.out)
     with pytest.raises(DataError, match=r"2 \(class0, class1 …\).*3 \(class0, class1, class2 …\).*must agree"):
-        train_quantized(network, replace(quantized_config(network), data=str(images)), tmp_path / "run", quiet=True)
+        train_quantized(network, replace(quantized_config(network), data=str(images)), tmp_path / "run")
     cases = (
         (("--qat", tmp_path / "nowhere"), 2, "no such run folder"),
         (("--qat", images), 2, "is no run folder"),
@@ -196,10 +196,10 @@ def test_a_damaged_checkpoint_is_told(trained, tmp_path, change, said):
     (run / CHECKPOINT).write_bytes(pack_checkpoint(changed))
     with pytest.raises(FireboxError, match=said):
         network = load_network(run)
-        train_quantized(network, replace(quantized_config(network), epochs=1), tmp_path / "out", quiet=True)
+        train_quantized(network, replace(quantized_config(network), epochs=1), tmp_path / "out")
 
 
 def test_a_rate_that_is_too_high_is_told(trained, tmp_path):
     network = load_network(trained.out)
     with pytest.raises(TrainingError, match="lower --lr"):
-        train_quantized(network, replace(quantized_config(network), learning_rate=1e30), tmp_path / "run", quiet=True)
+        train_quantized(network, replace(quantized_config(network), learning_rate=1e30), tmp_path / "run")

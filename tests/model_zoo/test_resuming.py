@@ -18,7 +18,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from waiting import held_after, wait_until
 
-from firebox.model_zoo import Callback, Loop, TrainingConfig, TrainingResult, resume, train
+from firebox.model_zoo import Callback, LoopState, TrainingConfig, TrainingResult, resume, train
 from firebox.model_zoo.training.run import Run, claim
 from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint, read_safetensors
 from firebox.runtime.errors import CheckpointError, UsageError
@@ -67,14 +67,14 @@ def test_a_stopped_run_becomes_the_unbroken_one(trained, tmp_path, changes):
     changes = {name: named[name] if value is True and name in named else value for name, value in changes.items()}
     data = str(trained.out.parent / "images")
     config = replace(TrainingConfig(data=data, epochs=3, batch_size=8), **changes)
-    unbroken = train(config, tmp_path / "unbroken", quiet=True)
+    unbroken = train(config, tmp_path / "unbroken")
 
     out = tmp_path / "broken"
     with stopping_after_an_epoch():
-        train(config, out, command="firebox train", quiet=True)
+        train(config, out, command="firebox train")
     with stopping_after_an_epoch():
-        resume(out, quiet=True)
-    resumed = resume(out, quiet=True)
+        resume(out)
+    resumed = resume(out)
     assert files_of(resumed) == files_of(unbroken)
     assert resumed.predicted_saving == unbroken.predicted_saving
     assert '"command": "firebox train"' in (out / "config.json").read_text()
@@ -86,7 +86,7 @@ class Counts(Callback):
     def __init__(self, name: str = "counts"):
         self.name, self.steps = name, torch.zeros(1)
 
-    def after_step(self, loop: Loop) -> None:
+    def after_step(self, loop: LoopState) -> None:
         self.steps += 1
         for group in loop.optimizer.param_groups:
             group["lr"] = 0.01 / float(self.steps)
@@ -102,16 +102,16 @@ class Counts(Callback):
 def test_callbacks_of_the_caller_go_on_with_their_state(trained, tmp_path):
     data = str(trained.out.parent / "images")
     config, counts = TrainingConfig(data=data, epochs=3, batch_size=8), Counts()
-    unbroken = train(config, tmp_path / "unbroken", callbacks=[counts], quiet=True)
+    unbroken = train(config, tmp_path / "unbroken", callbacks=[counts])
     assert int(counts.steps) == unbroken.steps
     out = tmp_path / "broken"
     with stopping_after_an_epoch():
-        train(config, out, callbacks=[Counts()], quiet=True)
+        train(config, out, callbacks=[Counts()])
     with pytest.raises(CheckpointError, match="has a state of counts, which is not of its training"):
-        resume(out, quiet=True)
-    assert files_of(resume(out, callbacks=[Counts()], quiet=True)) == files_of(unbroken)
+        resume(out)
+    assert files_of(resume(out, callbacks=[Counts()])) == files_of(unbroken)
     with pytest.raises(UsageError, match="two callbacks are called 'average'"):
-        train(replace(config, ema=0.9), tmp_path / "third", callbacks=[Counts("average")], quiet=True)
+        train(replace(config, ema=0.9), tmp_path / "third", callbacks=[Counts("average")])
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def begun(trained, tmp_path) -> Path:
     """A run that has not taken a step yet, on images of its own."""
     shutil.copytree(trained.out.parent / "images", tmp_path / "images")
     config = TrainingConfig(data=str(tmp_path / "images"), epochs=2, batch_size=8)
-    file = train(config, tmp_path / "run", quiet=True).checkpoint
+    file = train(config, tmp_path / "run").checkpoint
     checkpoint = replace(read_checkpoint(file), epoch=0, step=0, optimizer={}, callbacks={})
     file.write_bytes(pack_checkpoint(checkpoint))
     return file.parent
@@ -168,25 +168,25 @@ def test_an_older_checkpoint_is_gone_on_with(begun, tmp_path):
     del header["training"]["teachers"]
     file.write_bytes(safetensors.torch.save(tensors, {"firebox": json.dumps(header)}))
     (begun / "log.csv").write_bytes(b"\xff\xfe")
-    assert resume(begun, quiet=True).epochs == 2
+    assert resume(begun).epochs == 2
 
 
 def test_other_processes_than_before_are_told(begun, capsys):
     text = (begun / "config.json").read_text()
     (begun / "config.json").write_text(text.replace('"processes": 1', '"processes": 2'))
     capsys.readouterr()
-    resume(begun, quiet=True)
+    resume(begun)
     assert "was begun with a number of processes of 2 and goes on with 1" in capsys.readouterr().err
 
 
 def test_tensorboard_follows_a_run_that_is_resumed_within_a_second(images, tmp_path):
     out = tmp_path / "run"
     with stopping_after_an_epoch():
-        train(TrainingConfig(data=str(images), epochs=3, batch_size=4), out, quiet=True)
+        train(TrainingConfig(data=str(images), epochs=3, batch_size=4), out)
     (events,) = (out / "tensorboard").iterdir()
     # As if of a process with a higher number.
     events.rename(events.with_name(f"events.out.tfevents.{int(time.time())}.vm.~.0"))
-    resume(out, quiet=True)
+    resume(out)
     assert epochs_on_tensorboard(out) == [1, 2, 3]
 
 
@@ -209,8 +209,8 @@ def test_killed_at_random_moments(images, tmp_path):
     assert read_checkpoint(out / "checkpoint.safetensors").epoch < config.epochs
     # As if it had been killed while it wrote.
     (out / ".log.csv.0123abcd.part").write_text("half")
-    resumed = resume(out, quiet=True)
-    unbroken = train(config, tmp_path / "unbroken", quiet=True)
+    resumed = resume(out)
+    unbroken = train(config, tmp_path / "unbroken")
     assert files_of(resumed) == files_of(unbroken)
     assert not list(out.rglob(".*"))
     # TensorBoard sees each epoch once, though some were begun twice.

@@ -11,7 +11,7 @@ from firebox.model_zoo.weights.checkpoint import read_checkpoint
 def run(tmp_path_factory, paint):
     folder = tmp_path_factory.mktemp("snapshots")
     config = TrainingConfig(data=str(paint(folder / "images")), epochs=2, batch_size=4, snapshots=3)
-    return train(config, folder / "run", quiet=True)
+    return train(config, folder / "run")
 
 
 def test_a_snapshot_is_a_network_of_its_own(run):

@@ -9,13 +9,13 @@ import torch
 
 from firebox.export.quantization.ranges import Range
 from firebox.model_zoo import Resources, TrainingConfig, load_network, train
+from firebox.model_zoo.training import open_training_images
 from firebox.model_zoo.training.augmentation import mix
-from firebox.model_zoo.training.distributed import Workers
+from firebox.model_zoo.training.distributed import ProcessGroup
 from firebox.model_zoo.training.learner import Learner
 from firebox.model_zoo.training.start import start
 from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
 from firebox.runtime.errors import TrainingError
-from firebox.runtime.images import open_images, split_images
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ from firebox.runtime.images import open_images, split_images
         (("--freezeout", "linear", "--freeze-first", "nan"), 2, "freeze_first nan is not usable"),
         (("--accumulation", 7), 2, "batch_size 64 cannot be computed in 7 equal parts"),
         (("--accumulation", 0), 2, "accumulation 0 is not between 1"),
-        (("--batch-size", 4, "--accumulation", 4), 2, "leaves batch norm one image at once"),
+        (("--batch-size", 4, "--accumulation", 4), 2, "batch norm needs two images at a time"),
         (("--ema", 1), 2, "ema 1.0 is not between 0 and 0.999999"),
         (("--mixup", -1), 2, "mixup -1.0 is not between 0 and 100"),
         (("--mixup", 1e-50), 2, "mixup 1e-50 is below 0.001; give 0 for none"),
@@ -58,17 +58,21 @@ from firebox.runtime.images import open_images, split_images
         (("--learn", 2), 2, "learn 2 keeps the weights below as they began, at random; name a start"),
         (("--learn", "head", "--start", "runs/a", "--augment", "standard"), 2, "without augment 'standard'"),
         (("--learn", "head", "--start", "runs/a", "--freezeout", "cubic"), 2, "nothing to freeze below the head"),
-        (("--epochs", 3, "--warmup", 3), 2, "leaves none of the 3 for the rate to fall"),
+        (("--epochs", 3, "--warmup", 3), 2, "leaves none of the 3 steps for the decay"),
         (("--epochs", 3, "--warmup", 4), 2, "warmup_epochs 4 is not between 0 and 3"),
         (("--iterations", 9, "--batch-size", 4, "--warmup", 20), 2, "a warm-up of 20 epochs, 60 steps, leaves none"),
-        (("--epochs", 3, "--iterations", 9), 2, "--epochs and --iterations both say how long to train"),
+        (("--epochs", 3, "--iterations", 9), 2, "--epochs and --iterations both set the length"),
         (("--snapshots", 1, "--schedule", "polynomial"), 2, "snapshots sets the rates; leave out the polynomial"),
-        (("--power", 2), 2, "--power says nothing without --schedule polynomial"),
-        (("--optimizer", "muon", "--no-nesterov"), 2, "--no-nesterov says nothing to muon"),
-        (("--muon-rate", 0.1), 2, "--muon-rate says nothing without --optimizer muon"),
-        (("--freeze-unscaled",), 2, "--freeze-scaled says nothing without --freezeout"),
-        (("--teacher-share", 0.5), 2, "--teacher-share says nothing without --teacher"),
-        (("--optimizer", "muon", "--set", "batch_norm=false"), 2, "no kernel that learns has a batch norm behind it"),
+        (("--power", 2), 2, "--power has no effect without --schedule polynomial"),
+        (("--optimizer", "muon", "--no-nesterov"), 2, "--no-nesterov has no effect with --optimizer muon"),
+        (("--muon-rate", 0.1), 2, "--muon-rate has no effect without --optimizer muon"),
+        (("--freeze-unscaled",), 2, "--freeze-scaled has no effect without --freezeout"),
+        (("--teacher-share", 0.5), 2, "--teacher-share has no effect without --teacher"),
+        (
+            ("--optimizer", "muon", "--set", "batch_norm=false"),
+            2,
+            "muon needs a trainable kernel followed by batch norm",
+        ),
         (("--images-per-class", 100), 1, "has 6 images, not 100; ask for fewer"),
         (("--images-per-class", 0), 2, "images_per_class 0 is not between 1"),
         (("--set", "bypas=none"), 2, "squeezenet_micro has no 'bypas'; did you mean bypass?"),
@@ -78,7 +82,7 @@ from firebox.runtime.images import open_images, split_images
         (("--set", f"pools={'[' * 3000}"), 2, "pools '[[["),
         (("--set", "input_size=[8,8]"), 2, "the network's input_size follows from the images"),
         (("--recipe", "nothing"), 2, "no recipe 'nothing'"),
-        (("--start", "no/where"), 2, "no such weights to start with: no/where"),
+        (("--start", "no/where"), 2, "no such weights to start from: no/where"),
         (("--teacher", "no/where"), 2, "no such run folder or checkpoint: no/where"),
     ],
 )
@@ -93,8 +97,9 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(firebox, images, tmp_path
 
 @pytest.mark.parametrize("package", ["matplotlib", "tensorboard"])
 def test_a_missing_package_is_told_before_anything_is_done(firebox, tmp_path, monkeypatch, package):
-    homes = tuple(f"firebox.model_zoo.training.{home}" for home in ("curves", "run", "trainer", "result"))
-    for name in [name for name in sys.modules if name in homes or name.startswith((package, "torch.utils.tensorb"))]:
+    for name in [
+        name for name in sys.modules if name.startswith(("firebox.model_zoo.", package, "torch.utils.tensorb"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     outcome = firebox("train", "--out", tmp_path / "run")
@@ -109,12 +114,12 @@ def test_int8_weights_are_no_start(firebox, trained, tmp_path):
     data = trained.out.parent / "images"
     outcome = firebox("train", "--start", quantized, "--data", data, "--out", tmp_path / "run")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "was trained in int8; begin with the float run" in outcome.err
+    assert "was trained with fake quantization; start from the float run" in outcome.err
 
 
 def learner_of(config: TrainingConfig) -> Learner:
-    images = split_images(open_images(config.data), 0.2, 0)
-    return Learner(start(config, images, Resources("cpu")), torch.device("cpu"), 3, Workers())
+    images = open_training_images(config)
+    return Learner(start(config, images, Resources("cpu")), torch.device("cpu"), 3, ProcessGroup())
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(images):
@@ -138,14 +143,14 @@ def test_a_loss_that_is_no_number_stops_and_the_checkpoint_before_stays(images, 
     steps, step = [], Learner.step
 
     def poisoned(learner, pixels, labels):
-        steps.append(learner.loop.step)
-        if learner.loop.step == 4:
+        steps.append(learner.state.step)
+        if learner.state.step == 4:
             next(iter(learner.module.parameters())).data.fill_(math.nan)
         return step(learner, pixels, labels)
 
     monkeypatch.setattr(Learner, "step", poisoned)
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 4, .*the last whole checkpoint stays"):
-        train(config, tmp_path / "run", quiet=True)
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 4, .*the last good checkpoint is kept"):
+        train(config, tmp_path / "run")
     assert steps == [0, 1, 2, 3, 4]
     assert read_checkpoint(tmp_path / "run" / "checkpoint.safetensors").epoch == 1
     load_network(tmp_path / "run")

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from firebox.model_zoo import Resources, TrainingConfig, create_model, load_images, load_network, predict, train
-from firebox.model_zoo.training.features import Coded, encode
+from firebox.model_zoo.training import open_training_images
+from firebox.model_zoo.training.features import Head, extract_features
 from firebox.model_zoo.training.layer_groups import blocks_of, layers_of, rate_factors
 from firebox.model_zoo.training.optimizer import make_optimizer
 from firebox.model_zoo.training.start import start
 from firebox.model_zoo.weights.checkpoint import read_checkpoint
 from firebox.runtime.errors import CheckpointError, DataError, UsageError
-from firebox.runtime.images import open_images, split_images
+from firebox.runtime.images import open_images
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def moved(trained, result) -> set[str]:
 
 @pytest.mark.parametrize("learn", ["head", 2, "all"])
 def test_only_what_learns_moves_and_the_head_is_new(trained, other, tmp_path, learn):
-    result = train(config_for(trained, other, learn=learn), tmp_path / "run", quiet=True)
+    result = train(config_for(trained, other, learn=learn), tmp_path / "run")
     network = load_network(result.checkpoint)
     assert network.classes == ("class0", "class1", "class2", "class3")
     names = [layer.name for block in blocks_of(network.module)[:-1] for layer in block]
@@ -47,7 +48,7 @@ def test_only_what_learns_moves_and_the_head_is_new(trained, other, tmp_path, le
 
 
 def test_as_many_classes_of_other_names_have_a_new_head(trained, other, tmp_path):
-    first = train(config_for(trained, other), tmp_path / "first", quiet=True)
+    first = train(config_for(trained, other), tmp_path / "first")
     begun = {}
     for name, classes in (("same", None), ("renamed", ("a", "b", "c", "d"))):
         data = tmp_path / name
@@ -55,7 +56,7 @@ def test_as_many_classes_of_other_names_have_a_new_head(trained, other, tmp_path
         for before, after in zip(sorted(data.iterdir()), classes or (), strict=False):
             before.rename(data / after)
         config = replace(config_for(first, data), seed=7)
-        images = split_images(open_images(data), config.val_fraction, config.seed)
+        images = open_training_images(config)
         begun[name] = start(config, images, Resources("cpu")).weights["classifier.1.weight"]
     kept = read_checkpoint(first.checkpoint).weights["classifier.1.weight"]
     assert torch.equal(begun["same"], kept)
@@ -64,16 +65,16 @@ def test_as_many_classes_of_other_names_have_a_new_head(trained, other, tmp_path
 
 def test_codes_and_the_head_answer_as_the_network_does(trained, other):
     network = load_network(trained.out)
-    images = load_images(open_images(other), network.preprocessing, quiet=True)
-    codes = encode(network.module, images, network.preprocessing, memory_bytes=2**24, quiet=True)
-    assert codes.pixels.dtype == torch.float16
+    images = load_images(open_images(other), network.preprocessing)
+    codes = extract_features(network.module, images, network.preprocessing, memory_bytes=2**24)
+    assert codes.inputs.dtype == torch.float16
     assert torch.equal(codes.labels, images.labels)
-    found = predict(Coded(network.module), codes, network.preprocessing)
+    found = predict(Head(network.module), codes, network.preprocessing)
     wanted = predict(network.module, images, network.preprocessing)
     # float16 carries eleven bits.
     assert torch.allclose(found, wanted, rtol=0.01, atol=0.01)
-    with pytest.raises(UsageError, match=r"codes of 24 images take .* more than 1.0 KiB; raise --memory"):
-        encode(network.module, images, network.preprocessing, memory_bytes=1024, quiet=True)
+    with pytest.raises(UsageError, match=r"features of 24 images take .* more than 1.0 KiB; raise --memory"):
+        extract_features(network.module, images, network.preprocessing, memory_bytes=1024)
 
 
 def test_codes_beyond_the_memory_are_one_line(firebox, trained, other, tmp_path):
@@ -99,7 +100,7 @@ def test_rates_fall_by_block():
 
 def test_freezeout_and_rates_by_block_go_with_the_last_blocks(trained, other, tmp_path):
     config = config_for(trained, other, learn=2, layer_decay=0.5, freezeout="cubic", freeze_first=0.5)
-    result = train(config, tmp_path / "run", quiet=True)
+    result = train(config, tmp_path / "run")
     assert result.predicted_saving is not None
     assert 0 < result.predicted_saving < 1
 
@@ -107,7 +108,7 @@ def test_freezeout_and_rates_by_block_go_with_the_last_blocks(trained, other, tm
 def test_a_start_can_be_public_weights(data_dir, other, tmp_path):
     weights = data_dir / "squeezenet1_1.pth"
     config = TrainingConfig(model="squeezenet1_1", data=str(other), start=str(weights), learn="head", epochs=1)
-    result = train(replace(config, input_size=(64, 64), batch_size=4), tmp_path / "run", quiet=True)
+    result = train(replace(config, input_size=(64, 64), batch_size=4), tmp_path / "run")
     network, origin = load_network(result.checkpoint), torch.load(weights, weights_only=True)
     state = network.module.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in origin.items() if name.startswith("features"))
@@ -118,9 +119,9 @@ def test_a_start_can_be_public_weights(data_dir, other, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
-        ({"start": "nowhere"}, UsageError, "no such weights to start with: nowhere"),
+        ({"start": "nowhere"}, UsageError, "no such weights to start from: nowhere"),
         ({"model": "squeezenet_cifar"}, CheckpointError, "is of another network"),
-        ({"learn": 8}, UsageError, "the network has 7 blocks before its head, not 8; have fewer learn"),
+        ({"learn": 8}, UsageError, "the network has 7 blocks before its head, not 8; train fewer blocks"),
         ({"images_per_class": 50}, DataError, "has 5 images, not 50; ask for fewer"),
         ({"network": {"bypass": "complex"}}, CheckpointError, "it has no features"),
     ],
@@ -129,5 +130,5 @@ def test_a_start_can_be_public_weights(data_dir, other, tmp_path):
 def test_what_cannot_be_begun_with_is_told(trained, other, tmp_path, changes, kind, said):
     config = replace(config_for(trained, other), **changes)
     with pytest.raises(kind, match=said):
-        train(config, tmp_path / "run", Resources("cpu"), quiet=True)
+        train(config, tmp_path / "run", Resources("cpu"))
     assert not (tmp_path / "run").exists()

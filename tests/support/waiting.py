@@ -45,7 +45,7 @@ def hold_after(epoch: int) -> None:
 def held_after(epoch: int, work: Callable[..., object], *arguments: object) -> None:
     """A training, for a process of its own: it ends by a signal only."""
     hold_after(epoch)
-    work(*arguments, quiet=True)
+    work(*arguments)
 
 
 @contextmanager
