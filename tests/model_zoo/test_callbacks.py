@@ -1,4 +1,4 @@
-"""Callbacks in a state that is not ours: any module, any optimizer."""
+"""Callbacks in a training loop of the caller, with any module and optimizer."""
 
 import math
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ def small_network() -> nn.Sequential:
 
 
 def run(callbacks: Iterable[Callback], steps: int, module: nn.Module, each=lambda state: None) -> LoopState:
-    """A plain state, as the docstring of the callbacks has it; ``each`` looks at it after every step."""
+    """The loop of the docstring of the callbacks; ``each`` is called after every step."""
     callbacks = Callbacks(callbacks)
     groups = [{"params": list(layer.parameters()), "layer": layer.name} for layer in layers_of(module)]
     state = LoopState(module, torch.optim.SGD(groups, lr=9.0, momentum=0.9), total_steps=steps)
@@ -35,7 +35,7 @@ def run(callbacks: Iterable[Callback], steps: int, module: nn.Module, each=lambd
     for _ in range(steps):
         callbacks.before_step(state)
         state.optimizer.zero_grad()
-        loss = functional_loss(module)
+        loss = random_loss(module)
         loss.backward()
         state.optimizer.step()
         state.loss = loss.item()
@@ -45,27 +45,27 @@ def run(callbacks: Iterable[Callback], steps: int, module: nn.Module, each=lambd
     return state
 
 
-def functional_loss(module: nn.Module) -> torch.Tensor:
+def random_loss(module: nn.Module) -> torch.Tensor:
     return nn.functional.cross_entropy(module(torch.randn(6, 3)), torch.randint(2, (6,)))
 
 
 @pytest.mark.parametrize(("steps", "count"), [(20, 5), (12, 1), (6, 6), (300, 3)])
-def test_snapshot_rates_are_those_of_the_paper(steps, count):
+def test_snapshot_rates_match_the_paper(steps, count):
     rates, saved = [], []
     callbacks = snapshot_callbacks(steps, count, 0.1, lambda number, module: saved.append((number, len(rates))))
-    # What was saved was saved after this step: its rate is noted by now.
-    note = LearningRate(lambda step: math.nan)
-    note.before_step = lambda state: rates.append(state.optimizer.param_groups[0]["lr"])
-    run([*callbacks, note], steps, small_network())
+    # Runs after the snapshot callbacks, so it records the rate of a step before the snapshot of that step.
+    recorder = LearningRate(lambda step: math.nan)
+    recorder.before_step = lambda state: rates.append(state.optimizer.param_groups[0]["lr"])
+    run([*callbacks, recorder], steps, small_network())
     # Equation 2 of arXiv 1704.00109, whose steps t count from 1.
     cycle = math.ceil(steps / count)
-    wanted = [0.1 / 2 * (math.cos(math.pi * ((t - 1) % cycle) / cycle) + 1) for t in range(1, steps + 1)]
-    assert rates == pytest.approx(wanted, abs=1e-15)
+    expected = [0.1 / 2 * (math.cos(math.pi * ((t - 1) % cycle) / cycle) + 1) for t in range(1, steps + 1)]
+    assert rates == pytest.approx(expected, abs=1e-15)
     assert saved == [(number, number * cycle) for number in range(1, count + 1)]
 
 
 @pytest.mark.parametrize(
-    ("steps", "count", "said"),
+    ("steps", "count", "message"),
     [
         (20, 6, "20 steps cannot be divided into 6 cycles; train 18 or 24 steps"),
         (3, 5, "5 snapshots do not fit into 3 steps"),
@@ -73,48 +73,46 @@ def test_snapshot_rates_are_those_of_the_paper(steps, count):
         (3, -1, "-1 snapshots do not fit"),
     ],
 )
-def test_cycles_that_do_not_divide_the_steps_are_refused(steps, count, said):
-    with pytest.raises(UsageError, match=said):
+def test_cycles_that_do_not_divide_the_steps_are_refused(steps, count, message):
+    with pytest.raises(UsageError, match=message):
         snapshot_callbacks(steps, count, 0.1, lambda number, module: None)
 
 
-def test_the_module_is_saved_as_it_is_at_the_end_of_its_cycle():
-    saved = {}
+def test_snapshots_have_the_weights_of_the_end_of_their_cycle():
+    saved, states = {}, []
+
+    def copied(module: nn.Module) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
     def save(number: int, module: nn.Module) -> None:
-        saved[number] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        saved[number] = copied(module)
 
-    states = []
-    run(
-        [SaveSnapshots(2, save)],
-        4,
-        small_network(),
-        lambda state: states.append({name: tensor.clone() for name, tensor in state.module.state_dict().items()}),
-    )
+    run([SaveSnapshots(2, save)], 4, small_network(), lambda state: states.append(copied(state.module)))
     assert sorted(saved) == [1, 2]
     for number in saved:
         assert all(torch.equal(saved[number][name], tensor) for name, tensor in states[2 * number - 1].items())
 
 
-def test_the_average_is_that_kept_by_hand_and_goes_on():
+def test_weight_average_matches_its_definition_and_restores():
     module, average = small_network(), WeightAverage(0.7)
-    kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    expected = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
-    def keep(state: LoopState) -> None:
+    def update(state: LoopState) -> None:
         decay = min(0.7, (1 + state.step) / (10 + state.step))
         for name, tensor in module.state_dict().items():
-            kept[name] = decay * kept[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor.clone()
+            mean = decay * expected[name] + (1 - decay) * tensor
+            expected[name] = mean if tensor.is_floating_point() else tensor.clone()
 
-    state = run([average], 30, module, keep)
-    state = average.state_dict()
-    assert all(torch.allclose(state[name], tensor, atol=1e-6) for name, tensor in kept.items())
+    loop = run([average], 30, module, update)
+    averaged = average.state_dict()
+    assert all(torch.allclose(averaged[name], tensor, atol=1e-6) for name, tensor in expected.items())
     assert not any(parameter.requires_grad for parameter in average.module.parameters())
 
     other = WeightAverage(0.7)
-    other.begin(state)
-    other.load_state_dict(state)
-    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in state.items())
-    for wrong in ({}, {**state, "more": torch.zeros(1)}, {**state, "0.bias": torch.zeros(3)}):
+    other.begin(loop)
+    other.load_state_dict(averaged)
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in averaged.items())
+    for wrong in ({}, {**averaged, "more": torch.zeros(1)}, {**averaged, "0.bias": torch.zeros(3)}):
         with pytest.raises(CheckpointError):
             other.load_state_dict(wrong)
 
@@ -122,13 +120,13 @@ def test_the_average_is_that_kept_by_hand_and_goes_on():
 def test_freezeout_works_in_any_loop():
     module, frozen = small_network(), []
 
-    def look(state: LoopState) -> None:
+    def record(state: LoopState) -> None:
         frozen.append([not layer.trainable for layer in layers_of(module)])
         if state.rewrap:
             state.rewrap = False
 
-    run([FreezeOut("linear", 0.5, True, 0.1)], 8, module, look)
+    run([FreezeOut("linear", 0.5, True, 0.1)], 8, module, record)
     assert frozen == [[False, False]] * 3 + [[True, False]] * 4 + [[True, True]]
     plain = LoopState(module, torch.optim.SGD(module.parameters(), lr=0.1), total_steps=8)
-    with pytest.raises(UsageError, match="FreezeOut needs to know the layer of each of the optimizer's groups"):
+    with pytest.raises(UsageError, match="FreezeOut needs the layer of each parameter group"):
         FreezeOut("linear", 0.5, True, 0.1).begin(plain)
