@@ -96,7 +96,7 @@ def measure(name: str, data_folder: Path, images: LabelledImages, seeds: Sequenc
             # Seed 0 is the default export, with all four files. No gate: files that fail it are measured as well.
             others = ExportConfig(seed=seed, precisions=("int8",), tolerance=Tolerance(agreement=0, sqnr_db=-100))
             config = ExportConfig() if seed == 0 else others
-            found = export_network(network, Path(folder, str(seed)), images, config)
+            found = export_network(network, Path(folder, str(seed)), images, config, progress=terminal)
             gate[seed] = next(parity for parity in found.parity if parity.file == _INT8)
         files = {
             label.removeprefix(f"{folder}/0/"): Recorder(classifier)

@@ -18,6 +18,7 @@ from common import (
     out_option,
     surroundings,
     table,
+    terminal,
     write_page,
 )
 from pairs import RATIO_COLUMNS, Comparison, Ratios, bind, measure
@@ -77,11 +78,12 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
     network = load_reference(_NETWORK, data_folder)
     with tempfile.TemporaryDirectory() as folder:
         config = ExportConfig(seed=seed, precisions=_PRECISIONS, tolerance=NO_GATE)
-        plain = export_network(network, Path(folder, "plain"), images, config)
+        plain = export_network(network, Path(folder, "plain"), images, config, progress=terminal)
         files = [Files(precision, plain, precision) for precision in _PRECISIONS]
         for name, layers in _INT16.items():
             config = ExportConfig(seed=seed, precisions=("int8",), int16_layers=layers, tolerance=NO_GATE)
-            files.append(Files(name, export_network(network, Path(folder, name), images, config), "int8"))
+            written = export_network(network, Path(folder, name), images, config, progress=terminal)
+            files.append(Files(name, written, "int8"))
         comparisons, refused = compare(files, images)
         found = measure(comparisons, rounds, seconds, seed)
     write_page(out, page(files, found, refused))

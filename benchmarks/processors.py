@@ -237,7 +237,7 @@ def reference_files(folder: Path, name: str, data_folder: Path) -> list[Network]
     for weight_range in ("full", "saturation-free"):
         place = folder / weight_range
         config = ExportConfig(effort="fast", weight_range=weight_range, precisions=("int8",), tolerance=NO_GATE)
-        export_network(network, place, images, config)
+        export_network(network, place, images, config, progress=terminal)
         file, is_safe = place / "model.int8.onnx", weight_range != "full"
         found.append(Network(f"{name}, {weight_range}", (file,), images, network.preprocessing, is_safe))
     return found
@@ -349,7 +349,7 @@ def _rounding_rows(name: str, seed: str, network: ZooNetwork, calibration, judge
     expected = run_outputs(graph, views)
     for title, ways in (("as calibrated", _as_calibrated()), ("as written", nullcontext())):
         with ways:
-            found = quantize_network(graph, samples, "fast", quiet=True).graph
+            found = quantize_network(graph, samples, "fast").graph
         onnx, tflite = run_outputs(found, views), _in_litert(found, views)
         noise = ((onnx - expected) ** 2).sum()
         yield (

@@ -138,7 +138,7 @@ def all_classifiers(
     # No gate: files that fail it are measured as well.
     config = ExportConfig(seed=seed, tolerance=Tolerance(agreement=0, sqnr_db=-100))
     for name, one in ((_AFTERWARDS, network), (_TUNED, tuned)):
-        files = export_network(one, runs / f"{name} files", seen, config).files
+        files = export_network(one, runs / f"{name} files", seen, config, progress=terminal).files
         if one is tuned:
             found[_TORCH] = TorchClassifier(tuned)
             found[_TUNED_FLOAT] = Session(next(file for file in files if file.name == "model.float32.onnx"))

@@ -208,7 +208,7 @@ def _widened(layers: Sequence[str], network: Network, images: LabelledImages, fo
     preprocessing, start = network.preprocessing, processor_seconds()
     crops = [preprocessing.crop(images.read(name), images.where(name)) for name in images.names]
     graph = trace(network.module, (1, preprocessing.depth, *preprocessing.size), network.name)
-    quantized = quantize_network(graph, calibration_samples(crops, preprocessing), quiet=True)
+    quantized = quantize_network(graph, calibration_samples(crops, preprocessing))
     wide, none = with_int16_layers(quantized.graph, layers), TensorSpec("float32", ())
     contract = Contract(network.name, preprocessing, network.classes, network.class_ids, "NHWC", "logits", none, none)
     file = write_onnx(wide, {KEY: for_file(contract, wide, "NCHW").to_bytes()})

@@ -90,7 +90,7 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
     with tempfile.TemporaryDirectory() as folder:
         for name in REFERENCES:
             network, place = load_reference(name, data_folder), Path(folder, name)
-            export_network(network, place, images)
+            export_network(network, place, images, progress=terminal)
             theirs = quantize_with_onnxruntime(place, images)
             comparisons += compare(name, place, theirs, images)
             models: dict[str, Classifier] = {
@@ -101,7 +101,7 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
             evaluations[name] = evaluate(models, images, progress=terminal)
         digits, place = open_images("digits"), Path(folder, _SMALL)
         config = ExportConfig(tolerance=NO_GATE)
-        export_network(load_network(_SMALL, random_init=True), place, digits, config)
+        export_network(load_network(_SMALL, random_init=True), place, digits, config, progress=terminal)
         comparisons += compare(_SMALL, place, quantize_with_onnxruntime(place, digits), digits)
         found = measure(comparisons, rounds, seconds, seed)
     write_page(out, page(found, evaluations, len(images)))

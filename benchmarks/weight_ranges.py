@@ -107,7 +107,7 @@ def measure(subject: Subject, weight_range: WeightRange, fold: int, drawn: np.nd
     """Quantize with the images ``drawn`` and compare the int8 network with the float one on all others."""
     rest = np.setdiff1d(np.arange(len(subject.samples)), drawn)
     calibration = [subject.samples[i] for i in drawn]
-    found = quantize_network(subject.graph, calibration, weight_range=weight_range, quiet=True).graph
+    found = quantize_network(subject.graph, calibration, weight_range=weight_range).graph
     outputs, expected = run_outputs(found, [subject.samples[i] for i in rest]), subject.logits[rest]
     predicted, labels = outputs.argmax(1), subject.labels[rest]
     layers = check_saturation(write_onnx(found)).layers

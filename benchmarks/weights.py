@@ -124,7 +124,7 @@ def card(source: Source, images: LabelledImages, test: LabelledImages) -> Card:
     logits = [test_logits(network, test) for network in (load_network(run), stored)]
     trained, _ = split_images(images, checkpoint.training.val_fraction, checkpoint.training.seed)
     folder = run / "exported"
-    export_network(stored, folder, trained, ExportConfig(precisions=("int8",)))
+    export_network(stored, folder, trained, ExportConfig(precisions=("int8",)), progress=terminal)
     with Session(folder / "model.int8.tflite") as session, terminal.task("int8", len(test)) as advance:
         int8 = []
         for name in test.names:

@@ -1,4 +1,4 @@
-"""From a trained module to the files that ship, through the gate."""
+"""Export of a trained network: trace, quantize, write, and compare every file with the network."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ..runtime.commands.console import progress, progress_unless
 from ..runtime.contract import Contract, TensorSpec
 from ..runtime.errors import UsageError
 from ..runtime.files import check_writable, sha256, write_files
@@ -18,6 +17,7 @@ from ..runtime.images import LabelledImages, Preprocessing, sample
 from ..runtime.inference import Session
 from ..runtime.memory.plan import plan
 from ..runtime.memory.targets import Target
+from ..runtime.progress import SILENT, Progress
 from .fit.files import judged, summaries
 from .fit.search import Fit, fit
 from .formats.contract_writer import complete, for_file
@@ -29,9 +29,9 @@ from .parity import (
     Tolerance,
     compare,
     first_divergence,
-    judge,
+    first_violation,
     module_outputs,
-    refuse,
+    parity_error,
     session_outputs,
 )
 from .quantization.gptq import input_moments
@@ -40,27 +40,28 @@ from .quantization.ptq import Effort, PTQResult, calibration_samples, check_effo
 from .quantization.quantize import quantize, with_input_type
 from .quantization.ranges import Calibrator, Range
 from .quantization.weight_grid import DEFAULT_RANGE, WeightRange
-from .runtime_check import EXACT_BACKENDS, exactness, reference_outputs, wrong_runtime
+from .runtime_check import EXACT_BACKENDS, compare_with_reference, reference_outputs, runtime_error
 from .trace import trace
 
 if TYPE_CHECKING:
     from torch import nn
 
 InputType = Literal["int8", "uint8"]
+Format = Literal["onnx", "tflite"]
 
-# Images that the gate looks at: enough that chance alone does not close it.
+# Images that the parity gate compares: enough that a few chance disagreements do not fail an export.
 _GATE_IMAGES = 100
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to write and how to quantize.
+    """Files to write and how to quantize them.
 
-    ``calibration_images`` images are drawn by ``seed``; ``effort`` is the work that goes into the int8 network, with
-    ``calibrator`` no calibrator is left to choose; ``weight_range`` says which integers int8 weights may be (by default
-    those on which no kernel saturates, also in applications without firebox); ``input_type`` is that of the int8
-    TFLite file, and ``int16_layers`` names the layers of the int8 files (patterns too) that have activations of 16
-    bits. With ``sram_bytes`` the int8 files are rewritten until all that ``target`` needs for an inference fits.
+    ``calibration_images`` images are drawn by ``seed``. ``effort`` and ``calibrator`` (``None``: chosen by the effort)
+    are those of ``quantize_network``. ``weight_range`` limits the integers of int8 weights; the default is safe on
+    kernels that saturate, in applications without firebox too. ``input_type`` applies to the int8 TFLite file.
+    ``int16_layers`` names layers of the int8 files, or patterns of names, that get 16-bit activations. With
+    ``sram_bytes`` the int8 files are rewritten until an inference fits that budget on ``target``.
     """
 
     calibration_images: int = 100
@@ -77,7 +78,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
-            raise UsageError(f"{self.calibration_images} calibration images are not enough; give at least 1")
+            raise UsageError(f"{self.calibration_images} calibration images are too few; use at least 1")
         check_effort(self.effort, self.calibrator)
         if self.weight_range not in get_args(WeightRange):
             raise UsageError(f"weight range {self.weight_range!r} is not one of {', '.join(get_args(WeightRange))}")
@@ -86,19 +87,50 @@ class ExportConfig:
         if not self.precisions or not set(self.precisions) <= set(get_args(Precision)):
             raise UsageError(f"precisions {self.precisions} are not among {', '.join(get_args(Precision))}")
         if self.int16_layers and "int8" not in self.precisions:
-            raise UsageError(f"16-bit layers {', '.join(self.int16_layers)} are those of int8 files; export int8 too")
+            raise UsageError(f"16-bit layers ({', '.join(self.int16_layers)}) need an int8 file; add precision int8")
         if self.int16_layers and self.sram_bytes is not None:
-            raise UsageError("layers of 16 bits are not fitted into a budget; leave one of the two out")
+            raise UsageError("a network with 16-bit layers cannot be fitted; drop int16_layers or sram_bytes")
 
 
 @dataclass(frozen=True)
 class Export:
-    """The files that were written and how they compare with the network; ``report`` is what ``export.json`` holds."""
+    """The written files and their comparison with the network; ``report`` is the content of ``export.json``."""
 
     out: Path
     files: tuple[Path, ...]
     parity: tuple[Parity, ...]
     report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The network at one precision; ``reference`` is the float network that it was made from (equalized, for int8)."""
+
+    precision: Precision
+    graph: Graph
+    reference: Graph
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported file, in memory until all have passed the gate.
+
+    ``data`` may hold a rewrite of the variant's graph: fitted to a budget, or with uint8 input.
+    """
+
+    variant: Variant
+    format: Format
+    data: bytes
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the file."""
+        return self.variant.precision
+
+    @property
+    def name(self) -> str:
+        """File name."""
+        return f"model.{self.precision}.{self.format}"
 
 
 def export(
@@ -113,20 +145,21 @@ def export(
     checkpoint_sha256: str = "",
     config: ExportConfig | None = None,
     ranges: Mapping[str, Range] | None = None,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> Export:
-    """Trace, quantize, write ``model.PRECISION.{onnx,tflite}`` and compare all of them with the module.
+    """Trace, quantize, write ``model.PRECISION.{onnx,tflite}`` and compare every file with the module.
 
-    ``images`` are used without their labels: some to calibrate, others (where there are enough) for the gate.
-    Int8 files are also compared with the reference in numpy, so that a runtime's fault is not taken for the network's.
-    ``ranges`` that training has learned take the place of calibration; weights are then rounded to the nearest, as
-    they were in training. Raises ``UnsupportedError`` for a network that cannot be traced, ``QuantizationError`` for
-    one that cannot be quantized, ``DoesNotFitError`` for one that does not fit its budget and ``ParityError`` past the
-    tolerance; then nothing is written.
+    ``images`` need no labels: some calibrate, others (if there are enough) pass through the gate. Int8 files are also
+    compared with the numpy reference, so that a faulty runtime is not mistaken for a quantization error. ``ranges``
+    learned in training replace calibration; weights are then rounded to nearest, as in training.
+
+    Nothing is written when it raises: ``UnsupportedError`` for a network that cannot be traced, ``QuantizationError``
+    for one that cannot be quantized, ``DoesNotFitError`` when the budget is too small, and ``ParityError`` past the
+    tolerance.
     """
     config = config or ExportConfig()
     check_writable(out)
-    with progress("tracing", 1, quiet=quiet) as advance:
+    with progress.task("tracing", 1) as advance:
         graph = trace(module, (1, preprocessing.depth, *preprocessing.size), name)
         advance()
     contract = _contract(graph, name, preprocessing, tuple(classes), tuple(class_ids), checkpoint_sha256)
@@ -134,86 +167,29 @@ def export(
     calibration, gate = _draw(images, config)
     if ranges:
         calibration = calibration.subset(())
-    graphs: dict[Precision, Graph] = {"float32": graph}
-    quantized: PTQResult | None = None
-    seen = _crops(calibration, preprocessing) if {"int8", "dynamic"} & set(config.precisions) else []
-    if "int8" in config.precisions:
-        if ranges:
-            graphs["int8"] = quantize(graph, ranges, None, config.weight_range)
-        else:
-            samples = calibration_samples(seen, preprocessing, quiet)
-            quantized = quantize_network(
-                graph,
-                samples,
-                config.effort,
-                config.calibrator,
-                config.seed,
-                weight_range=config.weight_range,
-                quiet=quiet,
-            )
-            graphs["int8"] = quantized.graph
-        graphs["int8"] = with_int16_layers(graphs["int8"], config.int16_layers)
-    if "float16" in config.precisions:
-        graphs["float16"] = with_float16_weights(graph)
-    if "dynamic" in config.precisions:
-        graphs["dynamic"] = _rounded(graph, seen, preprocessing, config, quiet)
-    fitted = _fitted(graphs, config, quiet)
-    files: dict[str, tuple[Precision, bytes]] = {}
-    for precision in config.precisions:
-        onnx = tflite = graphs[precision]
-        offsets = None
-        if precision == "int8":
-            tflite = with_input_type(tflite, config.input_type)
-        if precision == "int8" and fitted and fitted.stages:
-            onnx, tflite, offsets = fitted.graph, fitted.graph, fitted.offsets
-        onnx_file = complete(write_onnx, onnx, for_file(contract, onnx, "NCHW"))
-        tflite_file = complete(partial(write_tflite, offsets=offsets), tflite, for_file(contract, tflite, "NHWC"))
-        files[f"model.{precision}.onnx"] = precision, onnx_file
-        files[f"model.{precision}.tflite"] = precision, tflite_file
-    pixels = _crops(gate, preprocessing)
-    reference = quantized.reference if quantized else graph
-    parity, identical = _through_gate(module, files, graphs, reference, pixels, preprocessing, config.tolerance, quiet)
-    contents: dict[str, bytes | str] = {file: data for file, (_, data) in files.items()}
-    report = _report(contract, {file: data for file, (_, data) in files.items()}, parity, calibration, gate, config)
+    variants, ptq = _variants(graph, calibration, preprocessing, ranges, config, progress)
+    fitted = _fitted(variants, config, progress)
+    artifacts = [file for variant in variants for file in _write(variant, contract, config.input_type, fitted)]
+    pixels = preprocessing.crop_all(gate)
+    parity, identical = _check_parity(module, artifacts, pixels, preprocessing, config.tolerance, progress)
+    report = _report(contract, artifacts, parity, calibration, gate, config)
     report["parity"]["identical_outputs"] = identical
-    report["calibration"] |= quantized.to_json() if quantized else {}
+    report["calibration"] |= ptq.to_json() if ptq else {}
+    contents: dict[str, bytes | str] = {artifact.name: artifact.data for artifact in artifacts}
     if fitted:
-        after = {"tflite": files["model.int8.tflite"][1], "onnx": files["model.int8.onnx"][1]}
-        report["fit"] = judged(fitted, contract, after, pixels, quiet=quiet)
-        contents |= summaries(fitted, "model.int8", after, quiet=quiet)
+        int8 = {artifact.format: artifact.data for artifact in artifacts if artifact.precision == "int8"}
+        report["fit"] = judged(fitted, contract, int8, pixels, quiet=progress is SILENT)
+        contents |= summaries(fitted, "model.int8", int8, quiet=progress is SILENT)
     written = write_files(out, {**contents, "export.json": json.dumps(report, indent=2) + "\n"})
     return Export(Path(out), tuple(written[:-1]), tuple(parity), report)
 
 
-def _fitted(graphs: Mapping[Precision, Graph], config: ExportConfig, quiet: bool) -> Fit | None:
-    if config.sram_bytes is None:
-        return None
-    if "int8" not in graphs:
-        raise UsageError(f"only int8 is fitted, and {', '.join(graphs)} is exported; export int8 too")
-    graph = with_input_type(graphs["int8"], config.input_type)
-    return fit(graph, config.sram_bytes, config.target, progress=progress_unless(quiet))
-
-
 def _draw(images: LabelledImages, config: ExportConfig) -> tuple[LabelledImages, LabelledImages]:
-    """Images to calibrate with, and others for the gate; the same ones where there are too few."""
+    """Draw images for calibration and others for the gate; the same ones if there are too few."""
     drawn = sample(images, config.calibration_images + _GATE_IMAGES, config.seed)
     calibration = drawn.subset(range(min(len(drawn), config.calibration_images)))
     rest = drawn.subset(range(len(calibration), len(drawn)))
     return calibration, rest if len(rest) else calibration.subset(range(min(len(calibration), _GATE_IMAGES)))
-
-
-def _crops(images: LabelledImages, preprocessing: Preprocessing) -> list[np.ndarray]:
-    return [preprocessing.crop(images.read(name), images.where(name)) for name in images.names]
-
-
-def _rounded(
-    graph: Graph, pixels: Sequence[np.ndarray], preprocessing: Preprocessing, config: ExportConfig, quiet: bool
-) -> Graph:
-    """int8 weights between floats, rounded by the images that there are."""
-    samples = [preprocessing.normalize(image)[None] for image in pixels]
-    with progress("rounding weights", len(samples), quiet=quiet) as advance:
-        moments = input_moments(graph, samples, config.seed, advance) if samples else None
-    return with_int8_weights(graph, moments)
 
 
 def _contract(
@@ -232,78 +208,142 @@ def _contract(
     return Contract(name, preprocessing, classes, class_ids, "NHWC", answer, none, none, checkpoint_sha256)
 
 
-def _through_gate(
+def _variants(
+    graph: Graph,
+    calibration: LabelledImages,
+    preprocessing: Preprocessing,
+    ranges: Mapping[str, Range] | None,
+    config: ExportConfig,
+    progress: Progress,
+) -> tuple[list[Variant], PTQResult | None]:
+    """The network at each precision, and the result of post-training quantization if there was any."""
+    pixels = preprocessing.crop_all(calibration) if {"int8", "dynamic"} & set(config.precisions) else []
+    ptq: PTQResult | None = None
+    variants = []
+    for precision in config.precisions:
+        converted = reference = graph
+        if precision == "int8":
+            if ranges:
+                converted = quantize(graph, ranges, None, config.weight_range)
+            else:
+                samples = calibration_samples(pixels, preprocessing, progress)
+                ptq = quantize_network(
+                    graph,
+                    samples,
+                    config.effort,
+                    config.calibrator,
+                    config.seed,
+                    weight_range=config.weight_range,
+                    progress=progress,
+                )
+                converted, reference = ptq.graph, ptq.reference
+            converted = with_int16_layers(converted, config.int16_layers)
+        elif precision == "float16":
+            converted = with_float16_weights(graph)
+        elif precision == "dynamic":
+            samples = [preprocessing.normalize(image)[None] for image in pixels]
+            moments = input_moments(graph, samples, config.seed, progress) if samples else None
+            converted = with_int8_weights(graph, moments)
+        variants.append(Variant(precision, converted, reference))
+    return variants, ptq
+
+
+def _fitted(variants: Sequence[Variant], config: ExportConfig, progress: Progress) -> Fit | None:
+    """The int8 network rewritten for the budget; ``None`` without a budget."""
+    if config.sram_bytes is None:
+        return None
+    int8 = next((variant.graph for variant in variants if variant.precision == "int8"), None)
+    if int8 is None:
+        raise UsageError(f"only int8 is fitted, and precision {', '.join(config.precisions)} is exported; add int8")
+    return fit(with_input_type(int8, config.input_type), config.sram_bytes, config.target, progress=progress)
+
+
+def _write(variant: Variant, contract: Contract, input_type: InputType, fitted: Fit | None) -> list[Artifact]:
+    """A variant's ONNX and TFLite files, complete with contract and golden pair."""
+    onnx = tflite = variant.graph
+    offsets = None
+    if variant.precision == "int8":
+        tflite = with_input_type(tflite, input_type)
+        if fitted and fitted.stages:
+            onnx, tflite, offsets = fitted.graph, fitted.graph, fitted.offsets
+    onnx_data = complete(write_onnx, onnx, for_file(contract, onnx, "NCHW"))
+    tflite_data = complete(partial(write_tflite, offsets=offsets), tflite, for_file(contract, tflite, "NHWC"))
+    return [Artifact(variant, "onnx", onnx_data), Artifact(variant, "tflite", tflite_data)]
+
+
+def _check_parity(
     module: "nn.Module",
-    files: Mapping[str, tuple[Precision, bytes]],
-    graphs: Mapping[Precision, Graph],
-    reference: Graph,
+    artifacts: Sequence[Artifact],
     pixels: Sequence[np.ndarray],
     preprocessing: Preprocessing,
     tolerance: Tolerance,
-    quiet: bool,
+    progress: Progress,
 ) -> tuple[list[Parity], float | None]:
-    """Compare every file with the module, int8 files also with each other and with what their integers say.
+    """Compare every file with the module, and int8 files with each other and with the numpy reference.
 
-    ``reference`` is the float network that int8 began with. Gives what was found, and the share of outputs that both
-    int8 files have in common. Raises ``ParityError``.
+    Returns the comparisons and the share of outputs that are equal in both int8 files. Raises ``ParityError``.
     """
     inputs = np.stack([preprocessing.normalize(image).transpose(2, 0, 1) for image in pixels])
     inputs = np.ascontiguousarray(inputs)
-    with progress("comparing", 1 + len(files), quiet=quiet) as advance:
+    with progress.task("comparing", 1 + len(artifacts)) as advance:
         expected = module_outputs(module, inputs)
         advance()
-        exact = reference_outputs(graphs["int8"], pixels, preprocessing) if "int8" in graphs else None
+        int8 = next((artifact.variant.graph for artifact in artifacts if artifact.precision == "int8"), None)
+        reference = reference_outputs(int8, pixels, preprocessing) if int8 is not None else None
         outputs, results = [], []
-        for file, (precision, data) in files.items():
-            with Session(data, check="off") as session:
-                outputs.append(session_outputs(session, pixels))
-                result = compare(file, precision, session.backend, expected, outputs[-1])
-                if exact is not None and precision == "int8":
-                    beside = exactness(graphs["int8"], exact, outputs[-1])
-                    if session.backend in EXACT_BACKENDS and not beside.is_sound:
-                        raise wrong_runtime(file, session.facts, beside)
-                    result = replace(result, identical=beside.identical)
-                results.append(result)
+        for artifact in artifacts:
+            exact = reference if artifact.precision == "int8" else None
+            result, output = _compare_file(artifact, pixels, expected, exact)
+            results.append(result)
+            outputs.append(output)
             advance()
-    complaint = judge(results, outputs, tolerance)
-    if complaint:
-        graph, integer = graphs[complaint.precision], complaint.precision == "int8"
-        # An equalized network has other activations than the module.
-        floats, truth = (reference, None) if integer else (graphs["float32"], module)
-        raise refuse(complaint, first_divergence(graph, floats, inputs, tolerance, truth))
+    violation = first_violation(results, outputs, tolerance)
+    if violation:
+        variant = next(artifact.variant for artifact in artifacts if artifact.name == violation.file)
+        # An equalized network's activations differ from the module's.
+        truth = None if variant.precision == "int8" else module
+        divergence = first_divergence(variant.graph, variant.reference, inputs, tolerance, truth)
+        raise parity_error(violation, divergence)
     return results, _identical(results, outputs)
 
 
+def _compare_file(
+    artifact: Artifact, pixels: Sequence[np.ndarray], expected: np.ndarray, reference: np.ndarray | None
+) -> tuple[Parity, np.ndarray]:
+    """Run a file and compare its outputs with the module's, and with the numpy reference's if given.
+
+    Raises ``ParityError`` for a runtime that computes the file incorrectly.
+    """
+    with Session(artifact.data, check="off") as session:
+        outputs = session_outputs(session, pixels)
+        result = compare(artifact.name, artifact.precision, session.backend, expected, outputs)
+        if reference is None:
+            return result, outputs
+        comparison = compare_with_reference(artifact.variant.graph, reference, outputs)
+        if session.backend in EXACT_BACKENDS and not comparison.is_sound:
+            raise runtime_error(artifact.name, session.facts, comparison)
+        return replace(result, identical=comparison.identical), outputs
+
+
 def _identical(results: Sequence[Parity], outputs: Sequence[np.ndarray]) -> float | None:
-    """The share of the outputs that are the same in both int8 files."""
+    """The share of outputs that are equal in both int8 files."""
     int8 = [output for result, output in zip(results, outputs, strict=True) if result.precision == "int8"]
     return float((int8[0] == int8[1]).mean()) if len(int8) > 1 else None
 
 
 def _report(
     contract: Contract,
-    files: dict[str, bytes],
+    artifacts: Sequence[Artifact],
     parity: Sequence[Parity],
     calibration: LabelledImages,
     gate: LabelledImages,
     config: ExportConfig,
 ) -> dict[str, Any]:
-    sizes = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()}
-    plans = {name: plan(data) for name, data in files.items()}
-    arenas = {
-        name: {
-            "target": planned.target,
-            "arena_bytes": planned.arena_bytes,
-            "total_bytes": planned.total_bytes,
-            "source": "planned",
-        }
-        for name, planned in plans.items()
-    }
     return {
         "name": contract.name,
         "checkpoint_sha256": contract.checkpoint_sha256,
         "preprocessing": contract.preprocessing.to_json(),
-        "files": {name: {**sizes[name], **arenas[name]} for name in files},
+        "files": {artifact.name: _facts(artifact) for artifact in artifacts},
         "int16_layers": list(config.int16_layers),
         "calibration": {
             "source": calibration.source if len(calibration) else "learned in training",
@@ -315,4 +355,16 @@ def _report(
             "seen_in_calibration": bool(set(gate.names) & set(calibration.names)),
             "files": [result.to_json() for result in parity],
         },
+    }
+
+
+def _facts(artifact: Artifact) -> dict[str, Any]:
+    planned = plan(artifact.data)
+    return {
+        "bytes": len(artifact.data),
+        "sha256": sha256(artifact.data),
+        "target": planned.target,
+        "arena_bytes": planned.arena_bytes,
+        "total_bytes": planned.total_bytes,
+        "source": "planned",
     }

@@ -1,4 +1,4 @@
-"""The gate: exported files must answer as the network does, or nothing is written."""
+"""The parity gate: an export is written only if every file reproduces the network's outputs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-# ``dynamic`` is int8 weights between float32 activations.
+# ``dynamic``: int8 weights, float32 activations.
 Precision = Literal["float32", "float16", "dynamic", "int8"]
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far exported files may be from the network.
+    """Largest deviation of exported files from the network.
 
-    ``float_error`` is the largest difference of a float32 output as a share of the largest output, ``float16_error``
-    that of a file with float16 weights; ``sqnr_db`` and ``agreement`` (share of images with the same class) are the
-    least that a file of integers must keep of the network; ``formats_agreement`` the least that the int8 files must
-    have in common.
+    ``float_error`` limits the largest difference of a float32 output as a share of the largest output,
+    ``float16_error`` the same for float16 weights. Quantized files must have at least ``sqnr_db`` and the network's
+    class on the share ``agreement`` of the images; the two int8 files must agree with each other on
+    ``formats_agreement``.
     """
 
     float_error: float = 1e-3
@@ -46,9 +46,13 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Parity:
-    """One file against the network: largest difference (also as a share of the largest output), signal to noise in dB
-    (``None``: no difference at all), share of images with the same best class; ``identical`` is the share of its
-    outputs that are the reference's (``None`` where that computes nothing: floats, layers of 16 bits)."""
+    """Comparison of one file with the network.
+
+    ``max_abs`` is the largest difference and ``relative`` its share of the largest output; ``sqnr_db`` is the
+    signal-to-quantization-noise ratio (``None``: no difference); ``agreement`` is the share of images with the same
+    top-1 class. ``identical`` is the share of outputs that equal the reference's, ``None`` for files that the reference
+    does not compute: floats and 16-bit layers.
+    """
 
     file: str
     precision: Precision
@@ -65,31 +69,31 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Complaint:
-    """What is past its tolerance, in words, and in the files of which precision."""
+class Violation:
+    """The file that exceeds its tolerance, and an account of it that begins with the file's name."""
 
-    precision: Precision
+    file: str
     text: str
 
 
-def compare(file: str, precision: Precision, backend: str, expected: np.ndarray, found: np.ndarray) -> Parity:
-    """Outputs of a file, shape (images, classes), against those of the network."""
+def compare(file: str, precision: Precision, backend: str, expected: np.ndarray, outputs: np.ndarray) -> Parity:
+    """Compare a file's outputs, shape (images, classes), with the network's."""
     largest = float(np.abs(expected).max())
-    error = float(np.abs(found - expected).max())
-    noise = float(((found - expected).astype(np.float64) ** 2).sum())
+    error = float(np.abs(outputs - expected).max())
+    noise = float(((outputs - expected).astype(np.float64) ** 2).sum())
     signal = float((expected.astype(np.float64) ** 2).sum())
     sqnr = None if noise == 0 else 10 * np.log10(max(signal, np.finfo(float).tiny) / noise)
-    same = float((found.argmax(1) == expected.argmax(1)).mean())
+    same = float((outputs.argmax(1) == expected.argmax(1)).mean())
     return Parity(file, precision, backend, error, error / largest if largest else error, sqnr, same)
 
 
 def session_outputs(session: Session, pixels: Sequence[np.ndarray]) -> np.ndarray:
-    """Real-valued outputs (images, classes) of a file."""
+    """Real-valued outputs of a file, shape (images, classes)."""
     return np.stack([session.predict_pixels(image) for image in pixels])
 
 
 def module_outputs(module: "nn.Module", inputs: np.ndarray) -> np.ndarray:
-    """Outputs (images, classes) of the module for normalized inputs (images, channels, height, width)."""
+    """Outputs of a module, shape (images, classes), for normalized inputs (images, channels, height, width)."""
     import torch
 
     device = device_of(module)
@@ -98,44 +102,46 @@ def module_outputs(module: "nn.Module", inputs: np.ndarray) -> np.ndarray:
     return np.concatenate(values).reshape(len(inputs), -1)
 
 
-def judge(results: Sequence[Parity], outputs: Sequence[np.ndarray], tolerance: Tolerance) -> Complaint | None:
-    """What is past its tolerance first; ``outputs`` are the answers that ``results`` were found from."""
+def first_violation(results: Sequence[Parity], outputs: Sequence[np.ndarray], tolerance: Tolerance) -> Violation | None:
+    """The first file that exceeds its tolerance; ``results[i]`` was computed from ``outputs[i]``."""
     for result, output in zip(results, outputs, strict=True):
-        text = _complaint(result, output, tolerance)
+        text = _violation(result, output, tolerance)
         if text:
-            return Complaint(result.precision, f"{result.file} {text}")
-    first, *others = [
-        (result.file, output) for result, output in zip(results, outputs, strict=True) if result.precision == "int8"
-    ] or [("", np.empty(0))]
-    for file, output in others:
-        same = float((output.argmax(1) == first[1].argmax(1)).mean())
+            return Violation(result.file, f"{result.file} {text}")
+    pairs = zip(results, outputs, strict=True)
+    int8 = [(result.file, output) for result, output in pairs if result.precision == "int8"]
+    for file, output in int8[1:]:
+        first, expected = int8[0]
+        same = float((output.argmax(1) == expected.argmax(1)).mean())
         if same < tolerance.formats_agreement:
-            limit = f"limit {tolerance.formats_agreement:.1%}"
-            return Complaint("int8", f"{file} names the class of {first[0]} on {same:.1%} ({limit})")
+            return Violation(
+                file, f"{file} predicts the class of {first} on {same:.1%} (limit {tolerance.formats_agreement:.1%})"
+            )
     return None
 
 
-def _complaint(result: Parity, output: np.ndarray, limit: Tolerance) -> str:
-    """What is wrong with one file, as the end of a sentence, or nothing."""
+def _violation(result: Parity, output: np.ndarray, limit: Tolerance) -> str:
+    """The rest of a sentence that begins with the file's name; empty within the tolerance."""
     if not np.isfinite(output).all():
-        return "answers with values that are not finite"
+        return "has outputs that are not finite"
     if result.precision in ("float32", "float16"):
         most = limit.float_error if result.precision == "float32" else limit.float16_error
-        off = result.relative > most
-        return f"is off by {result.relative:.2g} of the largest output (limit {most:g})" if off else ""
+        exceeds = result.relative > most
+        return f"is off by {result.relative:.2g} of the largest output (limit {most:g})" if exceeds else ""
     if result.sqnr_db is not None and result.sqnr_db < limit.sqnr_db:
         return f"has an SQNR of {result.sqnr_db:.1f} dB (limit {limit.sqnr_db:g} dB)"
     if result.agreement < limit.agreement:
-        return f"names the network's class on {result.agreement:.1%} (limit {limit.agreement:.1%})"
+        return f"predicts the network's class on {result.agreement:.1%} (limit {limit.agreement:.1%})"
     return ""
 
 
 def first_divergence(
     graph: Graph, reference: Graph, inputs: np.ndarray, tolerance: Tolerance, module: "nn.Module | None" = None
 ) -> str:
-    """The first layer, in the order of the network, at which a graph leaves the float graph ``reference``, in words.
+    """Describe the first layer, in execution order, whose output exceeds the tolerance against ``reference``.
 
-    Where the layer is a module of torch in ``module``, that is the reference.
+    ``inputs`` are normalized images (images, channels, height, width); ``reference`` is the float graph. Layers that
+    correspond to a submodule of ``module`` are compared with that submodule's output instead.
     """
     samples = [x.transpose(1, 2, 0)[None] for x in inputs[:8]]
     modules = [_module_activations(module, reference, x[None]) if module else {} for x in inputs[:8]]
@@ -145,6 +151,7 @@ def first_divergence(
         run_activations(graph, samples), run_activations(reference, samples), modules, strict=True
     ):
         for name in signal:
+            # Absent for operations that only this graph has.
             expected = truth.get(name, floats.get(name))
             if expected is not None:
                 signal[name] += float((expected.astype(np.float64) ** 2).sum())
@@ -158,20 +165,22 @@ def first_divergence(
     }
     below = [name for name, ratio in ratios.items() if ratio < least]
     if not ratios:
-        return "no layer differs on its own; the difference lies outside the layers"
+        return "no layer output differs; the difference arises outside the layers"
     if below:
-        return f"the first layer to leave is {below[0]!r} ({ratios[below[0]]:.1f} dB)"
+        return f"the first layer to diverge is {below[0]!r} ({ratios[below[0]]:.1f} dB)"
     worst = min(ratios, key=lambda name: ratios[name])
-    return f"no single layer is past the tolerance; the worst is {worst!r} ({ratios[worst]:.1f} dB)"
+    return f"every single layer is within the tolerance; the worst is {worst!r} ({ratios[worst]:.1f} dB)"
 
 
-def refuse(complaint: Complaint, culprit: str) -> ParityError:
-    """The error that closes the gate."""
-    return ParityError(f"{complaint.text}; {culprit}; nothing was written: calibrate with more images, or allow more")
+def parity_error(violation: Violation, divergence: str) -> ParityError:
+    """The error for a file that exceeds its tolerance; ``divergence`` is the text of ``first_divergence``."""
+    return ParityError(
+        f"{violation.text}; {divergence}; nothing was written: calibrate with more images, or relax the tolerance"
+    )
 
 
 def _module_activations(module: "nn.Module", graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
-    """What torch's modules give, for those that tensors of the graph are called after; rectified as in the graph."""
+    """Outputs of the submodules that tensors of the graph are named after, with the activation fused in the graph."""
     import torch
 
     found: dict[str, np.ndarray] = {}

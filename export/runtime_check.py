@@ -1,4 +1,4 @@
-"""Whether the runtimes of this machine compute what an int8 graph says, by the reference in numpy."""
+"""Comparison of an int8 file's outputs, as a runtime computes them, with the numpy reference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from ..runtime.graph.reference import run_reference
 from ..runtime.images import Preprocessing
 from ..runtime.inference import Facts
 
-# Images that the reference computes: it is exact on each, and slow.
+# Images that the reference computes: it is exact, and slow.
 REFERENCE_IMAGES = 8
-# Backends whose kernels bring sums to the output's scale as the reference does; tflite-runtime's are in fixed point.
+# Backends whose kernels requantize as the reference does; tflite-runtime's use fixed point.
 EXACT_BACKENDS = ("onnxruntime", "litert")
-# Steps of the output that kernels may be off by that round in other ways, such as in fixed point; as much as a file's
-# golden pair allows.
+# Steps of the output by which kernels that round differently, such as in fixed point, may deviate; the tolerance of a
+# file's golden pair is the same.
 MAX_STEPS = 6
 
 
 @dataclass(frozen=True)
-class Exactness:
-    """Outputs of a file beside the reference's, on ``images``: the share that is identical, and the largest
-    difference in steps of the output."""
+class ReferenceComparison:
+    """Outputs of a file against the reference's on ``images``: the share that is identical, and the largest difference
+    in steps of the output's scale."""
 
     images: int
     identical: float
@@ -31,38 +31,40 @@ class Exactness:
 
     @property
     def is_sound(self) -> bool:
-        """Whether other ways of rounding explain the difference."""
+        """Whether a different way of rounding explains the difference."""
         return self.largest_steps <= MAX_STEPS
 
 
 def reference_outputs(graph: Graph, pixels: Sequence[np.ndarray], preprocessing: Preprocessing) -> np.ndarray | None:
-    """Real outputs (images, values) of an int8 graph for the first images; ``None`` for one with float layers, or
-    layers of 16 bits, which the reference does not compute."""
+    """Real-valued outputs (images, values) of an int8 graph for the first ``REFERENCE_IMAGES`` images.
+
+    ``None`` for a graph with float or 16-bit layers, which the reference does not compute.
+    """
     (name,) = graph.outputs
     tensor = graph.tensors[name]
-    found = []
+    outputs = []
     try:
         for image in pixels[:REFERENCE_IMAGES]:
             values = run_reference(graph, graph.input_values(preprocessing.normalize(image)[None]))[name].ravel()
-            found.append(tensor.quantization.dequantize(values) if tensor.quantization else values)
+            outputs.append(tensor.quantization.dequantize(values) if tensor.quantization else values)
     except UnsupportedError:
         return None
-    return np.stack(found)
+    return np.stack(outputs)
 
 
-def exactness(graph: Graph, expected: np.ndarray, found: np.ndarray) -> Exactness:
-    """A file's real outputs (images, values) beside the reference's; all images that the reference has computed."""
+def compare_with_reference(graph: Graph, expected: np.ndarray, outputs: np.ndarray) -> ReferenceComparison:
+    """Compare a file's real-valued outputs (images, values) with the reference's, which may cover fewer images."""
     quantization = graph.tensors[graph.outputs[0]].quantization
     step = quantization.scale[0] if quantization else 1.0
-    differences = np.abs(found[: len(expected)] - expected) / step
-    return Exactness(len(expected), float((differences < 0.5).mean()), float(differences.max()))
+    differences = np.abs(outputs[: len(expected)] - expected) / step
+    return ReferenceComparison(len(expected), float((differences < 0.5).mean()), float(differences.max()))
 
 
-def wrong_runtime(file: str, facts: Facts, found: Exactness) -> ParityError:
-    """The error for a runtime that does not compute what a file says: more images would not help."""
+def runtime_error(file: str, facts: Facts, found: ReferenceComparison) -> ParityError:
+    """The error for a runtime that computes a file incorrectly; more calibration images would not help."""
     runtime = f"{facts.backend} {facts.version} on {facts.processor}"
-    shares = f"{found.identical:.1%} of its outputs are the reference's on {found.images} images"
     return ParityError(
-        f"{runtime} does not compute what {file} says: {shares}, others are up to {found.largest_steps:.0f} steps off; "
-        f"nothing was written: export with another version of {facts.backend}, or on another processor"
+        f"{runtime} computes {file} incorrectly: {found.identical:.1%} of the outputs equal the reference's on "
+        f"{found.images} images, others differ by up to {found.largest_steps:.0f} steps; nothing was written: export "
+        f"with another version of {facts.backend}, or on another processor"
     )

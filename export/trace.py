@@ -1,4 +1,4 @@
-"""From an ``nn.Module`` to a graph, by way of torch's own ONNX exporter."""
+"""Tracing of an ``nn.Module`` into a graph with torch's ONNX exporter."""
 
 import contextlib
 import logging
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def trace(module: "nn.Module", input_shape: tuple[int, int, int, int], name: str = "main") -> Graph:
-    """The float graph of a module in eval mode, batch norm folded and rectifiers fused.
+    """Trace a module in eval mode into a float graph; batch norm is folded and ReLUs are fused.
 
-    ``input_shape`` is torch's (N, channels, height, width), ``name`` what the graph is called.
-    Raises ``UnsupportedError`` naming the operation and the module where it is. The module's mode is left as it was.
+    ``input_shape`` is torch's (N, channels, height, width), ``name`` becomes the graph's name. The module keeps its
+    mode. Raises ``UnsupportedError`` with the unsupported operation and its module.
     """
     try:
         import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -45,13 +45,13 @@ def trace(module: "nn.Module", input_shape: tuple[int, int, int, int], name: str
 
 
 def device_of(module: "nn.Module") -> "torch.device | None":
-    """Where a module's parameters are; ``None`` without any."""
+    """The device of a module's parameters; ``None`` if it has none."""
     return next((parameter.device for parameter in module.parameters()), None)
 
 
 @contextlib.contextmanager
 def in_eval_mode(module: "nn.Module") -> Iterator[None]:
-    """The module in eval mode; afterwards each of its parts is in the mode it was in, frozen ones too."""
+    """Put a module in eval mode, then restore the mode of each submodule: frozen ones stay in eval mode."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -63,7 +63,7 @@ def in_eval_mode(module: "nn.Module") -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """torch on one thread: single images give several too little to do; on busy cores they wait for each other."""
+    """Run torch on one thread: a single image does not keep more busy, and on loaded cores threads wait for others."""
     import torch
 
     threads = torch.get_num_threads()
@@ -75,7 +75,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _named_after_modules(graph: Graph) -> Graph:
-    """Call what a layer makes by the layer's name (that of its weight), not by that of the rectifier behind it."""
+    """Rename each layer's output after the module that holds its weight, not after the ReLU fused into it."""
     names: dict[str, str] = {}
     for op in graph.ops:
         module, _, kind = op.inputs[1].rpartition(".") if len(op.inputs) == 3 else ("", "", "")
@@ -89,7 +89,7 @@ def _named_after_modules(graph: Graph) -> Graph:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns and logs about its own insides and about torchvision, which nobody asked for."""
+    """Suppress the exporter's warnings and logs about its internals and about torchvision."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -268,5 +268,5 @@ def export_network(
         checkpoint_sha256=network.sha256,
         config=config,
         ranges=network.ranges,
-        quiet=progress is SILENT,
+        progress=progress,
     )

@@ -198,7 +198,6 @@ def exported(once, noise) -> Path:
                 classes=("class0", "class1", "class2"),
                 name="micro",
                 config=ExportConfig(calibration_images=4, input_type=input_type, tolerance=anything),
-                quiet=True,
             )
 
     return once("exported", fill)

@@ -16,7 +16,6 @@ def test_a_network_becomes_files_that_run_and_are_planned(tmp_path):
         images=sample(open_images("digits"), 12),
         classes=network.classes,
         config=ExportConfig(calibration_images=4, tolerance=Tolerance(sqnr_db=-100, agreement=0, formats_agreement=0)),
-        quiet=True,
     )
     assert sorted(path.name for path in found.out.iterdir()) == [
         "export.json",

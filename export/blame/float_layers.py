@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ...runtime.graph import Graph, Op, Tensor, ops
-from ..quantization.scales import passes_on
+from ..quantization.scales import shares_scale
 from .matching import Match
 
 
@@ -77,9 +77,9 @@ def _without_quantizer(graph: Graph, op: Op) -> bool:
     output = graph.tensors[op.output]
     sources = [graph.tensors[name].quantization for name in op.inputs]
     if output.quantization is None or None in sources:
-        return passes_on(op) and output.quantization is None and sources == [None] * len(sources)
+        return shares_scale(op) and output.quantization is None and sources == [None] * len(sources)
     same = all(source is not None and source.scale == output.quantization.scale for source in sources)
-    return same and (passes_on(op) or isinstance(op, ops.Quantize))
+    return same and (shares_scale(op) or isinstance(op, ops.Quantize))
 
 
 def _group(graph: Graph, tensor: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""A float network quantized again, with one fix after the other, until it agrees with itself as often as is asked."""
+"""Repair of an int8 network: fixes applied in turn until it reaches the target agreement with the float network."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,6 +9,7 @@ import numpy as np
 
 from ...runtime.errors import UsageError
 from ...runtime.graph import Graph
+from ...runtime.progress import SILENT, Advance, Progress
 from ..activations import run_outputs
 from ..quantization.calibration import choose_ranges, collect_histograms
 from ..quantization.equalization import channel_peaks, equalize
@@ -16,24 +17,24 @@ from ..quantization.gptq import Moments, input_moments
 from ..quantization.quantize import quantize
 from ..quantization.ranges import CALIBRATORS, Calibrator
 from ..quantization.weight_tuning import tune_weights
-from .advice import Fix
 from .float_layers import adjacent_ops, keep_float, quantizers
 from .matching import match
+from .recommendations import Fix
 from .sensitivity import LayerBlame, blame_match, class_agreement, sqnr
 
-Weights = Literal["nearest", "corrected", "rounded", "learned"]
+Weights = Literal["nearest", "corrected", "rounded", "tuned"]
 
-# Images by which the layers to keep in float are ranked, of those that calibrate.
+# Calibration images that rank the layers to keep in float.
 _RANKING = 20
-# What a layer in float has to bring, in dB of the network's answer.
+# Least SQNR gain, in dB, for which a layer stays float.
 _WORTH_DB = 0.1
-# With more layers than these in float it is hardly an int8 network.
+# Most layers to keep in float: with more it is hardly an int8 network.
 _MOST_LAYERS = 8
 
 
 @dataclass(frozen=True)
 class Step:
-    """A fix that was tried, with those kept before it, and how the network then does on the judged images."""
+    """A fix that was tried on top of those kept before it, and its result on the validation images."""
 
     fix: Fix
     detail: str
@@ -44,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Repair:
-    """The int8 network that agrees most, and the steps on the way; ``float_layers`` stay float in it."""
+    """The int8 network of best agreement, its layers in float, and all steps that were tried."""
 
     graph: Graph
     agreement: float
@@ -55,11 +56,11 @@ class Repair:
 
     @property
     def reached(self) -> bool:
-        """Whether it agrees as often as was asked for."""
+        """Whether the agreement reached the target."""
         return self.agreement >= self.target
 
     def to_json(self) -> dict[str, Any]:
-        """Figures for programs."""
+        """All figures, for JSON."""
         figures = {name: getattr(self, name) for name in ("reached", "target", "agreement", "sqnr_db", "float_layers")}
         return {**figures, "steps": [asdict(step) for step in self.steps]}
 
@@ -68,40 +69,40 @@ def repair(
     reference: Graph,
     quantized: Graph,
     calibration: Sequence[np.ndarray],
-    judged: Sequence[np.ndarray],
+    validation: Sequence[np.ndarray],
     target: float = 0.97,
-    tell: Callable[[str], None] = lambda text: None,
+    progress: Progress = SILENT,
 ) -> Repair:
-    """Fix after fix until the share ``target`` of the ``judged`` images gets the float network's best class.
+    """Apply fixes in turn until the share ``target`` of the ``validation`` images gets the float network's top-1 class.
 
-    Another calibration, equalization, bias correction, rounding by layers and (with torch) learned weights, each kept
-    when the answer's ratio of signal to noise is better with it; then single layers in float. Both sets of images
-    are network inputs, NHWC with the batch; scales, weights and layers are chosen on ``calibration``, whether to keep a
-    fix on ``judged``. ``tell`` gets the name of each fix before it is tried. Raises ``UsageError`` for a target that is
-    no share, and as ``quantize``.
+    The float network is quantized again with another calibrator, equalization, bias correction, GPTQ rounding and (with
+    torch) tuned weights; each is kept if it raises the SQNR. Then single layers are kept in float. Both sets of images
+    are network inputs, NHWC with the batch axis: ``calibration`` chooses scales, weights and layers, ``validation``
+    whether to keep a fix. Raises ``UsageError`` for a target outside 0 to 1, and as ``quantize`` does.
     """
     check_target(target)
-    bench = _Bench(reference, quantized, calibration, judged, target, tell)
-    for fix, detail, changes in _CHANGES:
-        if bench.done:
-            break
-        # Without torch weights are not learned.
-        if detail != "learned" or find_spec("torch"):
-            bench.try_change(fix, detail, changes)
-    bench.try_floats()
-    best = bench.best
-    return Repair(best.graph, best.agreement, best.sqnr_db, target, best.float_layers, tuple(bench.steps))
+    with progress.task("fixing") as advance:
+        search = _Search(reference, quantized, calibration, validation, target, advance)
+        for fix, detail, changes in _CHANGES:
+            if search.done:
+                break
+            # Tuning weights needs torch.
+            if detail != "tuned" or find_spec("torch"):
+                search.try_change(fix, detail, changes)
+        search.try_float_layers()
+    best = search.best
+    return Repair(best.graph, best.agreement, best.sqnr_db, target, best.float_layers, tuple(search.steps))
 
 
 def check_target(target: float) -> None:
-    """Refuse a target that is no share of the images. Raises ``UsageError``."""
+    """Raise ``UsageError`` for a target agreement outside 0 to 1."""
     if not 0 <= target <= 1:
         raise UsageError(f"target agreement {target} is not between 0 and 1")
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How the float network is quantized."""
+    """Settings with which the float network is quantized."""
 
     calibrator: Calibrator = "minmax"
     equalized: bool = False
@@ -113,13 +114,13 @@ _CHANGES: tuple[tuple[Fix, str, dict[str, Any]], ...] = (
     ("equalize", "", {"equalized": True}),
     ("correct bias", "", {"weights": "corrected"}),
     ("round weights", "layer by layer", {"weights": "rounded"}),
-    ("round weights", "learned", {"weights": "learned"}),
+    ("round weights", "tuned", {"weights": "tuned"}),
 )
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An int8 network and how it does."""
+    """An int8 network and its result on the validation images."""
 
     graph: Graph
     agreement: float
@@ -128,74 +129,74 @@ class _Candidate:
 
     @property
     def quality(self) -> float:
-        """Tells small steps apart, which a share of the images does not."""
+        """SQNR in dB: finer than the agreement, which changes by whole images."""
         return np.inf if self.sqnr_db is None else self.sqnr_db
 
 
 @dataclass
-class _Bench:
-    """The work on one network: what was tried, what was kept, and the best of all."""
+class _Search:
+    """State of a repair: the steps tried, the latest network kept, and the best of all."""
 
     reference: Graph
     quantized: Graph
     calibration: Sequence[np.ndarray]
-    judged: Sequence[np.ndarray]
+    validation: Sequence[np.ndarray]
     target: float
-    tell: Callable[[str], None]
+    advance: Advance
     steps: list[Step] = field(default_factory=list)
     recipe: _Recipe | None = None
-    seen: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.expected = run_outputs(self.reference, self.judged)
-        self.best = self.kept = self.judge(self.quantized)
+        self.expected = run_outputs(self.reference, self.validation)
+        self.best = self.kept = self.evaluate(self.quantized)
 
     @property
     def done(self) -> bool:
         return self.best.agreement >= self.target
 
-    def judge(self, graph: Graph, float_layers: tuple[str, ...] = ()) -> _Candidate:
-        found = run_outputs(graph, self.judged)
+    def evaluate(self, graph: Graph, float_layers: tuple[str, ...] = ()) -> _Candidate:
+        found = run_outputs(graph, self.validation)
         return _Candidate(graph, class_agreement(self.expected, found), sqnr(self.expected, found), float_layers)
 
     def try_change(self, fix: Fix, detail: str, changes: dict[str, Any]) -> None:
-        """Quantize with one thing changed; keep it when the answer is better, the first in any case."""
+        """Quantize with one setting changed; keep the result if it is better, and the first in any case."""
         recipe = replace(self.recipe or _Recipe(), **changes)
-        self.tell(f"{fix} {detail}".strip())
-        found = self.judge(self.build(recipe))
+        self.advance(text=f"{fix} {detail}".strip())
+        found = self.evaluate(self.build(recipe))
         better = self.recipe is None or found.quality > self.kept.quality
         if better:
             self.recipe, self.kept = recipe, found
-        self.note(fix, detail, found, better)
+        self.record(fix, detail, found, better)
 
-    def try_floats(self) -> None:
-        """Layers in float, those that bring most first, in the best network so far."""
+    def try_float_layers(self) -> None:
+        """Keep layers of the best network so far in float, the most sensitive first."""
         if self.done:
             return
         self.kept = max(self.best, self.kept, key=lambda candidate: candidate.quality)
-        self.tell("looking for layers to keep in float")
+        self.advance(text="ranking layers to keep in float")
         found = match(self.reference, self.kept.graph)
         ranked = blame_match(found, self.calibration[:_RANKING])
         for layer in ranked.layers:
             floats = set(self.kept.float_layers)
-            added = _island(found.quantized, layer) - floats
+            added = _float_region(found.quantized, layer) - floats
             if self.done or len(floats | added) > _MOST_LAYERS or layer.recovered <= 0:
                 break
             if layer.layer not in found.quantized.producers or not added:
                 continue
-            self.tell(f"keep float {layer.layer}")
-            attempt = self.judge(keep_float(found, floats | added), tuple(sorted(floats | added)))
+            self.advance(text=f"keep float {layer.layer}")
+            attempt = self.evaluate(keep_float(found, floats | added), tuple(sorted(floats | added)))
             better = attempt.quality >= self.kept.quality + _WORTH_DB
             if better:
                 self.kept = attempt
-            self.note("keep float", ", ".join(sorted(added)), attempt, better)
+            self.record("keep float", ", ".join(sorted(added)), attempt, better)
 
-    def note(self, fix: Fix, detail: str, found: _Candidate, kept: bool) -> None:
+    def record(self, fix: Fix, detail: str, found: _Candidate, kept: bool) -> None:
         self.steps.append(Step(fix, detail, found.agreement, found.sqnr_db, kept))
         self.best = max(self.best, found, key=lambda candidate: (candidate.agreement, candidate.quality))
 
     def build(self, recipe: _Recipe) -> Graph:
-        """The float network quantized by a recipe; what recipes share is computed once."""
+        """Quantize the float network by a recipe; intermediate results that recipes share are computed once."""
         graph, samples = self.reference, self.calibration
         if recipe.equalized:
             graph = self.once("equalized", lambda: equalize(graph, channel_peaks(graph, samples)))
@@ -203,7 +204,7 @@ class _Bench:
         ranges = choose_ranges(graph, observed, recipe.calibrator)
         if recipe.weights == "nearest":
             return quantize(graph, ranges)
-        if recipe.weights == "learned":
+        if recipe.weights == "tuned":
             return quantize(tune_weights(graph, ranges, samples), ranges)
         moments = self.once((recipe.equalized, "moments"), lambda: input_moments(graph, samples))
         if recipe.weights == "corrected":
@@ -211,13 +212,13 @@ class _Bench:
         return quantize(graph, ranges, moments)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self.seen:
-            self.seen[key] = make()
-        return self.seen[key]
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
 
 
-def _island(graph: Graph, layer: LayerBlame) -> set[str]:
-    """What has to be float for a layer to lose nothing: itself where its weights are at fault, else all around."""
+def _float_region(graph: Graph, layer: LayerBlame) -> set[str]:
+    """The layers to keep in float for one layer: itself if its weights cause the error, else all adjacent ones too."""
     quantizer, weights = (np.inf if db is None else db for db in (layer.error.quantizer_db, layer.error.weights_db))
     if weights < quantizer:
         return {layer.layer}

@@ -1,34 +1,35 @@
-"""What every tensor of an int8 network loses against the float network, and where it loses it."""
+"""Quantization error of every tensor of an int8 network against the float network, and its sources."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ...runtime.graph import Graph, Quantization, Tensor, ops
+from ...runtime.progress import SILENT, Progress
 from ..activations import run_activations
 from ..quantization.ranges import Range, bin_counts
 from .matching import Match
 
-# Bins over the range of the float tensor in which the divergence is told; of 256 levels four fall in each.
+# Bins over the float tensor's range for the KL divergence: each holds four of the 256 levels.
 KL_BINS = 64
-# Bins in which the bulk of the values is looked for.
+# Bins of the histogram from which the bulk of the values is found.
 _FINE_BINS = 64 * KL_BINS
-# Share of the values that are the bulk.
+# Share of the values that counts as the bulk.
 _BULK = 0.9999
-# Part of the channels that may be much weaker than the others without being called left behind.
+# Quantile of the channel ranges that ``spread`` compares with the widest; fewer weak channels than this are ignored.
 _WEAK_CHANNELS = 0.25
 
 
 @dataclass(frozen=True)
 class TensorError:
-    """An int8 tensor against the float network's, over all images.
+    """Error of an int8 tensor against the float network's, over all images.
 
-    Ratios in dB are of signal to noise, ``None`` where there is no noise. ``sqnr_db``, ``cosine`` and ``kl`` (in nats,
-    of histograms of ``KL_BINS`` bins) tell all that is lost up to here; ``quantizer_db`` what the tensor's own scale
-    costs, on the float network's values, of which the share ``clipped`` lies past its ends; ``weights_db`` what the
-    layer's int8 weights cost when all else is float (``None`` too without weights).
+    Ratios in dB are signal to noise, ``None`` without noise. ``sqnr_db``, ``cosine`` and ``kl`` (in nats, of histograms
+    of ``KL_BINS`` bins) measure the error accumulated up to this tensor. ``quantizer_db`` isolates the tensor's own
+    scale, applied to the float network's values, of which the share ``clipped`` lies outside its range. ``weights_db``
+    isolates the layer's int8 weights, with float inputs (``None`` for a layer without weights).
     """
 
     name: str
@@ -42,12 +43,12 @@ class TensorError:
 
 @dataclass
 class ErrorSums:
-    """The sums over images that a ``TensorError`` is made of; noise and signal are sums of squares."""
+    """Sums over images from which a ``TensorError`` is computed; noise and signal are sums of squares."""
 
     name: str
     quantization: Quantization
     dtype: str
-    seen: Range
+    range: Range
     signal: float = 0.0
     power: float = 0.0
     product: float = 0.0
@@ -57,16 +58,17 @@ class ErrorSums:
     weights_noise: float = 0.0
     values: int = 0
     clipped: int = 0
-    # By channel: largest magnitude, and the sum of what the rounded weights add.
+    # By channel: largest magnitude, and the summed error of the rounded weights.
     largest: np.ndarray = field(default_factory=lambda: np.zeros(1))
     shift: np.ndarray = field(default_factory=lambda: np.zeros(1))
     expected_counts: np.ndarray = field(default_factory=lambda: np.zeros(_FINE_BINS))
     found_counts: np.ndarray = field(default_factory=lambda: np.zeros(_FINE_BINS))
 
     def add(self, expected: np.ndarray, found: np.ndarray | None, with_weights: np.ndarray | None) -> None:
-        """One image: float values, the int8 network's (None: it is fed with them) and those of int8 weights alone.
+        """Add one image; all values are (1, channels, ...).
 
-        All are (1, channels, ...).
+        ``expected`` are float, ``found`` the int8 network's (``None``: the input), ``with_weights`` those of int8
+        weights on float inputs (``None``: no weights).
         """
         flat = expected.reshape(expected.shape[1], -1)
         own = self.quantization.dequantize(self.quantization.quantize(flat, self.dtype))
@@ -77,21 +79,21 @@ class ErrorSums:
         self.noise += sum_squares(given - flat)
         rounding = own - flat
         self.quantizer_noise += sum_squares(rounding)
-        # What is past the ends is off by more than half a step.
-        past = rounding[np.abs(rounding) > 0.501 * self.quantization.scale[0]]
-        self.clip_noise += sum_squares(past)
-        self.clipped += past.size
+        # Clipped values are off by more than half a step.
+        clipped = rounding[np.abs(rounding) > 0.501 * self.quantization.scale[0]]
+        self.clip_noise += sum_squares(clipped)
+        self.clipped += clipped.size
         self.values += flat.size
         self.largest = np.maximum(self.largest, np.abs(flat).max(1))
-        self.expected_counts += bin_counts(flat, self.seen, _FINE_BINS)
-        self.found_counts += bin_counts(given, self.seen, _FINE_BINS)
+        self.expected_counts += bin_counts(flat, self.range, _FINE_BINS)
+        self.found_counts += bin_counts(given, self.range, _FINE_BINS)
         if with_weights is not None:
             error = with_weights.reshape(flat.shape) - flat
             self.weights_noise += sum_squares(error)
             self.shift = self.shift + error.sum(1, dtype=np.float64)
 
     def error(self) -> TensorError:
-        """What the sums come to."""
+        """The error over all images added so far."""
         lengths = (self.signal * self.power) ** 0.5
         return TensorError(
             self.name,
@@ -105,61 +107,59 @@ class ErrorSums:
 
     @property
     def shifted(self) -> float:
-        """The share of the noise of the rounded weights that is one mean error a channel."""
+        """The share of the weights' noise that is a constant shift of each channel."""
         mean = float((self.shift**2).sum()) * len(self.shift) / max(self.values, 1)
         return mean / self.weights_noise if self.weights_noise else 0.0
 
     @property
     def spread(self) -> float:
-        """How many times the widest channel's range is that of a weak one."""
+        """Ratio of the widest channel's range to a weak channel's."""
         return spread(self.largest)
 
     @property
     def tail(self) -> float:
-        """How many times the range of all values is that of their bulk."""
-        edges = np.abs(np.linspace(self.seen.low, self.seen.high, _FINE_BINS))
+        """Ratio of the range of all values to the range of their bulk."""
+        edges = np.abs(np.linspace(self.range.low, self.range.high, _FINE_BINS))
         order = np.argsort(edges)
         share = np.cumsum(self.expected_counts[order]) / max(self.values, 1)
         bulk = edges[order][np.searchsorted(share, _BULK)]
         return float(edges.max() / bulk) if bulk else 1.0
 
 
-def measure(
-    found: Match, ranges: Mapping[str, Range], samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None
+def measure_errors(
+    found: Match, ranges: Mapping[str, Range], samples: Sequence[np.ndarray], progress: Progress = SILENT
 ) -> dict[str, ErrorSums]:
-    """Every integer tensor of the int8 network against the float network; ``ranges`` are those of the float tensors.
-
-    ``tick`` is called once a sample.
-    """
+    """Compare every integer tensor of the int8 network with the float network, whose activations have ``ranges``."""
     graph = found.quantized
     sums = {}
     for tensor in graph.activations:
         theirs = found.reference.tensors[found.names[tensor.name]]
-        # What one of the two pads in an operation of its own has no counterpart.
+        # A tensor that only one of the networks pads has no counterpart.
         if tensor.quantization and math.prod(tensor.shape) == math.prod(theirs.shape):
             sums[tensor.name] = ErrorSums(tensor.name, tensor.quantization, tensor.dtype, ranges[theirs.name])
     probed = _with_int8_weights(found)
-    for floats, integers in zip(run_activations(probed, samples), run_activations(graph, samples), strict=True):
-        for name, total in sums.items():
-            given = None if name in graph.inputs else _rectified(found, name, integers[name])
-            total.add(floats[found.names[name]], given, floats.get(_probe(name)))
-        tick()
+    with progress.task("comparing tensors", len(samples)) as advance:
+        for floats, integers in zip(run_activations(probed, samples), run_activations(graph, samples), strict=True):
+            for name, total in sums.items():
+                given = None if name in graph.inputs else _rectified(found, name, integers[name])
+                total.add(floats[found.names[name]], given, floats.get(_probe(name)))
+            advance()
     return sums
 
 
 def spread(magnitudes: np.ndarray) -> float:
-    """How many times the largest of some magnitudes is that of a weak one; those that are 0 do not count."""
+    """Ratio of the largest magnitude to a weak one, zeros excluded."""
     alive = magnitudes[magnitudes > 0]
     return float(alive.max() / np.quantile(alive, _WEAK_CHANNELS)) if len(alive) else 1.0
 
 
 def decibels(signal: float, noise: float) -> float | None:
-    """Ratio of signal to noise, both as sums of squares; None without noise."""
+    """Signal-to-noise ratio in dB, both as sums of squares; ``None`` without noise."""
     return None if noise == 0 else float(10 * np.log10(max(signal, np.finfo(float).tiny) / noise))
 
 
 def _with_int8_weights(found: Match) -> Graph:
-    """The float network with each layer once more beside it, on the same input, with its int8 weights as reals."""
+    """The float network with a copy of each layer on the same input that has the int8 weights, dequantized."""
     graph = found.reference
     tensors, probes = dict(graph.tensors), []
     for op in found.quantized.ops:
@@ -179,7 +179,7 @@ def _with_int8_weights(found: Match) -> Graph:
 
 
 def _rectified(found: Match, name: str, values: np.ndarray) -> np.ndarray:
-    """The values behind the rectifier that only the int8 network has in an operation of its own, if it has."""
+    """The values after the ReLU, if the int8 network alone has that ReLU as an operation of its own."""
     for op in found.quantized.consumers[name]:
         if isinstance(op, ops.Relu) and found.names[op.output] == found.names[name]:
             return np.clip(values, 0, 6 if op.activation == "relu6" else None)
@@ -191,12 +191,12 @@ def _probe(name: str) -> str:
 
 
 def sum_squares(values: np.ndarray) -> float:
-    """The sum of the squares of all values."""
+    """Sum of squares of all values."""
     return float(np.vdot(values, values))
 
 
 def _divergence(expected: np.ndarray, found: np.ndarray) -> float:
-    """Kullback-Leibler divergence of coarse histograms, in nats; no bin is quite empty."""
+    """KL divergence of coarse histograms, in nats; each bin gets half a count more, so that none is empty."""
     coarse = [counts.reshape(KL_BINS, -1).sum(1) + 0.5 for counts in (expected, found)]
     p, q = (counts / counts.sum() for counts in coarse)
     return float((p * np.log(p / q)).sum())

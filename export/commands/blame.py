@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from ...runtime.commands.console import note, print_json, say, table
+from ...runtime.commands.console import note, print_json, progress_unless, say, table
 from ...runtime.commands.options import json_option
 from ...runtime.errors import UsageError
 from ...runtime.units import format_size
@@ -86,7 +86,7 @@ def blame_command(
         count=count,
         seed=seed,
         target=target if fix else None,
-        quiet=as_json,
+        progress=progress_unless(as_json),
     )
     if as_json:
         print_json({**blamed.report, "files": list(map(str, blamed.files))})

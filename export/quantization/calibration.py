@@ -1,19 +1,20 @@
-"""Which range of values each activation takes, seen on real images."""
+"""Calibration: the range of each activation, from its values on real images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ...runtime.errors import QuantizationError
 from ...runtime.graph import Graph
+from ...runtime.progress import SILENT, Progress
 from ..activations import run_activations
 from .ranges import CALIBRATORS, Calibrator, Histogram, Range, bin_counts, check_calibrator
-from .scales import passes_on, scale_groups
+from .scales import scale_groups, shares_scale
 
 _BINS = 2048
-# Values of each tensor that its histogram is made of, over all samples.
+# Values of each tensor that enter its histogram, over all samples.
 _KEPT = 2**20
-# Of one sample at least.
+# At least this many come from each sample.
 _LEAST_KEPT = 256
 
 
@@ -21,58 +22,65 @@ def calibrate(
     graph: Graph,
     samples: Sequence[np.ndarray],
     calibrator: Calibrator = "mse",
-    tick: Callable[[], None] = lambda: None,
+    progress: Progress = SILENT,
 ) -> dict[str, Range]:
-    """The range of every activation of a float graph over ``samples`` (NHWC, batch included).
+    """The range of every activation of a float graph over ``samples`` (NHWC with the batch axis).
 
-    ``calibrator`` is one of ``CALIBRATORS``. ``tick`` is called once a sample. Raises ``UsageError`` for another, and
-    ``QuantizationError`` without samples, or naming the first tensor that is not finite.
+    Raises ``UsageError`` for a calibrator not in ``CALIBRATORS``, and ``QuantizationError`` without samples or for an
+    activation that is not finite, with its name.
     """
     check_calibrator(calibrator)
-    return choose_ranges(graph, collect_histograms(graph, samples, tick), calibrator)
+    return choose_ranges(graph, collect_histograms(graph, samples, progress), calibrator)
 
 
 def collect_histograms(
-    graph: Graph, samples: Sequence[np.ndarray], tick: Callable[[], None] = lambda: None
+    graph: Graph, samples: Sequence[np.ndarray], progress: Progress = SILENT
 ) -> dict[str, Histogram]:
-    """The values of all activations that share a scale, under the name of the first of them.
+    """One histogram for each group of activations that share a scale, by the group's first activation.
 
-    The ends are those of all values; how often each is taken comes from evenly spaced ones. Values that are only passed
-    on, by a pool or a join, are not counted again. ``tick`` is called once a sample. Raises ``QuantizationError``.
+    The extremes are exact; the counts come from evenly spaced values. A pool or concatenation only forwards values,
+    which are not counted twice. Raises ``QuantizationError`` as ``calibrate`` does.
     """
     if not len(samples):
-        raise QuantizationError("there are no calibration images; give at least one, better a hundred")
+        raise QuantizationError("there are no calibration images; pass at least one, better 100")
     groups = scale_groups(graph)
     seen = dict.fromkeys(groups.values(), Range(0.0, 0.0))
     kept: dict[str, list[np.ndarray]] = {group: [] for group in seen}
-    for index, values in enumerate(run_activations(graph, samples)):
-        for name, group in groups.items():
-            low, high = float(values[name].min()), float(values[name].max())
-            if not np.isfinite([low, high]).all():
-                raise QuantizationError(
-                    f"activation {name!r} is not finite on the calibration images; check the weights"
-                )
-            seen[group] = seen[group].union(Range(low, high))
-            if not passes_on(graph.producers.get(name)):
-                kept[group].append(_spaced(values[name].ravel(), max(_LEAST_KEPT, _KEPT // len(samples)), index))
-        tick()
+    count = max(_LEAST_KEPT, _KEPT // len(samples))
+    with progress.task("calibrating", len(samples)) as advance:
+        for index, values in enumerate(run_activations(graph, samples)):
+            for name, group in groups.items():
+                seen[group] = seen[group].union(_extremes(name, values[name]))
+                if not shares_scale(graph.producers.get(name)):
+                    kept[group].append(_spaced(values[name].ravel(), count, index))
+            advance()
     return {
         group: Histogram(seen[group], bin_counts(np.concatenate(kept[group]), seen[group], _BINS)) for group in seen
     }
 
 
 def choose_ranges(graph: Graph, observed: Mapping[str, Histogram], calibrator: Calibrator) -> dict[str, Range]:
-    """One range for all activations that share a scale; the network's input and output are never cut."""
+    """One range for all activations that share a scale; the network's input and output are never clipped."""
     groups = scale_groups(graph)
     whole = {groups[name] for name in (*graph.inputs, *graph.outputs)}
     chosen = {
-        group: histogram.seen if group in whole or histogram.empty else CALIBRATORS[calibrator](histogram)
+        group: histogram.range if group in whole or histogram.empty else CALIBRATORS[calibrator](histogram)
         for group, histogram in observed.items()
     }
     return {name: chosen[group] for name, group in groups.items()}
 
 
+def _extremes(name: str, values: np.ndarray) -> Range:
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise QuantizationError(f"activation {name!r} is not finite on the calibration images; check the weights")
+    return Range(low, high)
+
+
 def _spaced(values: np.ndarray, count: int, index: int) -> np.ndarray:
-    """About ``count`` of the values, other ones for each sample; with an odd step rows and channels take turns."""
+    """About ``count`` evenly spaced values, different ones for each sample.
+
+    The odd step alternates between rows and channels.
+    """
     step = len(values) // count | 1
     return values[index % step :: step].copy()

@@ -1,4 +1,4 @@
-"""How much work goes into an int8 network: from the usual scales to weights that are learned for it."""
+"""Post-training quantization: from calibrated ranges and GPTQ rounding to weights that are tuned for int8."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ...runtime.commands.console import note, progress
 from ...runtime.errors import QuantizationError, UsageError
 from ...runtime.graph import Graph, ops
 from ...runtime.images import Preprocessing
+from ...runtime.progress import SILENT, Progress
 from ..activations import run_outputs
 from .calibration import choose_ranges, collect_histograms
 from .equalization import channel_peaks, equalize
@@ -17,20 +17,23 @@ from .gptq import input_moments
 from .quantize import check_float, quantize
 from .ranges import CALIBRATORS, Calibrator, Histogram, Range, check_calibrator
 from .weight_grid import DEFAULT_RANGE, WeightRange
-from .weight_tuning import EPOCHS, tune_weights
+from .weight_tuning import tune_weights
 
 Effort = Literal["fast", "good", "best"]
 
-# The calibrator of ``fast``, which has no time to compare.
-_USUAL: Calibrator = "mse"
-# Fewer calibration images than this are remarked on.
+# The calibrator of ``fast``, which compares none.
+_DEFAULT_CALIBRATOR: Calibrator = "mse"
+# Fewer calibration images than these cause a note.
 _FEW = 10
 
 
 @dataclass(frozen=True)
 class PTQResult:
-    """An int8 graph and how it was made; ``reference`` is the float network on its scales, channel by channel, and
-    ``divergence`` what was found for each choice that was compared."""
+    """An int8 graph and how it was made.
+
+    ``reference`` is the float network on the same scales, channel by channel: equalized if the int8 network is.
+    ``divergence`` has the KL divergence, in nats, of every candidate that was compared.
+    """
 
     graph: Graph
     reference: Graph
@@ -40,13 +43,13 @@ class PTQResult:
     divergence: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """What was chosen, for programs."""
+        """The choices, for JSON."""
         names = ("effort", "calibrator", "equalized")
         return {**{name: getattr(self, name) for name in names}, "divergence_nats": dict(self.divergence)}
 
 
 def check_effort(effort: str, calibrator: str | None) -> None:
-    """Refuse an effort or a calibrator that there is not. Raises ``UsageError``."""
+    """Raise ``UsageError`` for an unknown effort or calibrator."""
     if effort not in get_args(Effort):
         raise UsageError(f"effort {effort!r} is not one of {', '.join(get_args(Effort))}")
     if calibrator is not None:
@@ -54,21 +57,21 @@ def check_effort(effort: str, calibrator: str | None) -> None:
 
 
 def calibration_samples(
-    pixels: Sequence[np.ndarray], preprocessing: Preprocessing, quiet: bool = False
+    pixels: Sequence[np.ndarray], preprocessing: Preprocessing, progress: Progress = SILENT
 ) -> list[np.ndarray]:
-    """What the network gets of images that are cropped already, NHWC with the batch.
+    """Network inputs, NHWC with the batch axis, for images that are already cropped.
 
-    Raises ``QuantizationError`` for images from which no range can be learned.
+    Raises ``QuantizationError`` without images, or if every image is of one colour.
     """
     if not pixels:
-        raise QuantizationError("there are no calibration images; give at least one, better a hundred")
+        raise QuantizationError("there are no calibration images; pass at least one, better 100")
     if all(image.min() == image.max() for image in pixels):
         raise QuantizationError(
-            f"each of the {len(pixels)} calibration images is of one value (all black?), from which no range can "
-            "be learned; give images like those that the network will see"
+            f"each of the {len(pixels)} calibration images has a single pixel value (all black?), which gives no "
+            "range; pass images like those that the network will see"
         )
-    if len(pixels) < _FEW and not quiet:
-        note(f"few calibration images ({len(pixels)}): what others exceed will be cut; a hundred are better")
+    if len(pixels) < _FEW:
+        progress.note(f"few calibration images ({len(pixels)}); values outside their range are clipped: use about 100")
     return [preprocessing.normalize(image)[None] for image in pixels]
 
 
@@ -80,45 +83,40 @@ def quantize_network(
     seed: int = 0,
     *,
     weight_range: WeightRange = DEFAULT_RANGE,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> PTQResult:
-    """A float graph in int8, calibrated on ``samples`` (network inputs, NHWC with the batch).
+    """Quantize a float graph to int8, calibrated on ``samples`` (network inputs, NHWC with the batch axis).
 
-    ``fast`` takes ranges of the least squared error and rounds weights for the least error of each layer's output, mean
-    error into the bias. ``good`` compares the calibrators, with and without cross-layer equalization, by the network's
-    answers. ``best`` goes on from there and learns the weights (needs torch). ``calibrator`` leaves no choice of the
-    calibrator; ``weight_range`` says which integers weights may be. Deterministic for a ``seed``. Raises ``UsageError``
-    and ``QuantizationError``.
+    ``fast`` takes the ranges of least squared error and rounds weights by GPTQ. ``good`` also compares all calibrators,
+    with and without cross-layer equalization, by the divergence of the network's outputs. ``best`` fine-tunes the
+    weights of that choice (needs torch). ``calibrator`` fixes the calibrator; ``weight_range`` limits the integers of
+    weights. Deterministic for a ``seed``. Raises ``UsageError`` and ``QuantizationError``.
     """
     check_effort(effort, calibrator)
     if seed < 0:
-        raise UsageError(f"seed {seed} is negative; give 0 or more")
+        raise UsageError(f"seed {seed} is negative; use 0 or more")
     check_float(graph)
     if effort == "fast":
-        chosen = _Choice(graph, calibrator or _USUAL, False)
-        with progress("calibrating", len(samples), quiet=quiet) as advance:
-            observed = collect_histograms(graph, samples, advance)
-        _remark(observed, quiet)
-        ranges = choose_ranges(graph, observed, chosen.calibrator)
+        chosen = _Candidate(graph, calibrator or _DEFAULT_CALIBRATOR, False)
+        histograms = collect_histograms(graph, samples, progress)
+        _note_constants(histograms, progress)
+        ranges = choose_ranges(graph, histograms, chosen.calibrator)
         divergence: dict[str, float] = {}
     else:
-        chosen, ranges, divergence = _compare(
-            graph, samples, (calibrator,) if calibrator else tuple(CALIBRATORS), quiet
-        )
+        calibrators = (calibrator,) if calibrator else tuple(CALIBRATORS)
+        chosen, ranges, divergence = _compare(graph, samples, calibrators, progress)
     if effort == "best":
-        with progress("learning weights", (EPOCHS + 1) * len(samples), quiet=quiet) as advance:
-            learned = tune_weights(chosen.graph, ranges, samples, seed, advance, weight_range)
-            result = quantize(learned, ranges, None, weight_range)
+        tuned = tune_weights(chosen.graph, ranges, samples, seed, weight_range, progress)
+        quantized = quantize(tuned, ranges, None, weight_range)
     else:
-        with progress("rounding weights", len(samples), quiet=quiet) as advance:
-            moments = input_moments(chosen.graph, samples, seed, advance)
-            result = quantize(chosen.graph, ranges, moments, weight_range)
-    return PTQResult(result, chosen.graph, effort, chosen.calibrator, chosen.equalized, divergence)
+        moments = input_moments(chosen.graph, samples, seed, progress)
+        quantized = quantize(chosen.graph, ranges, moments, weight_range)
+    return PTQResult(quantized, chosen.graph, effort, chosen.calibrator, chosen.equalized, divergence)
 
 
 @dataclass(frozen=True, eq=False)
-class _Choice:
-    """A float network and a calibrator."""
+class _Candidate:
+    """A float network, equalized or not, and a calibrator."""
 
     graph: Graph
     calibrator: Calibrator
@@ -130,48 +128,47 @@ class _Choice:
 
 
 def _compare(
-    graph: Graph,
-    samples: Sequence[np.ndarray],
-    calibrators: Sequence[Calibrator],
-    quiet: bool,
-) -> tuple[_Choice, dict[str, Range], dict[str, float]]:
-    """The choice whose answers, with weights rounded to the nearest, diverge least from the float network's."""
-    looks = 4 + 2 * len(calibrators)
-    with progress("choosing scales", looks * len(samples), quiet=quiet) as advance:
-        observed = {False: collect_histograms(graph, samples, advance)}
-        networks = {False: graph, True: equalize(graph, channel_peaks(graph, samples, advance))}
-        observed[True] = collect_histograms(networks[True], samples, advance)
-        expected = run_outputs(graph, samples, advance)
-        tried: dict[_Choice, tuple[float, dict[str, Range]]] = {}
-        for equalized, network in networks.items():
-            for calibrator in calibrators:
-                ranges = choose_ranges(network, observed[equalized], calibrator)
-                # The ranges of activations are chosen; what the weights lose is the same for all.
-                found = run_outputs(quantize(network, ranges, None, "full"), samples, advance)
-                tried[_Choice(network, calibrator, equalized)] = _divergence(graph, expected, found), ranges
-    _remark(observed[False], quiet)
-    best = min(tried, key=lambda choice: tried[choice][0])
-    return best, tried[best][1], {choice.name: value for choice, (value, _) in tried.items()}
+    graph: Graph, samples: Sequence[np.ndarray], calibrators: Sequence[Calibrator], progress: Progress
+) -> tuple[_Candidate, dict[str, Range], dict[str, float]]:
+    """The candidate of least divergence from the float network, its ranges, and the divergence of each.
 
-
-def _remark(observed: Mapping[str, Histogram], quiet: bool) -> None:
-    """Name the activations of which the calibration images tell nothing."""
-    silent = [name for name, histogram in observed.items() if histogram.seen.low == histogram.seen.high]
-    if silent and not quiet:
-        more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
-        note(f"activation {silent[0]!r}{more} is 0 on all calibration images: nothing is known of its range")
-
-
-def _divergence(graph: Graph, expected: np.ndarray, found: np.ndarray) -> float:
-    """Mean Kullback-Leibler divergence, in nats, of the classes' shares from the float network's.
-
-    A large error of a large answer changes no class, so that the squared error would weigh the wrong images most.
+    Weights are rounded to nearest, on the full grid: their error is the same for all candidates.
     """
-    p, q = (_log_shares(graph, values) for values in (expected, found))
+    histograms = {False: collect_histograms(graph, samples, progress)}
+    networks = {False: graph, True: equalize(graph, channel_peaks(graph, samples, progress))}
+    histograms[True] = collect_histograms(networks[True], samples, progress)
+    expected = run_outputs(graph, samples, progress)
+    candidates = [_Candidate(networks[equalized], name, equalized) for equalized in networks for name in calibrators]
+    tried: dict[_Candidate, tuple[float, dict[str, Range]]] = {}
+    with progress.task("comparing calibrators", len(candidates)) as advance:
+        for candidate in candidates:
+            ranges = choose_ranges(candidate.graph, histograms[candidate.equalized], candidate.calibrator)
+            outputs = run_outputs(quantize(candidate.graph, ranges, None, "full"), samples, progress)
+            tried[candidate] = _divergence(graph, expected, outputs), ranges
+            advance()
+    _note_constants(histograms[False], progress)
+    best = min(tried, key=lambda candidate: tried[candidate][0])
+    return best, tried[best][1], {candidate.name: value for candidate, (value, _) in tried.items()}
+
+
+def _note_constants(histograms: Mapping[str, Histogram], progress: Progress) -> None:
+    """Note activations that are zero on all calibration images."""
+    constant = [name for name, histogram in histograms.items() if histogram.range.low == histogram.range.high]
+    if constant:
+        more = f" and {len(constant) - 1} more" if len(constant) > 1 else ""
+        progress.note(f"activation {constant[0]!r}{more} is 0 on all calibration images; its range is unknown")
+
+
+def _divergence(graph: Graph, expected: np.ndarray, outputs: np.ndarray) -> float:
+    """Mean KL divergence, in nats, of the class probabilities from the float network's.
+
+    Squared error would favour images with large logits, whose errors change no class.
+    """
+    p, q = (_log_probabilities(graph, values) for values in (expected, outputs))
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
-def _log_shares(graph: Graph, values: np.ndarray) -> np.ndarray:
+def _log_probabilities(graph: Graph, values: np.ndarray) -> np.ndarray:
     if isinstance(graph.producers.get(graph.outputs[0]), ops.Softmax):
         return np.log(np.maximum(values, 1e-6))
     shifted = values - values.max(axis=1, keepdims=True)

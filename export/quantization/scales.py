@@ -52,13 +52,13 @@ def scale_groups(graph: Graph) -> dict[str, str]:
         return name
 
     for op in graph.ops:
-        if passes_on(op):
+        if shares_scale(op):
             for name in op.inputs:
                 parent[root(op.output)] = root(name)
     return {name: root(name) for name in parent}
 
 
-def passes_on(op: Op | None) -> bool:
+def shares_scale(op: Op | None) -> bool:
     """Whether an operation gives the integers that it takes, so that all its tensors share one scale."""
     return op is not None and (op.requires_same_scale or isinstance(op, ops.Relu))
 

@@ -86,7 +86,7 @@ def round_to_grid(steps: np.ndarray, grid: WeightGrid, importance: np.ndarray) -
     return found
 
 
-def bounds(
+def integer_bounds(
     column: np.ndarray, others: np.ndarray, rounded: bool, own_share: float, other_share: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest integer that a column may take beside a partner's values, all in steps.

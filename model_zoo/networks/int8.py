@@ -76,9 +76,8 @@ def calibrated(
     """The ranges of a network's activations on some of the images, drawn by ``seed``."""
     graph = trace(module, (1, module.config.in_channels, *module.config.input_size))
     chosen = sample(images, _CALIBRATION_IMAGES, seed)
-    with progress.task("calibrating", len(chosen.names)) as advance:
-        pixels = [preprocessing.crop(chosen.read(name), chosen.where(name)) for name in chosen.names]
-        found = calibrate(graph, [preprocessing.normalize(image)[None] for image in pixels], tick=advance)
+    samples = [preprocessing.normalize(image)[None] for image in preprocessing.crop_all(chosen)]
+    found = calibrate(graph, samples, progress=progress)
     return {**found, **_no_finer(graph, found)}
 
 

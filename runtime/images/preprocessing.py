@@ -14,6 +14,8 @@ from ..files import read_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .datasets import LabelledImages
+
 # A path, the bytes of a file, an array or a PIL image. As a string, so that Pillow is not imported.
 ImageLike: TypeAlias = "str | Path | bytes | np.ndarray | Image"
 
@@ -84,6 +86,10 @@ class Preprocessing:
             pil = pil.crop((left, top, left + width, top + height))
         pixels = np.asarray(pil).reshape(height, width, self.depth)
         return pixels[..., ::-1] if self.channels == "BGR" else pixels
+
+    def crop_all(self, images: "LabelledImages") -> list[np.ndarray]:
+        """All images, resized and cropped as by ``crop``."""
+        return [self.crop(images.read(name), images.where(name)) for name in images.names]
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels as ``crop`` gives them, shape (..., channels), to the network's float32 values."""

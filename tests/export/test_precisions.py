@@ -272,7 +272,6 @@ def mixed(tmp_path_factory, noise):
             int16_layers=("classifier*", "output"),
             tolerance=anything,
         ),
-        quiet=True,
     )
 
 

@@ -31,7 +31,6 @@ def published(data_dir, network, tmp_path_factory) -> Export:
         name=network.name,
         checkpoint_sha256=network.sha256,
         config=ExportConfig(calibration_images=30),
-        quiet=True,
     )
 
 
