@@ -27,7 +27,7 @@ from common import (
     write_page,
 )
 
-from firebox.export.quantization.ptq import Effort
+from firebox.export.quantization import Effort
 
 _NETWORK = "squeezenet1_1"
 _EFFORTS = get_args(Effort)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -38,7 +39,7 @@ from weight_ranges import FOLDS, Result, kept
 from firebox.export import ExportConfig
 from firebox.export.activations import run_outputs
 from firebox.export.formats.tflite_writer import write_tflite
-from firebox.export.quantization.ptq import quantize_network
+from firebox.export.quantization import quantize_network
 from firebox.export.trace import trace
 from firebox.model_zoo import Network as ZooNetwork
 from firebox.model_zoo import export_network, load_network
@@ -367,7 +368,10 @@ def _as_calibrated() -> Iterator[None]:
     """Quantize without exact scales and without rewriting average pools."""
     with (
         mock.patch("firebox.export.quantization.scales.exact_scales", lambda graph, groups, scales: dict(scales)),
-        mock.patch("firebox.export.quantization.quantize.averages_as_convolutions", lambda graph: graph),
+        # The package has a function of the same name as this module, which a dotted path would find.
+        mock.patch.object(
+            import_module("firebox.export.quantization.quantize"), "averages_as_convolutions", lambda graph: graph
+        ),
     ):
         yield
 

@@ -20,9 +20,9 @@ from common import (
     write_page,
 )
 
-from firebox.export import ExportConfig, Range, Tolerance, quantize, write_tflite
+from firebox.export import ExportConfig, Tolerance, quantize, write_tflite
 from firebox.export.activations import run_activations
-from firebox.export.quantization.fake_quantize import FakeQuantized
+from firebox.export.quantization import FakeQuantized, Range
 from firebox.model_zoo import (
     Network,
     TrainingConfig,

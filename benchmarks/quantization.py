@@ -44,8 +44,7 @@ import firebox.runtime
 from firebox.export import ExportConfig, write_onnx
 from firebox.export.formats.contract_writer import for_file
 from firebox.export.parity import compare
-from firebox.export.quantization.precisions import with_int16_layers
-from firebox.export.quantization.ptq import Effort, calibration_samples, quantize_network
+from firebox.export.quantization import Effort, calibration_samples, quantize_network, with_int16_layers
 from firebox.export.trace import trace
 from firebox.model_zoo import Network, export_network
 from firebox.model_zoo.network import TorchClassifier

@@ -16,8 +16,7 @@ from common import IMAGES, REFERENCES, data_option, load_reference, terminal
 
 from firebox.export.activations import run_outputs
 from firebox.export.formats.onnx_writer import write_onnx
-from firebox.export.quantization.ptq import quantize_network
-from firebox.export.quantization.weight_grid import WeightRange
+from firebox.export.quantization import WeightRange, quantize_network
 from firebox.export.trace import trace
 from firebox.model_zoo import Network
 from firebox.runtime import Graph, LabelledImages, open_images

@@ -1,39 +1,45 @@
-"""From a trained network to the files a phone runs.
+"""From a trained network to the files that a device runs: int8 ONNX and TFLite, checked and fitted into SRAM.
 
 >>> from firebox.export import export
 >>> export(module, "build", preprocessing=..., images=..., classes=...)
 
-torch is imported when a module is traced; graphs are quantized and written without it.
+torch is imported to trace a module, to tune weights and for ``FakeQuantized``; all else runs without it.
 """
 
-from .blame.sensitivity import Blame, blame
+from typing import TYPE_CHECKING
+
+from ..runtime.lazy import attach
+from .blame import Blame, BlameFiles, blame, blame_files
 from .exporter import Export, ExportConfig, export
 from .fit.files import Fitted, fit_file
 from .fit.search import Fit, fit
 from .formats.onnx_writer import write_onnx
 from .formats.tflite_writer import write_tflite
 from .parity import Parity, Tolerance
-from .quantization.calibration import calibrate
-from .quantization.gptq import input_moments
-from .quantization.quantize import quantize
-from .quantization.ranges import Range
+from .quantization import calibrate, quantize
 from .trace import trace
+
+if TYPE_CHECKING:
+    from .quantization import FakeQuantized
+else:
+    __getattr__, __dir__ = attach(__name__, {"quantization": ("FakeQuantized",)}, {"torch": "export"})
 
 __all__ = [
     "Blame",
+    "BlameFiles",
     "Export",
     "ExportConfig",
+    "FakeQuantized",
     "Fit",
     "Fitted",
     "Parity",
-    "Range",
     "Tolerance",
     "blame",
+    "blame_files",
     "calibrate",
     "export",
     "fit",
     "fit_file",
-    "input_moments",
     "quantize",
     "trace",
     "write_onnx",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..export.exporter import Export, ExportConfig, export
-from ..export.quantization.ranges import Range
+from ..export.quantization import Range
 from ..export.trace import one_thread
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.images import LabelledImages, Preprocessing

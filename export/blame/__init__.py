@@ -1,1 +1,8 @@
-"""Where int8 loses accuracy, and how to get it back."""
+"""Per-layer diagnosis of int8 accuracy loss, and its repair."""
+
+from .files import BlameFiles, blame_files
+from .recommendations import Recommendation
+from .repair import Repair, repair
+from .sensitivity import Blame, LayerBlame, blame
+
+__all__ = ["Blame", "BlameFiles", "LayerBlame", "Recommendation", "Repair", "blame", "blame_files", "repair"]

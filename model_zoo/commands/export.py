@@ -11,9 +11,7 @@ from ...export.commands.fit import advise, show_fit
 from ...export.exporter import Export, ExportConfig, InputType
 from ...export.fit import DoesNotFitError
 from ...export.parity import Precision, Tolerance
-from ...export.quantization.ptq import Effort
-from ...export.quantization.ranges import Calibrator
-from ...export.quantization.weight_grid import DEFAULT_RANGE, WeightRange
+from ...export.quantization import DEFAULT_RANGE, Calibrator, Effort, WeightRange
 from ...runtime.commands.console import note, print_json, progress_unless, table
 from ...runtime.commands.options import budget_options, fit_target_option, json_option
 from ...runtime.errors import UsageError

@@ -8,10 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ...export.quantization.calibration import calibrate
-from ...export.quantization.fake_quantize import FakeQuantized
-from ...export.quantization.ranges import Range
-from ...export.quantization.scales import scale_groups
+from ...export.quantization import FakeQuantized, Range, calibrate, scale_groups
 from ...export.trace import trace
 from ...runtime.errors import UsageError
 from ...runtime.graph import Graph, ops

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ...export.quantization.ranges import Range
+from ...export.quantization import Range
 from ...runtime.errors import CheckpointError, FireboxError
 from ...runtime.files import read_file
 from ...runtime.images import Preprocessing

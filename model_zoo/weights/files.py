@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...export.quantization.ranges import Range
+from ...export.quantization import Range
 from ...runtime.errors import CheckpointError, FormatError, UsageError
 from ...runtime.files import read_file, sha256
 from ...runtime.images import Preprocessing

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from strategies import GraphBuilder, graphs
 
-from firebox.export import Range, blame, calibrate, fit, quantize, write_onnx, write_tflite
+from firebox.export import blame, calibrate, fit, quantize, write_onnx, write_tflite
 from firebox.export.activations import run_outputs
 from firebox.export.blame.float_layers import adjacent_ops, keep_float, quantizers, with_float_layer
 from firebox.export.blame.matching import match
 from firebox.export.blame.sensitivity import class_agreement, sqnr
 from firebox.export.formats.contract_writer import for_file
+from firebox.export.quantization import Range
 from firebox.runtime import Session, plan
 from firebox.runtime.contract import KEY, Contract, TensorSpec
 from firebox.runtime.errors import FireboxError, QuantizationError, UsageError

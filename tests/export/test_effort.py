@@ -11,12 +11,11 @@ from strategies import GraphBuilder, graphs
 from firebox.export import calibrate, quantize
 from firebox.export.activations import run_outputs
 from firebox.export.formats.onnx_writer import write_onnx
+from firebox.export.quantization import CALIBRATORS, Range, calibration_samples, input_moments, quantize_network
 from firebox.export.quantization.calibration import collect_histograms
 from firebox.export.quantization.equalization import channel_peaks, equalize
-from firebox.export.quantization.gptq import input_moments
-from firebox.export.quantization.ptq import calibration_samples, quantize_network
 from firebox.export.quantization.quantize import compensate_layers
-from firebox.export.quantization.ranges import CALIBRATORS, Histogram, Range
+from firebox.export.quantization.ranges import Histogram
 from firebox.export.quantization.weight_tuning import tune_weights
 from firebox.runtime import Preprocessing
 from firebox.runtime.errors import QuantizationError, UsageError

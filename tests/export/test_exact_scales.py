@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from runners import answers, some_input
 from strategies import GraphBuilder, graphs, in_any_8_bits
 
-from firebox.export import Range, quantize
+from firebox.export import quantize
 from firebox.export.blame.matching import match
+from firebox.export.quantization import Range, scale_groups
 from firebox.export.quantization.exact_scales import exact_scales
-from firebox.export.quantization.scales import activation_scales, fixed_groups, scale_groups
+from firebox.export.quantization.scales import activation_scales, fixed_groups
 from firebox.runtime.exactness.rounding import add_margin, mean_margin, promise
 from firebox.runtime.graph import Graph, ops
 from firebox.runtime.graph.reference import run_reference

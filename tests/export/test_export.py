@@ -10,9 +10,9 @@ import torch
 from strategies import GraphBuilder
 from torch import nn
 
-from firebox.export import ExportConfig, Tolerance, calibrate, export, input_moments, quantize
+from firebox.export import ExportConfig, Tolerance, calibrate, export, quantize
 from firebox.export.parity import compare
-from firebox.export.quantization.weight_grid import WeightRange
+from firebox.export.quantization import WeightRange, input_moments
 from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, plan
 from firebox.runtime.errors import (
     DataError,

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from runners import alone, answers, some_input
 from strategies import GraphBuilder, graphs
 
-from firebox.export import Range, calibrate, quantize
-from firebox.export.quantization.fake_quantize import FakeQuantized
-from firebox.export.quantization.quantize import with_input_type
+from firebox.export import calibrate, quantize
+from firebox.export.quantization import FakeQuantized, Range, with_input_type
 from firebox.runtime.errors import QuantizationError, UnsupportedError
 from firebox.runtime.exactness.rounding import promise
 from firebox.runtime.formats.tflite_legalize import legalize

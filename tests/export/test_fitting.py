@@ -9,7 +9,7 @@ from strategies import GraphBuilder, fire_networks, in_any_8_bits
 
 from firebox.export import trace, write_onnx, write_tflite
 from firebox.export.fit import DoesNotFitError, Fit, fit
-from firebox.export.quantization.quantize import with_input_type
+from firebox.export.quantization import with_input_type
 from firebox.model_zoo import load_network
 from firebox.runtime import plan, read_graph
 from firebox.runtime.errors import UsageError

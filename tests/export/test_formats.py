@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from strategies import GraphBuilder, graphs
 
 from firebox.export import calibrate, quantize, write_onnx, write_tflite
-from firebox.export.quantization.quantize import with_input_type
+from firebox.export.quantization import with_input_type
 from firebox.runtime import Session, read_graph
 from firebox.runtime.errors import QuantizationError, UnsupportedError
 from firebox.runtime.formats.tflite_legalize import explicit_padding

@@ -8,9 +8,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from strategies import GraphBuilder, graphs, in_any_8_bits
 
-from firebox.export import ExportConfig, Tolerance, calibrate, export, input_moments, quantize, write_onnx, write_tflite
-from firebox.export.quantization.precisions import with_float16_weights, with_int8_weights, with_int16_layers
-from firebox.export.quantization.quantize import with_input_type
+from firebox.export import ExportConfig, Tolerance, calibrate, export, quantize, write_onnx, write_tflite
+from firebox.export.quantization import (
+    input_moments,
+    with_float16_weights,
+    with_input_type,
+    with_int8_weights,
+    with_int16_layers,
+)
 from firebox.model_zoo import load_network
 from firebox.runtime import Session, open_images, plan, profile, read_graph
 from firebox.runtime.errors import FormatError, QuantizationError, UnsupportedError, UsageError

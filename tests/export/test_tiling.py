@@ -16,7 +16,7 @@ from firebox.export.fit.reorder import (
 )
 from firebox.export.fit.search import cut_points
 from firebox.export.fit.tiling import MAX_JOINED, Region, can_tile, needs, tile, tile_of
-from firebox.export.quantization.quantize import with_input_type
+from firebox.export.quantization import with_input_type
 from firebox.runtime.graph import Graph, Op, ops
 
 # The same networks every time, as in test_formats.py.

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from runners import some_input
 from strategies import GraphBuilder, graphs
 
-from firebox.export import Range, calibrate, input_moments, quantize, write_onnx
-from firebox.export.quantization.fake_quantize import FakeQuantized
-from firebox.export.quantization.gptq import Moments, round_weight
-from firebox.export.quantization.weight_grid import FULL, WeightGrid, WeightRange, fit_scales, layer_grid, round_to_grid
+from firebox.export import calibrate, quantize, write_onnx
+from firebox.export.quantization import FakeQuantized, Moments, Range, WeightRange, input_moments
+from firebox.export.quantization.gptq import round_weight
+from firebox.export.quantization.weight_grid import FULL, WeightGrid, fit_scales, layer_grid, round_to_grid
 from firebox.runtime.exactness.saturation import LIMIT, ExactForm, exact_form, integer_layers, weight_pairs
 from firebox.runtime.formats.onnx_wire import OnnxMessage
 from firebox.runtime.graph import Graph, Quantization, Tensor, ops

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from firebox.export import Range
+from firebox.export.quantization import Range
 from firebox.model_zoo import (
     SqueezeNet,
     TrainingConfig,

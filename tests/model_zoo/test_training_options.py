@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from firebox.export.quantization.ranges import Range
+from firebox.export.quantization import Range
 from firebox.model_zoo import Resources, TrainingConfig, load_network, train
 from firebox.model_zoo.training import open_training_images
 from firebox.model_zoo.training.augmentation import mix

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from runners import some_input
 from strategies import GraphBuilder
 
-from firebox.export import Range, calibrate, quantize, write_onnx, write_tflite
+from firebox.export import calibrate, quantize, write_onnx, write_tflite
 from firebox.export.formats.contract_writer import for_file
+from firebox.export.quantization import Range
 from firebox.runtime import Contract, Preprocessing, Session, read_graph
 from firebox.runtime.contract import KEY, TensorSpec
 from firebox.runtime.errors import UsageError

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import GraphBuilder, graphs
 
-from firebox.export import Range, quantize, write_onnx, write_tflite
+from firebox.export import quantize, write_onnx, write_tflite
+from firebox.export.quantization import Range
 from firebox.runtime import plan
 from firebox.runtime.graph import Graph, Tensor, ops
 from firebox.runtime.memory.energy import energy, scenarios

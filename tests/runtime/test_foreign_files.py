@@ -15,7 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from strategies import GraphBuilder, in_any_8_bits
 
 from firebox.export import quantize, write_onnx, write_tflite
-from firebox.export.quantization.precisions import with_float16_weights, with_int8_weights
+from firebox.export.quantization import with_float16_weights, with_int8_weights
 from firebox.runtime import Preprocessing, Session, plan, read_graph
 from firebox.runtime.errors import FireboxError, FormatError, UnsupportedError, UsageError
 from firebox.runtime.graph import Graph, ops

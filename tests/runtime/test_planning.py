@@ -6,7 +6,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from strategies import GraphBuilder, graphs
 
-from firebox.export import Range, quantize, trace, write_onnx, write_tflite
+from firebox.export import quantize, trace, write_onnx, write_tflite
+from firebox.export.quantization import Range
 from firebox.model_zoo import load_network
 from firebox.runtime import plan
 from firebox.runtime.formats.tflite_legalize import explicit_padding

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from runners import answers, some_input
 from strategies import GraphBuilder, fire_networks, graphs, in_any_8_bits
 
-from firebox.export import Range, quantize
-from firebox.export.quantization.quantize import with_input_type
+from firebox.export import quantize
+from firebox.export.quantization import Range, with_input_type
 from firebox.runtime.errors import UnsupportedError, UsageError
 from firebox.runtime.exactness.rounding import add_margin, mean_margin, promise, window_counts
 from firebox.runtime.graph import Graph, Op, Quantization, Tensor, ops

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from runners import some_input
 from strategies import GraphBuilder
 
-from firebox.export import Range, quantize, write_onnx
+from firebox.export import quantize, write_onnx
+from firebox.export.quantization import Range
 from firebox.runtime import Session
 from firebox.runtime.errors import FormatError
 from firebox.runtime.exactness.check import saturating_sums

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from strategies import GraphBuilder, graphs
 
-from firebox.export import Range, quantize, write_onnx, write_tflite
+from firebox.export import quantize, write_onnx, write_tflite
+from firebox.export.quantization import Range
 from firebox.runtime import plan
 from firebox.runtime.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
 from firebox.runtime.graph import Graph, ops

@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import strategies as st
 
-from firebox.export import Range, quantize
+from firebox.export import quantize
 from firebox.export.fit.tiling import Region
-from firebox.export.quantization.quantize import with_input_type
+from firebox.export.quantization import Range, with_input_type
 from firebox.runtime.graph import Graph, Op, Tensor, ops
 from firebox.runtime.graph.rewrite import fuse_activations
 
