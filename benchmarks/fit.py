@@ -34,7 +34,7 @@ from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
 
 from firebox.export import ExportConfig
 from firebox.export.fit import DoesNotFitError, Fit, fit, needed
-from firebox.export.fit.files import written
+from firebox.export.fit.files import file_contents
 from firebox.export.fit.segments import Stage
 from firebox.model_zoo import export_network, load_network
 from firebox.runtime import Graph, LabelledImages, Session, format_size, measure_arena, open_images, read_graph, sample
@@ -213,7 +213,7 @@ def fitted(
     seconds = time.process_time() - start
     files = {ending: path.with_name(f"{budget}.{ending}") for ending, path in untiled.items()}
     contract = read_contract(untiled["tflite"].read_bytes())
-    for ending, content in written(found.graph, contract, found.offsets).items():
+    for ending, content in file_contents(found.graph, contract, found.offsets).items():
         files[ending].write_bytes(content)
     terminal.note(
         f"{case.label}: {format_size(budget)}, {found.extra_macs:+.2%} MACs, {len(found.after.graph.ops)} operations"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..runtime.lazy import attach
 from .blame import Blame, BlameFiles, blame, blame_files
 from .exporter import Export, ExportConfig, export
-from .fit.files import Fitted, fit_file
+from .fit.files import FitFiles, fit_file
 from .fit.search import Fit, fit
 from .formats.onnx_writer import write_onnx
 from .formats.tflite_writer import write_tflite
@@ -31,7 +31,7 @@ __all__ = [
     "ExportConfig",
     "FakeQuantized",
     "Fit",
-    "Fitted",
+    "FitFiles",
     "Parity",
     "Tolerance",
     "blame",

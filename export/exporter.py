@@ -16,9 +16,8 @@ from ..runtime.graph import Graph, ops
 from ..runtime.images import LabelledImages, Preprocessing, sample
 from ..runtime.inference import Session
 from ..runtime.memory.plan import plan
-from ..runtime.memory.targets import Target
 from ..runtime.progress import SILENT, Progress
-from .fit.files import judged, summaries
+from .fit.files import fit_report, report_files
 from .fit.search import Fit, fit
 from .formats.contract_writer import complete, for_file
 from .formats.onnx_writer import write_onnx
@@ -73,7 +72,7 @@ class ExportConfig:
     precisions: tuple[Precision, ...] = ("float32", "int8")
     int16_layers: tuple[str, ...] = ()
     sram_bytes: int | None = None
-    target: Target = "tflm"
+    target: str = "tflm"
     tolerance: Tolerance = field(default_factory=Tolerance)
 
     def __post_init__(self) -> None:
@@ -178,8 +177,8 @@ def export(
     contents: dict[str, bytes | str] = {artifact.name: artifact.data for artifact in artifacts}
     if fitted:
         int8 = {artifact.format: artifact.data for artifact in artifacts if artifact.precision == "int8"}
-        report["fit"] = judged(fitted, contract, int8, pixels, quiet=progress is SILENT)
-        contents |= summaries(fitted, "model.int8", int8, quiet=progress is SILENT)
+        report["fit"] = fit_report(fitted, contract, int8, pixels, progress=progress)
+        contents |= report_files(fitted, "model.int8", int8, progress=progress)
     written = write_files(out, {**contents, "export.json": json.dumps(report, indent=2) + "\n"})
     return Export(Path(out), tuple(written[:-1]), tuple(parity), report)
 

@@ -1,4 +1,4 @@
-"""The command ``fit``, for which no torch is needed. Everything heavy is imported when it runs."""
+"""The command ``fit``, which does not need torch."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -13,7 +13,6 @@ from ...runtime.errors import UnknownOperationError
 from ...runtime.units import format_size
 
 if TYPE_CHECKING:
-    from ...runtime.memory.targets import Target
     from ..fit import DoesNotFitError
 
 
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 @model_argument
 @required_budget_options
 @fit_target_option
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the files.  [default: MODEL.fit]")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Output folder.  [default: MODEL.fit]")
 @click.option(
     "--images",
     "source",
-    help="Images to compare on: a folder, .tar, .zip or 'digits'.  [default: a test card, noise]",
+    help="Images to compare on: a folder, .tar, .zip or 'digits'.  [default: a test card and noise]",
 )
 @json_option
 @click.pass_context
@@ -33,18 +32,17 @@ def fit_command(
     context: click.Context,
     model: Path,
     sram_bytes: int,
-    target: "Target",
+    target: str,
     out: Path | None,
     source: str | None,
     as_json: bool,
 ) -> None:
-    """Rewrite MODEL (an int8 .onnx or .tflite) until all that it needs for an inference fits a budget.
+    """Rewrite MODEL (an int8 .onnx or .tflite) so that one inference fits a memory budget.
 
-    The rewritten network gives the same integers, bit for bit: it is computed in stripes and patches, with channels in
-    groups and pools moved, as far as needed. Written are NAME.fit.tflite, which tells tflite-micro where to put what,
-    NAME.fit.onnx, report.html, fit.json, fit.csv and node data for Model Explorer, after both were compared with MODEL
-    on images. Exit code 3 when no way to fit was found: then the least that was reached is told, and what would need
-    less.
+    The rewritten network computes the same integers, bit for bit: in stripes and patches, with grouped channels and
+    moved pools, as far as needed. NAME.fit.tflite (with offsets for tflite-micro), NAME.fit.onnx, report.html,
+    fit.json, fit.csv and node data for Model Explorer are written after both files were compared with MODEL. If no fit
+    exists, the command exits with code 3 and reports the smallest arena found and smaller alternatives.
 
     \b
     Example:
@@ -56,13 +54,14 @@ def fit_command(
     from ..fit.files import fit_file
 
     images = open_images(source) if source is not None else None
+    out = out or Path(f"{model}.fit")
     try:
-        fitted = fit_file(model, sram_bytes, out or Path(f"{model}.fit"), target=target, images=images, quiet=as_json)
+        fitted = fit_file(model, sram_bytes, out, target=target, images=images, progress=progress_unless(as_json))
     except DoesNotFitError as error:
         advise(error, as_json)
         raise
     except UnknownOperationError as error:
-        # What it computes from which rows is not known, nor where its memory is: no verdict but this one is honest.
+        # Neither the memory nor the data flow of an unknown operation is known, so the network cannot be said to fit.
         error.exit_code = DoesNotFitError.exit_code
         raise
     if as_json:
@@ -70,14 +69,14 @@ def fit_command(
     else:
         show_fit(fitted.report, str(model))
         if fitted.report["integer_ends"]:
-            note(f"{model} takes or gives float32; the fitted files take and give the integers behind that")
+            note(f"{model} has float32 input or output; the fitted files have the integer input and output inside them")
         for path in fitted.files:
             say(f"{path}  {format_size(path.stat().st_size)}")
     context.exit(fitted.report["verdict"]["exit_code"])
 
 
 def show_fit(report: Mapping[str, Any], title: str) -> None:
-    """A fit as tables, with its verdict."""
+    """Print a fit as tables, and its verdict."""
     before, after, measured = report["before"], report["after"], report["measured"]
     rows = [
         ("arena", format_size(before["arena_bytes"]), format_size(after["arena_bytes"])),
@@ -96,13 +95,21 @@ def show_fit(report: Mapping[str, Any], title: str) -> None:
     compared = report["compared_images"]
     if compared:
         say(f"the same integers as before on {max(compared.values())} images in {', '.join(compared)}")
-    else:
-        note("not compared: no runtime that runs this network is installed; pip install 'firebox[onnx,litert]'")
-    if measured is None and report["target"] == "tflm":
-        note("not measured: pip install 'firebox[micro]' brings tflite-micro, to run it in an arena of this size")
-    if not find_spec("bokeh"):
-        note("no report.html: pip install 'firebox[report]' brings what draws it")
+    _note_missing(report)
     say(report["verdict"]["text"])
+
+
+def _note_missing(report: Mapping[str, Any]) -> None:
+    """What was left out because a package is not installed."""
+    from ...runtime.memory.targets import find_target
+
+    runtime = find_target(report["target"]).runtime
+    if not report["compared_images"]:
+        note("not compared: no runtime for this network is installed; run: pip install 'firebox[onnx,litert]'")
+    if report["measured"] is None and runtime is not None:
+        note(f"not measured: {runtime.package} is not installed; run: pip install 'firebox[{runtime.extra}]'")
+    if not find_spec("bokeh"):
+        note("no report.html: bokeh is not installed; run: pip install 'firebox[report]'")
 
 
 def _size(nbytes: int | None) -> str:
@@ -110,7 +117,7 @@ def _size(nbytes: int | None) -> str:
 
 
 def advise(error: "DoesNotFitError", as_json: bool) -> None:
-    """What would need less than the network of an error, each with its number."""
+    """Print alternatives to a network that does not fit, each with the memory that it needs."""
     from ..fit import alternatives, least_bytes
 
     found: list[dict[str, Any]] = []
@@ -123,7 +130,7 @@ def advise(error: "DoesNotFitError", as_json: bool) -> None:
         return
     rows = [(str(item["change"]), f"{item['about_bytes']:,} bytes", _fits(item, error.sram_bytes)) for item in found]
     if rows:
-        table("What would need less (shapes only: it has to be trained)", ("change", "about", ""), rows)
+        table("Smaller alternatives (by shape alone: they must be trained)", ("change", "about", ""), rows)
 
 
 def _fits(alternative: dict[str, Any], sram_bytes: int) -> str:

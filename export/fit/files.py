@@ -1,4 +1,4 @@
-"""A file rewritten to fit a budget: written in both formats, compared bit for bit, measured and reported."""
+"""Files rewritten to fit a budget: written in both formats, compared bit for bit, measured and reported."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,42 +10,38 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.commands.console import progress, progress_unless
 from ...runtime.contract import KEY, Contract, golden_pixels, read_contract
 from ...runtime.errors import FormatError, ParityError, UsageError
 from ...runtime.files import check_writable, read_file, sha256, write_files
-from ...runtime.formats.read import read_placed
+from ...runtime.formats.read import Format, read_placed
 from ...runtime.graph import Graph, Tensor
 from ...runtime.graph.rewrite import integer_ends
 from ...runtime.images import LabelledImages, sample
 from ...runtime.inference import Session, installed_backends
+from ...runtime.inference.installed import BACKENDS
 from ...runtime.memory.measure import MeasuredArena, measure_arena, run_in_arena
 from ...runtime.memory.plan import MemoryPlan
-from ...runtime.memory.targets import Target
+from ...runtime.memory.targets import TFLM, Target, find_target
 from ...runtime.profiling.latency import Profile, profile
+from ...runtime.progress import SILENT, Progress
 from ...runtime.report.summary import model_explorer_node_data, summary_csv
 from ..formats.contract_writer import for_file
 from ..formats.onnx_writer import write_onnx
 from ..formats.tflite_writer import write_tflite
 from .search import Fit, fit
 
-# Images that are compared.
+# Number of images to compare on.
 _IMAGES = 20
-# How long operations are timed for the page.
+# Time limit for the latency of operations in the report.
 _SECONDS = 3.0
-
-# The runtime of a target, by its name among those that compare.
-_RUNTIMES: Mapping[Target, str] = {"tflm": "tflite-micro", "litert-reference": "litert"}
-
-Answers = list[np.ndarray]
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What was written; ``report`` is what ``fit.json`` says of it.
+class FitFiles:
+    """The files of a fit; ``report`` is the content of ``fit.json``.
 
-    Its ``compared_images`` are those on which each runtime gave the same integers as for the file before, and
-    ``measured`` is None where the target's runtime is not installed.
+    Its ``compared_images`` count, for each runtime, the images on which it computes the same integers before and after
+    the fit; ``measured`` is ``None`` if the target's runtime is not installed.
     """
 
     fit: Fit
@@ -58,17 +54,17 @@ def fit_file(
     sram_bytes: int,
     out: str | Path,
     *,
-    target: Target = "tflm",
+    target: str = TFLM.name,
     images: LabelledImages | None = None,
-    quiet: bool = False,
-) -> Fitted:
-    """Rewrite an int8 file to fit and write it into ``out`` as ``NAME.fit.tflite`` and ``NAME.fit.onnx``.
+    progress: Progress = SILENT,
+) -> FitFiles:
+    """Rewrite an int8 file to fit a budget and write it into ``out`` as ``NAME.fit.tflite`` and ``NAME.fit.onnx``.
 
-    Beside them: ``fit.json``, the summary as ``fit.csv``, node data for Model Explorer, and ``report.html`` where the
-    extra ``report`` is installed. A file that begins and ends in float32 around integers is fitted from its first
-    integers to its last: ``integer_ends`` in the report says so. ``images`` are compared, or a test card and noise.
-    Raises as ``fit`` does and ``ParityError`` when a runtime gives other integers than before; then nothing is
-    written.
+    Also written are ``fit.json``, its summary ``fit.csv``, node data for Model Explorer, and ``report.html`` if the
+    extra ``report`` is installed. If the model has float32 input and output around an integer network, only the integer
+    part is fitted, and ``integer_ends`` in the report is true. The files are compared on ``images``, by default on a
+    test card and noise. Raises as ``fit`` does, and ``ParityError`` if a runtime computes other integers than before;
+    then nothing is written.
     """
     data = read_file(model)
     contract = read_contract(data)
@@ -76,42 +72,43 @@ def fit_file(
     graph = replace(integer_ends(whole), name=contract.name if contract else Path(model).stem)
     pixels = _crops(contract, images) if images is not None else None
     check_writable(out)
-    found = fit(graph, sram_bytes, target, offsets, progress_unless(quiet))
-    after = written(found.graph, contract, found.offsets)
+    found = fit(graph, sram_bytes, target, offsets, progress)
+    after = file_contents(found.graph, contract, found.offsets)
     name = Path(model).stem
     files = {f"{name}.fit.{ending}": content for ending, content in after.items()}
-    ends = {"integer_ends": (graph.inputs, graph.outputs) != (whole.inputs, whole.outputs)}
     report = {
         "model": str(model),
         "sha256": sha256(data),
-        **ends,
-        **judged(found, contract, after, pixels, quiet=quiet),
+        "integer_ends": (graph.inputs, graph.outputs) != (whole.inputs, whole.outputs),
+        **fit_report(found, contract, after, pixels, progress=progress),
     }
     sizes = {file: {"bytes": len(content), "sha256": sha256(content)} for file, content in files.items()}
     contents: dict[str, bytes | str] = {**files, "fit.json": json.dumps({**report, "files": sizes}, indent=2) + "\n"}
-    contents |= summaries(found, f"{name}.fit", after, quiet=quiet)
-    return Fitted(found, tuple(write_files(out, contents)), report)
+    contents |= report_files(found, f"{name}.fit", after, progress=progress)
+    return FitFiles(found, tuple(write_files(out, contents)), report)
 
 
-def judged(
+def fit_report(
     found: Fit,
     contract: Contract | None,
     files: Mapping[str, bytes],
     pixels: Sequence[np.ndarray] | None,
     *,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Compare a fit's files with those of the graph before it, measure their memory, and say what was found.
+    """Compare the files of a fit with those of the original graph, measure their memory, and report the figures.
 
-    Raises ``ParityError`` when a runtime gives other integers.
+    Raises ``ParityError`` if a runtime computes other integers.
     """
     before = found.before.graph
     inputs = _inputs(before, contract, pixels)
-    compared = _compare(written(before, contract), files, found, inputs, quiet)
-    measured = _measured(files, found.after.target)
-    verdict = (measured if measured and found.after.target == "tflm" else found.after).verdict(found.sram_bytes)
+    compared = _compare(file_contents(before, contract), files, found, inputs, progress)
+    target = find_target(found.after.target)
+    measured = _measured(files, target)
+    judged = measured if measured and target.runtime and not target.runtime.measures_heap else found.after
+    verdict = judged.verdict(found.sram_bytes)
     return {
-        "target": found.after.target,
+        "target": target.name,
         "sram_bytes": found.sram_bytes,
         "verdict": verdict.to_json() | {"text": verdict.text(), "exit_code": verdict.exit_code},
         "before": _figures(found.before),
@@ -131,85 +128,109 @@ def judged(
     }
 
 
-def written(graph: Graph, contract: Contract | None, offsets: Mapping[str, int] | None = None) -> dict[str, bytes]:
-    """The files of a graph by their ending, with the contract of each."""
+def file_contents(
+    graph: Graph, contract: Contract | None, offsets: Mapping[str, int] | None = None
+) -> dict[str, bytes]:
+    """The files of a graph by format, each with its contract."""
     onnx = {KEY: for_file(contract, graph, "NCHW").to_bytes()} if contract else {}
     tflite = {KEY: for_file(contract, graph, "NHWC").to_bytes()} if contract else {}
     return {"tflite": write_tflite(graph, tflite, offsets), "onnx": write_onnx(graph, onnx)}
 
 
 def _compare(
-    before: Mapping[str, bytes], after: Mapping[str, bytes], found: Fit, inputs: Sequence[np.ndarray], quiet: bool
+    before: Mapping[str, bytes],
+    after: Mapping[str, bytes],
+    found: Fit,
+    inputs: Sequence[np.ndarray],
+    progress: Progress,
 ) -> dict[str, int]:
-    """Run both files on all inputs in every runtime here that runs the one before; on how many each compared them.
+    """Run the files before and after the fit in every installed runtime; the number of equal outputs for each.
 
-    tflite-micro gets an arena of exactly the budget. Raises ``ParityError`` when integers differ, and ``FormatError``
-    when the target's own runtime cannot run a file, or any other the fitted one.
+    Runtimes that cannot run the file before the fit are skipped, except for the target's own. Raises ``ParityError``
+    if integers differ and ``FormatError`` if a runtime cannot run the fitted file.
     """
     runners, compared = _runners(found), {}
-    with progress("comparing", len(runners), quiet=quiet) as advance:
-        for name, (ending, run) in runners.items():
+    own = find_target(found.after.target).runtime
+    with progress.task("comparing", len(runners)) as advance:
+        for runner in runners:
             try:
-                expected = run(before[ending], inputs, False)
+                expected = runner.before(before[runner.format], inputs)
             except FormatError:
-                if name == _RUNTIMES.get(found.after.target):
+                if own is not None and runner.package == own.package:
                     raise
-                # What it could not run before says nothing of the fit.
+                # The runtime does not support the network: that is not due to the fit.
                 continue
-            answers = run(after[ending], inputs, True)
-            for index, (was, now) in enumerate(zip(expected, answers, strict=True)):
-                if not np.array_equal(was, now):
-                    steps = int(np.abs(was.astype(int) - now.astype(int)).max())
+            outputs = runner.after(after[runner.format], inputs)
+            for index, (old, new) in enumerate(zip(expected, outputs, strict=True)):
+                if not np.array_equal(old, new):
+                    steps = int(np.abs(old.astype(int) - new.astype(int)).max())
                     raise ParityError(
-                        f"{name} gives other integers for image {index} than before the fit, by up to {steps} steps; "
-                        "nothing was written"
+                        f"{runner.name} computes other integers for image {index} than before the fit, by up to "
+                        f"{steps} steps; nothing was written"
                     )
-            compared[name] = len(inputs)
+            compared[runner.name] = len(inputs)
             advance()
     return compared
 
 
-Runner = Callable[[bytes, Sequence[np.ndarray], bool], Answers]
+_Run = Callable[[bytes, Sequence[np.ndarray]], list[np.ndarray]]
 
 
-def _runners(found: Fit) -> dict[str, tuple[str, Runner]]:
-    """Runtimes by name: the ending of the files that they run, and how to."""
+@dataclass(frozen=True)
+class _Runner:
+    """An installed runtime, and how it runs the file before and after the fit."""
+
+    name: str
+    package: str
+    format: Format
+    before: _Run
+    after: _Run
+
+
+def _runners(found: Fit) -> list[_Runner]:
     source = found.before.graph.tensors[found.before.graph.inputs[0]]
-    runners: dict[str, tuple[str, Runner]] = {}
-    runners |= {name: ("tflite", _session(name, source, False)) for name in installed_backends("tflite")}
-    runners |= {name: ("onnx", _session(name, source, True)) for name in installed_backends("onnx")}
-    if find_spec("tflite_micro"):
+    formats: tuple[Format, ...] = ("tflite", "onnx")
+    runners = []
+    for format_ in formats:
+        for name in installed_backends(format_):
+            run = _session(name, source, format_)
+            runners.append(_Runner(name, BACKENDS[name].package, format_, run, run))
+    if TFLM.runtime is not None and find_spec(TFLM.runtime.module):
         roomy = 2 * (found.before.total_bytes or found.before.arena_bytes) + 2**20
-        # A budget far above the need may be more than this machine has.
-        fitted_arena = min(found.sram_bytes, roomy) if found.after.target == "tflm" else roomy
-        arena = {False: roomy, True: fitted_arena}
-        runners["tflite-micro"] = "tflite", lambda data, inputs, fitted: run_in_arena(data, arena[fitted], inputs)
+        # The fitted file gets an arena of exactly the budget, unless that exceeds every need (and this machine).
+        exact = min(found.sram_bytes, roomy) if found.after.target == TFLM.name else roomy
+        package = TFLM.runtime.package
+        runners.append(_Runner(package, package, TFLM.runtime.format, _arena(roomy), _arena(exact)))
     return runners
 
 
-def _session(backend: str, source: Tensor, onnx: bool) -> Runner:
-    def run(data: bytes, inputs: Sequence[np.ndarray], fitted: bool) -> Answers:
+def _arena(size: int) -> _Run:
+    return lambda data, inputs: run_in_arena(data, size, inputs)
+
+
+def _session(backend: str, source: Tensor, format_: Format) -> _Run:
+    def run(data: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         with Session(data, backend, check="off") as session:
-            return [session.run(_as_onnx(x, source) if onnx else x) for x in inputs]
+            return [session.run(_as_onnx(x, source) if format_ == "onnx" else x) for x in inputs]
 
     return run
 
 
 def _as_onnx(x: np.ndarray, source: Tensor) -> np.ndarray:
-    """NCHW, and unsigned as all activations are there."""
+    """The input as ONNX files take it: NCHW and unsigned."""
     values = (x.astype(np.int16) + 128).astype(np.uint8) if source.dtype == "int8" else x
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2) if x.ndim == 4 else values)
 
 
 def _crops(contract: Contract | None, images: LabelledImages) -> list[np.ndarray]:
     if contract is None:
-        raise UsageError("the file carries no contract, so images cannot be prepared for it; leave --images out")
+        raise UsageError("the file has no firebox metadata to preprocess images by; leave out --images")
     drawn = sample(images, _IMAGES, 0)
-    return [contract.preprocessing.crop(drawn.read(name), drawn.where(name)) for name in drawn.names]
+    return contract.preprocessing.crop_all(drawn)
 
 
 def _inputs(graph: Graph, contract: Contract | None, pixels: Sequence[np.ndarray] | None) -> list[np.ndarray]:
-    """What is fed: real images where there are any, else the test card of the contract and noise."""
+    """Inputs to compare on: the given images, or else the contract's test card and noise."""
     source = graph.tensors[graph.inputs[0]]
     if contract and pixels:
         return [_encoded(contract, image, source) for image in pixels[:_IMAGES]]
@@ -226,14 +247,13 @@ def _encoded(contract: Contract, pixels: np.ndarray, source: Tensor) -> np.ndarr
 
 
 def _measured(files: Mapping[str, bytes], target: Target) -> MeasuredArena | None:
-    """The memory that the TFLite file takes on a target, where that can be found out here."""
-    module = {"tflm": "tflite_micro", "litert-reference": "ai_edge_litert"}.get(target)
-    if module is None or not find_spec(module):
+    """The memory that the file takes in the target's runtime, if it is installed."""
+    if target.runtime is None or not find_spec(target.runtime.module):
         return None
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "fitted.tflite"
-        path.write_bytes(files["tflite"])
-        return measure_arena(path, target, exact=True)
+        path = Path(folder) / f"fitted.{target.runtime.format}"
+        path.write_bytes(files[target.runtime.format])
+        return measure_arena(path, target.name, exact=True)
 
 
 def _figures(planned: MemoryPlan) -> dict[str, Any]:
@@ -245,13 +265,15 @@ def _figures(planned: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def summaries(found: Fit, name: str, files: Mapping[str, bytes], *, quiet: bool = False) -> dict[str, bytes | str]:
-    """A fit for people and for other tools: the page, Vela's columns, Model Explorer's node data.
+def report_files(
+    found: Fit, name: str, files: Mapping[str, bytes], *, progress: Progress = SILENT
+) -> dict[str, bytes | str]:
+    """Contents of the files that report a fit: a page, a CSV with Vela's columns, Model Explorer's node data.
 
-    Times of operations are those of onnxruntime, where it is installed.
+    Times of operations are measured with onnxruntime, if it is installed.
     """
     verdict = found.after.verdict(found.sram_bytes)
-    times = _profile(files["onnx"], quiet)
+    times = _profile(files["onnx"], progress)
     contents: dict[str, bytes | str] = {
         "fit.csv": summary_csv({"before": found.before, "after": found.after}, times, verdict, network=name)
     }
@@ -272,10 +294,10 @@ def summaries(found: Fit, name: str, files: Mapping[str, bytes], *, quiet: bool 
     return contents
 
 
-def _profile(onnx: bytes, quiet: bool) -> Profile | None:
+def _profile(onnx: bytes, progress: Progress) -> Profile | None:
     if not find_spec("onnxruntime"):
         return None
     with TemporaryDirectory() as folder:
         path = Path(folder) / "fitted.onnx"
         path.write_bytes(onnx)
-        return profile(path, backend="onnxruntime", max_seconds=_SECONDS, progress=progress_unless(quiet))
+        return profile(path, backend="onnxruntime", max_seconds=_SECONDS, progress=progress)

@@ -17,12 +17,11 @@ from ...runtime.graph import Graph, Op
 from ...runtime.memory.allocation import live_ranges, peak_live_bytes
 from ...runtime.memory.hill_climb import allocate_within
 from ...runtime.memory.plan import MemoryPlan, plan
-from ...runtime.memory.targets import Target
-from ...runtime.memory.tflm import tail_bytes
+from ...runtime.memory.targets import TARGETS, Target, find_target
 from ...runtime.progress import SILENT, Advance, Progress
 from ...runtime.units import format_size
 from .reorder import reorderings
-from .segments import TFLM, WHOLE, Segment, Stage, TargetCosts
+from .segments import Segment, Stage, TargetCosts
 
 # Multiply-accumulates that a byte of the tail is worth: first what saves most of it, then what costs least work.
 _SAVING = 1_000.0
@@ -39,7 +38,6 @@ _STEPS = 8
 _TRIES = 2
 # What placing may take beside what is alive at once, as factors that are tried one after the other.
 _ROOMS = (1.003, 1.01, 1.03, 1.06, 1.1, 1.2, 1.5, 2.0)
-_COSTS: Mapping[str, TargetCosts] = {"tflm": TFLM, "litert-reference": WHOLE, "static": WHOLE}
 
 
 class DoesNotFitError(FireboxError):
@@ -50,12 +48,10 @@ class DoesNotFitError(FireboxError):
 
     exit_code = 3
 
-    def __init__(
-        self, message: str, *, graph: Graph, target: Target, sram_bytes: int, smallest_bytes: int, binding: str
-    ):
+    def __init__(self, message: str, *, graph: Graph, target: str, sram_bytes: int, smallest_bytes: int, binding: str):
         super().__init__(message)
         self.graph = graph
-        self.target: Target = target
+        self.target = target
         self.sram_bytes = sram_bytes
         self.smallest_bytes = smallest_bytes
         self.binding = binding
@@ -86,7 +82,7 @@ class Fit:
 def fit(
     graph: Graph,
     sram_bytes: int,
-    target: Target = "tflm",
+    target: str = "tflm",
     offsets: Mapping[str, int] | None = None,
     progress: Progress = SILENT,
 ) -> Fit:
@@ -96,14 +92,16 @@ def fit(
     search finds. ``offsets`` are the arena offsets in the graph's file (``read_placed``). Raises ``DoesNotFitError``
     with the smallest budget reached, and ``UsageError`` for a graph that is not int8 or a target without memory plans.
     """
-    if target not in _COSTS:
-        raise UsageError(f"memory on {target!r} cannot be planned in advance; fit for {', '.join(_COSTS)}")
+    on = find_target(target)
+    if not on.plans_all:
+        names = ", ".join(other.name for other in TARGETS.values() if other.plans_all)
+        raise UsageError(f"memory on {target!r} cannot be planned in advance; fit for {names}")
     _check(graph)
     before = plan(graph, target, offsets)
     if needed(before) <= sram_bytes:
         return Fit(graph, sram_bytes, before, before, ())
     with progress.task("fitting") as advance:
-        search = Search(graph, target, advance)
+        search = Search(graph, on, advance)
         found = search.within(sram_bytes) or search.smallest(needed(before))
     if found is None or needed(found.after) > sram_bytes:
         plans = [before, found.after] if found else [before]
@@ -111,10 +109,10 @@ def fit(
     return Fit(found.after.graph, sram_bytes, before, found.after, found.stages)
 
 
-def least_bytes(graph: Graph, target: Target = "tflm", progress: Progress = SILENT) -> int:
+def least_bytes(graph: Graph, target: str = "tflm", progress: Progress = SILENT) -> int:
     """About the smallest budget that a graph can be made to fit: what is alive and what operations take, not placed."""
     with progress.task("estimating the smallest budget") as advance:
-        return Search(graph, target, advance).least(needed(plan(graph, target)))
+        return Search(graph, find_target(target), advance).least(needed(plan(graph, target)))
 
 
 def needed(planned: MemoryPlan) -> int:
@@ -142,7 +140,7 @@ def _check(graph: Graph) -> None:
         )
 
 
-def _too_small(graph: Graph, sram_bytes: int, target: Target, smallest: MemoryPlan) -> DoesNotFitError:
+def _too_small(graph: Graph, sram_bytes: int, target: str, smallest: MemoryPlan) -> DoesNotFitError:
     binding = smallest.peak_op
     name = f"{binding.kind} {binding.name!r}" if binding else "its input"
     return DoesNotFitError(
@@ -182,9 +180,9 @@ class Search:
 
     def __init__(self, graph: Graph, target: Target, advance: Advance):
         self.graph = graph
-        self.target: Target = target
+        self.target = target
         self.advance = advance
-        self.costs = _COSTS[target]
+        self.costs = TargetCosts.of(target)
         self.reorderings = [(other, cut_points(other)) for other in reorderings(graph)]
         self._by_ops: dict[tuple[Op, ...], Segment] = {}
         self._segments: dict[tuple[int, int, int], Segment] = {}
@@ -273,7 +271,7 @@ class Search:
 
     def tail(self, graph: Graph) -> int:
         """Bytes that operations themselves take."""
-        return tail_bytes(graph) if self.target == "tflm" else 0
+        return self.target.tail_bytes(graph)
 
     def cheapest(self, limit: int, byte_worth: float) -> tuple[Stage, ...] | None:
         """The stages that cost least among those below ``limit`` bytes alive at once (Dijkstra's algorithm)."""
@@ -345,10 +343,10 @@ class Search:
         """The stages as a network with its plan, or None when no placement within the budget was found."""
         stages = self._sided(stages, limit, byte_worth)
         graph = self.assemble(stages)
-        if self.target != "tflm":
-            after = plan(graph, self.target)
+        if not self.target.takes_offsets:
+            after = plan(graph, self.target.name)
         else:
-            ranges, room = live_ranges(graph, rowwise=True), sram_bytes - tail_bytes(graph)
+            ranges, room = live_ranges(graph, rowwise=True), sram_bytes - self.tail(graph)
             least = peak_live_bytes(ranges)
             # No more than needed, where that is soon found.
             limits = (limit for limit in (least, (least + room) // 2) if limit <= room)
@@ -356,7 +354,7 @@ class Search:
             buffers = next(filter(None, tight), None) or allocate_within(ranges, room)
             if buffers is None:
                 return None
-            after = plan(graph, "tflm", offsets={buffer.tensor: buffer.offset for buffer in buffers})
+            after = plan(graph, self.target.name, offsets={buffer.tensor: buffer.offset for buffer in buffers})
         return Candidate(tuple(stages), after) if needed(after) <= sram_bytes else None
 
     def _sided(self, stages: Sequence[Stage], limit: int, byte_worth: float) -> tuple[Stage, ...]:

@@ -11,7 +11,8 @@ from itertools import pairwise
 from ...runtime.formats.tflite_legalize import explicit_padding
 from ...runtime.graph import Graph, ops
 from ...runtime.memory.allocation import align, live_ranges
-from ...runtime.memory.tflm import EVAL_TENSOR, constants, op_tail_bytes, scratch_bytes
+from ...runtime.memory.targets import Target
+from ...runtime.memory.tflm import scratch_bytes
 from .tiling import MAX_JOINED, Region, can_tile, needs, reach, tile, tile_of
 
 # Tiles side by side in a band that are tried, and the rows of a band from which on no more are.
@@ -32,15 +33,10 @@ class TargetCosts:
     rowwise: bool
     tail: Callable[[Graph], int]
 
-
-def _tflm_tail(graph: Graph) -> int:
-    # Constants are counted for each operation; those that operations share make the true tail a little smaller.
-    return sum(op_tail_bytes(graph, op) + EVAL_TENSOR * len(constants(op)) for op in graph.ops)
-
-
-# tflite-micro, which takes offsets from the file; and targets that place activations as a whole.
-TFLM = TargetCosts(True, _tflm_tail)
-WHOLE = TargetCosts(False, lambda graph: 0)
+    @classmethod
+    def of(cls, target: Target) -> "TargetCosts":
+        """The costs on a target."""
+        return cls(target.takes_offsets, target.part_tail_bytes)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Iterable
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,32 @@ import click
 
 from ..errors import UsageError
 from ..inference.installed import BACKENDS
-from ..memory.devices import budget
-from ..memory.targets import TARGETS
 
-_FIT_TARGETS = ("tflm", "litert-reference", "static")
+
+class _TargetChoice(click.Choice[str]):
+    """A choice among targets, looked up when needed: their modules load numpy, which ``firebox --help`` must not."""
+
+    def __init__(self, names: Callable[[], Iterable[str]]):
+        self._names = names
+        self.case_sensitive = True
+
+    @cached_property
+    def choices(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Names of targets."""
+        return tuple(self._names())
+
+
+def _targets() -> list[str]:
+    from ..memory.targets import TARGETS
+
+    return list(TARGETS)
+
+
+def _fit_targets() -> list[str]:
+    from ..memory.targets import TARGETS
+
+    return [target.name for target in TARGETS.values() if target.plans_all]
+
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -25,11 +47,11 @@ seconds_option = click.option(
 )
 target_option = click.option(
     "--target",
-    type=click.Choice(TARGETS),
+    type=_TargetChoice(_targets),
     help="Runtime to plan for.  [default: tflm, or static if tflite-micro has no kernels for MODEL]",
 )
 fit_target_option = click.option(
-    "--target", type=click.Choice(_FIT_TARGETS), default="tflm", show_default=True, help="Runtime to fit for."
+    "--target", type=_TargetChoice(_fit_targets), default="tflm", show_default=True, help="Runtime to fit for."
 )
 
 _SRAM = click.option("--sram", help="SRAM budget, such as 256KiB or 1MiB.")
@@ -44,6 +66,8 @@ def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def with_budget(*args: Any, sram: str | None, device: str | None, devices: Path | None, **options: Any) -> Any:
+        from ..memory.devices import budget
+
         return command(*args, sram_bytes=budget(sram, device, devices), **options)
 
     return _SRAM(_DEVICE(devices_option(with_budget)))

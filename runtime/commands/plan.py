@@ -12,7 +12,6 @@ from .options import budget_options, json_option, model_argument, target_option
 
 if TYPE_CHECKING:
     from ..memory.plan import MemoryLine, MemoryPlan, Verdict
-    from ..memory.targets import Target
 
 
 @click.command("plan")
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def plan_command(
-    context: click.Context, model: Path, sram_bytes: int | None, target: "Target | None", measure: bool, as_json: bool
+    context: click.Context, model: Path, sram_bytes: int | None, target: str | None, measure: bool, as_json: bool
 ) -> None:
     """Plan the memory of MODEL (.onnx or .tflite): the arena, its peak and the tensors alive at the peak.
 

@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from ..formats.tflite_legalize import legalize
 from ..graph import Graph, Op, ops
-from .allocation import Block, Buffer, LiveRange, align
+from .allocation import Block, Buffer, Layout, LiveRange, align
+from .hybrid import hybrid_weight
 
 ALIGNMENT = 64
 
@@ -23,19 +25,6 @@ ALIGNMENT = 64
 _SCALAR_BYTES = 4
 # Operands of a concat that XNNPACK's delegate takes.
 _JOINED = range(2, 6)
-
-
-@dataclass(frozen=True)
-class Arena:
-    """Activations and temporaries in their places, and which activation lies in the place of which other.
-
-    ``graph`` has its operations in the order in which they run.
-    """
-
-    graph: Graph
-    buffers: tuple[Buffer, ...]
-    temporaries: tuple[Buffer, ...]
-    shared: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -58,14 +47,40 @@ class _Node:
         return None if self.delegated else self.operations[0]
 
 
-def reference_arena(graph: Graph) -> Arena:
-    """With the reference kernels for all operations."""
-    return _arena(graph, [_Node.of(op) for op in graph.ops])
+def unplanned_reference(graph: Graph) -> str | None:
+    """The reason why the memory of a graph cannot be planned for the reference kernels, or ``None``."""
+    weight = hybrid_weight(graph)
+    if weight is None or weight.dtype == "float16":
+        return None
+    return (
+        f"the scratch memory of LiteRT for {weight.dtype} weights between float32 activations ({weight.name!r}) is "
+        "unknown"
+    )
 
 
-def xnnpack_arena(graph: Graph) -> Arena:
-    """With XNNPACK for all operations that it takes."""
-    return _arena(graph, _partition(graph))
+def unplanned_xnnpack(graph: Graph) -> str | None:
+    """The reason why the memory of a graph cannot be planned with XNNPACK, or ``None``."""
+    wide = next((tensor for tensor in graph.activations if tensor.dtype == "int16"), None)
+    if wide is None or unplanned_reference(graph) is not None:
+        return unplanned_reference(graph)
+    return f"the scratch memory of LiteRT's optimized kernels for 16-bit activations ({wide.name!r}) is unknown"
+
+
+def lay_out_reference(graph: Graph) -> Layout:
+    """The arena with the reference kernels for all operations.
+
+    The heap of the interpreter is not planned, except for the float32 copies of float16 weights in it.
+    """
+    graph = legalize(graph)
+    layout = _arena(graph, [_Node.of(op) for op in graph.ops])
+    constants = (tensor for tensor in layout.graph.tensors.values() if tensor.data is not None)
+    return replace(layout, unpacked_bytes=sum(2 * t.nbytes for t in constants if t.dtype == "float16"))
+
+
+def lay_out_xnnpack(graph: Graph) -> Layout:
+    """The arena with XNNPACK for all operations that it takes; its workspace is not planned."""
+    graph = legalize(graph)
+    return replace(_arena(graph, _partition(graph)), scratch=None)
 
 
 def _partition(graph: Graph) -> list[_Node]:
@@ -109,7 +124,7 @@ def _delegate(graph: Graph, operations: Sequence[Op]) -> _Node:
     )
 
 
-def _arena(graph: Graph, nodes: Sequence[_Node]) -> Arena:
+def _arena(graph: Graph, nodes: Sequence[_Node]) -> Layout:
     shared = _shared(graph, nodes)
     ranges = _live_ranges(graph, nodes, shared)
     temporaries = [live for step, node in enumerate(nodes) for live in _temporaries(graph, node.op, step)]
@@ -120,7 +135,7 @@ def _arena(graph: Graph, nodes: Sequence[_Node]) -> Arena:
         return tuple(_in_operations(live, nodes, ends).at(offsets[live.tensor]) for live in ranges)
 
     operations = tuple(op for node in nodes for op in node.operations)
-    return Arena(replace(graph, ops=operations), placed(ranges), placed(temporaries), shared)
+    return Layout(replace(graph, ops=operations), placed(ranges), placed(temporaries), views=shared)
 
 
 def _in_operations(live: LiveRange, nodes: Sequence[_Node], ends: Sequence[int]) -> LiveRange:

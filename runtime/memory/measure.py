@@ -1,4 +1,4 @@
-"""The memory that a file really takes in the runtime of a target, beside what was planned."""
+"""The memory that a file takes in the runtime of a target, measured in a run."""
 
 import json
 import subprocess
@@ -13,115 +13,105 @@ import numpy as np
 
 from ..errors import FormatError, MissingExtraError, UnsupportedError, UsageError
 from ..files import read_file
-from ..formats.read import Format, format_of
+from ..formats.read import format_of
 from .plan import MemoryLine, Verdict
-from .targets import Target
+from .targets import TARGETS, TFLM, Runtime, find_target
 
 _TIMEOUT = 600
 
 
 @dataclass(frozen=True)
-class _Runtime:
-    format: Format
-    module: str
-    package: str
-    extra: str
-
-
-_RUNTIMES: dict[Target, _Runtime] = {
-    "tflm": _Runtime("tflite", "tflite_micro", "tflite-micro", "micro"),
-    "litert-reference": _Runtime("tflite", "ai_edge_litert", "ai-edge-litert", "litert"),
-    "litert": _Runtime("tflite", "ai_edge_litert", "ai-edge-litert", "litert"),
-    "onnxruntime": _Runtime("onnx", "onnxruntime", "onnxruntime", "onnx"),
-}
-
-
-@dataclass(frozen=True)
 class MeasuredArena:
-    """What a target took for one inference, in bytes.
+    """The memory that a target took for one inference, in bytes.
 
-    ``arena_bytes`` is the memory of activations and scratch: for ``tflm`` the head of its arena, for ``litert`` what
-    XNNPACK leaves outside of its workspace, for ``onnxruntime`` the most that a run takes from the heap.
-    ``tail_bytes`` is what tflite-micro keeps. ``total_bytes`` is everything: for ``tflm`` the size that the arena must
-    have, for the others the heap of the loaded file and its peak in a run, with their copies of the weights.
+    ``arena_bytes`` is the memory of activations and scratch: for ``tflm`` the head of its arena, for ``litert`` the
+    arena without XNNPACK's workspace, for ``onnxruntime`` the peak of a run on the heap. ``tail_bytes`` is the tail of
+    tflite-micro's arena. ``total_bytes`` is everything: for ``tflm`` the required arena size, for the others the heap
+    of the loaded file and its peak in a run, with copies of the weights.
     """
 
-    target: Target
+    target: str
     arena_bytes: int
     tail_bytes: int | None
     total_bytes: int
 
     def account(self) -> tuple[MemoryLine, ...]:
-        """Line by line."""
-        heap = "total in SRAM" if self.target == "tflm" else "heap (with copies of weights)"
+        """The figures line by line."""
+        runtime = find_target(self.target).runtime
+        is_heap = runtime is not None and runtime.measures_heap
+        total = "heap (with copies of weights)" if is_heap else "total in SRAM"
         tail = () if self.tail_bytes is None else (MemoryLine("runtime overhead", self.tail_bytes, "measured"),)
         arena = MemoryLine("arena", self.arena_bytes, "measured")
-        return arena, *tail, MemoryLine(heap, self.total_bytes, "measured")
+        return arena, *tail, MemoryLine(total, self.total_bytes, "measured")
 
     def verdict(self, sram_bytes: int) -> Verdict:
-        """Whether everything fits a budget."""
+        """Whether the total fits a budget."""
         return Verdict(sram_bytes, self.arena_bytes, "measured", self.total_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """Figures with their units, for programs."""
+        """Figures by name; names carry the unit."""
         return vars(self)
 
 
-def measure_arena(model: str | Path, target: Target, *, exact: bool = False) -> MeasuredArena:
-    """Run a file once in the runtime of a target, in a process of its own, and read what memory it took.
+def measure_arena(model: str | Path, target: str, *, exact: bool = False) -> MeasuredArena:
+    """Run a file once in the runtime of a target, in a process of its own, and read how much memory it took.
 
-    tflite-micro tells its allocations; ``exact`` searches for the smallest ``arena_size`` in which it runs instead,
-    which is more for networks of a few KiB. In LiteRT the arena is what the addresses of the tensors span; the heap is
-    read from glibc. Raises ``UsageError`` for a format that the target does not run, ``MissingExtraError`` for a
-    runtime that is not installed, ``UnsupportedError`` where nothing can be measured and ``FormatError`` for a file
-    that the runtime refuses.
+    tflite-micro reports its allocations; with ``exact`` the smallest ``arena_size`` in which the file runs is searched
+    instead, which is larger for networks of a few KiB. LiteRT's arena is the address range of its tensors; the heap is
+    read from glibc. Raises ``UsageError`` for an unknown target or a format that it does not run,
+    ``MissingExtraError`` if its runtime is not installed, ``UnsupportedError`` if it cannot be measured and
+    ``FormatError`` for a file that the runtime rejects.
     """
-    if target not in _RUNTIMES:
-        raise UnsupportedError(f"target {target!r} is no runtime, only planned; measure {', '.join(_RUNTIMES)}")
-    runtime = _RUNTIMES[target]
+    runtime = find_target(target).runtime
+    if runtime is None:
+        names = ", ".join(other.name for other in TARGETS.values() if other.runtime)
+        raise UnsupportedError(f"target {target!r} is planned only and has no runtime; measure {names}")
     if format_of(model) != runtime.format:
-        raise UsageError(
-            f"{target} runs .{runtime.format} files, not {model}; give the .{runtime.format} file to measure"
-        )
+        raise UsageError(f"{target} runs .{runtime.format} files, not {model}; pass the .{runtime.format} file")
     read_file(model)
-    if find_spec(runtime.module) is None:
-        raise MissingExtraError(runtime.package, runtime.extra)
-    return MeasuredArena(target, **_run(Path(model), target, exact))
+    _check_installed(runtime)
+    return MeasuredArena(target, **_run(Path(model), target, runtime, exact))
 
 
 def run_in_arena(data: bytes, arena_size: int, inputs: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """The answers of a TFLite file in tflite-micro, in an arena of so many bytes.
+    """Outputs of a TFLite file in tflite-micro for each input, in an arena of ``arena_size`` bytes.
 
-    Raises ``MissingExtraError`` when it is not installed and ``FormatError`` when it cannot run the file in these.
+    Raises ``MissingExtraError`` if tflite-micro is not installed and ``FormatError`` if it cannot run the file in that
+    arena.
     """
-    runtime = _RUNTIMES["tflm"]
-    if find_spec(runtime.module) is None:
-        raise MissingExtraError(runtime.package, runtime.extra)
+    assert TFLM.runtime is not None
+    _check_installed(TFLM.runtime)
     from tflite_micro.python.tflite_micro import runtime as micro
 
     try:
         interpreter = micro.Interpreter.from_bytes(data, arena_size=arena_size)
-        answers = []
+        outputs = []
         for x in inputs:
             interpreter.set_input(x, 0)
             interpreter.invoke()
-            answers.append(interpreter.get_output(0))
+            outputs.append(interpreter.get_output(0))
     except RuntimeError as error:
         raise FormatError(f"tflite-micro cannot run the file in {arena_size:,} bytes: {error}") from error
-    return answers
+    return outputs
 
 
-def _run(model: Path, target: Target, exact: bool) -> dict[str, Any]:
-    # -P: what lies in the user's folder is not imported.
+def _check_installed(runtime: Runtime) -> None:
+    if find_spec(runtime.module) is None:
+        raise MissingExtraError(runtime.package, runtime.extra)
+
+
+def _run(model: Path, target: str, runtime: Runtime, exact: bool) -> dict[str, Any]:
+    # -P: the current directory is not on the path, so that its files are not imported.
     code = "from firebox.runtime.memory.measure_worker import main; main()"
-    command = [sys.executable, "-P", "-c", code, target, str(model), "exact" if exact else "told"]
+    function = f"{runtime.measure.__module__}:{runtime.measure.__name__}"
+    command = [sys.executable, "-P", "-c", code, target, function, str(model), "exact" if exact else "reported"]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
         raise FormatError(f"{target} did not finish {model} within {_TIMEOUT} seconds") from error
     if ran.returncode:
         raise FormatError(f"{target} cannot run {model}: its process ended with code {ran.returncode}")
-    answer = json.loads(ran.stdout.splitlines()[-1])
-    if "error" in answer:
-        raise FormatError(answer["error"])
-    return answer
+    result = json.loads(ran.stdout.splitlines()[-1])
+    if "error" in result:
+        raise FormatError(result["error"])
+    return result

@@ -1,14 +1,14 @@
-"""Runs a file in the runtime of a target and reads what memory it took; in a process of its own.
+"""Runs a file in the runtime of a target and reads how much memory it took, in a process of its own.
 
-Started by ``arena.py`` with target, path and whether to search for the smallest arena; the last line of its stdout is
-the answer as JSON. A runtime that gives up ends this process, not the user's.
+``measure`` starts the process: a runtime that aborts ends only this process. The last line of its stdout is the result
+as JSON.
 """
 
 import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +20,35 @@ from ..graph import Graph
 from ..onnx_session import kernels_saturate, open_onnx, session_options
 from .allocation import ALIGNMENT
 from .heap import Heap, captured
-from .targets import mixed_weight
+from .hybrid import hybrid_weight
 
-# It counts in 32 bits with a sign.
+Measured = dict[str, int | None]
+
+# arena_size is a signed 32-bit integer.
 _ARENA_SIZES = (1 << 24, 1 << 28, (1 << 31) - 16)
 
 
 def main() -> None:
-    """One measurement, for one target and one file."""
-    target, path, exact = sys.argv[1:]
+    """Measure one file for one target: arguments are a target, its function ``module:name``, a path and the mode."""
+    target, function, path, mode = sys.argv[1:]
+    module, _, name = function.partition(":")
+    result: dict[str, Any]
     try:
-        answer = _TARGETS[target](Path(path).read_bytes(), exact == "exact")
+        result = getattr(import_module(module), name)(Path(path).read_bytes(), mode == "exact")
     except FireboxError as error:
-        answer = {"error": str(error)}
+        result = {"error": str(error)}
     except Exception as error:
-        answer = {"error": f"{target} cannot run {path}: {first_line(error)}"}
-    sys.stdout.write("\n" + json.dumps(answer))
+        result = {"error": f"{target} cannot run {path}: {first_line(error)}"}
+    sys.stdout.write("\n" + json.dumps(result))
 
 
-def _tflm(data: bytes, exact: bool) -> dict[str, Any]:
+def measure_tflm(data: bytes, exact: bool) -> Measured:
+    """Head and tail as tflite-micro reports them; the total is the smallest arena found by bisection if ``exact``."""
     from tflite_micro.python.tflite_micro import runtime
 
     size = next((size for size in _ARENA_SIZES if _fits(data, size)), None)
     if size is None:
-        raise RuntimeError(f"it does not start in an arena of {_ARENA_SIZES[-1]:,} bytes, and takes no larger one")
+        raise RuntimeError(f"it does not start in an arena of {_ARENA_SIZES[-1]:,} bytes, the largest possible")
     text = captured(runtime.Interpreter.from_bytes(data, arena_size=size).print_allocations)
     head, tail = (int(re.findall(rf"Arena allocation {part} (\d+) bytes", text)[0]) for part in ("head", "tail"))
     total = _smallest(data, tail, head + tail) if exact else head + tail
@@ -64,7 +69,7 @@ def _smallest(data: bytes, low: int, high: int) -> int:
 
 
 def _fits(data: bytes, arena_size: int, run: bool = False) -> bool:
-    """Whether tflite-micro can prepare a file in an arena; in a process of its own, which it may end."""
+    """Whether tflite-micro can prepare a file in an arena; in a child process, since it may abort."""
     from tflite_micro.python.tflite_micro import runtime
 
     child = os.fork()
@@ -81,41 +86,48 @@ def _fits(data: bytes, arena_size: int, run: bool = False) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
-def _litert(resolver: str) -> Callable[[bytes, bool], dict[str, Any]]:
-    def measure(data: bytes, exact: bool) -> dict[str, Any]:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+def measure_litert_reference(data: bytes, exact: bool) -> Measured:
+    """The arena and the heap of LiteRT with its reference kernels."""
+    return _measure_litert(data, "BUILTIN_REF")
 
-        heap = Heap()
-        before = heap.used_bytes()
-        kind = getattr(OpResolverType, resolver)
-        interpreter = Interpreter(model_content=data, experimental_op_resolver_type=kind, num_threads=1)
-        interpreter.allocate_tensors()
-        _check_hybrid(read_tflite(data))
-        loaded = heap.used_bytes() - before
-        arena = _span(interpreter, data)
-        source = interpreter.get_input_details()[0]
-        interpreter.set_tensor(source["index"], np.zeros(source["shape"], source["dtype"]))
-        return {"arena_bytes": arena, "tail_bytes": None, "total_bytes": loaded + heap.peak_bytes(interpreter.invoke)}
 
-    return measure
+def measure_litert(data: bytes, exact: bool) -> Measured:
+    """The arena and the heap of LiteRT with XNNPACK."""
+    return _measure_litert(data, "AUTO")
+
+
+def _measure_litert(data: bytes, resolver: str) -> Measured:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    heap = Heap()
+    before = heap.used_bytes()
+    kind = getattr(OpResolverType, resolver)
+    interpreter = Interpreter(model_content=data, experimental_op_resolver_type=kind, num_threads=1)
+    interpreter.allocate_tensors()
+    _check_hybrid(read_tflite(data))
+    loaded = heap.used_bytes() - before
+    arena = _span(interpreter, data)
+    source = interpreter.get_input_details()[0]
+    interpreter.set_tensor(source["index"], np.zeros(source["shape"], source["dtype"]))
+    return {"arena_bytes": arena, "tail_bytes": None, "total_bytes": loaded + heap.peak_bytes(interpreter.invoke)}
 
 
 def _check_hybrid(graph: Graph) -> None:
-    """What kernels keep for good for integer weights between floats is another memory, but looks the same."""
-    weight = mixed_weight(graph)
+    """Raise ``UnsupportedError`` for integer weights between floats: kernels keep buffers that look like the arena."""
+    weight = hybrid_weight(graph)
     if weight is not None and weight.dtype != "float16":
         raise UnsupportedError(
-            f"what LiteRT keeps for {weight.dtype} weights between floats ({weight.name!r}) cannot be told from its "
-            "arena"
+            f"LiteRT's buffers for {weight.dtype} weights between floats ({weight.name!r}) cannot be told apart from "
+            "its arena"
         )
 
 
 def _span(interpreter: Any, data: bytes) -> int:
-    """From the first to the last byte of all tensors that lie neither in the file nor within a delegate.
+    """Bytes from the first to the last tensor that lies neither in the file nor within a delegate.
 
-    What is made of float16 weights once is kept apart from the arena.
+    Float32 copies of float16 weights are not part of the arena.
     """
-    apart = unpacked_weights(data)
+    unpacked = unpacked_weights(data)
     file = np.frombuffer(data, np.uint8)
     start, stop = file.ctypes.data, file.ctypes.data + file.nbytes
     spans = []
@@ -123,37 +135,30 @@ def _span(interpreter: Any, data: bytes) -> int:
         try:
             view = interpreter.tensor(details["index"])()
         except ValueError:
-            # A delegate has it.
+            # The tensor belongs to a delegate.
             continue
-        # A tensor of one number is given as a copy.
-        if view.shape and details["name"] not in apart and not start <= view.ctypes.data < stop:
+        # LiteRT returns a scalar as a copy.
+        if view.shape and details["name"] not in unpacked and not start <= view.ctypes.data < stop:
             spans.append((view.ctypes.data, view.ctypes.data + view.nbytes))
     return max(end for _, end in spans) - min(begin for begin, _ in spans)
 
 
-def _onnxruntime(data: bytes, exact: bool) -> dict[str, Any]:
-    # The memory of the package, and of asking its kernels, is not the file's.
+def measure_onnxruntime(data: bytes, exact: bool) -> Measured:
+    """The most that a run takes from the heap, and the heap of the loaded file in addition."""
+    # Load the package and probe its kernels first: their memory does not belong to the file.
     options = session_options(1)
     kernels_saturate()
     heap = Heap()
     before = heap.used_bytes()
-    # Its arena grows in powers of two and keeps what it has: the need itself is what is asked for without one.
+    # onnxruntime's arena grows in powers of two and never shrinks; without it, requests show the real demand.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     session = open_onnx(data, options).session
     inputs = {}
     for source in session.get_inputs():
         kind = source.type.removeprefix("tensor(").removesuffix(")")
         inputs[source.name] = np.zeros(source.shape, "float32" if kind == "float" else kind)
-    # What the first run leaves behind is not the need of a run.
+    # The first run leaves allocations behind that later runs do not need.
     session.run(None, inputs)
     loaded = heap.used_bytes() - before
     peak = heap.peak_bytes(lambda: session.run(None, inputs))
     return {"arena_bytes": peak, "tail_bytes": None, "total_bytes": loaded + peak}
-
-
-_TARGETS: dict[str, Callable[[bytes, bool], dict[str, Any]]] = {
-    "tflm": _tflm,
-    "litert-reference": _litert("BUILTIN_REF"),
-    "litert": _litert("AUTO"),
-    "onnxruntime": _onnxruntime,
-}

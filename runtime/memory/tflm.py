@@ -11,11 +11,12 @@ All figures are those of the file that ``write_tflite`` makes of a graph.
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..formats.tflite_legalize import legalize, pad_before
 from ..graph import Graph, Op, ops
-from .allocation import ALIGNMENT, align
+from .allocation import ALIGNMENT, Block, Layout, LiveRange, align, allocate, live_ranges
+from .hybrid import hybrid_weight
 
 # The allocators, the memory planner and the table of the one subgraph.
 _FIXED = 488
@@ -64,6 +65,41 @@ _KERNELS: Mapping[type[Op], _Kernel] = {
 _RELU6 = _Kernel(0, 8)
 
 
+def unplanned(graph: Graph) -> str | None:
+    """The reason why the memory of a graph cannot be planned, or ``None``."""
+    weight = hybrid_weight(graph)
+    if weight is None:
+        return None
+    return f"tflite-micro has no kernel for {weight.dtype} weights between float32 activations ({weight.name!r})"
+
+
+def lay_out(graph: Graph, offsets: Mapping[str, int]) -> Layout:
+    """The head of the arena, greedy by size with scratch among the activations; the total includes the tail.
+
+    Activations with an offset keep it, and their rows are freed one by one: whoever chose the offsets relies on that.
+    tflite-micro does not: it keeps the tensors that it places itself clear of the whole activation.
+    """
+    graph = legalize(graph)
+    ranges = live_ranges(graph)
+    rowwise = live_ranges(graph, rowwise=True) if offsets else ranges
+    scratch = [
+        LiveRange(f"{op.name}/scratch{i}", nbytes, (Block(step, step, 0, align(nbytes)),))
+        for step, op in enumerate(graph.ops)
+        for i, nbytes in enumerate(scratch_buffers(graph, op))
+    ]
+    fixed = {live.tensor: live.at(offsets[live.tensor]) for live in rowwise if live.tensor in offsets}
+    whole = [live.at(offsets[live.tensor]) for live in ranges if live.tensor in offsets]
+    free = [live for live in [*ranges, *scratch] if live.tensor not in fixed]
+    allocated = fixed | {buffer.tensor: buffer for buffer in allocate(free, fixed=whole)}
+    layout = Layout(
+        graph,
+        tuple(allocated[live.tensor] for live in ranges),
+        tuple(allocated[live.tensor] for live in scratch),
+        offsets=offsets,
+    )
+    return replace(layout, total_bytes=total_bytes(graph, layout.arena_bytes))
+
+
 def tail_bytes(graph: Graph) -> int:
     """Bytes of the tail: all that lasts, beside the activations."""
     return _Arena.of(legalize(graph)).tail
@@ -89,6 +125,14 @@ def op_tail_bytes(graph: Graph, op: Op) -> int:
     own = EVAL_TENSOR + _NODE + align(kernel.options, 4) + align(kernel.data) + sum(_channel_arrays(graph, op))
     scratch = _SCRATCH_HANDLE * len(scratch_buffers(graph, op))
     return own + scratch + (op_tail_bytes(graph, pad) if pad else 0)
+
+
+def part_tail_bytes(graph: Graph) -> int:
+    """An upper bound of what the operations of a part of a network add to the tail.
+
+    Constants count once per operation; the tail of the network is smaller if operations share them.
+    """
+    return sum(op_tail_bytes(graph, op) + EVAL_TENSOR * len(constants(op)) for op in graph.ops)
 
 
 def scratch_buffers(graph: Graph, op: Op) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from ..errors import UsageError
 from ..files import read_file
 from ..inference import Facts, Session
 from ..memory.plan import MemoryLine, MemoryPlan, Verdict, memory_json, plan
-from ..memory.targets import Target
 from ..progress import SILENT, Advance, Progress
 
 _WARM_UP = 3
@@ -44,7 +43,7 @@ class Profile:
     op_ms: dict[str, float] | None
     verdict: Verdict | None
     facts: Facts
-    target: Target = "tflm"
+    target: str = "tflm"
 
     def to_json(self) -> dict[str, Any]:
         """Figures with their units, for programs."""

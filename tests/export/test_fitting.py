@@ -236,9 +236,11 @@ def test_what_is_not_int8_with_one_input_and_output_is_refused():
     double = Graph(small.name, small.tensors, small.ops[1:], ("input", small.ops[0].output), small.outputs)
     with pytest.raises(UsageError, match="2 inputs and 1 outputs"):
         fit(double, 10_000)
-    for target in ("litert", "onnxruntime", "esp"):
+    for target in ("litert", "onnxruntime"):
         with pytest.raises(UsageError, match=f"memory on '{target}' cannot be planned in advance; fit for tflm, "):
-            fit(small, 10_000, target)  # pyright: ignore[reportArgumentType]
+            fit(small, 10_000, target)
+    with pytest.raises(UsageError, match="target 'esp' is not one of tflm, "):
+        fit(small, 10_000, "esp")
 
 
 @pytest.mark.parametrize(("name", "size", "percent"), [("squeezenet1_1", 96, 60), ("squeezenet_micro", 32, 85)])

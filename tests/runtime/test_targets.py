@@ -1,9 +1,12 @@
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
 from hypothesis import given, settings
 from strategies import GraphBuilder, graphs
+from waiting import CEILING
 
 from firebox.export import quantize, write_onnx, write_tflite
 from firebox.export.quantization import Range
@@ -118,8 +121,8 @@ def test_tiny_networks_need_more_than_head_and_tail(tmp_path):
 
 def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, exported, monkeypatch):
     with pytest.raises(UsageError, match="target 'esp' is not one of tflm, "):
-        plan(fire(), "esp")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UnsupportedError, match="'static' is no runtime"):
+        plan(fire(), "esp")
+    with pytest.raises(UnsupportedError, match="'static' is planned only"):
         measure_arena(exported / "model.int8.tflite", "static")
     with pytest.raises(UsageError, match="onnxruntime runs"):
         measure_arena(exported / "model.int8.tflite", "onnxruntime")
@@ -144,3 +147,36 @@ def test_plan_measures_beside_what_it_planned(command, exported):
     assert people.code == 3
     assert "verdict on the arena alone" in people.out
     assert command("plan", exported / "model.int8.onnx", "--measure").code == 2
+
+
+TOY = """
+from firebox.runtime.memory.allocation import Layout, allocate, live_ranges
+from firebox.runtime.memory.targets import Target, register
+
+def lay_out(graph, offsets):
+    buffers = allocate(live_ranges(graph))
+    return Layout(graph, buffers, (), max(buffer.end for buffer in buffers) + 1000)
+
+register(Target("toy", "a toy compiler", lay_out, plans_all=True))
+from firebox.runtime.commands.main import main; main()
+"""
+
+
+def toy(*arguments: object) -> str:
+    """Output of a command in a process that has registered one more target."""
+    command = [sys.executable, "-c", TOY, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=CEILING).stdout
+
+
+def test_one_registration_adds_a_target_to_the_plan_the_fit_and_their_help(exported, tmp_path):
+    model = exported / "model.int8.tflite"
+    for name in ("plan", "fit"):
+        assert "|toy]" in toy(name, "--help")
+    planned = json.loads(toy("plan", model, "--target", "toy", "--json"))
+    assert (planned["target"], planned["total_bytes"]) == ("toy", planned["arena_bytes"] + 1000)
+    assert "Memory on toy" in toy("plan", model, "--target", "toy")
+    budget = planned["total_bytes"] * 9 // 10
+    fitted = json.loads(toy("fit", model, "--target", "toy", "--sram", budget, "-o", tmp_path / "out", "--json"))
+    assert fitted["after"]["total_bytes"] <= budget < fitted["before"]["total_bytes"]
+    assert (fitted["target"], fitted["measured"]) == ("toy", None)
+    assert "planned for</dt><dd>toy" in (tmp_path / "out" / "report.html").read_text()
