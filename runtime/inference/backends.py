@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -155,9 +155,19 @@ def load_backend(name: str, data: bytes, format_: "Format", threads: int, exact:
     file.
     """
     name = choose_backend(name, format_)
-    if format_ == "onnx":
-        return name, OnnxRuntime(data, threads, exact)
-    return name, TFLite(data, threads, BACKENDS[name])
+    return name, _LOADERS[name](data, threads, exact)
+
+
+def _tflite_loader(name: str) -> Callable[[bytes, int, bool], Backend]:
+    # Their kernels are exact, so that ``exact`` has no meaning for them.
+    return lambda data, threads, exact: TFLite(data, threads, BACKENDS[name])
+
+
+_LOADERS: Mapping[str, Callable[[bytes, int, bool], Backend]] = {
+    "onnxruntime": OnnxRuntime,
+    "litert": _tflite_loader("litert"),
+    "tflite-runtime": _tflite_loader("tflite-runtime"),
+}
 
 
 def _dtype(value: Any) -> str:
