@@ -41,7 +41,7 @@ from firebox.runtime import Graph, LabelledImages, Session, format_size, measure
 from firebox.runtime.contract import read_contract
 from firebox.runtime.errors import FormatError
 from firebox.runtime.graph import ops
-from firebox.runtime.memory.measure import run_in_arena
+from firebox.runtime.memory import run_in_arena
 
 KiB = 1024
 # The target: no more extra work than this.

@@ -15,7 +15,7 @@ from ..runtime.files import check_writable, sha256, write_files
 from ..runtime.graph import Graph, ops
 from ..runtime.images import LabelledImages, Preprocessing, sample
 from ..runtime.inference import Session
-from ..runtime.memory.plan import plan
+from ..runtime.memory import plan
 from ..runtime.progress import SILENT, Progress
 from .fit.files import fit_report, report_files
 from .fit.search import Fit, fit

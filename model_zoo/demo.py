@@ -9,7 +9,7 @@ from ..export import ExportConfig
 from ..runtime.files import check_writable, write_file
 from ..runtime.images import open_images, split_images
 from ..runtime.inference import Classifier, Evaluation, Session, evaluate
-from ..runtime.profiling.latency import Profile, profile
+from ..runtime.profiling import Profile, profile
 from ..runtime.progress import SILENT, Progress
 from .network import TorchClassifier, export_network, load_network
 from .training.run import remove_run

@@ -15,7 +15,7 @@ from ...runtime.graph import Graph
 from ...runtime.images import LabelledImages, sample
 from ...runtime.inference import Session
 from ...runtime.progress import SILENT, Progress
-from ...runtime.report.summary import node_data
+from ...runtime.report import node_data
 from ..activations import run_outputs
 from ..formats.contract_writer import complete, for_file
 from ..formats.onnx_writer import write_onnx

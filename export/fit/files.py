@@ -19,12 +19,10 @@ from ...runtime.graph.rewrite import integer_ends
 from ...runtime.images import LabelledImages, sample
 from ...runtime.inference import Session, installed_backends
 from ...runtime.inference.installed import BACKENDS
-from ...runtime.memory.measure import MeasuredArena, measure_arena, run_in_arena
-from ...runtime.memory.plan import MemoryPlan
-from ...runtime.memory.targets import TFLM, Target, find_target
-from ...runtime.profiling.latency import Profile, profile
+from ...runtime.memory import TFLM, MeasuredArena, MemoryPlan, Target, find_target, measure_arena, run_in_arena
+from ...runtime.profiling import Profile, profile
 from ...runtime.progress import SILENT, Progress
-from ...runtime.report.summary import model_explorer_node_data, summary_csv
+from ...runtime.report import model_explorer_node_data, summary_csv
 from ..formats.contract_writer import for_file
 from ..formats.onnx_writer import write_onnx
 from ..formats.tflite_writer import write_tflite
@@ -280,7 +278,7 @@ def report_files(
     for figure, text in model_explorer_node_data(found.after, times).items():
         contents[f"{name}.{figure}.json"] = text
     if find_spec("bokeh"):
-        from ...runtime.report.page import report_html
+        from ...runtime.report import report_html
 
         contents["report.html"] = report_html(
             found.after,

@@ -14,10 +14,16 @@ from itertools import pairwise
 from ...runtime.errors import FireboxError, UsageError
 from ...runtime.formats.tflite_legalize import explicit_padding
 from ...runtime.graph import Graph, Op
-from ...runtime.memory.allocation import live_ranges, peak_live_bytes
-from ...runtime.memory.hill_climb import allocate_within
-from ...runtime.memory.plan import MemoryPlan, plan
-from ...runtime.memory.targets import TARGETS, Target, find_target
+from ...runtime.memory import (
+    TARGETS,
+    MemoryPlan,
+    Target,
+    allocate_within,
+    find_target,
+    live_ranges,
+    peak_live_bytes,
+    plan,
+)
 from ...runtime.progress import SILENT, Advance, Progress
 from ...runtime.units import format_size
 from .reorder import reorderings

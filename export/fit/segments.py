@@ -10,8 +10,7 @@ from itertools import pairwise
 
 from ...runtime.formats.tflite_legalize import explicit_padding
 from ...runtime.graph import Graph, ops
-from ...runtime.memory.allocation import align, live_ranges
-from ...runtime.memory.targets import Target
+from ...runtime.memory import Target, align, live_ranges
 from ...runtime.memory.tflm import scratch_bytes
 from .tiling import MAX_JOINED, Region, can_tile, needs, reach, tile, tile_of
 

@@ -23,7 +23,7 @@ def devices_command(devices: Path | None, as_json: bool) -> None:
       firebox devices
       firebox devices --devices mine.toml --json
     """
-    from ..memory.devices import known_devices
+    from ..memory import known_devices
 
     found = known_devices(devices)
     if as_json:

@@ -26,7 +26,7 @@ def energy_command(model: Path, sram_bytes: int, tiled: Path | None, as_json: bo
       firebox energy model.int8.tflite --sram 256KiB
       firebox energy model.int8.tflite --device stm32h743 --tiled fitted.tflite --json
     """
-    from ..memory.energy import scenarios
+    from ..memory import scenarios
 
     found = scenarios(model, sram_bytes, tiled)
     if as_json:

@@ -25,13 +25,13 @@ class _TargetChoice(click.Choice[str]):
 
 
 def _targets() -> list[str]:
-    from ..memory.targets import TARGETS
+    from ..memory import TARGETS
 
     return list(TARGETS)
 
 
 def _fit_targets() -> list[str]:
-    from ..memory.targets import TARGETS
+    from ..memory import TARGETS
 
     return [target.name for target in TARGETS.values() if target.plans_all]
 
@@ -66,7 +66,7 @@ def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def with_budget(*args: Any, sram: str | None, device: str | None, devices: Path | None, **options: Any) -> Any:
-        from ..memory.devices import budget
+        from ..memory import budget
 
         return command(*args, sram_bytes=budget(sram, device, devices), **options)
 

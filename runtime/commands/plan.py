@@ -11,7 +11,7 @@ from .console import print_json, say, table
 from .options import budget_options, json_option, model_argument, target_option
 
 if TYPE_CHECKING:
-    from ..memory.plan import MemoryLine, MemoryPlan, Verdict
+    from ..memory import MemoryLine, MemoryPlan, Verdict
 
 
 @click.command("plan")
@@ -36,8 +36,7 @@ def plan_command(
       firebox plan model.int8.tflite --target litert-reference --measure
       firebox plan model.int8.onnx --json
     """
-    from ..memory.measure import measure_arena
-    from ..memory.plan import plan
+    from ..memory import measure_arena, plan
 
     planned = plan(model, target)
     measured = measure_arena(model, planned.target, exact=True) if measure else None

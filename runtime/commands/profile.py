@@ -10,7 +10,7 @@ from .options import backend_option, budget_options, json_option, model_argument
 from .plan import show_memory
 
 if TYPE_CHECKING:
-    from ..profiling.latency import Profile
+    from ..profiling import Profile
 
 _SLOWEST = 10
 
@@ -42,7 +42,7 @@ def profile_command(
       firebox profile model.int8.tflite --sram 1MiB
       firebox profile model.int8.onnx --threads 4 --json
     """
-    from ..profiling.latency import profile
+    from ..profiling import profile
 
     found = profile(
         model,

@@ -12,8 +12,8 @@ from .console import print_json, progress_unless, say
 from .options import backend_option, budget_options, json_option, model_argument, seconds_option, threads_option
 
 if TYPE_CHECKING:
-    from ..memory.plan import MemoryPlan, Verdict
-    from ..profiling.latency import Profile
+    from ..memory import MemoryPlan, Verdict
+    from ..profiling import Profile
 
 
 @click.command("report")
@@ -59,9 +59,9 @@ def report_command(
       firebox report model.int8.tflite --sram 256KiB
       firebox report fitted.tflite --before model.int8.tflite --measure-time -o report.html --csv report.csv
     """
-    from ..memory.plan import plan
-    from ..profiling.latency import profile
-    from ..report.charts import load_bokeh
+    from ..memory import plan
+    from ..profiling import profile
+    from ..report import load_bokeh
 
     load_bokeh()
     after, earlier = plan(model), plan(before) if before is not None else None
@@ -98,8 +98,7 @@ def _contents(
     node_data: Path | None,
 ) -> dict[Path, str]:
     from ..files import read_file
-    from ..report.page import report_html
-    from ..report.summary import model_explorer_node_data, summary_csv
+    from ..report import model_explorer_node_data, report_html, summary_csv
 
     contents = {out: report_html(after, before, verdict, measured, name=model.name, data=read_file(model))}
     if table is not None and table.resolve() == out.resolve():

@@ -10,7 +10,8 @@ import numpy as np
 from ..errors import UsageError
 from ..files import read_file
 from ..inference import Facts, Session
-from ..memory.plan import MemoryLine, MemoryPlan, Verdict, memory_json, plan
+from ..memory import MemoryLine, MemoryPlan, Verdict, plan
+from ..memory.plan import memory_json
 from ..progress import SILENT, Advance, Progress
 
 _WARM_UP = 3

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import MissingExtraError
 from ..graph import Graph, ops
-from ..memory.allocation import Block, Buffer
-from ..memory.plan import MemoryPlan
+from ..memory import Block, Buffer, MemoryPlan
 from ..units import format_size
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from string import Template
 from typing import Any
 
 from ..files import sha256
-from ..memory.plan import MemoryLine, MemoryPlan, Verdict
-from ..profiling.latency import Profile
+from ..memory import MemoryLine, MemoryPlan, Verdict
+from ..profiling import Profile
 from ..units import format_size
 from . import charts
 from .charts import printable

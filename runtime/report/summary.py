@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..graph import Graph
-from ..memory.plan import MemoryPlan, Verdict
-from ..profiling.latency import Profile
+from ..memory import MemoryPlan, Verdict
+from ..profiling import Profile
 
 _KIB = 1024
 

@@ -20,7 +20,7 @@ from firebox.model_zoo import load_network
 from firebox.runtime import Session, open_images, plan, profile, read_graph
 from firebox.runtime.errors import FormatError, QuantizationError, UnsupportedError, UsageError
 from firebox.runtime.graph import Graph, ops
-from firebox.runtime.memory.measure import measure_arena
+from firebox.runtime.memory import measure_arena
 
 runs = settings(max_examples=30)
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firebox.runtime.errors import FireboxError, FormatError, UsageError
-from firebox.runtime.memory.devices import KINDS, PRESETS, Device, budget, find_device, known_devices, read_devices
+from firebox.runtime.memory import Device, budget, known_devices
+from firebox.runtime.memory.devices import KINDS, PRESETS, find_device, read_devices
 
 MINE = """
 [mine]

@@ -11,7 +11,8 @@ from firebox.export import quantize, write_onnx, write_tflite
 from firebox.export.quantization import Range
 from firebox.runtime import plan
 from firebox.runtime.graph import Graph, Tensor, ops
-from firebox.runtime.memory.energy import energy, scenarios
+from firebox.runtime.memory import scenarios
+from firebox.runtime.memory.energy import energy
 from firebox.runtime.memory.traffic import Traffic, entropy_bytes, precisions, traffic, weight_bytes
 
 PLENTY = 2**62

@@ -20,7 +20,7 @@ from firebox.runtime import Preprocessing, Session, plan, read_graph
 from firebox.runtime.errors import FireboxError, FormatError, UnsupportedError, UsageError
 from firebox.runtime.graph import Graph, ops
 from firebox.runtime.graph.rewrite import integer_ends
-from firebox.runtime.memory.measure import measure_arena
+from firebox.runtime.memory import measure_arena
 
 KINDS = ("Conv", "MaxPool", "Conv", "Conv", "Concat", "Conv", "Add", "AveragePool", "Conv")
 SHAPE = (1, 8, 8, 3)

@@ -11,8 +11,8 @@ from strategies import GraphBuilder, graphs, in_any_8_bits
 from firebox.export import write_tflite
 from firebox.runtime import plan
 from firebox.runtime.graph import Graph, ops
-from firebox.runtime.memory.allocation import ALIGNMENT, Block, Buffer, LiveRange, allocate, live_ranges
-from firebox.runtime.memory.hill_climb import allocate_within
+from firebox.runtime.memory import Block, Buffer, LiveRange, allocate, allocate_within, live_ranges
+from firebox.runtime.memory.allocation import ALIGNMENT
 
 
 @st.composite

@@ -12,9 +12,7 @@ from firebox.model_zoo import load_network
 from firebox.runtime import plan
 from firebox.runtime.formats.tflite_legalize import explicit_padding
 from firebox.runtime.graph import Graph, Op, Tensor, ops
-from firebox.runtime.memory import tflm
-from firebox.runtime.memory.measure import measure_arena
-from firebox.runtime.memory.plan import Verdict
+from firebox.runtime.memory import Verdict, measure_arena, tflm
 
 
 def in_8_bits(graph: Graph) -> Graph:

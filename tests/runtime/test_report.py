@@ -23,10 +23,10 @@ from strategies import GraphBuilder, graphs
 from firebox.runtime import Facts, Graph, MemoryPlan, Profile, Verdict, plan
 from firebox.runtime.errors import MissingExtraError
 from firebox.runtime.graph import Tensor, ops
-from firebox.runtime.memory.plan import MemoryLine
+from firebox.runtime.memory import MemoryLine
+from firebox.runtime.report import model_explorer_node_data, report_html, summary_csv
 from firebox.runtime.report.charts import BUDGET_COLOUR, COLOURS, printable, tensor_kind
-from firebox.runtime.report.page import report_html
-from firebox.runtime.report.summary import model_explorer_node_data, op_times, summary_csv
+from firebox.runtime.report.summary import op_times
 
 HOSTILE = "</script></title><img src=https://a.example/x onerror=alert(1)>'\"&`${x}\\\N{RIGHT-TO-LEFT OVERRIDE}\n"
 

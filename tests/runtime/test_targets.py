@@ -13,9 +13,8 @@ from firebox.export.quantization import Range
 from firebox.runtime import plan
 from firebox.runtime.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
 from firebox.runtime.graph import Graph, ops
+from firebox.runtime.memory import TARGETS, measure_arena
 from firebox.runtime.memory import measure as arena
-from firebox.runtime.memory.measure import measure_arena
-from firebox.runtime.memory.targets import TARGETS
 
 
 def fire() -> Graph:
@@ -150,8 +149,8 @@ def test_plan_measures_beside_what_it_planned(command, exported):
 
 
 TOY = """
-from firebox.runtime.memory.allocation import Layout, allocate, live_ranges
-from firebox.runtime.memory.targets import Target, register
+from firebox.runtime.memory import Layout, allocate, live_ranges
+from firebox.runtime.memory import Target, register
 
 def lay_out(graph, offsets):
     buffers = allocate(live_ranges(graph))
