@@ -1,4 +1,4 @@
-"""What a training does, as one value that travels with its checkpoint."""
+"""The options of a training, one value that is stored in its checkpoints."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from ..runtime.errors import CheckpointError, UsageError
-from .fields import check_kinds, with_tuples
+from .fields import check_fields, with_tuples
 
 Augment = Literal["none", "light", "standard", "cutout"]
 Precision = Literal["bf16", "float32"]
@@ -39,34 +39,38 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
 }
 
 
-# Draws of a Beta distribution with less are 0 or 1, or no numbers at all.
+# A Beta distribution with a smaller alpha yields 0, 1 or NaN.
 _LEAST_ALPHA = 1e-3
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """All that decides the trained weights: to the bit, on the same kind of CPU.
+    """All options that determine the trained weights, bit for bit on the same kind of CPU.
 
-    Values of ``None`` are chosen when training starts: ``input_size`` and ``dropout`` as in the
-    zoo, ``learning_rate`` 0.1 with batch norm and 0.02 without, a tenth of that with a ``start``, ``warmup_epochs`` 1
-    where ``schedule`` sets the rates of five epochs or more,
-    ``augment`` light for single-channel images and standard for others, ``precision`` bf16 where the processor
-    computes with it, ``threads`` one for little work and otherwise one per core (sums are taken in another order, so
-    it belongs here). ``network`` changes values of the zoo's config, such as ``{"bypass": "none"}``;
-    ``start`` names weights to begin with, whose head is replaced where the classes are others.
+    Options of ``None`` get their values at the start of the training: ``input_size`` and ``dropout`` from the zoo,
+    ``learning_rate`` 0.1 with batch norm and 0.02 without, a tenth of that with ``start``; ``warmup_epochs`` 1 if
+    ``schedule`` lasts five epochs or more; ``augment`` light for grayscale images and standard otherwise;
+    ``precision`` bf16 if the processor supports it; ``threads`` 1 for small networks and one per core otherwise (the
+    number changes the order of sums, and so the weights).
 
-    ``iterations`` are steps, instead of whole epochs, ``images_per_class`` images of each class are drawn by seed
-    to train on, instead of all. A step takes ``batch_size`` images, computed in ``accumulation`` parts. With the
-    ``optimizer`` muon, kernels before a batch norm learn at ``muon_rate`` where all else learns at
-    ``learning_rate``. ``learn`` says which layers do: all, the head alone, or so many of the last blocks; with
-    ``layer_decay`` each block learns at so many times the rate of the one above. ``ema`` is the decay of the
-    average of the weights that is kept in their place, ``mixup`` and ``cutmix`` the alphas of their Beta
-    distributions, 0 for none of them. ``snapshots`` is a number of cycles (Snapshot Ensembles), ``freezeout`` how
-    layers stop learning one after the other (FreezeOut), the first after the share ``freeze_first`` of all steps,
-    squared or cubed where it says so, with rates that are ``freeze_scaled`` to the layer's time or not; both set
-    the rates in place of ``schedule``. ``teachers`` are runs or checkpoints whose mean answer is learned, at
-    ``temperature``, for the share ``teacher_share`` of the loss. Validation comes every ``validate_every``
-    epochs, and after the last. Raises ``UsageError``.
+    Data: ``images_per_class`` training images of each class are drawn by ``seed``, by default all. ``val_fraction`` of
+    the images is held out for validation, every ``validate_every`` epochs and after the last. A step takes
+    ``batch_size`` images in ``accumulation`` parts; ``iterations`` counts steps and replaces ``epochs``.
+
+    Network: ``network`` changes values of the zoo's config, such as ``{"bypass": "none"}``. ``start`` names initial
+    weights; their head is replaced if the classes differ. ``learn`` selects the trained layers: all, the head alone, or
+    the head and the last N blocks. With ``layer_decay``, the learning rate falls by this factor from each block to the
+    block below.
+
+    Optimization: with ``optimizer`` muon, kernels followed by batch norm use ``muon_rate``, all other parameters
+    ``learning_rate``. ``ema`` is the decay of the moving average that replaces the weights in checkpoints. ``mixup``
+    and ``cutmix`` are alphas of Beta distributions. ``snapshots`` is the number of cycles of a snapshot ensemble.
+    ``freezeout`` is a schedule of progressive freezing: the first layer freezes after the share ``freeze_first`` of the
+    steps (squared or cubed by the schedule), with learning rates ``freeze_scaled`` to each layer's time or not. Both
+    replace ``schedule``. ``teachers`` are runs or checkpoints to distil from, as an ensemble, at ``temperature``;
+    ``teacher_share`` is the share of that term in the loss.
+
+    Raises ``UsageError`` for values out of range and options that contradict each other.
     """
 
     model: str = "squeezenet_micro"
@@ -111,9 +115,9 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_kinds(self)
+        check_fields(self)
         if isinstance(self.learn, int) and self.learn < 1:
-            raise UsageError(f"learn {self.learn} is neither 'all' nor 'head' nor a number of blocks")
+            raise UsageError(f"learn {self.learn} is invalid; use all, head or a positive number of blocks")
         self._check_limits()
         self._check_together()
 
@@ -130,42 +134,44 @@ class TrainingConfig:
                 raise UsageError(f"{name} {value} is not a positive number")
         for name in ("mixup", "cutmix"):
             if 0 < getattr(self, name) < _LEAST_ALPHA:
-                raise UsageError(f"{name} {getattr(self, name)} is below {_LEAST_ALPHA}; give 0 for none")
+                raise UsageError(f"{name} {getattr(self, name)} is below {_LEAST_ALPHA}; use 0 to disable it")
         for name in ("model", "data", "start"):
             if getattr(self, name) == "":
-                raise UsageError(f"{name} is empty; name one, or leave it out")
+                raise UsageError(f"{name} is empty; give a value or leave it out")
         for name in ("layer_decay", "freeze_first"):
             if getattr(self, name) > 1:
-                raise UsageError(f"{name} {getattr(self, name)} is above 1; it is a share, in (0, 1]")
+                raise UsageError(f"{name} {getattr(self, name)} is above 1; use a value in (0, 1]")
 
     def _check_together(self) -> None:
         if self.batch_size % self.accumulation:
-            raise UsageError(f"batch_size {self.batch_size} cannot be computed in {self.accumulation} equal parts")
+            raise UsageError(
+                f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}; change one of them"
+            )
         if self.snapshots and self.freezeout:
-            raise UsageError("snapshots and freezeout both set the rates; choose one")
+            raise UsageError("snapshots and freezeout both set the learning rates; use one of them")
         anneals = "snapshots" if self.snapshots else "freezeout" if self.freezeout else ""
         if anneals and self.warmup_epochs:
-            raise UsageError(f"{anneals} begins at the full rate; leave out the warm-up of {self.warmup_epochs} epochs")
+            raise UsageError(f"{anneals} allows no warm-up; leave out the {self.warmup_epochs} warm-up epochs")
         if anneals and (self.schedule, self.power) != ("cosine", 1.0):
-            raise UsageError(f"{anneals} sets the rates; leave out the {self.schedule} schedule and its power")
+            raise UsageError(f"{anneals} sets the learning rates; leave out schedule {self.schedule} and power")
         if (self.nesterov or self.optimizer == "muon") and not self.momentum:
             name = "nesterov" if self.nesterov else "muon"
-            raise UsageError(f"{name} says how momentum is used, and momentum is 0; give one, or leave out {name}")
+            raise UsageError(f"{name} needs momentum, which is 0; raise momentum or leave out {name}")
         for name in sorted(self.network.keys() & {"num_classes", "in_channels", "input_size"}):
-            raise UsageError(f"the network's {name} follows from the images and from input_size; leave it out")
+            raise UsageError(f"the network's {name} is determined by the images and input_size; leave it out")
         if self.learn != "all" and self.start is None:
-            raise UsageError(f"learn {self.learn!r} keeps the weights below as they began, at random; name a start")
+            raise UsageError(f"learn {self.learn!r} would freeze layers with random weights; set start")
         if self.learn == "head":
-            self._check_codes()
+            self._check_head()
 
-    def _check_codes(self) -> None:
-        learns = "the head learns from codes that are computed once"
+    def _check_head(self) -> None:
+        cause = "learn head trains on features that are computed once"
         if self.augment not in (None, "none"):
-            raise UsageError(f"{learns}, without augment {self.augment!r}; leave it out, or have a block learn, too")
+            raise UsageError(f"{cause}, without augment {self.augment!r}; leave it out or train a block too")
         if self.teachers:
-            raise UsageError(f"{learns}, and teachers see images; leave them out, or have a block learn, too")
+            raise UsageError(f"{cause}, and teachers need images; leave them out or train a block too")
         if self.freezeout:
-            raise UsageError("freezeout has nothing to freeze below the head; leave it out, or have a block learn, too")
+            raise UsageError("learn head leaves freezeout no layer to freeze; leave it out or train a block too")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -177,10 +183,10 @@ class TrainingConfig:
         try:
             known = {field.name for field in fields(cls)}
             if unknown := sorted(set(values) - known):
-                raise UsageError(f"it has an unknown key {unknown[0]!r}; update firebox if a newer one wrote it")
-            # Older checkpoints know nothing of what has been added since; the oldest knew these.
+                raise UsageError(f"unknown key {unknown[0]!r}; update firebox if a newer version wrote it")
+            # Older checkpoints lack the keys added since; all have these two.
             if missing := {"model", "data"} - set(values):
-                raise UsageError(f"it does not say its {min(missing)}")
+                raise UsageError(f"the key {min(missing)!r} is missing")
             return cls(**with_tuples(values))
         except (TypeError, UsageError) as error:
             raise CheckpointError(f"the training config of the checkpoint cannot be read: {error}") from error

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from ...runtime.errors import FormatError, UsageError
-from ..fields import check_kinds
+from ..fields import check_fields
 
 LIMIT = 65536
 _MOST_PARAMETERS = 1_000_000_000
@@ -36,7 +36,7 @@ class NetworkConfig(ABC):
             NetworkConfig._families[cls.family] = cls
 
     def __post_init__(self) -> None:
-        check_kinds(self)
+        check_fields(self)
         self.check_between(1, LIMIT, "in_channels", "num_classes")
         if len(self.input_size) != 2 or not all(1 <= length <= 4096 for length in self.input_size):
             raise UsageError(f"input_size {self.input_size} is not (height, width) between 1 and 4096")

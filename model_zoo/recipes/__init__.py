@@ -1,4 +1,4 @@
-"""Recipes: trainings worth repeating, as small TOML files with the keys of ``TrainingConfig``."""
+"""Recipes: options of reproducible trainings, as TOML files with the keys of ``TrainingConfig``."""
 
 import tomllib
 from dataclasses import fields
@@ -15,12 +15,12 @@ _SUFFIX = ".toml"
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with firebox, sorted."""
+    """The names of the recipes that ship with firebox, sorted."""
     return sorted(path.stem for path in _FOLDER.glob(f"*{_SUFFIX}"))
 
 
 def recipe_text(name: str | Path) -> str:
-    """The recipe of that name, or in that file, as it is written. Raises ``UsageError`` with near matches."""
+    """The text of a recipe, given its name or a file. Raises ``UsageError`` with similar names if there is none."""
     path = Path(name)
     if path.suffix != _SUFFIX:
         if str(name) not in list_recipes():
@@ -28,17 +28,20 @@ def recipe_text(name: str | Path) -> str:
             raise UsageError(f"no recipe {str(name)!r}; {hint} (the name of a file ends in .toml)")
         path = _FOLDER / f"{name}{_SUFFIX}"
     try:
-        # Some editors begin a file with the mark of its byte order.
+        # Some editors write a byte order mark.
         return read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FormatError(f"{path} is not a text file: {error}") from error
 
 
 def load_recipe(name: str | Path) -> dict[str, Any]:
-    """What a recipe, by name or file, sets of ``TrainingConfig``. Raises ``UsageError`` and ``FormatError``."""
+    """The fields of ``TrainingConfig`` that a recipe sets, given its name or a file.
+
+    Raises ``UsageError`` for unknown names and keys, ``FormatError`` for a file that is not TOML.
+    """
     try:
         values = tomllib.loads(recipe_text(name))
-    # A number of too many digits is a ValueError of its own.
+    # An integer with too many digits raises ValueError, not TOMLDecodeError.
     except (ValueError, RecursionError) as error:
         raise FormatError(f"the recipe {name} is not TOML: {error}") from error
     known = {field.name for field in fields(TrainingConfig)}

@@ -124,11 +124,11 @@ def header_of(data: bytes):
     ("change", "message"),
     [
         (lambda t: t | {"surprise": 1}, "unknown key 'surprise'; update firebox"),
-        (lambda t: {key: value for key, value in t.items() if key != "data"}, "does not say its data"),
-        (lambda t: t | {"teachers": 5}, "teachers 5 is not usable"),
+        (lambda t: {key: value for key, value in t.items() if key != "data"}, "the key 'data' is missing"),
+        (lambda t: t | {"teachers": 5}, "teachers 5 is invalid"),
         (lambda t: t | {"warmup_epochs": -1}, "warmup_epochs -1"),
-        (lambda t: t | {"model": None}, "model None is not usable"),
-        (lambda t: t | {"snapshots": 2, "freezeout": "linear"}, "both set the rates"),
+        (lambda t: t | {"model": None}, "model None is invalid"),
+        (lambda t: t | {"snapshots": 2, "freezeout": "linear"}, "both set the learning rates"),
         (lambda t: 5, "cannot be read"),
     ],
 )

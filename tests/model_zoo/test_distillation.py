@@ -84,7 +84,7 @@ def test_teachers_of_other_classes_or_images_are_refused(trained, images, tmp_pa
         train(student(trained, data=str(images)), tmp_path / "run")
     with pytest.raises(UsageError, match="differ in preprocessing"):
         train(student(trained, input_size=(24, 24)), tmp_path / "run")
-    with pytest.raises(UsageError, match="teachers see images"):
+    with pytest.raises(UsageError, match="teachers need images"):
         student(trained, learn="head", start=str(trained.out))
     with pytest.raises(UsageError, match="no such run folder or checkpoint"):
         train(student(trained, teachers=("no/where",)), tmp_path / "run")

@@ -94,7 +94,7 @@ def test_an_existing_run_is_not_overwritten(firebox, trained):
         (("squeezenet_micr",), "did you mean squeezenet_micro"),
         (("--epochs", 0), "epochs 0 is not between 1"),
         (("--batch-size", 1), "batch_size 1 is not between 2"),
-        (("--lr", "nan"), "learning_rate nan is not usable"),
+        (("--lr", "nan"), "learning_rate nan is invalid"),
         (("--lr", 0), "learning_rate 0.0"),
         (("--warmup", 16), "warmup_epochs 16 is not between 0 and 15"),
         (("--val-fraction", 1), "validation fraction 1.0"),
