@@ -124,6 +124,7 @@ def run_results(section: Section, source: Path, folder: Path) -> str:
 PRINTED = {
     "An operation": r"^\d+ bytes of SRAM$",
     "A backend": r"^tflite-micro [\d.a-z]+ golden check: passed$",
+    "A target": r"Memory on ping-pong[\s\S]*--target \[[^]]*ping-pong",
     "A network": r"^\d+ parameters in 4 files$",
     "A calibration method": r"^\d+ of \d+ ranges are narrower than minmax$",
     "A command": r"^  macs  .*Print the multiply-accumulates of MODEL",
@@ -133,6 +134,9 @@ PRINTED = {
 def test_the_page_explains_what_is_tested():
     assert set(SECTIONS) == set(PRINTED)
     assert all(section.results and (section.diffs or section.new) for section in SECTIONS.values())
+    text = PAGE.read_text(encoding="utf-8")
+    blocks = sum(len([*section.diffs, *section.new, *section.results]) for section in SECTIONS.values())
+    assert 2 * blocks == len(re.findall(r"^```", text, re.MULTILINE)), "a block is not part of any example"
 
 
 @pytest.mark.parametrize("name", SECTIONS)
