@@ -21,9 +21,8 @@ from common import (
 )
 
 from firebox.export import ExportConfig, Parity, Tolerance
-from firebox.model_zoo import export_network
+from firebox.model_zoo import TorchClassifier, export_network
 from firebox.model_zoo.commands.evaluate import open_classifiers
-from firebox.model_zoo.network import TorchClassifier
 from firebox.runtime import Evaluation, LabelledImages, Preprocessing, Session, evaluate, open_images, sample
 from firebox.runtime.inference import Classifier
 

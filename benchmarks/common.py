@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from firebox.export import Tolerance
-from firebox.model_zoo import Network, load_images, load_network, predict
+from firebox.model_zoo import Network, load_network
+from firebox.model_zoo.training import load_images, predict
 from firebox.runtime import LabelledImages, Session, open_images
 from firebox.runtime.commands.console import TerminalProgress
 from firebox.runtime.files import write_file

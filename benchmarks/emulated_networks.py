@@ -14,7 +14,8 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from torch import nn
 
 from firebox.export import ExportConfig, write_onnx
-from firebox.model_zoo import SqueezeNet, export_network, load_network, model_config
+from firebox.model_zoo import export_network, load_network, model_config
+from firebox.model_zoo.networks import SqueezeNet
 from firebox.runtime import LabelledImages, Preprocessing, open_images, read_graph, sample
 from firebox.runtime.exactness.check import check_saturation
 from firebox.runtime.graph import Graph, Quantization, Tensor, ops

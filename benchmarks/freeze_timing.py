@@ -9,7 +9,7 @@ import torch
 
 from firebox.model_zoo.training.distributed import ProcessGroup
 from firebox.model_zoo.training.learner import Learner
-from firebox.model_zoo.weights.checkpoint import Checkpoint
+from firebox.model_zoo.weights import Checkpoint
 
 _ROUNDS = 5
 _EPOCH_STEPS = 1000

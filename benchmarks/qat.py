@@ -25,17 +25,18 @@ from firebox.export.activations import run_activations
 from firebox.export.quantization import FakeQuantized, Range
 from firebox.model_zoo import (
     Network,
+    TorchClassifier,
     TrainingConfig,
     export_network,
     load_network,
-    quantized_config,
     resume,
     train,
     train_quantized,
 )
-from firebox.model_zoo.network import TorchClassifier
-from firebox.model_zoo.networks.int8 import fake_quantized
-from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
+from firebox.model_zoo.networks import fake_quantized
+from firebox.model_zoo.training import quantized_config
+from firebox.model_zoo.weights import read_checkpoint
+from firebox.model_zoo.weights.checkpoint import FILE_NAME
 from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, sample, split_images
 from firebox.runtime.formats.read import format_of
 from firebox.runtime.graph import Graph

@@ -46,8 +46,7 @@ from firebox.export.formats.contract_writer import for_file
 from firebox.export.parity import compare
 from firebox.export.quantization import Effort, calibration_samples, quantize_network, with_int16_layers
 from firebox.export.trace import trace
-from firebox.model_zoo import Network, export_network
-from firebox.model_zoo.network import TorchClassifier
+from firebox.model_zoo import Network, TorchClassifier, export_network
 from firebox.runtime import LabelledImages, Session, open_images
 from firebox.runtime.contract import KEY, Contract, TensorSpec
 from firebox.runtime.files import sha256, write_file

@@ -16,7 +16,8 @@ from common import out_option, surroundings, table, terminal, write_page
 
 from firebox.model_zoo.training.log import read_log
 from firebox.model_zoo.training.run import SNAPSHOTS
-from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
+from firebox.model_zoo.weights import read_checkpoint
+from firebox.model_zoo.weights.checkpoint import FILE_NAME
 from firebox.runtime.commands.main import main as firebox
 from firebox.runtime.files import sha256
 

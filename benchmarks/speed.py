@@ -28,8 +28,7 @@ from comparators import quantize_with_onnxruntime
 from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
 
 from firebox.export import ExportConfig
-from firebox.model_zoo import export_network, load_network
-from firebox.model_zoo.network import TorchClassifier
+from firebox.model_zoo import TorchClassifier, export_network, load_network
 from firebox.runtime import (
     Evaluation,
     LabelledImages,

@@ -34,17 +34,12 @@ from training_figures import EXPERIMENTS, KEPT, Kept, Results, logits_file, read
 from training_page import page
 from training_trials import FREEZE_COMPILED, Experiment, Trial, experiments
 
-from firebox.model_zoo import (
-    TrainingConfig,
-    average_checkpoints,
-    load_network,
-    open_training_images,
-    resume,
-    train,
-)
+from firebox.model_zoo import TrainingConfig, load_network, resume, train
+from firebox.model_zoo.training import average_checkpoints, open_training_images
 from firebox.model_zoo.training.log import read_log
 from firebox.model_zoo.training.run import SNAPSHOTS
-from firebox.model_zoo.weights.checkpoint import FILE_NAME, read_checkpoint
+from firebox.model_zoo.weights import read_checkpoint
+from firebox.model_zoo.weights.checkpoint import FILE_NAME
 from firebox.runtime import LabelledImages
 from firebox.runtime.errors import FireboxError, UsageError
 from firebox.runtime.files import sha256, write_file, write_files

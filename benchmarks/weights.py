@@ -27,7 +27,8 @@ from firebox.export import ExportConfig
 from firebox.model_zoo import TrainingConfig, export_network, load_network
 from firebox.model_zoo.training.log import LOG, read_log
 from firebox.model_zoo.training.run import CONFIG, CURVES
-from firebox.model_zoo.weights.checkpoint import FILE_NAME, Checkpoint, pack_compact, read_checkpoint
+from firebox.model_zoo.weights import Checkpoint, pack_compact, read_checkpoint
+from firebox.model_zoo.weights.checkpoint import FILE_NAME
 from firebox.runtime import LabelledImages, Session, open_images, split_images
 from firebox.runtime.files import sha256, write_file, write_files
 from firebox.runtime.units import format_size

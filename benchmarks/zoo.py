@@ -9,8 +9,7 @@ import click
 from common import out_option, table, write_page
 
 from firebox.model_zoo import NetworkConfig, find_model, list_models, model_config
-from firebox.model_zoo.networks.baselines import GoogLeNetConfig
-from firebox.model_zoo.networks.layers import LayeredConfig
+from firebox.model_zoo.networks import GoogLeNetConfig, LayeredConfig
 
 _FLOAT32_BYTES = 4
 _MB, _MIB = 10**6, 2**20

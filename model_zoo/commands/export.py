@@ -196,7 +196,7 @@ def _calibration_images(source: str | None, network: "Network") -> LabelledImage
         return open_images(source)
     if network.training is None:
         raise UsageError("int8 needs calibration images; pass --calibrate FOLDER (or a .tar, a .zip, 'digits')")
-    return open_training_images(network.training)[0]
+    return open_training_images(network.training).training
 
 
 def _show(found: Export, name: str) -> None:

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 from ...runtime.lazy import attach
 from ..extras import EXTRAS
-
-# Importing a family registers its networks.
+from . import baselines, squeezenet  # noqa: F401  They register their networks.
 from .baselines import AlexNetConfig, DenseNetConfig, GoogLeNetConfig, NINConfig, ResNetConfig, VGGConfig
 from .config import NetworkConfig
 from .layers import LayeredConfig

@@ -8,6 +8,7 @@ torch is imported when a name that needs it is first used.
 from typing import TYPE_CHECKING
 
 from ...runtime.lazy import attach
+from ..extras import EXTRAS
 
 if TYPE_CHECKING:
     from .averaging import average_checkpoints
@@ -49,7 +50,7 @@ else:
             "trainer": ("quantized_config", "resume", "train", "train_quantized"),
             "validation": ("predict", "top_k"),
         },
-        extras=dict.fromkeys(("torch", "kornia", "matplotlib", "safetensors", "tensorboard", "filelock"), "train"),
+        EXTRAS,
     )
 
 __all__ = [

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from firebox.export import Export, ExportConfig, export
-from firebox.model_zoo import Network, load_network
-from firebox.model_zoo.network import TorchClassifier
+from firebox.model_zoo import Network, TorchClassifier, load_network
 from firebox.runtime import Session, evaluate, open_images, plan, sample
 
 FILES = ("model.float32.onnx", "model.float32.tflite", "model.int8.onnx", "model.int8.tflite")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from firebox.model_zoo import Network, TrainingConfig, average_checkpoints, load_images, load_network, train
+from firebox.model_zoo import Network, TrainingConfig, load_network, train
+from firebox.model_zoo.training import average_checkpoints, load_images
 from firebox.model_zoo.training.data import prepare
-from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
+from firebox.model_zoo.weights import pack_checkpoint, read_checkpoint
 from firebox.runtime import LabelledImages, open_images, split_images
 from firebox.runtime.errors import UsageError
 from firebox.runtime.images import per_class

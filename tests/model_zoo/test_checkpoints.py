@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from firebox.model_zoo import TrainingConfig, load_network, resume, train
-from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
+from firebox.model_zoo.weights import pack_checkpoint, read_checkpoint
 from firebox.runtime.errors import CheckpointError, FireboxError
 
 EMA = {"ema": 0.9}

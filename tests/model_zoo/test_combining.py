@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from firebox.model_zoo import TrainingConfig, load_network, train
-from firebox.model_zoo.network import TorchClassifier
+from firebox.model_zoo import TorchClassifier, TrainingConfig, load_network, train
 from firebox.runtime import Ensemble, Session, evaluate, open_images
 
 

@@ -17,23 +17,27 @@ from firebox.model_zoo import (
     Network,
     NetworkConfig,
     TrainingConfig,
-    build_network,
     create_model,
     export_network,
     find_model,
-    head_prefix,
     list_models,
     load_network,
-    load_weights,
-    load_weights_into,
     model_config,
     train,
 )
 from firebox.model_zoo.network import fit_preprocessing
-from firebox.model_zoo.networks.baselines import DenseNetConfig, GoogLeNetConfig, NINConfig, ResNetConfig, VGGConfig
-from firebox.model_zoo.networks.int8 import without_batch_norm
+from firebox.model_zoo.networks import (
+    DenseNetConfig,
+    GoogLeNetConfig,
+    NINConfig,
+    ResNetConfig,
+    VGGConfig,
+    build_network,
+    head_prefix,
+    without_batch_norm,
+)
 from firebox.model_zoo.networks.modules import SubsampleModule
-from firebox.model_zoo.weights.checkpoint import read_checkpoint
+from firebox.model_zoo.weights import load_weights, load_weights_into, read_checkpoint
 from firebox.runtime import open_images
 from firebox.runtime.errors import CheckpointError, FormatError, UsageError
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from firebox.model_zoo import DELAYED, EARLY, NetworkConfig, SqueezeNet, SqueezeNetConfig
+from firebox.model_zoo import NetworkConfig, SqueezeNetConfig
+from firebox.model_zoo.networks import DELAYED, EARLY, SqueezeNet
 from firebox.runtime.errors import FormatError, UsageError
 
 

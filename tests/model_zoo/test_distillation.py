@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from firebox.model_zoo import TrainingConfig, load_network, train
 from firebox.model_zoo.training.loss import Teachers, training_loss
-from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
+from firebox.model_zoo.weights import pack_checkpoint, read_checkpoint
 from firebox.runtime.errors import CheckpointError, UsageError
 
 

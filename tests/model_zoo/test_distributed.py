@@ -19,7 +19,7 @@ from commands import PROGRAM
 from waiting import CEILING
 
 from firebox.model_zoo import load_network
-from firebox.model_zoo.weights.checkpoint import read_checkpoint
+from firebox.model_zoo.weights import read_checkpoint
 from firebox.runtime.commands import console
 from firebox.runtime.commands.main import main
 

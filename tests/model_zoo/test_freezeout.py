@@ -5,16 +5,22 @@ import pytest
 import torch
 from torch import nn
 
-from firebox.model_zoo import FreezeOut, LoopState, Resources, TrainingConfig, predict, train
-from firebox.model_zoo.training import open_training_images
-from firebox.model_zoo.training.callbacks import Callbacks
+from firebox.model_zoo import TrainingConfig, train
+from firebox.model_zoo.training import (
+    Callbacks,
+    FreezeOut,
+    LoopState,
+    Resources,
+    make_optimizer,
+    open_training_images,
+    predict,
+)
 from firebox.model_zoo.training.data import DecodedImages
 from firebox.model_zoo.training.distributed import ProcessGroup
 from firebox.model_zoo.training.freezeout import freezing_times, macs_of, measured_saving, predicted_saving
 from firebox.model_zoo.training.layer_groups import layers_of
 from firebox.model_zoo.training.learner import Learner
 from firebox.model_zoo.training.log import LogRow
-from firebox.model_zoo.training.optimizer import make_optimizer
 from firebox.model_zoo.training.start import start
 from firebox.runtime.errors import TrainingError, UsageError
 

@@ -9,10 +9,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from firebox.model_zoo import PublicFile, create_model, find_model, load_images, load_network, predict
-from firebox.model_zoo.networks import registry
+from firebox.model_zoo import create_model, find_model, load_network
+from firebox.model_zoo.networks import PublicFile, registry
+from firebox.model_zoo.training import load_images, predict
 from firebox.model_zoo.weights import names as named_weights
-from firebox.model_zoo.weights.checkpoint import pack_compact, read_checkpoint, read_safetensors
+from firebox.model_zoo.weights import pack_compact, read_checkpoint
+from firebox.model_zoo.weights.checkpoint import read_safetensors
 from firebox.runtime import open_images, sample
 from firebox.runtime.errors import CheckpointError, DownloadError, UsageError
 

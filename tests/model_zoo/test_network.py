@@ -5,17 +5,9 @@ import pytest
 import torch
 
 from firebox.export import ExportConfig, Tolerance
-from firebox.model_zoo import (
-    TrainingConfig,
-    create_model,
-    export_network,
-    imagenet_classes,
-    load_images,
-    load_network,
-    predict,
-    top_k,
-    train,
-)
+from firebox.model_zoo import TrainingConfig, create_model, export_network, load_network, train
+from firebox.model_zoo.training import load_images, predict, top_k
+from firebox.model_zoo.weights import imagenet_classes
 from firebox.runtime.errors import CheckpointError, FireboxError, UsageError
 from firebox.runtime.files import sha256
 from firebox.runtime.formats.read import read_graph

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from firebox.model_zoo import TrainingConfig, create_model, train
-from firebox.model_zoo.training.optimizer import Muon, make_optimizer, orthogonalized
+from firebox.model_zoo.training import Muon, make_optimizer
+from firebox.model_zoo.training.optimizer import orthogonalized
 from firebox.runtime.errors import UsageError
 
 

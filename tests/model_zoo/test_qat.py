@@ -11,18 +11,17 @@ from safetensors.torch import save_file
 
 from firebox.export.quantization import Range
 from firebox.model_zoo import (
-    SqueezeNet,
+    TorchClassifier,
     TrainingConfig,
     load_network,
     model_config,
-    quantized_config,
     resume,
     train,
     train_quantized,
 )
-from firebox.model_zoo.network import TorchClassifier
-from firebox.model_zoo.networks.int8 import without_batch_norm
-from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
+from firebox.model_zoo.networks import SqueezeNet, without_batch_norm
+from firebox.model_zoo.training import quantized_config
+from firebox.model_zoo.weights import pack_checkpoint, read_checkpoint
 from firebox.runtime import Session, open_images, split_images
 from firebox.runtime.errors import DataError, FireboxError, TrainingError
 

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from firebox.model_zoo import TrainingConfig, find_model, list_recipes, load_recipe, model_config
-from firebox.model_zoo.weights.checkpoint import read_checkpoint
+from firebox.model_zoo import TrainingConfig, find_model, model_config
+from firebox.model_zoo.recipes import list_recipes, load_recipe
+from firebox.model_zoo.weights import read_checkpoint
 
 
 @pytest.mark.parametrize("name", list_recipes())

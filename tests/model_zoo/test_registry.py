@@ -4,14 +4,8 @@ from fnmatch import fnmatch
 import pytest
 import torch
 
-from firebox.model_zoo import (
-    NetworkConfig,
-    create_model,
-    find_model,
-    imagenet_classes,
-    list_models,
-    model_config,
-)
+from firebox.model_zoo import NetworkConfig, create_model, find_model, list_models, model_config
+from firebox.model_zoo.weights import imagenet_classes
 from firebox.runtime.errors import UsageError
 
 

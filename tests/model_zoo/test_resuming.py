@@ -18,9 +18,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from waiting import held_after, wait_until
 
-from firebox.model_zoo import Callback, LoopState, TrainingConfig, TrainingResult, resume, train
+from firebox.model_zoo import TrainingConfig, TrainingResult, resume, train
+from firebox.model_zoo.training import Callback, LoopState
 from firebox.model_zoo.training.run import Run, claim
-from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint, read_safetensors
+from firebox.model_zoo.weights import pack_checkpoint, read_checkpoint
+from firebox.model_zoo.weights.checkpoint import read_safetensors
 from firebox.runtime.errors import CheckpointError, UsageError
 
 CASES = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from firebox.model_zoo import TrainingConfig, load_network, train
-from firebox.model_zoo.weights.checkpoint import read_checkpoint
+from firebox.model_zoo.weights import read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -10,20 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from firebox.model_zoo import (
-    Resources,
-    TrainingConfig,
-    load_images,
-    load_network,
-    predict,
-    resume,
-    top_k,
-    train,
-)
+from firebox.model_zoo import TrainingConfig, load_network, resume, train
+from firebox.model_zoo.training import Resources, load_images, predict, top_k
 from firebox.model_zoo.training.augmentation import augmentation
 from firebox.model_zoo.training.data import normalize
 from firebox.model_zoo.training.schedules import learning_rate
-from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
+from firebox.model_zoo.weights import pack_checkpoint, read_checkpoint
 from firebox.runtime.errors import CheckpointError, DataError, TrainingError, UsageError, WriteError
 from firebox.runtime.images import Preprocessing, open_images, split_images
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from firebox.export.quantization import Range
-from firebox.model_zoo import Resources, TrainingConfig, load_network, train
-from firebox.model_zoo.training import open_training_images
+from firebox.model_zoo import TrainingConfig, load_network, train
+from firebox.model_zoo.training import Resources, open_training_images
 from firebox.model_zoo.training.augmentation import mix
 from firebox.model_zoo.training.distributed import ProcessGroup
 from firebox.model_zoo.training.learner import Learner
 from firebox.model_zoo.training.start import start
-from firebox.model_zoo.weights.checkpoint import pack_checkpoint, read_checkpoint
+from firebox.model_zoo.weights import pack_checkpoint, read_checkpoint
 from firebox.runtime.errors import TrainingError
 
 

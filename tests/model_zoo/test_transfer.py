@@ -4,13 +4,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from firebox.model_zoo import Resources, TrainingConfig, create_model, load_images, load_network, predict, train
-from firebox.model_zoo.training import open_training_images
+from firebox.model_zoo import TrainingConfig, create_model, load_network, train
+from firebox.model_zoo.training import Resources, load_images, make_optimizer, open_training_images, predict
 from firebox.model_zoo.training.features import Head, extract_features
 from firebox.model_zoo.training.layer_groups import blocks_of, layers_of, rate_factors
-from firebox.model_zoo.training.optimizer import make_optimizer
 from firebox.model_zoo.training.start import start
-from firebox.model_zoo.weights.checkpoint import read_checkpoint
+from firebox.model_zoo.weights import read_checkpoint
 from firebox.runtime.errors import CheckpointError, DataError, UsageError
 from firebox.runtime.images import open_images
 

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firebox.model_zoo import create_model, load_weights, load_weights_into
+from firebox.model_zoo import create_model
+from firebox.model_zoo.weights import load_weights, load_weights_into
 from firebox.runtime.errors import CheckpointError, UsageError
 
 

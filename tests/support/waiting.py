@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from firebox.model_zoo.weights.checkpoint import Checkpoint
+    from firebox.model_zoo.weights import Checkpoint
 
 # Seconds after which something will not happen any more; no test is meant to get here.
 CEILING = 600
