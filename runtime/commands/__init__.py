@@ -1,1 +1,1 @@
-"""The commands of the runtime, one file each."""
+"""Commands of the runtime, one file each."""

@@ -1,4 +1,4 @@
-"""``firebox check``: whether int8 files can saturate on some processors."""
+"""The command ``check``."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..progress import Progress
 from .console import note, print_json, progress_unless, say, table
 from .options import json_option, model_argument
 
@@ -18,22 +19,22 @@ _SHOWN = 12
 @click.command("check")
 @model_argument
 @click.option(
-    "--images", "source", help="Measure what saturation does on these: a folder or archive of images, or digits."
+    "--images", "source", help="Measure the effect of saturation on images: a folder, .tar, .zip or 'digits'."
 )
-@click.option("--count", type=click.IntRange(min=1), default=20, show_default=True, help="How many images to draw.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides which images.")
+@click.option("--count", type=click.IntRange(min=1), default=20, show_default=True, help="Number of images.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Selects the images.")
 @click.option(
-    "--like", type=click.Path(path_type=Path), help="Exported file whose preprocessing a file of another maker takes."
+    "--like", type=click.Path(path_type=Path), help="firebox file with the preprocessing for a MODEL that has none."
 )
 @json_option
 @click.pass_context
 def check_command(
     context: click.Context, model: Path, source: str | None, count: int, seed: int, like: Path | None, as_json: bool
 ) -> None:
-    """Check whether MODEL (int8 .onnx of any maker) can saturate on x86 processors without VNNI.
+    """Check whether MODEL (an int8 .onnx from any tool) can saturate on x86 processors without VNNI.
 
-    On those onnxruntime adds two products of uint8 activations and int8 weights in 16 bits. Two weights w1 and w2 that
-    it pairs are safe while |w1 + w2| <= 128. With --images the network is computed both ways, on any processor.
+    There onnxruntime adds two products of uint8 activations and int8 weights in 16 bits. A pair of weights w1 and w2
+    is safe if |w1 + w2| <= 128. With --images, MODEL is computed with and without saturation, on any processor.
 
     \b
     Exit codes: 0 cannot saturate, 1 can saturate, 4 undecided.
@@ -50,10 +51,10 @@ def check_command(
     found = check_saturation(model)
     damage, why_not = None, ""
     if source is not None and format_of(model) == "tflite":
-        why_not = "kernels for TFLite files add in 32 bits"
+        why_not = "kernels for TFLite files accumulate in 32 bits"
     elif source is not None:
         try:
-            damage = _measured(model, source, count, seed, like, as_json)
+            damage = _measure(model, source, count, seed, like, progress_unless(as_json))
         except UnsupportedError as error:
             why_not = str(error)
     if as_json:
@@ -70,7 +71,7 @@ def check_command(
     context.exit(found.exit_code)
 
 
-def _measured(model: Path, source: str, count: int, seed: int, like: Path | None, quiet: bool) -> "Damage":
+def _measure(model: Path, source: str, count: int, seed: int, like: Path | None, progress: Progress) -> "Damage":
     import numpy as np
 
     from ..exactness.check import measure_saturation
@@ -86,7 +87,7 @@ def _measured(model: Path, source: str, count: int, seed: int, like: Path | None
     for name in drawn.names:
         pixels = contract.preprocessing.crop(drawn.read(name), drawn.where(name))
         inputs.append(graph.input_values(contract.preprocessing.normalize(pixels)[None].astype(np.float32)))
-    return measure_saturation(read_file(model), inputs, progress_unless(quiet))
+    return measure_saturation(read_file(model), inputs, progress)
 
 
 def _show(model: Path, found: "SaturationCheck") -> None:
@@ -103,10 +104,10 @@ def _show(model: Path, found: "SaturationCheck") -> None:
         )
         for layer in worst[:_SHOWN]
     ]
-    columns = ("layer", "kind", "pairs of weights", "can saturate", "largest sum")
-    table(f"{model}: uint8 times int8, sums up to 128 are safe", columns, rows)
+    columns = ("layer", "kind", "weight pairs", "can saturate", "largest sum")
+    table(f"{model}: uint8 x int8 layers; sums up to 128 are safe", columns, rows)
     if len(worst) > _SHOWN:
-        note(f"and {len(worst) - _SHOWN} more layers; --json lists all")
+        note(f"and {len(worst) - _SHOWN} more layers; --json lists all of them")
     for layer in worst:
         if layer.why:
             note(f"{layer.layer}: {layer.why}")
@@ -115,15 +116,15 @@ def _show(model: Path, found: "SaturationCheck") -> None:
 def _show_damage(damage: "Damage") -> None:
     worst = sorted(damage.layers, key=lambda layer: -layer.changed)[:_SHOWN]
     rows = [(layer.layer, f"{layer.changed:.2%}", f"{layer.largest_steps}") for layer in worst]
-    table(f"With saturation, on {damage.images} images", ("layer", "outputs changed", "largest, steps"), rows)
-    say(f"same class on {damage.same_class:.1%} of the images; outputs up to {damage.largest_steps} steps off")
+    table(f"With saturation, on {damage.images} images", ("layer", "outputs changed", "largest change, steps"), rows)
+    say(f"same class on {damage.same_class:.1%} of the images; outputs differ by up to {damage.largest_steps} steps")
 
 
 def _advice(found: "SaturationCheck") -> str:
     advice: dict[Any, str] = {
         "can saturate": (
-            "; firebox's sessions load it in a form that does not; export again for applications without firebox"
+            "; firebox sessions load it in an exact form; export it again for applications without firebox"
         ),
-        "undecided": "; compare its outputs on the processor that it is for",
+        "undecided": "; compare its outputs on the target processor",
     }
     return advice.get(found.verdict, "")

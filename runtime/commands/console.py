@@ -1,10 +1,10 @@
-"""What people see: tables, progress and the one JSON object that programs get. rich is loaded when first needed."""
+"""Output of the commands: tables, progress and JSON. rich is loaded on first use."""
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
 
-# Seconds between the lines that stand in for a progress bar where stderr is not a terminal.
+# Seconds between progress lines if stderr is not a terminal.
 _LOG_INTERVAL = 15.0
 
 
 def print_json(values: Any) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     say(json.dumps(values, indent=2, allow_nan=False))
 
 
 def say(text: str) -> None:
-    """Text on stdout. A reader that has gone (``head``, ``less``) is no failure: the verdict is still to be given."""
+    """Print text on stdout. A closed pipe (``head``, ``less``) is not an error: the exit code still is the verdict."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -35,12 +35,12 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """A line for people, on stderr so that stdout stays for results."""
+    """Print a line on stderr, so that stdout holds only results."""
     click.echo(text, err=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout; columns of figures are aligned to the right."""
+    """Print a table on stdout; columns of figures are right-aligned."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -58,7 +58,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         return console.measure(view, options=console.options.update(width=sys.maxsize)).maximum > console.width
 
     if too_wide():
-        # Headings fold first and columns move together, so that names stay whole.
+        # Fold headings and remove padding, so that names stay on one line.
         for column in view.columns[1:]:
             column.header = str(column.header).replace(" ", "\n")
         if too_wide():
@@ -67,7 +67,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 class TerminalProgress(Progress):
-    """Bars with rate and time left on stderr; where it is not a terminal, a line every few seconds instead."""
+    """Progress bars with rate and remaining time on stderr, or a line every few seconds if it is not a terminal."""
 
     def __init__(self) -> None:
         self._bars: Bars | None = None
@@ -75,11 +75,11 @@ class TerminalProgress(Progress):
 
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Advance]:
-        """A bar, or its lines."""
+        """Show a bar, or lines."""
         if not sys.stderr.isatty():
             yield _log(description, total)
             return
-        # rich shows one display at a time: the first task opens it, tasks within that one add their bars.
+        # rich supports one live display: the outermost task opens it, nested tasks add their bars.
         self._bars = self._bars or _bars()
         self._open += 1
         if self._open == 1:
@@ -101,7 +101,7 @@ class TerminalProgress(Progress):
                 self._bars = None
 
     def note(self, text: str) -> None:
-        """A line on stderr, above the bars."""
+        """Print a line on stderr, above the bars."""
         if self._bars is not None:
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -109,15 +109,8 @@ class TerminalProgress(Progress):
 
 
 def progress_unless(silent: bool) -> Progress:
-    """Progress for a command: none where its output is for programs (``--json``)."""
+    """Progress of a command; none if ``silent`` (with ``--json``)."""
     return SILENT if silent else TerminalProgress()
-
-
-@contextmanager
-def progress(description: str, total: int | None = None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A bar with rate and time left on stderr; yields ``advance(steps=1, text="")``."""
-    with progress_unless(quiet).task(description, total) as advance:
-        yield advance
 
 
 def _bars() -> "Bars":
@@ -163,7 +156,7 @@ def _console(stderr: bool = False) -> "Console":
         def on_broken_pipe(self) -> None:
             _close_stdout()
 
-    # Piped output is not folded to 80 columns: a table that is grepped keeps its rows on one line.
+    # Piped output is not folded to 80 columns, so that grep finds whole rows.
     stream = sys.stderr if stderr else sys.stdout
     return Patient(stderr=stderr, width=None if stream.isatty() else 160, highlight=False)
 

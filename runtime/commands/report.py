@@ -1,4 +1,4 @@
-"""The command ``report``: a page, a table and node data about the memory of a file."""
+"""The command ``report``."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @click.command("report")
 @model_argument
-@click.option("--before", type=click.Path(path_type=Path), help="The file as it was, to be drawn beside MODEL.")
+@click.option("--before", type=click.Path(path_type=Path), help="An earlier version of MODEL, to be shown next to it.")
 @budget_options
-@click.option("--measure-time", is_flag=True, help="Run MODEL on this machine and show the times.")
+@click.option("--measure-time", is_flag=True, help="Also run MODEL on this machine and show its latency.")
 @backend_option
 @threads_option
 @seconds_option
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Page to write.",
 )
-@click.option("--csv", "table", type=click.Path(path_type=Path), help="Table to write: a line a file, Vela's columns.")
-@click.option("--node-data", type=click.Path(path_type=Path), help="Folder for node data of Google's Model Explorer.")
+@click.option("--csv", "table", type=click.Path(path_type=Path), help="Also write a CSV with Vela's columns.")
+@click.option(
+    "--node-data",
+    type=click.Path(path_type=Path),
+    help="Also write node data for Model Explorer into a folder.",
+)
 @json_option
 @click.pass_context
 def report_command(
@@ -50,9 +54,9 @@ def report_command(
     node_data: Path | None,
     as_json: bool,
 ) -> None:
-    """Show the memory of MODEL (.onnx or .tflite) over its inference on a page that opens in any browser, offline.
+    """Write a self-contained HTML page that shows the memory of MODEL (.onnx or .tflite) during an inference.
 
-    Exit code 3 when its planned memory does not fit the budget.
+    Exit code 3 if the planned memory does not fit the budget.
 
     \b
     Example:
@@ -102,7 +106,7 @@ def _contents(
 
     contents = {out: report_html(after, before, verdict, measured, name=model.name, data=read_file(model))}
     if table is not None and table.resolve() == out.resolve():
-        raise UsageError(f"page and table are both {out}; give --csv another name")
+        raise UsageError(f"--out and --csv are both {out}; give --csv another name")
     if table is not None:
         plans = {"before": before, "after": after} if before else {"default": after}
         contents[table] = summary_csv(plans, measured, verdict, network=model.stem)
@@ -113,7 +117,7 @@ def _contents(
 
 
 def _write(contents: dict[Path, str]) -> list[Path]:
-    """All files of a folder appear or none does; a folder that cannot be written to is found before any is."""
+    """Write each folder's files all or none, after all folders have been checked to be writable."""
     from ..files import check_writable, write_files
 
     folders: dict[Path, dict[str, str]] = defaultdict(dict)

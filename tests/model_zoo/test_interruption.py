@@ -52,7 +52,7 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_unbroken_run(images, tmp_path)
         _, said = process.communicate(timeout=CEILING)
     assert process.returncode == 130
     assert f"resume with: firebox train --resume {out}" in said
-    assert said.endswith("error: stopped\n")
+    assert said.endswith("error: interrupted\n")
     assert "Traceback" not in said
     assert {path.name for path in out.iterdir()} == {
         "checkpoint.safetensors",
@@ -86,7 +86,7 @@ def test_ctrl_c_ends_the_processes_that_decode_images(images, tmp_path, attempt)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=CEILING)
     assert process.returncode == 130, said
-    assert said.count("error: stopped") == 1
+    assert said.count("error: interrupted") == 1
     assert f"resume with: firebox train --resume {out}" in said
     assert "Traceback" not in said and "Exception" not in said
 
