@@ -43,6 +43,8 @@ _REFERENCE = re.compile(
     r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\(\))?``"
 )
 _LINK = re.compile(r'(?<=\s)(href|src)="([^"]+)"')
+# Names of other projects that docstrings refer to.
+_ELSEWHERE = {"GraphNodeData", "GreedyMemoryPlanner"}
 _SCRIPT = re.compile(r"<script.*?</script>", re.DOTALL)
 
 
@@ -127,7 +129,9 @@ def public_members(modules: Mapping[str, Module]) -> Iterator[tuple[str, str, An
             for inner in member.own_members if isinstance(member, Class) else ():
                 value = inspect.getattr_static(member.obj, inner.name, None)
                 is_property = isinstance(value, property | cached_property)
-                if not inner.name.startswith("_") and (isinstance(inner, Function) or is_property):
+                # The class describes its fields, some of which have functions as defaults.
+                is_field = inner.name in getattr(member.obj, "__annotations__", {})
+                if not inner.name.startswith("_") and not is_field and (isinstance(inner, Function) or is_property):
                     yield f"{module.modulename}.{inner.qualname}", inner.docstring, value
 
 
@@ -145,7 +149,7 @@ def unknown_references(modules: Mapping[str, Module]) -> list[str]:
     to the docstring (such as parameters), or be defined somewhere in firebox, in Python, in ONNX or as a program.
     """
     own = [module for name, module in sys.modules.items() if name.partition(".")[0] == "firebox"]
-    known = set(dir(builtins)).union(*map(_definitions, own))
+    known = _ELSEWHERE.union(dir(builtins), *map(_definitions, own))
     known |= {script.name for script in entry_points(group="console_scripts")}
     faults = []
     docstrings = [(name, module.docstring, module.obj) for name, module in modules.items()]

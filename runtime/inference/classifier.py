@@ -12,16 +12,24 @@ class Classifier(Protocol):
     """A model that classifies pixels: a session, a torch network, or an ensemble of them."""
 
     @property
-    def preprocessing(self) -> Preprocessing: ...  # noqa: D102
+    def preprocessing(self) -> Preprocessing:
+        """How images become pixels."""
+        ...
 
     @property
-    def classes(self) -> Sequence[str]: ...  # noqa: D102
+    def classes(self) -> Sequence[str]:
+        """One name per output value."""
+        ...
 
     @property
-    def class_ids(self) -> Sequence[str]: ...  # noqa: D102
+    def class_ids(self) -> Sequence[str]:
+        """One identifier per output value, or none."""
+        ...
 
     @property
-    def answer(self) -> Literal["logits", "probabilities"]: ...  # noqa: D102
+    def answer(self) -> Literal["logits", "probabilities"]:
+        """Kind of the output values."""
+        ...
 
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Dequantized output, shape (classes,), for uint8 pixels (height, width, channels)."""
