@@ -18,7 +18,7 @@ def firebox(command) -> Callable[..., Ran]:
 
 
 def paint_images(folder: Path, classes: int = 2, images: int = 8, size: int = 12) -> Path:
-    """Class folders of PNG images: noise, brighter from class to class."""
+    """Class folders of PNG images: noise that gets brighter with each class."""
     random = np.random.default_rng(0)
     for label in range(classes):
         parent = folder / f"class{label}"
@@ -42,7 +42,7 @@ def images(tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(once) -> TrainingResult:
-    """A run of squeezenet_micro on three classes of small colour images."""
+    """A run of squeezenet_micro on three classes of small color images."""
 
     def fill(folder: Path) -> None:
         data = paint_images(folder / "images", classes=3, images=10)

@@ -1,4 +1,4 @@
-"""The mean of several networks' weights."""
+"""The mean weights of several networks."""
 
 import re
 from dataclasses import replace
@@ -19,7 +19,7 @@ from firebox.runtime.images import per_class
 
 @pytest.fixture(scope="module")
 def snapshots(tmp_path_factory, paint):
-    """Two snapshots of a short run, with its images."""
+    """Two snapshots of a short run, and its images."""
     folder = tmp_path_factory.mktemp("cycles")
     images = paint(folder / "images", classes=3, images=10)
     config = TrainingConfig(data=str(images), epochs=2, batch_size=8, snapshots=2)
@@ -27,7 +27,7 @@ def snapshots(tmp_path_factory, paint):
 
 
 def first_batch_norm(network: Network, images: LabelledImages) -> tuple[nn.BatchNorm2d, Tensor]:
-    """The layer, and what it gets of all images at once, as (channels, values)."""
+    """The first batch norm and its input for all images at once, as (channels, values)."""
     layer = next(module for module in network.module.modules() if isinstance(module, nn.BatchNorm2d))
     ((pixels, _),) = load_images(images, network.preprocessing).batches([torch.arange(len(images))])
     seen: list[Tensor] = []
@@ -37,8 +37,8 @@ def first_batch_norm(network: Network, images: LabelledImages) -> tuple[nn.Batch
 
 
 @pytest.mark.parametrize("drawn", [None, 40])
-def test_statistics_are_those_of_the_training_images(firebox, paint, tmp_path, drawn):
-    # More than one batch, no multiple of it, and unlike each other from class to class, which come one after the other.
+def test_statistics_are_recomputed_on_the_training_images(firebox, paint, tmp_path, drawn):
+    # More than one batch, the last one incomplete, and images ordered by class, which differ in brightness.
     data = paint(tmp_path / "images", classes=3, images=60)
     config = TrainingConfig(data=str(data), epochs=2, batch_size=16, snapshots=2, images_per_class=drawn)
     paths = train(config, tmp_path / "run").snapshots
@@ -73,7 +73,7 @@ def test_weights_are_means(firebox, snapshots, tmp_path):
     assert firebox("evaluate", out, *paths, "--data", images, "--split", "all").code == 0
 
 
-def test_an_average_of_equals_is_the_network(snapshots, tmp_path):
+def test_the_average_of_equal_networks_is_the_network(snapshots, tmp_path):
     paths, folder = snapshots
     images = open_images(folder)
     once = average_checkpoints([paths[0]] * 2, tmp_path / "once.safetensors", images)
@@ -82,20 +82,20 @@ def test_an_average_of_equals_is_the_network(snapshots, tmp_path):
         torch.testing.assert_close(again.weights[name], weight)
 
 
-def test_what_cannot_be_averaged_is_one_line(firebox, snapshots, tmp_path):
+def test_checkpoints_that_cannot_be_averaged_are_refused_in_one_line(firebox, snapshots, tmp_path):
     paths, images = snapshots
     checkpoint = read_checkpoint(paths[0])
     other = tmp_path / "other.safetensors"
     other.write_bytes(pack_checkpoint(replace(checkpoint, classes=("x", "y", "z"))))
     out = tmp_path / "average.safetensors"
     cases = (
-        ((paths[0],), "two checkpoints or more, not of 1"),
+        ((paths[0],), "at least two checkpoints, not 1"),
         ((paths[0], other), "differs from"),
         ((paths[0], tmp_path / "nowhere"), "no such file"),
     )
-    for given, said in cases:
+    for given, message in cases:
         outcome = firebox("average", *given, "--data", images, "--out", out)
-        assert (outcome.code, said in outcome.err, outcome.err.count("\n")) == (2, True, 1), outcome.err
+        assert (outcome.code, message in outcome.err, outcome.err.count("\n")) == (2, True, 1), outcome.err
         assert not out.exists()
     assert firebox("average", *paths, "--data", images, "--out", tmp_path / "average").code == 2
     for name in ("model.onnx", "model.pth"):
@@ -103,14 +103,14 @@ def test_what_cannot_be_averaged_is_one_line(firebox, snapshots, tmp_path):
         for given in ((paths[0], tmp_path / name), (tmp_path / name, paths[0])):
             outcome = firebox("average", *given, "--data", images, "--out", out)
             assert outcome.code == 2
-            assert outcome.err.startswith(f"error: {tmp_path / name} is no checkpoint of firebox train; averages are ")
+            assert outcome.err.startswith(f"error: {tmp_path / name} is not a checkpoint of firebox train; average ")
     with pytest.raises(UsageError, match="its config"):
         wide = replace(checkpoint.config, dropout=0.3)
         other.write_bytes(pack_checkpoint(replace(checkpoint, config=wide)))
         average_checkpoints([paths[0], other], out, open_images(images))
 
 
-def test_no_input_is_written_over(firebox, snapshots, tmp_path):
+def test_no_input_is_overwritten(firebox, snapshots, tmp_path):
     paths, images = snapshots
     (tmp_path / "run").mkdir()
     copies = [tmp_path / "run" / "checkpoint.safetensors", tmp_path / "other.safetensors"]
@@ -119,13 +119,13 @@ def test_no_input_is_written_over(firebox, snapshots, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for out in (copies[0], copies[1], tmp_path / "link" / copies[0].name):
         outcome = firebox("average", tmp_path / "run", copies[1], "--data", images, "--out", out)
-        said = f"error: {out} is one of the checkpoints to average and would be lost; choose another name\n"
-        assert (outcome.code, outcome.err) == (2, said)
+        message = f"error: {out} is one of the checkpoints to average and would be overwritten; choose another name\n"
+        assert (outcome.code, outcome.err) == (2, message)
     assert [copy.read_bytes() for copy in copies] == [path.read_bytes() for path in paths]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda name, tensor: {f"{name}x": tensor}, "is of another network: it has no "),
         (
@@ -139,8 +139,8 @@ def test_no_input_is_written_over(firebox, snapshots, tmp_path):
     ids=["renamed", "extra", "shape", "complex", "infinite"],
 )
 @pytest.mark.parametrize("kind", ["weight", "num_batches_tracked"])
-@pytest.mark.parametrize("place", [0, 1])
-def test_each_checkpoint_is_checked(firebox, snapshots, tmp_path, change, said, kind, place):
+@pytest.mark.parametrize("position", [0, 1])
+def test_each_checkpoint_is_checked(firebox, snapshots, tmp_path, change, message, kind, position):
     (path, _), images = snapshots
     checkpoint = read_checkpoint(path)
     name = next(name for name in checkpoint.weights if name.endswith(kind))
@@ -149,16 +149,16 @@ def test_each_checkpoint_is_checked(firebox, snapshots, tmp_path, change, said, 
     damaged, out = tmp_path / "damaged.safetensors", tmp_path / "average.safetensors"
     damaged.write_bytes(pack_checkpoint(replace(checkpoint, weights=weights)))
     given = [path, path]
-    given[place] = damaged
+    given[position] = damaged
     outcome = firebox("average", *given, "--data", images, "--out", out)
     assert (outcome.code, outcome.err.count("\n")) == (1, 1), outcome.err
     assert outcome.err.startswith(f"error: {damaged} ")
-    assert re.search(said, outcome.err)
+    assert re.search(message, outcome.err)
     assert not out.exists()
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that root cannot write to either")
-def test_the_file_that_cannot_be_written_is_named(firebox, snapshots):
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write")
+def test_a_file_that_cannot_be_written_is_named(firebox, snapshots):
     paths, images = snapshots
     outcome = firebox("average", *paths, "--data", images, "--out", "/proc/self/average.safetensors")
     assert outcome.code == 1

@@ -1,4 +1,4 @@
-"""Checkpoints from outside: cut, damaged, of other trainings, and those of older versions."""
+"""Checkpoints that are truncated, damaged, of other trainings, or of older versions."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ from firebox.model_zoo.weights import pack_checkpoint, read_checkpoint
 from firebox.runtime.errors import CheckpointError, FireboxError
 
 EMA = {"ema": 0.9}
-# What a training's config held in the first version.
+# Keys of the training config in the first version of the format.
 OLD_KEYS = {
     *("model", "data", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "schedule", "power"),
     *("warmup_epochs", "label_smoothing", "dropout", "input_size", "augment", "val_fraction", "precision", "threads"),
@@ -23,7 +23,7 @@ OLD_KEYS = {
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, paint):
-    """Folders of runs that have an epoch to go, plain and with an average of the weights."""
+    """Runs with one epoch left, without and with an average of the weights."""
     folder = tmp_path_factory.mktemp("stopped")
     data = str(paint(folder / "images"))
     for name, changes in (("plain", {}), ("average", EMA)):
@@ -35,7 +35,7 @@ def stopped(tmp_path_factory, paint):
 
 
 def written(stopped, tmp_path, name: str, data: bytes):
-    """A run of its own whose checkpoint has these bytes."""
+    """A copy of a run whose checkpoint has these bytes."""
     out = tmp_path / "run"
     out.mkdir()
     (out / "checkpoint.safetensors").write_bytes(data)
@@ -44,7 +44,7 @@ def written(stopped, tmp_path, name: str, data: bytes):
     return out
 
 
-def test_a_checkpoint_that_is_cut_anywhere_is_one_line(firebox, stopped, tmp_path):
+def test_a_truncated_checkpoint_is_reported_in_one_line(firebox, stopped, tmp_path):
     data = (stopped / "plain" / "checkpoint.safetensors").read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     out = written(stopped, tmp_path, "plain", data)
@@ -57,11 +57,11 @@ def test_a_checkpoint_that_is_cut_anywhere_is_one_line(firebox, stopped, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
-def test_a_damaged_header_is_never_another_librarys_traceback(stopped, tmp_path):
+def test_a_damaged_header_raises_errors_of_firebox_only(stopped, tmp_path):
     data = (stopped / "average" / "checkpoint.safetensors").read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     random = np.random.default_rng(0)
-    path, told = tmp_path / "damaged.safetensors", 0
+    path, refused = tmp_path / "damaged.safetensors", 0
     for _ in range(300):
         damaged = bytearray(data)
         for position in random.integers(0, header, random.integers(1, 4)):
@@ -71,8 +71,8 @@ def test_a_damaged_header_is_never_another_librarys_traceback(stopped, tmp_path)
             read_checkpoint(path)
             load_network(path)
         except FireboxError:
-            told += 1
-    assert told > 200
+            refused += 1
+    assert refused > 200
 
 
 def without(tensors):
@@ -84,20 +84,20 @@ def of_another_shape(tensors):
     return {**tensors, name: torch.zeros(*tensor.shape, 2)}
 
 
-def beside(tensors):
+def extra(tensors):
     return {**tensors, "momentum_buffer.unknown": torch.zeros(3)}
 
 
-def unlike(tensors):
+def renamed(tensors):
     return {name.replace("momentum", "exp"): tensor for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize(
     ("run", "change"),
     [
-        *(("plain", lambda c, f=f: {"optimizer": f(c.optimizer)}) for f in (without, of_another_shape, beside, unlike)),
-        *(("average", lambda c, f=f: {"learning": f(c.learning)}) for f in (without, of_another_shape, beside)),
-        *(("average", lambda c, f=f: {"weights": f(c.weights)}) for f in (without, of_another_shape, beside)),
+        *(("plain", lambda c, f=f: {"optimizer": f(c.optimizer)}) for f in (without, of_another_shape, extra, renamed)),
+        *(("average", lambda c, f=f: {"learning": f(c.learning)}) for f in (without, of_another_shape, extra)),
+        *(("average", lambda c, f=f: {"weights": f(c.weights)}) for f in (without, of_another_shape, extra)),
         ("average", lambda c: {"learning": {}}),
         ("plain", lambda c: {"learning": {name: tensor.clone() for name, tensor in c.weights.items()}}),
         ("plain", lambda c: {"callbacks": {"unknown": {"state": torch.zeros(1)}}}),
@@ -106,7 +106,7 @@ def unlike(tensors):
         ("plain", lambda c: {"epoch": 0}),
     ],
 )
-def test_a_state_that_is_not_of_the_training_is_refused(stopped, tmp_path, run, change):
+def test_the_state_of_another_training_is_refused(stopped, tmp_path, run, change):
     checkpoint = read_checkpoint(stopped / run / "checkpoint.safetensors")
     out = written(stopped, tmp_path, run, pack_checkpoint(replace(checkpoint, **change(checkpoint))))
     before = sorted(path.name for path in out.iterdir())
@@ -116,7 +116,7 @@ def test_a_state_that_is_not_of_the_training_is_refused(stopped, tmp_path, run, 
 
 
 def header_of(data: bytes):
-    """What firebox writes into the header of the file."""
+    """The JSON object that firebox writes into the header of the file."""
     return json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["firebox"])
 
 
@@ -132,7 +132,7 @@ def header_of(data: bytes):
         (lambda t: 5, "cannot be read"),
     ],
 )
-def test_a_training_config_that_is_none_is_refused(stopped, tmp_path, change, message):
+def test_an_invalid_training_config_is_refused(stopped, tmp_path, change, message):
     data = (stopped / "plain" / "checkpoint.safetensors").read_bytes()
     header = header_of(data)
     header["training"] = change(header["training"])
@@ -142,7 +142,7 @@ def test_a_training_config_that_is_none_is_refused(stopped, tmp_path, change, me
         resume(out)
 
 
-def test_checkpoints_of_the_first_version_go_on(stopped, tmp_path):
+def test_checkpoints_of_the_first_version_are_resumed(stopped, tmp_path):
     checkpoint = read_checkpoint(stopped / "plain" / "checkpoint.safetensors")
     data = pack_checkpoint(checkpoint)
     header = header_of(data)
@@ -163,7 +163,7 @@ def test_checkpoints_of_the_first_version_go_on(stopped, tmp_path):
     assert all(torch.equal(then[name], tensor) for name, tensor in now.items())
 
 
-def test_a_checkpoint_of_a_newer_version_is_told(stopped, tmp_path):
+def test_a_checkpoint_of_a_newer_version_is_refused(stopped, tmp_path):
     path = tmp_path / "newer.safetensors"
     data = (stopped / "plain" / "checkpoint.safetensors").read_bytes()
     path.write_bytes(data.replace(b'format_version\\": 2', b'format_version\\": 9'))

@@ -1,4 +1,4 @@
-"""``firebox train`` in folders that hold more than it expects."""
+"""``firebox train`` in folders with unexpected contents."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import os
 QUICK = ("--epochs", 1, "--batch-size", 4, "--threads", 1)
 
 
-def test_runs_among_the_images_are_no_classes_and_files_of_others_stay(firebox, images):
+def test_runs_among_the_images_are_no_classes_and_other_files_are_kept(firebox, images):
     own = (".bashrc.old", ".thesis.part")
     for run in ("one", "two"):
         out = images / run
@@ -23,7 +23,7 @@ def test_runs_among_the_images_are_no_classes_and_files_of_others_stay(firebox, 
         assert {(out / name).read_text() for name in own} == {"kept"}
 
 
-def test_each_class_is_trained_on_however_much_is_held_back(firebox, images, tmp_path):
+def test_each_class_has_training_images_whatever_the_validation_fraction(firebox, images, tmp_path):
     for path in sorted((images / "class1").iterdir())[2:]:
         path.unlink()
     outcome = firebox("train", "--data", images, "--out", tmp_path / "run", "--val-fraction", 0.99, *QUICK)
@@ -32,14 +32,14 @@ def test_each_class_is_trained_on_however_much_is_held_back(firebox, images, tmp
     assert (found["train_images"], found["val_images"]) == (2, 8)
 
 
-def test_what_cannot_be_trained_on_is_one_line(firebox, images, tmp_path):
+def test_unusable_data_is_reported_in_one_line(firebox, images, tmp_path):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
         (tmp_path / split / "class0").symlink_to(images / "class0")
     (tmp_path / "val" / "class1").symlink_to(images / "class1")
     lacking = firebox("train", "--data", tmp_path, "--out", tmp_path / "run", *QUICK)
-    said = f"error: class 'class1' in {tmp_path} has no image to train on; add some or remove it\n"
-    assert (lacking.code, lacking.err) == (1, said)
+    message = f"error: class 'class1' in {tmp_path} has no image to train on; add some or remove it\n"
+    assert (lacking.code, lacking.err) == (1, message)
     os.mkfifo(images / "class0" / "pipe.png")
     stuck = firebox("train", "--data", images, "--out", tmp_path / "run", *QUICK)
     assert stuck.code == 1

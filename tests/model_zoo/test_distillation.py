@@ -12,7 +12,7 @@ from firebox.runtime.errors import CheckpointError, UsageError
 
 
 class Constant(nn.Module):
-    """Answers the same to all images."""
+    """Outputs the same logits for all images."""
 
     def __init__(self, logits: torch.Tensor):
         super().__init__()
@@ -22,23 +22,23 @@ class Constant(nn.Module):
         return self.logits.expand(len(images), -1)
 
 
-def test_teachers_answer_with_the_mean_of_their_softened_shares():
-    answers = [torch.tensor([3.0, 0.0, -1.0]), torch.tensor([-2.0, 4.0, 1.0])]
-    teachers = Teachers([Constant(logits) for logits in answers], temperature=3.0)
+def test_teachers_output_the_mean_of_their_softened_probabilities():
+    outputs = [torch.tensor([3.0, 0.0, -1.0]), torch.tensor([-2.0, 4.0, 1.0])]
+    teachers = Teachers([Constant(logits) for logits in outputs], temperature=3.0)
     found = (teachers(torch.zeros(2, 1)) / 3).softmax(1)
-    wanted = torch.stack([(logits / 3).softmax(0) for logits in answers]).mean(0)
-    assert torch.allclose(found, wanted.expand(2, -1), atol=1e-6)
-    alone = Teachers([Constant(answers[0])], temperature=3.0)(torch.zeros(1, 1))
-    assert torch.allclose(alone.softmax(1), answers[0].softmax(0), atol=1e-6)
+    expected = torch.stack([(logits / 3).softmax(0) for logits in outputs]).mean(0)
+    assert torch.allclose(found, expected.expand(2, -1), atol=1e-6)
+    alone = Teachers([Constant(outputs[0])], temperature=3.0)(torch.zeros(1, 1))
+    assert torch.allclose(alone.softmax(1), outputs[0].softmax(0), atol=1e-6)
 
 
-def test_the_objective_is_that_of_the_paper():
+def test_the_loss_matches_the_paper():
     torch.manual_seed(0)
     logits, teacher, labels = torch.randn(5, 4), torch.randn(5, 4), torch.randint(4, (5,))
     plain = functional.cross_entropy(logits, labels, label_smoothing=0.1)
     assert torch.equal(training_loss(logits, labels, 0.1, None, 2.0, 0.7), plain)
-    soft, wanted = (logits / 2).softmax(1), (teacher / 2).softmax(1)
-    divergence = (wanted * (wanted / soft).log()).sum(1).mean()
+    soft, expected = (logits / 2).softmax(1), (teacher / 2).softmax(1)
+    divergence = (expected * (expected / soft).log()).sum(1).mean()
     found = training_loss(logits, labels, 0.1, teacher, 2.0, 0.7)
     assert found == pytest.approx((0.7 * 4 * divergence + 0.3 * plain).item(), rel=1e-5)
     assert training_loss(teacher, labels, 0.0, teacher, 2.0, 1.0) == pytest.approx(0, abs=1e-6)
@@ -50,7 +50,7 @@ def student(trained, **changes) -> TrainingConfig:
     return replace(config, **changes)
 
 
-def test_a_student_comes_to_answer_as_its_teacher(trained, tmp_path):
+def test_a_student_learns_the_outputs_of_its_teacher(trained, tmp_path):
     result = train(student(trained, teacher_share=1.0), tmp_path / "run")
     losses = [float(line.split(",")[3]) for line in (result.out / "log.csv").read_text().splitlines()[1:]]
     assert losses[-1] < losses[0] / 2
@@ -79,7 +79,7 @@ def test_a_teacher_may_move_but_not_change(firebox, trained, tmp_path, monkeypat
     assert load_network(out).training.epochs == 2
 
 
-def test_teachers_of_other_classes_or_images_are_refused(trained, images, tmp_path):
+def test_teachers_with_other_classes_or_preprocessing_are_refused(trained, images, tmp_path):
     with pytest.raises(UsageError, match=r"has the classes 3 .*, the images 2 .*; they must agree"):
         train(student(trained, data=str(images)), tmp_path / "run")
     with pytest.raises(UsageError, match="differ in preprocessing"):
@@ -91,7 +91,7 @@ def test_teachers_of_other_classes_or_images_are_refused(trained, images, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_without_its_teachers_digest_is_refused(trained, tmp_path):
+def test_a_checkpoint_without_the_hash_of_its_teacher_is_refused(trained, tmp_path):
     from firebox.model_zoo import resume
 
     out = tmp_path / "run"

@@ -35,7 +35,7 @@ CONFIG = TrainingConfig(epochs=4, batch_size=4, freezeout="linear", freeze_first
         ("cubic", [0.064, 0.216, 0.512, 1.0]),
     ],
 )
-def test_times_rise_evenly_then_to_a_power(schedule, times):
+def test_freezing_times_rise_evenly_then_to_a_power(schedule, times):
     assert freezing_times(4, schedule, 0.4) == pytest.approx(times)
     assert freezing_times(1, schedule, 0.4) == [1.0]
     assert freezing_times(3, schedule, 1.0) == [1.0] * 3
@@ -43,7 +43,7 @@ def test_times_rise_evenly_then_to_a_power(schedule, times):
 
 
 @pytest.mark.parametrize("first", [0, -0.1, 1.5, math.nan, math.inf])
-def test_a_first_time_outside_of_the_training_is_refused(first):
+def test_a_first_freezing_time_outside_the_training_is_refused(first):
     with pytest.raises(UsageError):
         freezing_times(3, "linear", first)
     with pytest.raises(UsageError, match="freeze_first"):
@@ -51,7 +51,7 @@ def test_a_first_time_outside_of_the_training_is_refused(first):
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_each_layer_anneals_to_its_own_time(scaled):
+def test_each_layer_anneals_to_its_own_freezing_time(scaled):
     steps, rate = 400, 0.1
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     config = TrainingConfig(freezeout="cubic", learning_rate=rate)
@@ -71,22 +71,22 @@ def test_each_layer_anneals_to_its_own_time(scaled):
                 sums[name] += rates[name]
         state.step += 1
         callbacks.after_step(state)
-    ways = [total / sums["2"] for total in sums.values()]
-    assert ways == pytest.approx([1] * 3 if scaled else times, rel=0.05)
+    sums_of_rates = [total / sums["2"] for total in sums.values()]
+    assert sums_of_rates == pytest.approx([1] * 3 if scaled else times, rel=0.05)
 
 
-def test_the_prediction_is_that_of_a_calculation_by_hand():
+def test_the_predicted_saving_matches_a_calculation_by_hand():
     # 3x3 convolution of 3 to 4 channels at 6x6, then 1x1 to 5 channels.
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 1))
     first, second = macs_of(module, (3, 6, 6))
     assert (first, second) == (36 * 4 * 27, 36 * 5 * 4)
     assert module.training
-    # Unfrozen: forward and the weights' gradients of both, the input's gradient of the second. Frozen from a half on,
-    # the first saves the gradients of its weights and of the second's input.
+    # Without freezing: forward pass and weight gradients of both, input gradient of the second. If the first is frozen
+    # at half time, its weight gradient and the input gradient of the second are saved from then on.
     whole = 2 * first + 3 * second
     assert predicted_saving([first, second], [0.5, 1.0]) == pytest.approx(0.5 * (first + second) / whole)
     assert predicted_saving([first, second], [1.0, 1.0]) == 0
-    # The first never learns: there is nothing to save but in the second.
+    # The first is never trained, so freezing saves only in the second.
     assert predicted_saving([first, second], [0.0, 0.5]) == pytest.approx(0.5 * second / (first + 2 * second))
 
 
@@ -100,16 +100,16 @@ def learner_of(config: TrainingConfig) -> tuple[Learner, torch.Tensor, torch.Ten
     return Learner(checkpoint, torch.device("cpu"), steps, ProcessGroup()), pixels, torch.tensor([0, 1, 0, 1])
 
 
-def test_frozen_layers_rest_in_every_way(images):
+def test_frozen_layers_do_not_change(images):
     learner, pixels, labels = learner_of(replace(CONFIG, data=str(images), ema=0.5))
     layers, optimizer = layers_of(learner.module), learner.state.optimizer
-    seen = set()
+    counts = set()
     for _ in range(learner.state.total_steps):
         frozen = [layer for layer in layers if not layer.trainable]
         parts = [part for layer in frozen for part in layer.parts]
         before = [{name: value.clone() for name, value in part.state_dict().items()} for part in parts]
         learner.step(pixels, labels)
-        # Validation in between, with the average and with the network itself.
+        # Validation of the average and of the network itself must leave frozen layers in eval mode.
         for module in (learner.evaluation_model(), learner.module):
             predict(module, DecodedImages(pixels, labels), learner.start.preprocessing)
         assert [layer.trainable for layer in layers] == sorted(layer.trainable for layer in layers)
@@ -118,15 +118,15 @@ def test_frozen_layers_rest_in_every_way(images):
             assert parameter.grad is None
             assert id(parameter) not in in_optimizer
             assert parameter not in optimizer.state
-        for part, kept in zip(parts, before, strict=True):
+        for part, saved in zip(parts, before, strict=True):
             assert not part.training
-            assert all(torch.equal(value, kept[name]) for name, value in part.state_dict().items())
+            assert all(torch.equal(value, saved[name]) for name, value in part.state_dict().items())
         assert all(part.training for layer in layers if layer.trainable for part in layer.parts)
-        seen.add(len(frozen))
-    assert len(layers) - 4 < max(seen) < len(layers)
+        counts.add(len(frozen))
+    assert len(layers) - 4 < max(counts) < len(layers)
 
 
-def test_frozen_layers_are_outside_of_the_graph(images):
+def test_frozen_layers_are_outside_the_autograd_graph(images):
     learner, pixels, labels = learner_of(replace(CONFIG, data=str(images), network={"bypass": "none"}))
     stem = learner.module.features[0]
     outputs = []
@@ -138,15 +138,15 @@ def test_frozen_layers_are_outside_of_the_graph(images):
     assert outputs == sorted(outputs, reverse=True)
 
 
-def test_what_is_compiled_is_compiled_anew_after_freezing(images, monkeypatch):
+def test_the_model_is_compiled_again_after_freezing(images, monkeypatch):
     compiled, compile = [], torch.compile
 
-    def quickly(module):
+    def eager(module):
         compiled.append(sum(not layer.trainable for layer in layers_of(module)))
-        # The graphs are captured and guarded as ever; only no C++ is made of them.
+        # Captures and guards graphs as usual, but generates no C++ code.
         return compile(module, backend="eager")
 
-    monkeypatch.setattr(torch, "compile", quickly)
+    monkeypatch.setattr(torch, "compile", eager)
     config = replace(CONFIG, data=str(images), network={"num_fires": 2, "pools": (1, 2)}, freeze_first=0.5)
     plain, pixels, labels = learner_of(config)
     learner, _, _ = learner_of(replace(config, compile=True))
@@ -156,7 +156,7 @@ def test_what_is_compiled_is_compiled_anew_after_freezing(images, monkeypatch):
     assert compiled == sorted(set(compiled))
 
 
-def test_a_machine_without_compiler_is_told_in_a_line(images, tmp_path, monkeypatch):
+def test_a_missing_compiler_is_reported_in_one_line(images, tmp_path, monkeypatch):
     def broken(graph, inputs):
         raise RuntimeError("no C++ compiler")
 
@@ -167,7 +167,7 @@ def test_a_machine_without_compiler_is_told_in_a_line(images, tmp_path, monkeypa
         train(config, tmp_path / "run")
 
 
-def test_the_savings_are_told(firebox, images, tmp_path):
+def test_the_command_reports_savings(firebox, images, tmp_path):
     options = ("--data", images, "--epochs", 4, "--batch-size", 4, "--out", tmp_path / "run")
     outcome = firebox("train", *options, "--freezeout", "linear", "--freeze-first", 0.5)
     assert outcome.code == 0
@@ -175,11 +175,11 @@ def test_the_savings_are_told(firebox, images, tmp_path):
     assert "% of the time" in outcome.err
 
 
-def test_the_measured_saving_is_that_of_a_calculation_by_hand():
+def test_the_measured_saving_matches_a_calculation_by_hand():
     def row(epoch, step, seconds):
         return LogRow(epoch, step, 0.1, 1.0, 0.5, 0.5, seconds)
 
-    # The first epoch, 5 s of cold caches, says nothing of a step's 0.2 s; the last one is cut short.
+    # A step takes 0.2 s; the first epoch has 5 s of warm-up, and the last epoch is incomplete.
     rows = [row(1, 10, 7.0), row(2, 20, 2.0), row(3, 30, 1.0), row(4, 35, 0.5)]
     assert measured_saving(rows, 20) == pytest.approx(1 - 10.5 / (35 * 0.2))
     assert measured_saving(rows, 10) == pytest.approx(1 - 10.5 / (35 * 0.7))

@@ -1,4 +1,4 @@
-"""Muon's steps, and which parameters take them."""
+"""Muon: its steps and its parameters."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from firebox.runtime.errors import UsageError
 
 
 @pytest.mark.parametrize("shape", [(16, 144), (64, 16), (8, 8), (1, 9)])
-def test_all_directions_become_equally_long(shape):
+def test_orthogonalized_singular_values_are_near_one(shape):
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     found = orthogonalized(matrix)
     assert found.shape == shape
-    # The authors' coefficients bring singular values near 1, not to it.
+    # The authors' coefficients move singular values near 1, not to 1.
     values = torch.linalg.svdvals(found)
     assert 0.5 < values.min() <= values.max() < 1.4
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
@@ -23,7 +23,7 @@ def test_all_directions_become_equally_long(shape):
     assert torch.nn.functional.cosine_similarity((u @ v).flatten(), found.flatten(), dim=0) > 0.95
 
 
-def test_a_kernel_keeps_its_length_and_moves_by_its_rate():
+def test_a_kernel_keeps_its_norm_and_moves_by_the_learning_rate():
     torch.manual_seed(0)
     kernel = torch.nn.Parameter(torch.randn(8, 4, 3, 3))
     optimizer = Muon([{"params": [kernel], "orthogonal": True}], lr=0.0, momentum=0.9)
@@ -36,7 +36,7 @@ def test_a_kernel_keeps_its_length_and_moves_by_its_rate():
     assert (kernel - before).norm().item() == pytest.approx(0.1 * 8**0.5, rel=0.2)
 
 
-def test_other_groups_are_sgd():
+def test_other_groups_take_sgd_steps():
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
     optimizers = (
@@ -51,7 +51,7 @@ def test_other_groups_are_sgd():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_kernels_with_batch_norm_are_muons_but_the_first():
+def test_muon_updates_kernels_with_batch_norm_except_the_first():
     network = create_model("squeezenet_micro", num_classes=10)
     config = TrainingConfig(optimizer="muon", learning_rate=0.1, muon_rate=0.03)
     optimizer = make_optimizer(network, config)
@@ -67,7 +67,7 @@ def test_kernels_with_batch_norm_are_muons_but_the_first():
         make_optimizer(create_model("squeezenet1_1", num_classes=10), config)
 
 
-def test_the_same_seed_gives_the_same_bytes(firebox, images, tmp_path):
+def test_muon_is_deterministic(firebox, images, tmp_path):
     config = TrainingConfig(data=str(images), epochs=2, batch_size=4, optimizer="muon")
     first, again = (train(config, tmp_path / name) for name in ("first", "again"))
     assert first.checkpoint.read_bytes() == again.checkpoint.read_bytes()

@@ -1,4 +1,4 @@
-"""Quantization-aware training: from a float run to files whose runtimes compute what training did."""
+"""Quantization-aware training: from a float run to int8 files with the same outputs as training."""
 
 import json
 import shutil
@@ -30,13 +30,13 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """A float run on digits of two epochs."""
+    """A float run of two epochs on digits."""
     return train(TrainingConfig(data="digits", epochs=2), tmp_path_factory.mktemp("digits") / "run")
 
 
 @pytest.fixture(scope="module")
 def quantized(digits):
-    """The same network, fine-tuned with fake quantization for one epoch."""
+    """The same network after one epoch of fine-tuning with fake quantization."""
     network = load_network(digits.out)
     config = replace(quantized_config(network), epochs=1)
     return train_quantized(network, config, digits.out.parent / "quantized")
@@ -57,7 +57,7 @@ def test_batch_norm_is_folded_exactly(bypass, early):
     torch.testing.assert_close(folded(x), network.eval()(x), rtol=1e-4, atol=1e-4)
 
 
-def test_runtimes_reproduce_what_training_computed(firebox, digits, quantized, tmp_path):
+def test_runtimes_reproduce_the_outputs_of_training(firebox, digits, quantized, tmp_path):
     assert quantized.val_accuracy > digits.val_accuracy
     out = tmp_path / "files"
     assert firebox("export", quantized.out, "--out", out).code == 0
@@ -76,19 +76,19 @@ def test_runtimes_reproduce_what_training_computed(firebox, digits, quantized, t
             steps = np.abs(np.array([session.predict_pixels(image) for image in pixels]) - expected) / step
         if backend != "tflite-runtime":
             assert (steps < 0.5).all(), backend
-        # It rescales in fixed point, so that a layer may be a step off, and those behind it more.
+        # tflite-runtime rescales in fixed point: each layer may be off by a step, later layers by more.
         assert (steps < 1.5).mean() >= 0.99, backend
         assert (steps < 0.5).mean() >= 0.5, backend
 
 
-def test_evaluate_says_that_a_run_answers_in_int8(firebox, quantized):
+def test_evaluate_reports_that_a_run_is_int8(firebox, quantized):
     outcome = firebox("evaluate", quantized.out, "--data", "digits", "--split", "val", "--json")
     (model,) = json.loads(outcome.out)["models"]
     assert model["name"].endswith("(torch, int8)")
     assert model["top1"] == pytest.approx(quantized.val_accuracy)
 
 
-def test_what_a_run_was_made_of_is_in_its_folder(digits, quantized):
+def test_the_run_records_its_origin(digits, quantized):
     checkpoint = read_checkpoint(quantized.checkpoint)
     assert checkpoint.origin_sha256 == load_network(digits.out).sha256
     assert not checkpoint.config.batch_norm
@@ -98,10 +98,10 @@ def test_what_a_run_was_made_of_is_in_its_folder(digits, quantized):
     assert not digits.quantized
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights_and_scales(trained, tmp_path):
+def test_a_resumed_run_reaches_the_same_weights_and_scales(trained, tmp_path):
     network = load_network(trained.out)
     config = replace(quantized_config(network), epochs=3)
-    # A run whose rate is constant over the first epoch, as if it had been stopped behind it.
+    # A constant learning rate makes the shorter run equal to one that stopped after its first epoch.
     whole = train_quantized(network, replace(config, schedule="polynomial", power=0), tmp_path / "whole")
     first = replace(config, schedule="polynomial", power=0, epochs=1)
     part = train_quantized(network, first, tmp_path / "part")
@@ -114,21 +114,21 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_scales(trained, tmp_path)
     assert stopped.ranges != read_checkpoint(whole.checkpoint).ranges
 
 
-def test_a_network_is_tuned_from_the_command_line_and_then_further(firebox, trained, tmp_path):
-    once, again = tmp_path / "once", tmp_path / "again"
-    outcome = firebox("train", "--qat", trained.out, "--epochs", 1, "--out", once)
+def test_the_command_fine_tunes_a_network_repeatedly(firebox, trained, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    outcome = firebox("train", "--qat", trained.out, "--epochs", 1, "--out", first)
     assert outcome.code == 0
     assert "in int8 on 6 images" in outcome.out
-    outcome = firebox("train", "squeezenet_micro", "--qat", once / CHECKPOINT, "--out", again, "--json")
+    outcome = firebox("train", "squeezenet_micro", "--qat", first / CHECKPOINT, "--out", second, "--json")
     result = json.loads(outcome.out)
-    # Epochs are fewer than otherwise, and the rest is as in the float run.
+    # The options are those of the float run, except for fewer epochs.
     assert (result["epochs"], result["train_images"], result["quantized"]) == (3, trained.train_images, True)
-    training = read_checkpoint(again / CHECKPOINT).training
+    training = read_checkpoint(second / CHECKPOINT).training
     assert training.batch_size == read_checkpoint(trained.checkpoint).training.batch_size
-    assert load_network(again).ranges.keys() == load_network(once).ranges.keys()
+    assert load_network(second).ranges.keys() == load_network(first).ranges.keys()
 
 
-def test_what_was_for_the_long_training_is_not_inherited(digits):
+def test_options_of_a_long_training_are_not_inherited(digits):
     network = load_network(digits.out)
     long = {"compile": True, "optimizer": "muon", "iterations": 9, "mixup": 0.5, "snapshots": 2, "momentum": 0.8}
     config = quantized_config(replace(network, training=replace(network.training, **long)))
@@ -149,7 +149,7 @@ def test_weights_alone_need_the_name_of_their_network(firebox, trained, images, 
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_be_tuned_is_one_line(firebox, trained, images, tmp_path):
+def test_a_network_that_cannot_be_fine_tuned_is_refused_in_one_line(firebox, trained, images, tmp_path):
     network = load_network(trained.out)
     with pytest.raises(DataError, match=r"2 \(class0, class1 …\).*3 \(class0, class1, class2 …\).*must agree"):
         train_quantized(network, replace(quantized_config(network), data=str(images)), tmp_path / "run")
@@ -161,20 +161,20 @@ def test_what_cannot_be_tuned_is_one_line(firebox, trained, images, tmp_path):
         (("--qat", trained.out, "--data", "digits"), 1, "the classes of"),
         (("squeezenet_cifar", "--qat", trained.out), 1, "is of another network"),
     )
-    for arguments, code, said in cases:
+    for arguments, code, message in cases:
         outcome = firebox("train", *arguments, "--out", tmp_path / "run")
         assert (outcome.code, outcome.err.count("\n")) == (code, 1), outcome.err
-        assert said in outcome.err
+        assert message in outcome.err
         assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_tuned_or_resumed(firebox, trained):
+def test_qat_and_resume_exclude_each_other(firebox, trained):
     outcome = firebox("train", "--qat", trained.out, "--resume", trained.out)
-    assert (outcome.code, "--qat cannot be changed with --resume" in outcome.err) == (2, True)
+    assert (outcome.code, "leave out --qat" in outcome.err) == (2, True)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"weights": "nan"}, "values that are not finite"),
         ({"ranges": {"input": (-1.0, float("nan"))}}, "the header of .* cannot be read"),
@@ -182,7 +182,7 @@ def test_a_run_is_tuned_or_resumed(firebox, trained):
         ({"ranges": {"input": (-1.0, 2.0)}}, "was not calibrated"),
     ],
 )
-def test_a_damaged_checkpoint_is_told(trained, tmp_path, change, said):
+def test_a_damaged_checkpoint_is_refused(trained, tmp_path, change, message):
     run = tmp_path / "run"
     shutil.copytree(trained.out, run)
     checkpoint = read_checkpoint(run / CHECKPOINT)
@@ -193,12 +193,12 @@ def test_a_damaged_checkpoint_is_told(trained, tmp_path, change, said):
     else:
         changed = replace(checkpoint, ranges={name: Range(*bounds) for name, bounds in change["ranges"].items()})
     (run / CHECKPOINT).write_bytes(pack_checkpoint(changed))
-    with pytest.raises(FireboxError, match=said):
+    with pytest.raises(FireboxError, match=message):
         network = load_network(run)
         train_quantized(network, replace(quantized_config(network), epochs=1), tmp_path / "out")
 
 
-def test_a_rate_that_is_too_high_is_told(trained, tmp_path):
+def test_a_diverging_training_suggests_a_lower_rate(trained, tmp_path):
     network = load_network(trained.out)
     with pytest.raises(TrainingError, match="lower --lr"):
         train_quantized(network, replace(quantized_config(network), learning_rate=1e30), tmp_path / "run")

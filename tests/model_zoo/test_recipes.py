@@ -14,14 +14,14 @@ def test_every_recipe_is_a_training(name):
     model_config(config.model, **config.network)
 
 
-def test_the_imagenet_recipe_is_that_of_the_paper():
+def test_the_imagenet_recipe_matches_the_paper():
     config = TrainingConfig(**load_recipe("squeezenet-imagenet"))
     assert (config.model, config.iterations, config.batch_size) == ("squeezenet1_0", 170_000, 512)
     assert (config.learning_rate, config.schedule, config.power) == (0.04, "polynomial", 1)
     assert (config.momentum, config.weight_decay) == (0.9, 2e-4)
 
 
-def test_recipes_are_listed_and_shown(firebox):
+def test_the_command_lists_and_prints_recipes(firebox):
     listed = firebox("recipes")
     assert listed.code == 0
     assert all(name in listed.out for name in list_recipes())
@@ -48,7 +48,7 @@ def test_the_command_line_overrides_a_recipe(firebox, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "code", "said"),
+    ("content", "code", "message"),
     [
         ("epoch = 3", 2, "unknown key 'epoch'; did you mean epochs?"),
         ('epochs = "three"', 2, "epochs 'three' is invalid; use an integer"),
@@ -65,27 +65,27 @@ def test_the_command_line_overrides_a_recipe(firebox, images, tmp_path):
         (b"\xff\xfe\x00", 1, "is not a text file"),
     ],
 )
-def test_a_broken_recipe_is_one_line(firebox, tmp_path, content, code, said):
+def test_a_broken_recipe_is_reported_in_one_line(firebox, tmp_path, content, code, message):
     path, out = tmp_path / "broken.toml", tmp_path / "run"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     outcome = firebox("train", "--recipe", path, "--out", out)
     assert outcome.code == code
-    assert said in outcome.err
+    assert message in outcome.err
     assert outcome.err.count("\n") == 1
     assert not out.exists()
 
 
-def test_a_recipe_may_begin_with_the_mark_of_its_byte_order(tmp_path):
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbfepochs = 3\n")
     assert load_recipe(tmp_path / "marked.toml") == {"epochs": 3}
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("squeezenet-imagnet", "did you mean squeezenet-imagenet"), ("nowhere.toml", "no such file: nowhere.toml")],
 )
-def test_an_unknown_recipe_is_one_line(firebox, name, said):
+def test_an_unknown_recipe_is_reported_in_one_line(firebox, name, message):
     for command in (("train", "--recipe", name), ("recipes", name)):
         outcome = firebox(*command)
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-        assert said in outcome.err
+        assert message in outcome.err

@@ -1,4 +1,4 @@
-"""A run that is stopped, wherever that is, goes on to the same bytes."""
+"""A run that is stopped anywhere and resumed ends with the same bytes."""
 
 import json
 import multiprocessing
@@ -24,18 +24,19 @@ from firebox.model_zoo.training.run import Run, claim
 from firebox.model_zoo.weights import pack_checkpoint, read_checkpoint
 from firebox.model_zoo.weights.checkpoint import read_safetensors
 from firebox.runtime.errors import CheckpointError, UsageError
+from firebox.runtime.progress import Progress
 
 CASES = {
-    "average, mixed images, parts, teachers": {
+    "average, mixup, accumulation, teachers": {
         "ema": 0.9, "mixup": 0.5, "cutmix": 1.0, "accumulation": 2, "nesterov": True, "teachers": True,
     },
     "snapshots within epochs": {"snapshots": 2, "iterations": 8, "ema": 0.5, "momentum": 0.0},
-    # Layers are frozen where epochs end, too.
-    "layers frozen, blocks at their own rates": {
+    # Layers also freeze at the end of epochs.
+    "freezing, layer decay, muon": {
         "freezeout": "linear", "freeze_first": 1 / 3, "layer_decay": 0.5, "learn": 4, "start": True,
         "optimizer": "muon",
     },
-    "codes": {"learn": "head", "start": True, "images_per_class": 6, "ema": 0.9},
+    "features": {"learn": "head", "start": True, "images_per_class": 6, "ema": 0.9},
 }  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def files_of(result: TrainingResult) -> list[bytes]:
 
 @contextmanager
 def stopping_after_an_epoch() -> Iterator[None]:
-    """Within, a training is interrupted after its next epoch, when the checkpoint is there."""
+    """Interrupt a training after its next epoch, once the checkpoint is written."""
     write = Run.write
 
     def stop(run: Run, *state, **last) -> None:
@@ -64,26 +65,26 @@ def stopping_after_an_epoch() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_a_stopped_run_becomes_the_unbroken_one(trained, tmp_path, changes):
+def test_a_resumed_run_equals_an_uninterrupted_one(trained, tmp_path, changes):
     named = {"start": str(trained.out), "teachers": (str(trained.out),)}
     changes = {name: named[name] if value is True and name in named else value for name, value in changes.items()}
     data = str(trained.out.parent / "images")
     config = replace(TrainingConfig(data=data, epochs=3, batch_size=8), **changes)
-    unbroken = train(config, tmp_path / "unbroken")
+    uninterrupted = train(config, tmp_path / "uninterrupted")
 
-    out = tmp_path / "broken"
+    out = tmp_path / "interrupted"
     with stopping_after_an_epoch():
         train(config, out, command="firebox train")
     with stopping_after_an_epoch():
         resume(out)
     resumed = resume(out)
-    assert files_of(resumed) == files_of(unbroken)
-    assert resumed.predicted_saving == unbroken.predicted_saving
+    assert files_of(resumed) == files_of(uninterrupted)
+    assert resumed.predicted_saving == uninterrupted.predicted_saving
     assert '"command": "firebox train"' in (out / "config.json").read_text()
 
 
 class Counts(Callback):
-    """What a caller's callback may be: it remembers, and changes the rates."""
+    """A callback of a caller, with a state that sets the learning rates."""
 
     def __init__(self, name: str = "counts"):
         self.name, self.steps = name, torch.zeros(1)
@@ -101,24 +102,34 @@ class Counts(Callback):
         self.steps = state["steps"].clone()
 
 
-def test_callbacks_of_the_caller_go_on_with_their_state(trained, tmp_path):
+def test_callbacks_of_the_caller_resume_with_their_state(trained, tmp_path):
     data = str(trained.out.parent / "images")
     config, counts = TrainingConfig(data=data, epochs=3, batch_size=8), Counts()
-    unbroken = train(config, tmp_path / "unbroken", callbacks=[counts])
-    assert int(counts.steps) == unbroken.steps
-    out = tmp_path / "broken"
+    uninterrupted = train(config, tmp_path / "uninterrupted", callbacks=[counts])
+    assert int(counts.steps) == uninterrupted.steps
+    out = tmp_path / "interrupted"
     with stopping_after_an_epoch():
         train(config, out, callbacks=[Counts()])
-    with pytest.raises(CheckpointError, match="has a state of counts, which is not of its training"):
+    with pytest.raises(CheckpointError, match="has a state of the callback counts, which this training lacks"):
         resume(out)
-    assert files_of(resume(out, callbacks=[Counts()])) == files_of(unbroken)
-    with pytest.raises(UsageError, match="two callbacks are called 'average'"):
+    assert files_of(resume(out, callbacks=[Counts()])) == files_of(uninterrupted)
+    with pytest.raises(UsageError, match="two callbacks are named 'average'"):
         train(replace(config, ema=0.9), tmp_path / "third", callbacks=[Counts("average")])
 
 
+class Notes(Progress):
+    """Collects the notes of a training."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 @pytest.fixture
-def begun(trained, tmp_path) -> Path:
-    """A run that has not taken a step yet, on images of its own."""
+def started(trained, tmp_path) -> Path:
+    """A run before its first step, on images of its own."""
     shutil.copytree(trained.out.parent / "images", tmp_path / "images")
     config = TrainingConfig(data=str(tmp_path / "images"), epochs=2, batch_size=8)
     file = train(config, tmp_path / "run").checkpoint
@@ -127,80 +138,80 @@ def begun(trained, tmp_path) -> Path:
     return file.parent
 
 
-def test_as_many_other_images_are_not_gone_on_with(firebox, begun, tmp_path):
+def test_the_same_number_of_other_images_is_refused(firebox, started, tmp_path):
     image = min((tmp_path / "images" / "class1").iterdir())
     image.rename(tmp_path / "images" / "class0" / "moved.png")
     other = min((tmp_path / "images" / "class2").iterdir())
     shutil.copy(other, tmp_path / "images" / "class1" / "copied.png")
     other.unlink()
-    outcome = firebox("train", "--resume", begun)
+    outcome = firebox("train", "--resume", started)
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
     assert "its classes or its images have changed" in outcome.err
 
 
-def test_a_changed_bit_is_told(firebox, begun, tmp_path):
-    file = begun / "checkpoint.safetensors"
+def test_a_changed_bit_is_reported(firebox, started, tmp_path):
+    file = started / "checkpoint.safetensors"
     data = bytearray(file.read_bytes())
     data[-5] ^= 64
     file.write_bytes(data)
-    for command in (("train", "--resume", begun), ("evaluate", begun, "--data", tmp_path / "images")):
+    for command in (("train", "--resume", started), ("evaluate", started, "--data", tmp_path / "images")):
         outcome = firebox(*command)
         assert (outcome.code, outcome.err.count("\n")) == (1, 1)
         assert "is damaged: its tensors are not those that were written; copy it again" in outcome.err
 
 
-def test_a_run_is_one_process_at_a_time(firebox, begun, tmp_path):
-    with claim(begun):
-        again = firebox("train", "--resume", begun)
+def test_only_one_process_trains_a_run(firebox, started, tmp_path):
+    with claim(started):
+        again = firebox("train", "--resume", started)
     assert (again.code, again.err.count("\n")) == (2, 1)
-    assert f"another process is training in {begun}" in again.err
+    assert f"another process is training in {started}" in again.err
     with claim(tmp_path / "new"):
         assert firebox("train", "--data", tmp_path / "images", "--out", tmp_path / "new").code == 2
     assert not (tmp_path / "new").exists()
-    assert firebox("train", "--resume", begun).code == 0
+    assert firebox("train", "--resume", started).code == 0
 
 
-def test_an_older_checkpoint_is_gone_on_with(begun, tmp_path):
-    """What knows neither teachers nor digests."""
-    file = begun / "checkpoint.safetensors"
+def test_an_older_checkpoint_is_resumed(started, tmp_path):
+    """A checkpoint without teachers and hashes."""
+    file = started / "checkpoint.safetensors"
     tensors, metadata = read_safetensors(file.read_bytes(), "")
     header = json.loads(metadata["firebox"])
     for name in ("tensors_sha256", "images_sha256", "teachers_sha256"):
         del header[name]
     del header["training"]["teachers"]
     file.write_bytes(safetensors.torch.save(tensors, {"firebox": json.dumps(header)}))
-    (begun / "log.csv").write_bytes(b"\xff\xfe")
-    assert resume(begun).epochs == 2
+    (started / "log.csv").write_bytes(b"\xff\xfe")
+    assert resume(started).epochs == 2
 
 
-def test_other_processes_than_before_are_told(begun, capsys):
-    text = (begun / "config.json").read_text()
-    (begun / "config.json").write_text(text.replace('"processes": 1', '"processes": 2'))
-    capsys.readouterr()
-    resume(begun)
-    assert "was begun with a number of processes of 2 and goes on with 1" in capsys.readouterr().err
+def test_another_number_of_processes_is_noted(started):
+    text = (started / "config.json").read_text()
+    (started / "config.json").write_text(text.replace('"processes": 1', '"processes": 2'))
+    progress = Notes()
+    resume(started, progress=progress)
+    assert "was started with 2 processes and is resumed with 1" in "".join(progress.notes)
 
 
-def test_tensorboard_follows_a_run_that_is_resumed_within_a_second(images, tmp_path):
+def test_tensorboard_reads_a_run_that_is_resumed_within_a_second(images, tmp_path):
     out = tmp_path / "run"
     with stopping_after_an_epoch():
         train(TrainingConfig(data=str(images), epochs=3, batch_size=4), out)
     (events,) = (out / "tensorboard").iterdir()
-    # As if of a process with a higher number.
+    # As if a process with a higher id had written them.
     events.rename(events.with_name(f"events.out.tfevents.{int(time.time())}.vm.~.0"))
     resume(out)
     assert epochs_on_tensorboard(out) == [1, 2, 3]
 
 
-def test_killed_at_random_moments(images, tmp_path):
+def test_a_run_killed_at_random_moments_resumes(images, tmp_path):
     out, moments = tmp_path / "killed", random.Random(0)
     config = TrainingConfig(data=str(images), epochs=27, batch_size=4, snapshots=3, ema=0.9, cutmix=1.0)
-    # Processes that have loaded torch, and computed nothing yet.
+    # Processes that have imported torch but not computed anything.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["firebox.model_zoo.training.trainer", "torch._dynamo", "matplotlib.font_manager"])
     for kill in range(3):
         work = (resume, out) if kill else (train, config, out)
-        # No kill comes after the last epoch, and each has epochs of its own to come in.
+        # Each kill has its own range of epochs, and none comes after the last epoch.
         process = processes.Process(target=held_after, args=(9 * kill + 8, *work))
         process.start()
         wait_for_an_epoch(out / "log.csv", process)
@@ -209,18 +220,18 @@ def test_killed_at_random_moments(images, tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
     assert read_checkpoint(out / "checkpoint.safetensors").epoch < config.epochs
-    # As if it had been killed while it wrote.
+    # As after a kill during a write.
     (out / ".log.csv.0123abcd.part").write_text("half")
     resumed = resume(out)
-    unbroken = train(config, tmp_path / "unbroken")
-    assert files_of(resumed) == files_of(unbroken)
+    uninterrupted = train(config, tmp_path / "uninterrupted")
+    assert files_of(resumed) == files_of(uninterrupted)
     assert not list(out.rglob(".*"))
-    # TensorBoard sees each epoch once, though some were begun twice.
+    # TensorBoard has each epoch once, though some were started twice.
     assert epochs_on_tensorboard(out) == list(range(1, config.epochs + 1))
 
 
 def wait_for_an_epoch(log: Path, process: BaseProcess) -> None:
-    """Until the log has another row than at first."""
+    """Wait until the log has a new row."""
     before = log.read_bytes() if log.exists() else b""
     wait_until(
         lambda: log.exists() and log.read_bytes() != before and log.read_bytes().count(b"\n") > 1,

@@ -20,7 +20,7 @@ from firebox.runtime.errors import CheckpointError, DataError, TrainingError, Us
 from firebox.runtime.images import Preprocessing, open_images, split_images
 
 
-def test_digits_are_learned_from_the_command_line(firebox, tmp_path):
+def test_the_command_trains_on_digits(firebox, tmp_path):
     out = tmp_path / "digits"
     outcome = firebox("train", "squeezenet_micro", "--epochs", 4, "--out", out, "--json")
     result = json.loads(outcome.out)
@@ -29,14 +29,14 @@ def test_digits_are_learned_from_the_command_line(firebox, tmp_path):
     network = load_network(out)
     assert network.classes == tuple("0123456789")
     assert network.preprocessing.channels == "L"
-    # The accuracy that is reported is that of the checkpoint.
+    # The reported accuracy is the accuracy of the checkpoint.
     _, validated = split_images(open_images("digits"))
     images = load_images(validated, network.preprocessing)
     logits = predict(network.module, images, network.preprocessing)
     assert top_k(logits, images.labels, (1,))[0] == pytest.approx(result["val_accuracy"])
 
 
-def test_a_run_folder_can_be_read_and_plotted(trained):
+def test_the_run_folder_has_config_log_and_curves(trained):
     assert sorted(path.name for path in trained.out.iterdir()) == [
         "checkpoint.safetensors",
         "config.json",
@@ -55,7 +55,7 @@ def test_a_run_folder_can_be_read_and_plotted(trained):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_same_seed_same_bytes_other_seed_other_weights(images, tmp_path, precision):
+def test_training_is_deterministic_for_a_seed(images, tmp_path, precision):
     config = TrainingConfig(data=str(images), epochs=2, batch_size=4, precision=precision)
     before = torch.random.get_rng_state()
     first, again = (train(config, tmp_path / name) for name in ("first", "again"))
@@ -65,7 +65,7 @@ def test_same_seed_same_bytes_other_seed_other_weights(images, tmp_path, precisi
     assert first.checkpoint.read_bytes() != other.checkpoint.read_bytes()
 
 
-def test_images_decoded_by_workers_train_the_same_weights(images, tmp_path):
+def test_streamed_images_train_the_same_weights(images, tmp_path):
     config = TrainingConfig(data=str(images), epochs=1, batch_size=4)
     kept = train(config, tmp_path / "kept")
     streamed = train(config, tmp_path / "streamed", Resources(memory_bytes=1, workers=1))
@@ -81,7 +81,7 @@ def test_an_existing_run_is_not_overwritten(firebox, trained):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("squeezenet_micr",), "did you mean squeezenet_micro"),
         (("--epochs", 0), "epochs 0 is not between 1"),
@@ -97,12 +97,12 @@ def test_an_existing_run_is_not_overwritten(firebox, trained):
         (("--resume", "nowhere", "--epochs", 3), "--resume uses the run's own options; leave out --epochs"),
     ],
 )
-def test_bad_usage_is_one_line_and_leaves_nothing(firebox, tmp_path, arguments, said):
+def test_bad_usage_is_reported_in_one_line_and_leaves_no_files(firebox, tmp_path, arguments, message):
     out = tmp_path / "run"
     place = () if "--resume" in arguments else ("--out", out)
     outcome = firebox("train", *place, *arguments)
     assert outcome.code == 2
-    assert said in outcome.err
+    assert message in outcome.err
     assert outcome.err.count("\n") == 1
     assert not out.exists()
 
@@ -119,7 +119,7 @@ def test_a_finished_run_and_changed_images_cannot_be_resumed(trained, images, tm
 
 
 def stopped_run(config: TrainingConfig, out: Path) -> Path:
-    """A run of ``config`` as it is when it is stopped after its first epoch."""
+    """A run of ``config`` that looks as if it had been stopped before its last epoch."""
     train(config, out)
     checkpoint = read_checkpoint(out / "checkpoint.safetensors")
     training = replace(checkpoint.training, epochs=config.epochs + 1)
@@ -128,7 +128,7 @@ def stopped_run(config: TrainingConfig, out: Path) -> Path:
     return out
 
 
-def test_a_run_goes_on_where_its_images_are_now(firebox, images, tmp_path):
+def test_a_run_resumes_with_images_that_have_moved(firebox, images, tmp_path):
     config = TrainingConfig(data=str(images), epochs=1, batch_size=4)
     out = stopped_run(config, tmp_path / "run")
     moved = images.rename(tmp_path / "moved")
@@ -149,7 +149,7 @@ def test_a_run_goes_on_where_its_images_are_now(firebox, images, tmp_path):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_checkpoint_that_contradicts_itself_is_not_resumed(images, tmp_path, change):
+def test_an_inconsistent_checkpoint_is_not_resumed(images, tmp_path, change):
     config = TrainingConfig(data=str(images), epochs=1, batch_size=4)
     out = stopped_run(config, tmp_path / "run")
     path = out / "checkpoint.safetensors"
@@ -158,20 +158,20 @@ def test_a_checkpoint_that_contradicts_itself_is_not_resumed(images, tmp_path, c
         resume(out)
 
 
-def test_a_rate_that_is_too_high_is_told_and_the_checkpoint_stays_good(images, tmp_path):
+def test_a_diverging_training_suggests_a_lower_rate_and_keeps_the_checkpoint(images, tmp_path):
     config = TrainingConfig(data=str(images), batch_size=4, learning_rate=1e20)
     with pytest.raises(TrainingError, match=r"the loss is \w+ at step \d+.*lower --lr"):
         train(config, tmp_path / "run")
     load_network(tmp_path / "run")
 
 
-def test_the_rate_of_a_layer_that_was_frozen_is_told(images, tmp_path):
+def test_the_rate_of_a_frozen_layer_is_reported(images, tmp_path):
     config = TrainingConfig(data=str(images), batch_size=4, freezeout="cubic", freeze_first=1e-9)
     with pytest.raises(TrainingError, match=r"after a learning rate of 1e\+26.*--lr, or --freeze-unscaled, in another"):
         train(config, tmp_path / "run")
 
 
-def test_odd_images_are_learned_from(tmp_path, paint):
+def test_images_of_unusual_formats_are_trained_on(tmp_path, paint):
     folder = paint(tmp_path / "images")
     deep = np.arange(100, dtype=np.uint16).reshape(10, 10) * 600
     Image.fromarray(deep).save(folder / "class0" / "deep.png")
@@ -209,13 +209,13 @@ def test_folders_without_classes_are_refused(firebox, tmp_path, paint):
 
 
 def test_a_folder_that_cannot_be_written(images, tmp_path):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(WriteError, match="cannot write"):
         train(TrainingConfig(data=str(images)), tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "polynomial"])
-def test_rates_rise_then_fall_to_nothing(schedule):
+def test_learning_rates_rise_then_fall_to_zero(schedule):
     rates = [learning_rate(step, 100, 0.4, schedule, warmup=10) for step in range(100)]
     assert max(rates) == rates[10] == 0.4
     assert rates[:10] == sorted(rates[:10])
@@ -227,7 +227,7 @@ def test_rates_rise_then_fall_to_nothing(schedule):
 
 
 @pytest.mark.parametrize("policy", ["none", "light", "standard", "cutout"])
-def test_augmentation_keeps_shape_and_range_and_follows_the_generator(policy):
+def test_augmentation_keeps_shape_and_range_and_uses_torchs_generator(policy):
     change = augmentation(policy, (16, 24))
     images = torch.rand(6, 3, 16, 24)
     torch.manual_seed(3)
@@ -248,7 +248,7 @@ def test_cutout_blanks_a_square_anywhere_in_each_image():
     assert blank[:, :, 4:28, 4:28].any(0).all()
 
 
-def test_light_augmentation_never_mirrors():
+def test_light_augmentation_never_flips():
     ramp = torch.linspace(0, 1, 32).expand(50, 1, 32, 32)
     torch.manual_seed(0)
     changed = augmentation("light", (32, 32))(ramp)
@@ -279,7 +279,7 @@ def test_top_k_counts():
     assert fifth == 1
 
 
-def test_without_torch_the_zoo_lists_and_says_what_to_install(firebox, monkeypatch):
+def test_without_torch_models_are_listed_and_train_names_the_extra(firebox, monkeypatch):
     for module in [name for name in sys.modules if name.startswith("firebox.model_zoo.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -289,13 +289,13 @@ def test_without_torch_the_zoo_lists_and_says_what_to_install(firebox, monkeypat
     assert outcome.err == "error: torch is not installed; run: pip install 'firebox[train]'\n"
 
 
-def test_validation_may_be_seldom_and_always_comes_last(images, tmp_path):
+def test_validation_runs_at_its_interval_and_after_the_last_epoch(images, tmp_path):
     config = TrainingConfig(data=str(images), epochs=5, batch_size=4)
-    seldom = train(replace(config, validate_every=2), tmp_path / "seldom")
-    often = train(config, tmp_path / "often")
-    with (seldom.out / "log.csv").open() as stream:
+    rare = train(replace(config, validate_every=2), tmp_path / "rare")
+    frequent = train(config, tmp_path / "frequent")
+    with (rare.out / "log.csv").open() as stream:
         validated = [not math.isnan(float(row["val_accuracy"])) for row in csv.DictReader(stream)]
     assert validated == [False, True, False, True, True]
-    assert seldom.val_accuracy == often.val_accuracy
-    weights = [read_checkpoint(run.checkpoint).weights for run in (seldom, often)]
+    assert rare.val_accuracy == frequent.val_accuracy
+    weights = [read_checkpoint(run.checkpoint).weights for run in (rare, frequent)]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())

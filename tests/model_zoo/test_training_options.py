@@ -1,4 +1,4 @@
-"""What the options of a training do, and what cannot be asked for."""
+"""Effects of training options, and invalid options."""
 
 import math
 import sys
@@ -19,7 +19,7 @@ from firebox.runtime.errors import TrainingError
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("--snapshots", 4, "--epochs", 3, "--batch-size", 4), 2, "9 steps cannot be divided into 4 cycles"),
         (("--snapshots", 50, "--epochs", 3, "--batch-size", 4), 2, "50 snapshots do not fit into 9 steps"),
@@ -90,17 +90,17 @@ from firebox.runtime.errors import TrainingError
         (("--teacher", "no/where"), 2, "no such run folder or checkpoint: no/where"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_leaves_nothing(firebox, images, tmp_path, arguments, code, said):
+def test_invalid_options_are_one_line_and_leave_no_files(firebox, images, tmp_path, arguments, code, message):
     out = tmp_path / "run"
     outcome = firebox("train", "--data", images, "--out", out, *arguments)
     assert outcome.code == code
-    assert said in outcome.err
+    assert message in outcome.err
     assert outcome.err.count("\n") == 1
     assert not out.exists()
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "tensorboard"])
-def test_a_missing_package_is_told_before_anything_is_done(firebox, tmp_path, monkeypatch, package):
+def test_a_missing_package_is_reported_before_the_run_starts(firebox, tmp_path, monkeypatch, package):
     for name in [
         name for name in sys.modules if name.startswith(("firebox.model_zoo.", package, "torch.utils.tensorb"))
     ]:
@@ -111,7 +111,7 @@ def test_a_missing_package_is_told_before_anything_is_done(firebox, tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
-def test_int8_weights_are_no_start(firebox, trained, tmp_path):
+def test_qat_checkpoints_are_refused_as_initial_weights(firebox, trained, tmp_path):
     quantized = tmp_path / "int8.safetensors"
     checkpoint = replace(read_checkpoint(trained.checkpoint), ranges={"input": Range(-1, 1)})
     quantized.write_bytes(pack_checkpoint(checkpoint))
@@ -126,7 +126,7 @@ def learner_of(config: TrainingConfig) -> Learner:
     return Learner(start(config, images, Resources("cpu")), torch.device("cpu"), 3, ProcessGroup())
 
 
-def test_parts_of_a_batch_give_the_gradients_of_the_whole(images):
+def test_accumulated_gradients_equal_those_of_the_batch(images):
     config = TrainingConfig(
         data=str(images), batch_size=12, augment="none", precision="float32", network={"batch_norm": False}
     )
@@ -142,7 +142,7 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(images):
 
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"accumulation": 2}, {"snapshots": 3}], ids=str)
-def test_a_loss_that_is_no_number_stops_and_the_checkpoint_before_stays(images, tmp_path, changes, monkeypatch):
+def test_a_nan_loss_stops_the_training_and_keeps_the_checkpoint_before(images, tmp_path, changes, monkeypatch):
     config = TrainingConfig(data=str(images), epochs=3, batch_size=4, **changes)
     steps, step = [], Learner.step
 
@@ -160,11 +160,11 @@ def test_a_loss_that_is_no_number_stops_and_the_checkpoint_before_stays(images, 
     load_network(tmp_path / "run")
 
 
-def test_mixed_images_have_mixed_classes():
+def test_mixed_images_have_mixed_targets():
     torch.manual_seed(0)
     labels = torch.arange(8)
     targets = torch.nn.functional.one_hot(labels, 8).float()
-    # Each image is of one value, that of its class.
+    # All pixels of an image have the value of its class.
     images = labels.float()[:, None, None, None].expand(8, 3, 10, 10).contiguous()
     before = images.clone()
     for mixup, cutmix in ((0.5, 0.0), (0.0, 1.0), (0.5, 1.0), (1e-30, 0.0), (100.0, 100.0)):
@@ -172,7 +172,7 @@ def test_mixed_images_have_mixed_classes():
             mixed, shares = mix(images, targets, mixup, cutmix)
             assert torch.isfinite(mixed).all()
             assert torch.allclose(shares.sum(1), torch.ones(8))
-            # The mean value of an image is the mean of the classes, in their shares.
+            # The mean of an image is the mean of its classes, weighted by their shares.
             assert torch.allclose(mixed.mean((1, 2, 3)), shares @ labels.float(), atol=1e-4)
     assert torch.equal(images, before)
     assert mix(images, targets, 0.0, 0.0)[0] is images
@@ -182,7 +182,7 @@ def test_mixed_images_have_mixed_classes():
     ("changes", "epochs"),
     [({}, 1), ({"epochs": 4}, 0), ({"iterations": 10}, 0), ({"snapshots": 1}, 0), ({"freezeout": "linear"}, 0)],
 )
-def test_warm_up_is_left_out_of_short_trainings_and_where_others_set_the_rates(images, changes, epochs):
+def test_short_trainings_and_other_schedules_have_no_warm_up(images, changes, epochs):
     config = TrainingConfig(data=str(images), batch_size=4, learning_rate=0.1, **{"epochs": 5, **changes})
     learner = learner_of(config)
     assert learner.config.warmup_epochs == epochs

@@ -16,7 +16,7 @@ from firebox.runtime.images import open_images
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory, paint):
-    """Images of four classes, where the run that is begun with knows three."""
+    """Images of four classes; the initial run has three."""
     return paint(tmp_path_factory.mktemp("other") / "images", classes=4, images=6)
 
 
@@ -24,31 +24,31 @@ def config_for(trained, data, **changes) -> TrainingConfig:
     return TrainingConfig(data=str(data), start=str(trained.out), epochs=1, batch_size=4, **changes)
 
 
-def moved(trained, result) -> set[str]:
-    """The tensors that differ from those that the training began with, the head's aside."""
+def changed(trained, result) -> set[str]:
+    """The names of tensors outside the head that differ from the initial weights."""
     before, after = (read_checkpoint(each.checkpoint).weights for each in (trained, result))
     return {name for name in before if name.startswith("features") and not torch.equal(before[name], after[name])}
 
 
 @pytest.mark.parametrize("learn", ["head", 2, "all"])
-def test_only_what_learns_moves_and_the_head_is_new(trained, other, tmp_path, learn):
+def test_only_trained_layers_change_and_the_head_is_new(trained, other, tmp_path, learn):
     result = train(config_for(trained, other, learn=learn), tmp_path / "run")
     network = load_network(result.checkpoint)
     assert network.classes == ("class0", "class1", "class2", "class3")
     names = [layer.name for block in blocks_of(network.module)[:-1] for layer in block]
     learning = {"head": [], 2: [layer.name for block in blocks_of(network.module)[-3:-1] for layer in block]}
-    wanted = learning.get(learn, names)
-    # A norm moves with its convolution: its name has that of the convolution before it.
-    parts = {name.rpartition(".")[0].replace("_norm", "") for name in moved(trained, result)}
+    expected = learning.get(learn, names)
+    # A norm is named after its convolution and is trained with it.
+    parts = {name.rpartition(".")[0].replace("_norm", "") for name in changed(trained, result)}
     norms = {name for name in parts if name not in names}
-    assert parts - norms == set(wanted)
+    assert parts - norms == set(expected)
     assert bool(norms) == (learn == "all")
     assert read_checkpoint(result.checkpoint).origin_sha256
 
 
-def test_as_many_classes_of_other_names_have_a_new_head(trained, other, tmp_path):
+def test_the_same_number_of_other_classes_has_a_new_head(trained, other, tmp_path):
     first = train(config_for(trained, other), tmp_path / "first")
-    begun = {}
+    started = {}
     for name, classes in (("same", None), ("renamed", ("a", "b", "c", "d"))):
         data = tmp_path / name
         shutil.copytree(other, data)
@@ -56,27 +56,27 @@ def test_as_many_classes_of_other_names_have_a_new_head(trained, other, tmp_path
             before.rename(data / after)
         config = replace(config_for(first, data), seed=7)
         images = open_training_images(config)
-        begun[name] = start(config, images, Resources("cpu")).weights["classifier.1.weight"]
+        started[name] = start(config, images, Resources("cpu")).weights["classifier.1.weight"]
     kept = read_checkpoint(first.checkpoint).weights["classifier.1.weight"]
-    assert torch.equal(begun["same"], kept)
-    assert not torch.equal(begun["renamed"], kept)
+    assert torch.equal(started["same"], kept)
+    assert not torch.equal(started["renamed"], kept)
 
 
-def test_codes_and_the_head_answer_as_the_network_does(trained, other):
+def test_features_and_head_give_the_logits_of_the_network(trained, other):
     network = load_network(trained.out)
     images = load_images(open_images(other), network.preprocessing)
-    codes = extract_features(network.module, images, network.preprocessing, memory_bytes=2**24)
-    assert codes.inputs.dtype == torch.float16
-    assert torch.equal(codes.labels, images.labels)
-    found = predict(Head(network.module), codes, network.preprocessing)
-    wanted = predict(network.module, images, network.preprocessing)
-    # float16 carries eleven bits.
-    assert torch.allclose(found, wanted, rtol=0.01, atol=0.01)
+    features = extract_features(network.module, images, network.preprocessing, memory_bytes=2**24)
+    assert features.inputs.dtype == torch.float16
+    assert torch.equal(features.labels, images.labels)
+    found = predict(Head(network.module), features, network.preprocessing)
+    expected = predict(network.module, images, network.preprocessing)
+    # float16 has a precision of eleven bits.
+    assert torch.allclose(found, expected, rtol=0.01, atol=0.01)
     with pytest.raises(UsageError, match=r"features of 24 images take .* more than 1.0 KiB; raise --memory"):
         extract_features(network.module, images, network.preprocessing, memory_bytes=1024)
 
 
-def test_codes_beyond_the_memory_are_one_line(firebox, trained, other, tmp_path):
+def test_features_beyond_the_memory_are_refused_in_one_line(firebox, trained, other, tmp_path):
     options = ("--start", trained.out, "--learn", "head", "--data", other, "--memory", "1KiB")
     outcome = firebox("train", *options, "--out", tmp_path / "run")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
@@ -84,7 +84,7 @@ def test_codes_beyond_the_memory_are_one_line(firebox, trained, other, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_rates_fall_by_block():
+def test_learning_rates_fall_by_block():
     module = create_model("squeezenet_micro", num_classes=3)
     blocks, factors = blocks_of(module), rate_factors(module, 0.5)
     assert [{factors[layer.name] for layer in block} for block in blocks][::-1] == [
@@ -97,14 +97,14 @@ def test_rates_fall_by_block():
     assert [layer.name for layer in layers_of(module)] == [layer.name for block in blocks for layer in block]
 
 
-def test_freezeout_and_rates_by_block_go_with_the_last_blocks(trained, other, tmp_path):
+def test_freezeout_and_layer_decay_combine_with_learn(trained, other, tmp_path):
     config = config_for(trained, other, learn=2, layer_decay=0.5, freezeout="cubic", freeze_first=0.5)
     result = train(config, tmp_path / "run")
     assert result.predicted_saving is not None
     assert 0 < result.predicted_saving < 1
 
 
-def test_a_start_can_be_public_weights(data_dir, other, tmp_path):
+def test_initial_weights_may_be_published_ones(data_dir, other, tmp_path):
     weights = data_dir / "squeezenet1_1.pth"
     config = TrainingConfig(model="squeezenet1_1", data=str(other), start=str(weights), learn="head", epochs=1)
     result = train(replace(config, input_size=(64, 64), batch_size=4), tmp_path / "run")
@@ -116,7 +116,7 @@ def test_a_start_can_be_public_weights(data_dir, other, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind", "said"),
+    ("changes", "kind", "message"),
     [
         ({"start": "nowhere"}, UsageError, "no such weights to start from: nowhere"),
         ({"model": "squeezenet_cifar"}, CheckpointError, "is of another network"),
@@ -126,8 +126,8 @@ def test_a_start_can_be_public_weights(data_dir, other, tmp_path):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_begun_with_is_told(trained, other, tmp_path, changes, kind, said):
+def test_unsuitable_initial_weights_are_refused(trained, other, tmp_path, changes, kind, message):
     config = replace(config_for(trained, other), **changes)
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         train(config, tmp_path / "run", Resources("cpu"))
     assert not (tmp_path / "run").exists()

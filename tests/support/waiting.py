@@ -1,4 +1,4 @@
-"""Waiting for what a test needs to have happened, however long that takes on a busy machine."""
+"""Waiting for events that tests depend on, with limits that hold on a busy machine."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,27 +8,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from firebox.model_zoo.weights import Checkpoint
 
-# Seconds after which something will not happen any more; no test is meant to get here.
+# Seconds after which a test gives up; no test should take this long.
 CEILING = 600
-# What keeps lines about progress, of which there is one every few seconds, off the standard error of a process.
+# Code that keeps the periodic lines of progress off a process's stderr.
 QUIET = "from firebox.runtime.commands import console; console._LOG_INTERVAL = float('inf')"
 
 
-def wait_until(happened: Callable[[], bool], what: str, going_on: Callable[[], bool] = lambda: True) -> None:
-    """Return once ``happened``; fail when it cannot any more, as ``going_on`` no longer holds, or after the ceiling."""
+def wait_until(happened: Callable[[], bool], what: str, running: Callable[[], bool] = lambda: True) -> None:
+    """Return once ``happened``; fail if ``running`` is false before that, or after the ceiling."""
     end = time.monotonic() + CEILING
     while not happened():
-        alive = going_on()
-        # What has just ended may have done it before.
-        assert happened() or (alive and time.monotonic() < end), f"in vain: {what}"
+        alive = running()
+        # The event may have happened just before the end.
+        assert happened() or (alive and time.monotonic() < end), f"did not happen: {what}"
         time.sleep(0.01)
 
 
 def hold_after(epoch: int) -> None:
-    """In this process, trainings that have come to the end of an epoch wait there to be stopped or killed.
+    """In this process, make trainings wait after an epoch until a signal stops or kills them.
 
-    A signal that is sent before reaches them wherever they are by then; one that a busy machine sends late is not too
-    late.
+    A signal still arrives at an arbitrary moment before that, and a busy machine cannot send it too late.
     """
     from firebox.model_zoo.training.run import Run
 
@@ -43,14 +42,14 @@ def hold_after(epoch: int) -> None:
 
 
 def held_after(epoch: int, work: Callable[..., object], *arguments: object) -> None:
-    """A training, for a process of its own: it ends by a signal only."""
+    """Run a training, in a process of its own, that only a signal can end."""
     hold_after(epoch)
     work(*arguments)
 
 
 @contextmanager
 def processor_time(seconds: float) -> Iterator[None]:
-    """What is within takes this thread less; what else the machine does is not counted."""
+    """Assert that the block takes less processor time of this thread; other load does not count."""
     start = time.thread_time()
     yield
     assert time.thread_time() - start < seconds
