@@ -1,4 +1,4 @@
-"""What every exported file says about itself: classes, preprocessing, quantization, origin and one golden pair."""
+"""The metadata of an exported file: classes, preprocessing, quantization, checkpoint and a golden pair."""
 
 import base64
 import json
@@ -24,7 +24,7 @@ Layout = Literal["NCHW", "NHWC"]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Type and shape of the file's input or output; scale and zero point when it is an integer."""
+    """Type and shape of a file's input or output; scale and zero point if it is an integer."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Golden:
-    """A drawn image (uint8, after resize and crop), what the file answered to it, and how far off is still right."""
+    """A synthetic image (uint8, after resize and crop), the file's output for it, and the tolerated difference."""
 
     pixels: np.ndarray
     output: tuple[float, ...]
@@ -58,9 +58,9 @@ class Golden:
 
 @dataclass(frozen=True)
 class Contract:
-    """All that is needed to feed a file as in training and to read its answer.
+    """Everything a runtime needs to prepare a file's input as in training and to interpret its output.
 
-    ``layout`` is that of the file's input; ``answer`` says whether its output still needs a softmax.
+    ``layout`` is the layout of the file's input; ``answer`` is the kind of its output (logits still need a softmax).
     """
 
     name: str
@@ -75,7 +75,7 @@ class Contract:
     golden: Golden | None = None
 
     def to_bytes(self) -> bytes:
-        """JSON, in the same bytes for the same contract."""
+        """The contract as JSON; equal contracts give equal bytes."""
         values = asdict(replace(self, golden=None)) | {"version": _VERSION}
         if self.golden:
             packed = base64.b64encode(zlib.compress(self.golden.pixels.tobytes(), 9)).decode()
@@ -85,11 +85,11 @@ class Contract:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Contract":
-        """The inverse of ``to_bytes``; lengths are checked before memory is taken. Raises ``FormatError``."""
+        """Parse the output of ``to_bytes``; lengths are checked before memory is allocated. Raises ``FormatError``."""
         try:
             values = json.loads(data)
             if values.pop("version") != _VERSION:
-                raise FormatError("the file's contract is of another version; upgrade firebox")
+                raise FormatError("the file's contract has another version; upgrade firebox")
             preprocessing = Preprocessing.from_json(values.pop("preprocessing"))
             golden = values.pop("golden")
             specs = {key: _spec(values.pop(key)) for key in ("input", "output")}
@@ -112,7 +112,7 @@ def read_contract(data: bytes) -> Contract | None:
 
 
 def golden_pixels(preprocessing: Preprocessing) -> np.ndarray:
-    """A drawn test card: no image of the user's leaves the house inside a model."""
+    """A synthetic test card (uint8), so that no image of the user is published inside a model."""
     height, width = preprocessing.size
     rows, columns, channels = np.ogrid[:height, :width, : preprocessing.depth]
     tiles = (rows * 8 // height) * 73 + (columns * 8 // width) * 151 + channels * 59
@@ -120,19 +120,19 @@ def golden_pixels(preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _check(contract: Contract) -> None:
-    """Whether the parts of a foreign contract can be used together. Raises ``ValueError``."""
+    """Check that the parts of a contract fit together. Raises ``ValueError``."""
     height, width = contract.preprocessing.size
     depth = contract.preprocessing.depth
     shapes = {"NCHW": (1, depth, height, width), "NHWC": (1, height, width, depth)}
     if contract.layout not in shapes or contract.answer not in ("logits", "probabilities"):
         raise ValueError(f"layout {contract.layout!r} or answer {contract.answer!r} is unknown")
     if contract.input.shape != shapes[contract.layout]:
-        raise ValueError(f"input {contract.input.shape} is not that of the images, {shapes[contract.layout]}")
+        raise ValueError(f"input shape {contract.input.shape} does not match the images, {shapes[contract.layout]}")
     for spec in (contract.input, contract.output):
         _check_spec(spec)
     classes = len(contract.classes)
     if math.prod(contract.output.shape) != classes or len(contract.class_ids) not in (0, classes):
-        raise ValueError(f"{classes} classes do not fit output {contract.output.shape}")
+        raise ValueError(f"{classes} classes do not match output shape {contract.output.shape}")
     if contract.golden and (len(contract.golden.output) != classes or not np.isfinite(contract.golden.output).all()):
         raise ValueError(f"the golden output is not {classes} finite numbers")
 
@@ -146,7 +146,7 @@ def _check_spec(spec: TensorSpec) -> None:
         limits = np.iinfo(spec.dtype)
         usable = spec.scale is not None and 0 < spec.scale < math.inf and limits.min <= spec.zero_point <= limits.max
     if not usable:
-        raise ValueError(f"scale {spec.scale!r} and zero point {spec.zero_point!r} are not those of {spec.dtype}")
+        raise ValueError(f"scale {spec.scale!r} and zero point {spec.zero_point!r} are invalid for {spec.dtype}")
 
 
 def _spec(values: Mapping[str, Any]) -> TensorSpec:

@@ -1,22 +1,22 @@
-"""One family of errors. Each message is one sentence with the offending value and what to do next."""
+"""The errors of firebox. Each message is one sentence with the offending value and what to do next."""
 
 from collections.abc import Iterable
 
 
 class FireboxError(Exception):
-    """Base of every error firebox raises on purpose; ``exit_code`` is what the command line returns."""
+    """Base class of all errors that firebox raises; the command line exits with ``exit_code``."""
 
     exit_code = 1
 
 
 class UsageError(FireboxError):
-    """A value the caller gave cannot be used: an unknown name, a size that does not parse."""
+    """An invalid argument: an unknown name, a missing file, a size that does not parse."""
 
     exit_code = 2
 
 
 class MissingExtraError(FireboxError):
-    """A package that belongs to an optional extra is not installed."""
+    """A package of an optional extra is not installed."""
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"{package} is not installed; run: pip install 'firebox[{extra}]'")
@@ -25,51 +25,51 @@ class MissingExtraError(FireboxError):
 
 
 class FormatError(FireboxError):
-    """A file is not what its name says, is cut short, or contradicts itself."""
+    """A file has another format than its name says, is truncated, or is inconsistent."""
 
 
 class UnsupportedError(FireboxError):
-    """A network holds an operation firebox does not know; the message says which and where."""
+    """A network uses an operation or attribute that firebox does not support; the message names it."""
 
 
 class UnknownOperationError(UnsupportedError):
-    """A network holds an operation of a kind that firebox does not know."""
+    """A network contains an unknown kind of operation."""
 
 
 class DataError(FireboxError):
-    """Images or labels that cannot be used."""
+    """Images or labels are unusable."""
 
 
 class CheckpointError(FireboxError):
-    """Weights that do not belong to the network, or a checkpoint that cannot be read."""
+    """Weights do not match the network, or a checkpoint cannot be read."""
 
 
 class DownloadError(FireboxError):
-    """A file could not be had from the network, or is not the one that was asked for; what came is not used."""
+    """A download failed, or the downloaded file has another hash than expected and was discarded."""
 
 
 class TrainingError(FireboxError):
-    """Training cannot go on, for example because the loss is not a number."""
+    """Training cannot continue, for example because the loss is NaN."""
 
 
 class QuantizationError(FireboxError):
-    """A network or its calibration cannot be quantized: no images, or values that are not finite."""
+    """A network cannot be quantized: no calibration images, or values that are not finite."""
 
 
 class ParityError(FireboxError):
-    """The exported files do not agree with the network they were made from; nothing was written."""
+    """The exported files do not match the network; nothing was written."""
 
 
 class WrongAnswerError(FireboxError):
-    """A runtime does not compute what a file says on this processor."""
+    """The output of a runtime on this processor does not match the file's golden output."""
 
 
 class WrongAnswerWarning(UserWarning):
-    """The same where a session goes on all the same."""
+    """The warning that a session issues in place of ``WrongAnswerError``, before it continues."""
 
 
 class WriteError(FireboxError):
-    """A file could not be written; nothing of it was left behind."""
+    """A file could not be written; no partial file remains."""
 
 
 def first_line(error: BaseException) -> str:
@@ -78,10 +78,11 @@ def first_line(error: BaseException) -> str:
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """End of a message about an unknown name: ``did you mean A or B?``.
+    """The end of a message about an unknown name: ``did you mean A or B?``.
 
-    If no known name is close, ``otherwise``, or by default the list of all known names.
+    If no known name is close, it is ``otherwise`` or, by default, the list of all known names.
     """
+    # Needed only when something went wrong.
     from difflib import get_close_matches
 
     names = sorted(known)

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: to a temporary name beside the target, then renamed."""
+"""Reading files with size limits, and writing them atomically: to a temporary name, then renamed."""
 
 import errno
 import hashlib
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from .errors import FormatError, UsageError, WriteError
 
-# The names of files on their way: NAME's new content, and a copy of what NAME was.
+# Temporary files of `write_files`: new content (.part) and copies of the old (.old).
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.(part|old)", re.DOTALL)
 
 
 def write_files(folder: str | Path, files: Mapping[str, bytes | str]) -> list[Path]:
-    """Write every ``name: content`` into ``folder``; all of them appear, or none does.
+    """Write every ``name: content`` into ``folder``: all of them, or none.
 
-    Raises ``WriteError`` (disk full, no permission) with no new file, temporary file or folder left.
+    Raises ``WriteError`` (disk full, no permission) and then leaves no new file, temporary file or folder.
     """
     folder = Path(folder)
     new_folders: list[Path] = []
@@ -30,10 +30,10 @@ def write_files(folder: str | Path, files: Mapping[str, bytes | str]) -> list[Pa
         for name, content in files.items():
             target = folder / name
             if target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "there is a folder of that name")
+                raise IsADirectoryError(errno.EISDIR, "a folder has that name")
             if target.exists() and not target.is_file():
-                # Renaming would put a file in the place of a device or a pipe.
-                raise OSError(errno.EINVAL, "it is not a regular file; name one")
+                # Renaming would replace a device or a pipe by a file.
+                raise OSError(errno.EINVAL, "it is not a regular file; choose another name")
             part = folder / f".{name}.{secrets.token_hex(4)}.part"
             parts[part] = target
             with part.open("xb") as stream:
@@ -50,8 +50,8 @@ def write_files(folder: str | Path, files: Mapping[str, bytes | str]) -> list[Pa
 
 
 def _replace(parts: Mapping[Path, Path]) -> None:
-    """Rename every part to its target; when one cannot be, those before it become again what they were."""
-    # Loads three libraries for compression, which would slow every start.
+    """Rename every part to its target; if one rename fails, restore the targets before it."""
+    # shutil imports bz2, lzma and zlib, which would slow down every start.
     from shutil import copyfile
 
     kept = {target: part.with_suffix(".old") for part, target in parts.items() if target.exists()}
@@ -74,19 +74,19 @@ def _replace(parts: Mapping[Path, Path]) -> None:
 
 
 def write_file(path: str | Path, content: bytes | str) -> Path:
-    """Write one file whole or not at all; see ``write_files``."""
+    """Write one file atomically; see ``write_files``."""
     path = Path(path)
     return write_files(path.parent, {path.name: content})[0]
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Remove what ``write_files`` left in ``folder`` when it was killed; nobody else may be writing there."""
+    """Remove temporary files of a killed ``write_files`` from ``folder``, while no other process writes there."""
     found = Path(folder).glob(".*")
     _remove(path for path in found if _UNFINISHED.fullmatch(path.name) and path.is_file() and not path.is_symlink())
 
 
 def check_writable(folder: str | Path) -> None:
-    """Find out before long work whether files can be written into ``folder``; leaves nothing. Raises ``WriteError``."""
+    """Check before long work that ``folder`` is writable; leaves nothing behind. Raises ``WriteError``."""
     folder = Path(folder)
     probe = f".probe-{secrets.token_hex(4)}"
     try:
@@ -96,21 +96,24 @@ def check_writable(folder: str | Path) -> None:
     try:
         _remove(write_files(folder, {probe: b""}), new_folders)
     except WriteError as error:
-        # Nobody asked for the probe.
+        # The user does not know the probe.
         raise WriteError(str(error).replace(str(folder / probe), f"into {folder}")) from error
 
 
 def read_file(path: str | Path, limit: int = 2**31 - 1) -> bytes:
-    """The bytes of a file of at most ``limit`` bytes; the size is checked before memory is taken."""
+    """The bytes of a file of at most ``limit`` bytes; the size is checked before memory is allocated.
+
+    Raises ``UsageError`` if there is no regular file of that name and ``FormatError`` if it cannot be read.
+    """
     path = Path(path)
     try:
         if path.is_dir():
             raise UsageError(f"{path} is a folder, not a file")
         size = path.stat().st_size
         if size > limit:
-            raise FormatError(f"{path} has {size:,} bytes, more than the {limit:,} that can be read")
+            raise FormatError(f"{path} has {size:,} bytes; the limit is {limit:,}")
         if not path.is_file():
-            # A device or a pipe does not say how much will come.
+            # A device or a pipe has no size to check.
             raise UsageError(f"{path} is not a regular file; copy it into one")
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -120,9 +123,9 @@ def read_file(path: str | Path, limit: int = 2**31 - 1) -> bytes:
 
 
 def cache_folder() -> Path | None:
-    """Where downloads and remembered checks are kept: ``$FIREBOX_CACHE``, or ``firebox`` in the user's cache folder.
+    """The folder for downloads and remembered checks: ``$FIREBOX_CACHE``, or ``firebox`` in the user's cache folder.
 
-    ``None`` for a user without a home folder.
+    ``None`` if the user has no home folder.
     """
     if given := os.environ.get("FIREBOX_CACHE"):
         return Path(given)
@@ -133,23 +136,23 @@ def cache_folder() -> Path | None:
 
 
 def sha256(content: bytes) -> str:
-    """Hexadecimal SHA-256 of some bytes."""
+    """The SHA-256 of ``content`` in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def reason(error: OSError) -> str:
-    """What an ``OSError`` means and what to do about it, in a few words."""
+    """A short description of an ``OSError``, with what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "no space left; free some or choose another folder"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "no permission; choose a folder you can write to"
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return "a file is where a folder is needed; choose another folder"
+        return "a file has the name of a needed folder; choose another folder"
     return (error.strerror or str(error)).lower()
 
 
 def _remove(files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
-    # What cannot be removed stays: why writing failed matters more.
+    # The error that made the write fail matters more than files that cannot be removed.
     for path in files:
         with suppress(OSError):
             path.unlink()

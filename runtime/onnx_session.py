@@ -1,7 +1,7 @@
-"""The one place that opens onnxruntime sessions, so that what they compute is right on every processor.
+"""The only place that opens onnxruntime sessions, so that their outputs are correct on every processor.
 
-On processors whose kernels saturate (``saturation.py``) a file is loaded with the same weights as uint8 in the layers
-that need it, whose kernels are exact.
+On processors whose kernels saturate (``exactness/saturation.py``), affected layers are loaded with the same weights as
+uint8, for which onnxruntime has exact kernels.
 """
 
 import importlib
@@ -20,8 +20,8 @@ _VNNI = ("avx_vnni", "avx512_vnni")
 
 @dataclass(frozen=True)
 class OpenedSession:
-    """An onnxruntime session, the number of layers whose weights it has as uint8 instead of int8, and why others may
-    saturate all the same (nothing where none can)."""
+    """An onnxruntime session, the number of layers whose weights are uint8 instead of int8, and as ``doubt`` the other
+    layers that may still saturate, in words (empty if none can)."""
 
     session: Any
     rewritten_layers: int = 0
@@ -35,7 +35,7 @@ class OpenedSession:
 
 
 def import_onnxruntime() -> Any:
-    """The package. Raises ``MissingExtraError``."""
+    """The onnxruntime package. Raises ``MissingExtraError``."""
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
@@ -43,7 +43,7 @@ def import_onnxruntime() -> Any:
 
 
 def session_options(threads: int | None = None) -> Any:
-    """Options for ``open_onnx``: errors only in its log, and this number of threads instead of one a core."""
+    """Options for ``open_onnx``: only errors are logged; ``threads`` replaces the default of one per core."""
     options = import_onnxruntime().SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
@@ -53,9 +53,9 @@ def session_options(threads: int | None = None) -> Any:
 
 
 def open_onnx(data: bytes, options: Any, exact: bool = True) -> OpenedSession:
-    """A session on the CPU. Without ``exact`` the file is loaded as it is, and kernels may saturate.
+    """Open a session on the CPU. Without ``exact`` the file is loaded unchanged, and kernels may saturate.
 
-    Raises whatever onnxruntime raises for a file that it refuses.
+    Raises onnxruntime's own error for a file that it rejects.
     """
     rewritten, doubt = 0, ""
     if exact and kernels_saturate():
@@ -66,9 +66,9 @@ def open_onnx(data: bytes, options: Any, exact: bool = True) -> OpenedSession:
             data, rewritten = form.data, form.rewritten
             doubt = f"{_layers(form.left)} may saturate" if form.left else ""
         except FormatError:
-            # What onnxruntime cannot read either, it refuses itself.
-            doubt = "what may saturate is not known"
-    # With its fallback onnxruntime prints a failure on stdout and tries the same again.
+            # If onnxruntime cannot read the file either, it raises its own error below.
+            doubt = "it is unknown which layers may saturate"
+    # With its fallback, onnxruntime prints a failure on stdout and retries with the same provider.
     session = import_onnxruntime().InferenceSession(
         data, options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
@@ -83,8 +83,8 @@ def _layers(count: int) -> str:
 def kernels_saturate() -> bool:
     """Whether onnxruntime's kernels for uint8 activations and int8 weights saturate on this processor.
 
-    Only x86 has such kernels, and none with VNNI. numpy knows of AVX-512 VNNI, but not of AVX-VNNI, so that in doubt
-    the kernels themselves are asked: a millisecond.
+    Only x86 processors without VNNI have such kernels. numpy detects AVX-512 VNNI but not AVX-VNNI, so without the
+    former the kernels themselves are run, which takes a millisecond.
     """
     processor = this_processor()
     if not processor.is_x86:
@@ -95,7 +95,7 @@ def kernels_saturate() -> bool:
 
 
 def _largest_products_saturate() -> bool:
-    """What onnxruntime makes of sums that do not fit into 16 bits."""
+    """Run a matrix product in onnxruntime whose sums exceed 16 bits, and compare the result."""
     from .formats.onnx_wire import matmul_model
 
     inner, outer, rows = 64, 16, 8
@@ -108,6 +108,6 @@ def _largest_products_saturate() -> bool:
     except MissingExtraError:
         raise
     except Exception:
-        # A build without this operator: the exact form is right everywhere, only slower.
+        # This build lacks the operator; the exact form is correct everywhere, only slower.
         return True
     return bool((sums != 127 * 255 * inner).any())

@@ -1,4 +1,4 @@
-"""The processor of this machine: its architecture, its model and the instructions that int8 kernels choose by."""
+"""The processor of this machine: architecture, model, and the instruction sets that select int8 kernels."""
 
 import os
 import platform
@@ -12,8 +12,7 @@ FEATURES = (
     "asimd", "asimddp", "i8mm", "sve", "sve2",
 )  # fmt: skip
 _X86 = ("x86_64", "AMD64", "i386", "i686")
-# numpy asks the processor itself (CPUID), so that its answer also holds where another processor is emulated, which
-# /proc/cpuinfo does not know.
+# numpy queries the processor itself (CPUID), so its list is correct under emulation, unlike /proc/cpuinfo.
 _FROM_NUMPY = {
     "avx2": ("AVX2", "X86_V3"),
     "avx512bw": ("AVX512BW", "AVX512_SKX", "X86_V4"),
@@ -22,14 +21,14 @@ _FROM_NUMPY = {
     "asimddp": ("ASIMDDP",),
     "sve": ("SVE",),
 }
-# A list such as "avx2,avx512_vnni" in this variable takes the place of what was found.
+# A list such as "avx2,avx512_vnni" in this variable replaces the detected features.
 VARIABLE = "FIREBOX_CPU_FEATURES"
 
 
 @dataclass(frozen=True)
 class Processor:
-    """``architecture`` as ``platform.machine()`` gives it, ``model`` as the system names it (or nothing), the
-    ``features`` among ``FEATURES`` that it has, and whether the user set those (``FIREBOX_CPU_FEATURES``)."""
+    """``architecture`` as in ``platform.machine()``, ``model`` as the system names it (or ""), the supported
+    ``features`` among ``FEATURES``, and whether the user overrode them (``FIREBOX_CPU_FEATURES``)."""
 
     architecture: str
     model: str
@@ -38,7 +37,7 @@ class Processor:
 
     @property
     def is_x86(self) -> bool:
-        """Whether it runs x86 kernels."""
+        """Whether the processor runs x86 kernels."""
         return self.architecture in _X86
 
     def __str__(self) -> str:
@@ -47,7 +46,7 @@ class Processor:
 
 @cache
 def this_processor() -> Processor:
-    """The processor that this process runs on; asked once."""
+    """The processor of this process, detected once."""
     entries = _cpuinfo()
     found = _features(entries)
     given = os.environ.get(VARIABLE)
@@ -60,20 +59,20 @@ def this_processor() -> Processor:
 
 
 def _features(entries: dict[str, str]) -> set[str]:
-    """What the system lists, corrected by what numpy found out from the processor itself."""
+    """The features that the system lists, corrected by those that numpy detects."""
     listed = set((entries.get("flags") or entries.get("Features") or "").split())
-    asked = _asked_by_numpy()
+    detected = _detected_by_numpy()
     for name, keys in _FROM_NUMPY.items():
-        known = [asked[key] for key in keys if key in asked]
+        known = [detected[key] for key in keys if key in detected]
         if known:
             listed = listed | {name} if any(known) else listed - {name}
     if "avx2" not in listed:
-        # VNNI and AMX build on AVX2: a list that has them without it describes another processor.
+        # VNNI and AMX require AVX2; a list with them and without AVX2 describes another processor.
         listed -= {"avx_vnni", "avx512_vnni", "amx_int8"}
     return listed
 
 
-def _asked_by_numpy() -> dict[str, bool]:
+def _detected_by_numpy() -> dict[str, bool]:
     try:
         from numpy._core._multiarray_umath import __cpu_features__ as found  # pyright: ignore
     except ImportError:
@@ -82,7 +81,7 @@ def _asked_by_numpy() -> dict[str, bool]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo, or nothing."""
+    """The entries of the first processor in /proc/cpuinfo; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Progress of long work: library functions report it to a ``Progress``, and their callers decide how it is shown."""
+"""Progress of long work: library functions report to a ``Progress``, and their callers decide how to show it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

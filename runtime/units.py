@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people write and read them. KiB = 1024 bytes (IEC 80000-13)."""
+"""Sizes in bytes as text. 1 KiB = 1024 bytes (IEC 80000-13)."""
 
 import re
 
@@ -9,9 +9,9 @@ _ADDRESS_SPACE = 2**63 - 1
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of a size such as ``512KiB``, ``1MiB``, ``1.5MiB`` or ``300000``.
+    """Parse a size such as ``512KiB``, ``1MiB``, ``1.5MiB`` or ``300000`` into bytes.
 
-    Raises ``UsageError`` for an unknown unit, a size that is not positive or not a whole number of bytes.
+    Raises ``UsageError`` for an unknown unit and for a size that is not a positive whole number of bytes.
     """
     text = str(text).strip()
     match = re.fullmatch(r"(\d{1,19}(?:\.\d{1,9})?) ?([A-Za-z]*)", text)
@@ -25,12 +25,12 @@ def parse_size(text: str | int) -> int:
     if size != int(size):
         raise UsageError(f"size {text!r} is not a whole number of bytes")
     if not 0 < size <= _ADDRESS_SPACE:
-        raise UsageError(f"size {text!r} is not between 1 byte and the address space; write for example 512KiB")
+        raise UsageError(f"size {text!r} is not between 1 byte and 8 EiB; write for example 512KiB")
     return int(size)
 
 
 def format_size(size: int) -> str:
-    """A size for people: ``959.1 KiB``. Exact bytes belong in JSON."""
+    """A rounded size with its unit: ``959.1 KiB``. JSON holds exact bytes."""
     if size < 1024:
         return f"{size} B"
     if size < 10 * 1024**2:

@@ -1,4 +1,4 @@
-"""Labelled images: the digits that come with scikit-learn, a folder of class folders, or a .tar or .zip of one."""
+"""Labelled images: scikit-learn's digits, a folder of class folders, or a .tar or .zip archive of one."""
 
 import os
 import stat
@@ -21,9 +21,9 @@ Split = Literal["all", "train", "val", "test"]
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _MAX_FILE_BYTES = 256 * 1024**2
-# A folder with this file is that of a training: its curves.png is no image of a class.
+# A folder with this file is the run folder of a training; its curves.png is not an image of a class.
 _RUN = "checkpoint.safetensors"
-# What damaged archives end in.
+# The exceptions that damaged archives raise.
 _ARCHIVE_ERRORS = (
     EOFError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError, tarfile.TarError, zipfile.BadZipFile,
     zlib.error,
@@ -32,9 +32,9 @@ _ARCHIVE_ERRORS = (
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with the index of their class; nothing is decoded before ``read(name)`` is asked for.
+    """Images with the index of their class; ``read(name)`` reads the encoded bytes, or the array, of one image.
 
-    ``splits[i]`` says which split image ``i`` belongs to ("all" when the source does not tell).
+    ``splits[i]`` is the split of image ``i``, or "all" if the source does not name one.
     """
 
     source: str
@@ -49,7 +49,7 @@ class LabelledImages:
         return len(self.names)
 
     def where(self, name: str) -> str:
-        """An image's name with its source, for messages."""
+        """The image's name with its source, for messages."""
         return f"{self.source}/{name}"
 
     def image(self, index: int) -> bytes | np.ndarray:
@@ -57,7 +57,7 @@ class LabelledImages:
         return self.read(self.names[index])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "LabelledImages":
-        """The images at these positions, same classes."""
+        """The images at these positions; the classes stay the same."""
         return replace(
             self,
             names=tuple(self.names[i] for i in indices),
@@ -66,17 +66,17 @@ class LabelledImages:
         )
 
     def split(self, split: Split) -> "LabelledImages | None":
-        """The images of a split that the source itself names, or ``None``."""
+        """The images of a split that the source names, or ``None``."""
         chosen = [i for i, name in enumerate(self.splits) if name == split]
         return self.subset(chosen) if chosen else None
 
 
 def open_images(source: str | Path) -> LabelledImages:
-    """Open ``digits``, a folder of class folders, or a ``.tar`` or ``.zip`` of one (read without unpacking).
+    """Open ``digits``, a folder of class folders, or a ``.tar`` or ``.zip`` archive of one (read without unpacking).
 
     ``train``, ``val`` and ``test`` folders above the class folders become splits. Links to folders are followed; run
-    folders of trainings are passed by. Raises ``UsageError`` when there is nothing of that name and ``DataError`` when
-    there are no images, fewer than two classes, or an empty folder beside those of the classes.
+    folders of trainings are skipped. Raises ``UsageError`` if ``source`` does not exist, and ``DataError`` if there are
+    no images, fewer than two classes, or an empty class folder.
     """
     if str(source) == "digits":
         return _open_digits()
@@ -87,7 +87,7 @@ def open_images(source: str | Path) -> LabelledImages:
         if path.is_dir():
             names, read = _open_folder(path)
         elif not path.is_file():
-            # A device or a pipe may never come to an end.
+            # Reading a device or a pipe may never end.
             raise DataError(f"{path} is neither a folder, a .tar nor a .zip")
         elif zipfile.is_zipfile(path):
             names, read = _open_zip(path)
@@ -98,15 +98,16 @@ def open_images(source: str | Path) -> LabelledImages:
     except OSError as error:
         raise DataError(f"cannot read {path}: {reason(error)}") from error
     except _ARCHIVE_ERRORS as error:
-        raise DataError(f"{path} is damaged or cut short: {error}") from error
+        raise DataError(f"{path} is damaged or truncated: {error}") from error
     return _label(str(source), names, read)
 
 
 def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
-    """Training and validation images, the same share of every class in both (stratified), by seed.
+    """Split images into training and validation images, stratified by class and drawn by seed.
 
-    The source's own ``train`` and ``val`` are kept when it names both; its ``test`` is never part of either. However
-    large the ``fraction``, an image of each class is left to train on. Raises ``DataError`` for a class without one.
+    If the source names both ``train`` and ``val``, those are returned; its ``test`` images are in neither. At least one
+    image of each class remains for training, however large ``fraction`` is. Raises ``DataError`` for a class without a
+    training image.
     """
     own_train, own_val = images.split("train"), images.split("val")
     if own_train and own_val:
@@ -118,7 +119,7 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
         raise UsageError(f"seed {seed} is negative; give 0 or more")
     source, images = images.source, own_train or images.split("all") or own_val  # pyright: ignore[reportAssignmentType]
     if images is None:
-        raise DataError(f"{source} holds test images only; add a folder train")
+        raise DataError(f"{source} has only test images; add a folder train")
     _check_classes(images)
     order = np.random.default_rng(seed).permutation(len(images))
     held: list[int] = []
@@ -126,7 +127,7 @@ def split_images(images: LabelledImages, fraction: float = 0.2, seed: int = 0) -
         members = order[images.labels[order] == label]
         if len(members) == 1:
             raise DataError(
-                f"class {images.classes[label]!r} in {images.source} has one image; it takes two to validate"
+                f"class {images.classes[label]!r} in {images.source} has one image; add a second one for validation"
             )
         held.extend(members[: min(max(1, round(fraction * len(members))), len(members) - 1)])
     kept = np.setdiff1d(order, held)
@@ -141,22 +142,22 @@ def _check_classes(images: LabelledImages) -> None:
 
 
 def per_class(images: LabelledImages, count: int, seed: int = 0) -> LabelledImages:
-    """``count`` images of each class, drawn by seed. Raises ``DataError`` naming a class with fewer."""
+    """Draw ``count`` images of each class by seed. Raises ``DataError`` if a class has fewer."""
     order = np.random.default_rng(seed).permutation(len(images))
     chosen = [order[images.labels[order] == label][:count] for label in range(len(images.classes))]
     for name, members in zip(images.classes, chosen, strict=True):
         if len(members) < count:
             where = f"class {name!r} in {images.source}"
-            raise DataError(f"{where} has {len(members)} images, not {count}; ask for fewer")
+            raise DataError(f"{where} has {len(members)} images, not {count}; use fewer")
     return images.subset(np.sort(np.concatenate(chosen)))
 
 
 def sample(images: LabelledImages, count: int, seed: int = 0) -> LabelledImages:
-    """At most ``count`` images chosen by seed, classes taken in turn so that few images cover many classes."""
+    """Draw at most ``count`` images by seed, one class after the other, so that few images cover many classes."""
     if seed < 0:
         raise UsageError(f"seed {seed} is negative; give 0 or more")
     if count < 1:
-        raise UsageError(f"a sample of {count} images is not possible; ask for at least 1")
+        raise UsageError(f"a sample of {count} images is not possible; use 1 or more")
     order = np.random.default_rng(seed).permutation(len(images))
     turn = np.empty(len(images), np.int64)
     for label in np.unique(images.labels):
@@ -166,10 +167,10 @@ def sample(images: LabelledImages, count: int, seed: int = 0) -> LabelledImages:
 
 
 def match_labels(images: LabelledImages, classes: Sequence[str], ids: Sequence[str] = ()) -> np.ndarray:
-    """Labels of ``images`` as indices into a model's ``classes`` (or their ``ids``, such as WordNet synsets).
+    """The labels of ``images`` as indices into a model's ``classes`` or their ``ids``, such as WordNet synsets.
 
-    A folder belongs to the class of the same name, or to the class whose id it is or starts with (``n01440764_tench``).
-    Raises ``DataError`` naming the first folder that belongs to none.
+    A folder's name is a class name, an id, or an id followed by ``_`` (``n01440764_tench``). Raises ``DataError`` with
+    the first folder that matches no class.
     """
     by_name = {name: index for index, name in enumerate(classes)} if len(set(classes)) == len(classes) else {}
     by_id = {name: index for index, name in enumerate(ids)}
@@ -189,11 +190,11 @@ def _label(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> L
     usable = {name: path.parts for name, path in _images(names).items()}
     if not usable:
         raise DataError(
-            f"{source} holds no images in class folders (CLASS/image.jpg); known are {', '.join(sorted(_IMAGES))}"
+            f"{source} has no images in class folders (CLASS/image.jpg) of type {', '.join(sorted(_IMAGES))}"
         )
     classes = sorted({part[-2] for part in usable.values()})
     if len(classes) < 2:
-        raise DataError(f"{source} holds one class only ({classes[0]!r}); at least two class folders are needed")
+        raise DataError(f"{source} has one class ({classes[0]!r}); add a second class folder")
     position: dict[str, int] = {name: index for index, name in enumerate(classes)}
     return LabelledImages(
         source=source,
@@ -207,7 +208,7 @@ def _label(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> L
 
 
 def _images(names: Iterable[str]) -> dict[str, PurePosixPath]:
-    """Those of the files in a collection that are images of a class, in order."""
+    """The paths of the files that are images of a class, sorted by name."""
     paths = {name: PurePosixPath(name) for name in sorted(names)}
     runs = {path.parent for path in paths.values() if path.name == _RUN}
     return {
@@ -259,7 +260,7 @@ def _open_folder(folder: Path) -> tuple[list[str], Callable[[str], bytes]]:
         path = folder / name
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
-            # A device or a pipe may never come to an end.
+            # Reading a device or a pipe may never end.
             raise DataError(f"{path} is not a regular file; remove it")
         _check_size(str(path), about.st_size)
         return path.read_bytes()
@@ -268,7 +269,7 @@ def _open_folder(folder: Path) -> tuple[list[str], Callable[[str], bytes]]:
 
 
 def _is_followed(path: Path, top: Path) -> bool:
-    """Whether a folder is a real one, or a link to one that is not above it, where images would come up twice."""
+    """Whether to walk into a folder: not if it is a link to a folder above it, whose images would be listed twice."""
     if not path.is_symlink():
         return True
     target = path.resolve()
@@ -276,15 +277,15 @@ def _is_followed(path: Path, top: Path) -> bool:
         return False
     links = [above for above in path.relative_to(top).parents if above.name and (top / above).is_symlink()]
     if len(links) > 1:
-        # Folders that link to each other have more ways through them than can be walked.
-        raise DataError(f"{path} is a link within a link within a link; give the real folder")
+        # Folders that link to each other have an exponential number of paths.
+        raise DataError(f"{path} is a link within a link within a link; replace it by the folder")
     return True
 
 
 def _open_tar(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
     with path.open("rb") as stream:
         if stream.read(2) == b"\x1f\x8b":
-            raise DataError(f"{path} is compressed; unpack it to a plain .tar so that images can be read in any order")
+            raise DataError(f"{path} is compressed; decompress it to a plain .tar for random access")
     size = path.stat().st_size
     with tarfile.open(path, "r:") as archive:
         extents = {
@@ -292,7 +293,7 @@ def _open_tar(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
         }
     for name, (offset, length) in extents.items():
         if offset + length > size:
-            raise DataError(f"{path} is cut short: {name} ends {offset + length - size:,} bytes past its end")
+            raise DataError(f"{path} is truncated: {name} ends {offset + length - size:,} bytes past its end")
 
     def read(name: str) -> bytes:
         offset, length = extents[name]
@@ -305,7 +306,7 @@ def _open_tar(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
 
 
 def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
-    # One open archive per process and thread: workers are forked, and ZipFile keeps a position.
+    # One open archive per process and thread: workers are forked, and a ZipFile has one read position.
     local = threading.local()
 
     def archive() -> zipfile.ZipFile:
@@ -317,12 +318,13 @@ def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
         _check_size(f"{path}/{name}", archive().getinfo(name).file_size)
         return archive().read(name)
 
-    names = [info.filename for info in archive().infolist() if not info.is_dir()]
+    # ZipInfo.is_dir fails on an empty name.
+    names = [info.filename for info in archive().infolist() if not info.filename.endswith("/")]
     return names, _named(str(path), read)
 
 
 def _named(source: str, read: Callable[[str], bytes]) -> Callable[[str], bytes]:
-    """The same reader, whose failures name the image."""
+    """Wrap ``read`` so that its errors name the image."""
 
     def guarded(name: str) -> bytes:
         try:
@@ -335,4 +337,4 @@ def _named(source: str, read: Callable[[str], bytes]) -> Callable[[str], bytes]:
 
 def _check_size(name: str, size: int) -> None:
     if size > _MAX_FILE_BYTES:
-        raise DataError(f"{name} has {size:,} bytes, more than the {_MAX_FILE_BYTES:,} an image may have")
+        raise DataError(f"{name} has {size:,} bytes; the limit for an image is {_MAX_FILE_BYTES:,}")

@@ -1,4 +1,4 @@
-"""From an image to the numbers a network was trained on: one value that training, export and sessions share."""
+"""The preprocessing from an image to a network's input, shared by training, export and sessions."""
 
 import io
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ _MAX_FILE_BYTES = 256 * 1024**2
 class Preprocessing:
     """Resize, crop, channel order and normalization: ``value = (pixel * scale - mean) / std``.
 
-    ``size`` is the network's input (height, width). With ``resize`` the shorter side is first scaled to that many
-    pixels and the centre of ``size`` is cut out; without it the whole image is scaled to ``size``.
-    ``mean`` and ``std`` have one value per channel, in the order of ``channels``.
+    ``size`` is the network's input (height, width). With ``resize``, the shorter side is scaled to ``resize`` pixels
+    and the centre of ``size`` is cropped; without it, the whole image is scaled to ``size``. ``mean`` and ``std`` have
+    one value per channel, in the order of ``channels``. Raises ``UsageError`` for invalid values.
     """
 
     size: tuple[int, int]
@@ -47,7 +47,7 @@ class Preprocessing:
                 f"mean and std need {self.depth} values for channels {self.channels}, got {self.mean} and {self.std}"
             )
         if len(self.size) != 2 or not all(isinstance(n, int) for n in (*self.size, self.resize or 0)):
-            raise UsageError(f"input size {self.size} with resize {self.resize} is not in whole pixels")
+            raise UsageError(f"input size {self.size} with resize {self.resize} is not a number of whole pixels")
         if min(self.size) < 1 or max(self.size) > 4096 or (self.resize is not None and not 1 <= self.resize <= 4096):
             raise UsageError(f"input size {self.size} with resize {self.resize} is not between 1 and 4096 pixels")
         numbers = np.array([self.scale, *self.mean, *self.std], float)
@@ -66,7 +66,7 @@ class Preprocessing:
         return len(self.channels)
 
     def crop(self, image: "ImageLike", name: str = "image") -> np.ndarray:
-        """Any image, resized and cropped: uint8, shape (height, width, channels). Raises ``DataError``."""
+        """Resize and crop an image to uint8, shape (height, width, channels). Raises ``DataError``."""
         from PIL import Image
 
         pil = decode(image, name)
@@ -79,7 +79,7 @@ class Preprocessing:
             scaled = (max(self.resize, int(pil.width * ratio)), max(self.resize, int(pil.height * ratio)))
             if scaled[0] * scaled[1] > _MAX_PIXELS:
                 raise DataError(
-                    f"{name} is {pil.width}x{pil.height}: too long and thin to be scaled to {self.resize} pixels"
+                    f"{name} is {pil.width}x{pil.height}: too long and thin to scale to {self.resize} pixels"
                 )
             pil = pil.resize(scaled, Image.Resampling.BILINEAR)
             left, top = round((pil.width - width) / 2), round((pil.height - height) / 2)
@@ -92,32 +92,32 @@ class Preprocessing:
         return [self.crop(images.read(name), images.where(name)) for name in images.names]
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels as ``crop`` gives them, shape (..., channels), to the network's float32 values."""
+        """Normalize pixels from ``crop``, shape (..., channels), to the network's float32 values."""
         factor = np.float32(self.scale) / np.asarray(self.std, np.float32)
         offset = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
         return pixels.astype(np.float32) * factor - offset
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """The fields as a dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """The inverse of ``to_json``. Raises ``FormatError``."""
+        """Create a ``Preprocessing`` from the output of ``to_json``. Raises ``FormatError``."""
         try:
             plain = dict(values)
             for key in ("size", "mean", "std"):
                 plain[key] = tuple(plain[key])
             return cls(**plain)
         except (ArithmeticError, KeyError, TypeError, ValueError, UsageError) as error:
-            raise FormatError(f"preprocessing {dict(values)!r} cannot be read: {error}") from error
+            raise FormatError(f"preprocessing {dict(values)!r} is invalid: {error}") from error
 
 
 def decode(image: "ImageLike", name: str = "image") -> "Image":
-    """An image from a path, from the bytes of a file, from an array or from PIL, with its orientation applied.
+    """Decode an image from a path, the bytes of a file, an array or a PIL image, and apply its EXIF orientation.
 
-    Arrays are uint8, shape (height, width), (height, width, 1) or (height, width, 3) in RGB order. 16-bit images
-    keep their upper 8 bits. Raises ``DataError`` with ``name`` for anything that is not a whole image.
+    Arrays are uint8, shape (height, width), (height, width, 1) or (height, width, 3) in RGB order. 16-bit images keep
+    their upper 8 bits. Raises ``DataError`` with ``name`` if the image is damaged or of an unknown format.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -136,16 +136,16 @@ def decode(image: "ImageLike", name: str = "image") -> "Image":
     except UnidentifiedImageError as error:
         raise DataError(f"{name} is not an image; use JPEG, PNG or another format that Pillow reads") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} is damaged or cut short ({error}); replace or remove it") from error
+        raise DataError(f"{name} is damaged or truncated ({error}); replace or remove it") from error
 
 
 def _upright(image: "Image", name: str) -> "Image":
-    """The image loaded, turned as its EXIF tag says, 16 bits a value cut to 8."""
+    """Load the image, apply its EXIF orientation and reduce 16 bits per value to 8."""
     from PIL import Image, ImageOps
 
     if image.width * image.height > _MAX_PIXELS:
         size = f"{image.width}x{image.height}"
-        raise DataError(f"{name} has {size} pixels, more than {_MAX_PIXELS:,}; scale it down first")
+        raise DataError(f"{name} has {size} pixels, more than {_MAX_PIXELS:,}; scale it down")
     image.load()
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))

@@ -59,7 +59,7 @@ def choose_backend(name: str, format_: "Format") -> str:
 @cache
 def backend_version(name: str) -> str:
     """The installed version of a backend's package."""
-    # Loads the whole of `email`, which would slow every start.
+    # importlib.metadata imports the email package, which would slow down every start.
     from importlib.metadata import version
 
     return version(BACKENDS[name].package)

@@ -166,7 +166,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, model, exported, tmp_
         (("fit", model), 2, "fit needs a budget"),
         (("fit", model, "--sram", "0"), 2, "size '0'"),
         (("fit", model, "--sram", "99999999TiB"), 2, "unknown unit"),
-        (("fit", model, "--sram", "9999999999GiB"), 2, "address space"),
+        (("fit", model, "--sram", "9999999999GiB"), 2, "8 EiB"),
         (("fit", model, "--sram", "-1"), 2, "-1"),
         (("fit", model, "--sram", "1MiB", "--device", "stm32h743"), 2, "two budgets"),
         (("fit", model, "--device", "toaster"), 2, "toaster"),

@@ -278,7 +278,7 @@ def test_redirects_are_followed_to_where_files_may_come_from(server, folder):
 
 def test_a_file_in_the_place_of_the_folder_is_told(server, tmp_path):
     (tmp_path / "cache").write_text("")
-    with pytest.raises(WriteError, match="a file is where a folder is needed"):
+    with pytest.raises(WriteError, match="a file has the name of a needed folder"):
         fetch(server.url, SHA256, tmp_path / "cache")
 
 

@@ -194,17 +194,17 @@ def test_a_cut_jpeg_is_named(firebox, tmp_path, paint, memory):
     out = tmp_path / "run"
     outcome = firebox("train", "--data", folder, "--out", out, "--memory", memory, "--batch-size", 2)
     assert outcome.code == 1
-    assert "class1/cut.jpg is damaged or cut short" in outcome.err
+    assert "class1/cut.jpg is damaged or truncated" in outcome.err
     assert outcome.err.count("\n") == 1
 
 
 def test_folders_without_classes_are_refused(firebox, tmp_path, paint):
     (tmp_path / "empty").mkdir()
     outcome = firebox("train", "--data", tmp_path / "empty", "--out", tmp_path / "run")
-    assert (outcome.code, "holds no images" in outcome.err) == (1, True)
+    assert (outcome.code, "has no images in class folders" in outcome.err) == (1, True)
     paint(tmp_path / "one", classes=1)
     outcome = firebox("train", "--data", tmp_path / "one", "--out", tmp_path / "run")
-    assert (outcome.code, "one class only ('class0')" in outcome.err) == (1, True)
+    assert (outcome.code, "has one class ('class0')" in outcome.err) == (1, True)
     assert not (tmp_path / "run").exists()
 
 

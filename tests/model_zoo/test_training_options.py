@@ -77,7 +77,7 @@ from firebox.runtime.errors import TrainingError
             2,
             "muon needs a trainable kernel followed by batch norm",
         ),
-        (("--images-per-class", 100), 1, "has 6 images, not 100; ask for fewer"),
+        (("--images-per-class", 100), 1, "has 6 images, not 100; use fewer"),
         (("--images-per-class", 0), 2, "images_per_class 0 is not between 1"),
         (("--set", "bypas=none"), 2, "squeezenet_micro has no 'bypas'; did you mean bypass?"),
         (("--set", "bypass"), 2, "--set 'bypass' is not KEY=VALUE"),

@@ -121,7 +121,7 @@ def test_initial_weights_may_be_published_ones(data_dir, other, tmp_path):
         ({"start": "nowhere"}, UsageError, "no such weights to start from: nowhere"),
         ({"model": "squeezenet_cifar"}, CheckpointError, "is of another network"),
         ({"learn": 8}, UsageError, "the network has 7 blocks before its head, not 8; train fewer blocks"),
-        ({"images_per_class": 50}, DataError, "has 5 images, not 50; ask for fewer"),
+        ({"images_per_class": 50}, DataError, "has 5 images, not 50; use fewer"),
         ({"network": {"bypass": "complex"}}, CheckpointError, "it has no features"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -122,7 +122,7 @@ def test_files_that_are_no_text_too_large_or_not_there(tmp_path):
     with pytest.raises(FormatError, match="is not TOML"):
         read_devices(path)
     path.write_bytes(b"#" * 2**20 + b"#")
-    with pytest.raises(FormatError, match="more than the 1,048,576"):
+    with pytest.raises(FormatError, match="the limit is 1,048,576"):
         read_devices(path)
     with pytest.raises(UsageError, match="no such file"):
         read_devices(tmp_path / "none.toml")

@@ -32,7 +32,7 @@ def test_one_that_cannot_be_written_takes_all_back(tmp_path):
     out = tmp_path / "out"
     (out / "taken").mkdir(parents=True)
     (out / "first").write_bytes(b"before")
-    with pytest.raises(WriteError, match="taken: there is a folder of that name"):
+    with pytest.raises(WriteError, match="taken: a folder has that name"):
         write_files(out, {"first": b"after", "taken": b"2"})
     assert (out / "first").read_bytes() == b"before"
     assert sorted(path.name for path in out.iterdir()) == ["first", "taken"]
@@ -159,7 +159,7 @@ def test_a_file_where_a_folder_should_be(tmp_path):
 def test_what_cannot_be_read(tmp_path):
     (tmp_path / "big").write_bytes(bytes(100))
     assert read_file(tmp_path / "big") == bytes(100)
-    with pytest.raises(FormatError, match="has 100 bytes, more than the 99"):
+    with pytest.raises(FormatError, match="has 100 bytes; the limit is 99"):
         read_file(tmp_path / "big", limit=99)
     with pytest.raises(UsageError, match="no such file"):
         read_file(tmp_path / "none")

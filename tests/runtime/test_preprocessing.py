@@ -210,5 +210,5 @@ def test_what_cannot_be_is_refused(change, said):
     with pytest.raises(UsageError, match=said):
         Preprocessing(**{"size": (4, 4), **change})
     values = {**Preprocessing(size=(4, 4)).to_json(), **change}
-    with pytest.raises(FormatError, match="cannot be read"):
+    with pytest.raises(FormatError, match="is invalid"):
         Preprocessing.from_json(values)

@@ -28,7 +28,7 @@ def found(monkeypatch):
 
     def find(entries: dict[str, str], asked: dict[str, bool], architecture: str = "x86_64") -> Processor:
         monkeypatch.setattr(processor, "_cpuinfo", lambda: entries)
-        monkeypatch.setattr(processor, "_asked_by_numpy", lambda: asked)
+        monkeypatch.setattr(processor, "_detected_by_numpy", lambda: asked)
         monkeypatch.setattr(processor.platform, "machine", lambda: architecture)
         monkeypatch.setattr(processor.platform, "processor", lambda: "")
         this_processor.cache_clear()
@@ -41,7 +41,7 @@ def test_this_machine_is_known_and_asked_once():
     assert this_processor() is this_processor()
     assert set(this_processor().features) <= set(FEATURES)
     assert not this_processor().overridden
-    assert processor._asked_by_numpy()
+    assert processor._detected_by_numpy()
 
 
 def test_the_variable_takes_the_place_of_what_was_found(monkeypatch, found):
@@ -116,13 +116,13 @@ def test_kernels_of_x86_run_on_x86(architecture, x86):
     assert Processor(architecture, "", ()).is_x86 is x86
 
 
-def test_machines_without_a_list_are_asked_by_numpy_alone(monkeypatch):
+def test_machines_without_a_list_are_detected_by_numpy_alone(monkeypatch):
     def missing(path: Path) -> str:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "read_text", missing)
     assert processor._cpuinfo() == {}
-    monkeypatch.setattr(processor, "_asked_by_numpy", lambda: {"ASIMD": True, "ASIMDDP": True})
+    monkeypatch.setattr(processor, "_detected_by_numpy", lambda: {"ASIMD": True, "ASIMDDP": True})
     assert this_processor().features == ("asimd", "asimddp")
     assert str(this_processor())
 

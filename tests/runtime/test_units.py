@@ -44,7 +44,7 @@ def test_sizes_that_are_meant(text, size):
         ("0.3B", "not a whole number"),
         ("0.0001KiB", "not a whole number"),
         ("9" * 30, "not"),
-        ("9000000000GiB", "address space"),
+        ("9000000000GiB", "8 EiB"),
         ("nan", "not a positive number"),
         ("1KiB\n2", "not a positive number"),
     ],
