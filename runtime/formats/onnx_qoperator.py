@@ -77,7 +77,7 @@ class _Lowering:
     def constant(self, name: str) -> np.ndarray:
         """A constant's values."""
         if name not in self.constants:
-            raise UnsupportedError(f"{name!r} must be constant, but is computed")
+            raise UnsupportedError(f"{name!r} must be constant, but it is computed")
         return self.constants[name]
 
     def put(

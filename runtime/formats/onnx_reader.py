@@ -124,7 +124,7 @@ class _Reader:
     def value(self, name: str) -> np.ndarray:
         """A constant's values as ONNX has them."""
         if name not in self.constants:
-            raise UnsupportedError(f"{name!r} must be constant, but is computed")
+            raise UnsupportedError(f"{name!r} must be constant, but it is computed")
         return self.constants[name].data
 
     def emit(self, node: "NodeProto", kind: type[Op], *inputs: str, **attributes: Any) -> None:
@@ -159,7 +159,7 @@ class _Reader:
         """Put a constant into the graph, its axes in another order; ``arrange`` then changes the last axis only."""
         constant = self.constants.get(name)
         if constant is None:
-            raise UnsupportedError(f"{name!r} must be constant, but is computed")
+            raise UnsupportedError(f"{name!r} must be constant, but it is computed")
         name = constant.stored or name
         data = constant.data.transpose(order)
         data = np.ascontiguousarray(arrange(data) if arrange else data)

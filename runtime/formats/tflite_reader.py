@@ -124,7 +124,7 @@ class _Subgraph:
     def constant(self, name: str) -> np.ndarray:
         data = self.tensors[name].data
         if data is None:
-            raise UnsupportedError(f"{name!r} must be constant, but is computed")
+            raise UnsupportedError(f"{name!r} must be constant, but it is computed")
         return data
 
     def relay(self, name: str, data: np.ndarray, quantization: Quantization | None) -> str:

@@ -1,4 +1,7 @@
-"""What a network is: an immutable graph of tensors and operations (``ops``), its rewrites and its integer reference."""
+"""The graph: firebox's framework-free, immutable representation of a network, and its operations (``ops``).
+
+``rewrite`` holds exact rewrites of graphs, ``reference`` an integer implementation in numpy.
+"""
 
 from . import ops
 from .graph import DType, Graph, Quantization, Tensor

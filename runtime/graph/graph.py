@@ -1,14 +1,13 @@
-"""The spine: a small, framework-free, immutable representation of a network.
+"""Graphs and tensors: a small, framework-free, immutable representation of a network.
 
-Activations are NHWC (or N, C once flattened). A convolution's weight is OHWI: (out, height, width, in / groups); a
-fully connected layer's is (out, in). Integer tensors carry the affine quantization ``real = scale * (q - zero_point)``
-(Jacob et al., arXiv 1712.05877, section 2.1). Padding is explicit, (top, bottom, left, right), and never counts:
-zeros for a convolution, ignored by the pools.
+Activations are NHWC, or (N, C) once flattened. The weight of a convolution is OHWI, (out, height, width, in / groups);
+that of a fully connected layer is (out, in). Integer tensors carry the affine quantization
+``real = scale * (q - zero_point)`` (Jacob et al., arXiv 1712.05877, section 2.1).
 
-Layers between float32 activations may have weights of fewer bits: float16, or int8 with their scales. That is all a
-graph says of them; whether a runtime turns them into float32, or the activations into integers, is its own affair.
+Layers between float32 activations may have weights in float16, or in int8 with scales. The graph does not specify
+whether a runtime converts these weights to float32 or quantizes the activations at run time.
 
-Everything else in firebox is a function from graph to graph, from file to graph, or from graph to file or figures.
+All other modules are functions from graph to graph, from file to graph, or from graph to a file or to figures.
 """
 
 import math
@@ -37,11 +36,11 @@ class Quantization:
     axis: int | None = None
 
     def dequantize(self, values: np.ndarray) -> np.ndarray:
-        """Integers to float32."""
+        """Float32 values of integers."""
         return (values.astype(np.float32) - np.float32(self.zero_point)) * self._along(values.ndim)
 
     def quantize(self, values: np.ndarray, dtype: str) -> np.ndarray:
-        """Reals to integers of ``dtype``, rounded half to even and saturated."""
+        """Integers of ``dtype`` for real values, rounded half to even and saturated."""
         limits = np.iinfo(dtype)
         rounded = np.rint(np.asarray(values, np.float32) / self._along(values.ndim)) + self.zero_point
         return np.clip(rounded, limits.min, limits.max).astype(dtype)
@@ -55,7 +54,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A named array: an activation, or a constant when ``data`` is there."""
+    """A named array: a constant if it has ``data``, otherwise an activation."""
 
     name: str
     shape: Shape
@@ -69,17 +68,17 @@ class Tensor:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def real(self) -> np.ndarray:
-        """The constant's values as float32."""
+        """Values of a constant as float32, dequantized if necessary."""
         assert self.data is not None
         return self.quantization.dequantize(self.data) if self.quantization else self.data.astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Tensors by name, operations in an order in which they can run, and which tensors go in and out.
+    """Tensors by name, operations in execution order, and the names of the inputs and outputs.
 
-    Raises ``UnsupportedError`` when the parts contradict each other: an operation that uses what is not there yet,
-    a shape that does not follow from the inputs.
+    Raises ``UnsupportedError`` if the parts contradict each other, for example if an operation uses a tensor before
+    it is computed or the shape of its output does not follow from its inputs.
     """
 
     name: str
@@ -96,12 +95,12 @@ class Graph:
         for op in self.ops:
             for name in op.inputs:
                 if name not in known:
-                    raise UnsupportedError(f"{op.kind} {op.name!r} uses {name!r} before anything makes it")
+                    raise UnsupportedError(f"{op.kind} {op.name!r} uses {name!r} before any operation computes it")
             self._check_shapes(op)
             known.add(op.output)
         for name in self.outputs:
             if name not in known:
-                raise UnsupportedError(f"output {name!r} of {self.name} is not made by any operation")
+                raise UnsupportedError(f"no operation computes the output {name!r} of {self.name}")
 
     def _check_shapes(self, op: Op) -> None:
         try:
@@ -109,10 +108,10 @@ class Graph:
         except (ValueError, IndexError) as error:
             raise UnsupportedError(f"{op.kind} {op.name!r} cannot run: {error}") from error
         if min(expected, default=1) < 1:
-            raise UnsupportedError(f"{op.kind} {op.name!r} has an empty output {expected}; the input is too small")
+            raise UnsupportedError(f"{op.kind} {op.name!r} has an empty output {expected}; use a larger input")
         if self.tensors[op.output].shape != expected:
             shape = self.tensors[op.output].shape
-            raise UnsupportedError(f"{op.kind} {op.name!r} gives {expected}, but {op.output!r} is declared {shape}")
+            raise UnsupportedError(f"{op.kind} {op.name!r} computes {expected}, but {op.output!r} is declared {shape}")
 
     @classmethod
     def of(
@@ -123,7 +122,7 @@ class Graph:
         inputs: Iterable[str],
         outputs: Iterable[str],
     ) -> "Graph":
-        """A graph of what the outputs need: operations and tensors that lead nowhere are left out."""
+        """A graph of the operations and tensors that the outputs depend on; all others are dropped."""
         outputs, inputs, needed, kept = tuple(outputs), tuple(inputs), set(outputs), []
         for op in reversed(list(ops)):
             if op.output in needed:
@@ -133,7 +132,7 @@ class Graph:
         return cls(name, used, tuple(reversed(kept)), inputs, outputs)
 
     def input_values(self, reals: np.ndarray) -> np.ndarray:
-        """What the single input takes for real numbers of its shape (NHWC): these as float32, or its integers."""
+        """Real values of the single input's shape (NHWC) in the input's own type: float32, or quantized integers."""
         (name,) = self.inputs
         tensor = self.tensors[name]
         if tensor.quantization is None:
@@ -141,7 +140,7 @@ class Graph:
         return tensor.quantization.quantize(reals, tensor.dtype)
 
     def shapes(self, op: Op) -> list[Shape]:
-        """Shapes of an operation's inputs."""
+        """Shapes of the inputs of an operation."""
         return [self.tensors[name].shape for name in op.inputs]
 
     def op_macs(self, op: Op) -> int:
@@ -155,23 +154,23 @@ class Graph:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Bytes of all constants."""
+        """Size of all constants in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values() if tensor.data is not None)
 
     @cached_property
     def activations(self) -> tuple[Tensor, ...]:
-        """Everything that is not constant, in the order in which it comes to life."""
+        """All tensors that are not constant, in the order in which they are computed."""
         names = dict.fromkeys([*self.inputs, *(op.output for op in self.ops)])
         return tuple(self.tensors[name] for name in names)
 
     @cached_property
     def producers(self) -> Mapping[str, Op]:
-        """The operation that makes each tensor."""
+        """The operation that computes each tensor."""
         return {op.output: op for op in self.ops}
 
     @cached_property
     def consumers(self) -> Mapping[str, tuple[Op, ...]]:
-        """The operations that use each tensor."""
+        """The operations that read each tensor."""
         found: dict[str, list[Op]] = {name: [] for name in self.tensors}
         for op in self.ops:
             for name in dict.fromkeys(op.inputs):
@@ -179,7 +178,7 @@ class Graph:
         return {name: tuple(ops) for name, ops in found.items()}
 
     def only_consumer(self, name: str) -> Op | None:
-        """The single operation that uses a tensor that is not an output of the network, if there is just one."""
+        """The one operation that reads a tensor; ``None`` if there are several or the tensor is a network output."""
         users = self.consumers[name]
         return users[0] if len(users) == 1 and name not in self.outputs else None
 
@@ -194,17 +193,17 @@ class Graph:
         return shape if len(shape) == 4 and shape[1:3] != (1, 1) else None
 
     def constant(self, name: str) -> Tensor:
-        """A tensor that must be constant. Raises ``UnsupportedError``."""
+        """The constant of this name. Raises ``UnsupportedError`` if the tensor is computed."""
         tensor = self.tensors[name]
         if tensor.data is None:
-            raise UnsupportedError(f"{name!r} must be constant, but is computed")
+            raise UnsupportedError(f"{name!r} must be constant, but it is computed")
         return tensor
 
 
 def _check_tensor(tensor: Tensor) -> None:
     if any(size < 1 for size in tensor.shape):
-        raise UnsupportedError(f"{tensor.name!r} has shape {tensor.shape}; every dimension must be fixed and positive")
+        raise UnsupportedError(f"{tensor.name!r} has shape {tensor.shape}; all dimensions must be fixed and positive")
     if math.prod(tensor.shape) > _MAX_ELEMENTS:
-        raise UnsupportedError(f"{tensor.name!r} has shape {tensor.shape}, too large to be real")
+        raise UnsupportedError(f"{tensor.name!r} has shape {tensor.shape}, which has more than 2**31 - 1 elements")
     if tensor.data is not None and (tensor.data.shape != tensor.shape or tensor.data.dtype != tensor.dtype):
         raise UnsupportedError(f"{tensor.name!r} holds {tensor.data.dtype} {tensor.data.shape}, not {tensor.shape}")

@@ -1,8 +1,7 @@
-"""What an integer graph computes, in plain numpy: the yardstick for every runtime and for generated code.
+"""Reference implementation of integer graphs in numpy, against which runtimes and generated code are compared.
 
-Products are added as integers, without loss. Sums become integers of the output by one float32 multiplier, rounded
-half to even and saturated, as in XNNPACK (``xnn_qs8_requantize_fp32``) and in onnxruntime. Slow, short and meant to be
-read.
+Products are accumulated as integers, without loss. One float32 multiplier requantizes each sum, with rounding half to
+even and saturation, as in XNNPACK (``xnn_qs8_requantize_fp32``) and onnxruntime. The code is slow and meant to be read.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,26 +14,26 @@ from . import ops
 from .graph import Graph, Quantization, Tensor
 from .ops import Op
 
-# Sums of a layer: from windows (rows, columns), integers less their zero point, and weights (outputs, columns), to
-# (rows, outputs). ``zero_point`` is that of the windows, ``op`` the layer.
+# Accumulates the products of a layer ``op``: windows (rows, columns) and weights (outputs, columns), integers minus
+# their zero points, give sums (rows, outputs). The last argument is the zero point of the windows.
 LayerSums = Callable[[Op, np.ndarray, np.ndarray, int], np.ndarray]
 
 
 def exact_sums(op: Op, windows: np.ndarray, weight: np.ndarray, zero_point: int) -> np.ndarray:
-    """The sums of products as they are: float64 holds integers up to 2**53, and multiplies matrices fast."""
+    """Exact sums of products: float64 holds integers up to 2**53, and its matrix product is fast."""
     return windows.astype(np.float64) @ weight.T.astype(np.float64)
 
 
 def run_reference(graph: Graph, x: np.ndarray, layer_sums: LayerSums = exact_sums) -> dict[str, np.ndarray]:
-    """Every activation of ``graph`` by name, for an input ``x`` of the graph's own shape (NHWC) and type.
+    """All activations of ``graph`` by name, for an input ``x`` of the graph's own shape (NHWC) and type.
 
-    Between ``Dequantize`` and ``Quantize`` only those two are known. Raises ``UsageError`` for another input and
-    ``UnsupportedError`` for float operations and for integers of other than 8 bits.
+    ``Quantize`` and ``Dequantize`` are the only operations on float32. Raises ``UsageError`` if ``x`` does not match
+    the graph's input, and ``UnsupportedError`` for other float operations and for integers that are not 8 bits wide.
     """
     (name,) = graph.inputs
     source = graph.tensors[name]
     if x.shape != source.shape or x.dtype != source.dtype:
-        raise UsageError(f"the reference takes {source.dtype} {source.shape}, got {x.dtype} {x.shape}")
+        raise UsageError(f"the input must be {source.dtype} {source.shape}, got {x.dtype} {x.shape}")
     values = {name: x}
     for op in graph.ops:
         values[op.output] = run_operation(graph, op, values, layer_sums)
@@ -44,7 +43,7 @@ def run_reference(graph: Graph, x: np.ndarray, layer_sums: LayerSums = exact_sum
 def run_operation(
     graph: Graph, op: Op, values: Mapping[str, np.ndarray], layer_sums: LayerSums = exact_sums
 ) -> np.ndarray:
-    """The output of one operation; ``values`` hold its inputs. Raises as ``run_reference``."""
+    """The output of one operation; ``values`` holds its inputs by name. Raises as ``run_reference`` does."""
     inputs, output = [graph.tensors[name] for name in op.inputs], graph.tensors[op.output]
     _check(op, inputs, output)
     arrays = [values[tensor.name] if tensor.data is None else tensor.data for tensor in inputs]
@@ -58,16 +57,16 @@ def _check(op: Op, inputs: list[Tensor], output: Tensor) -> None:
     reals = reals or (isinstance(op, ops.Dequantize) and output.dtype == "float32")
     eight_bit = all(t.quantization and t.dtype in ("int8", "uint8") for t in (inputs[0], output))
     if not reals and not eight_bit:
-        raise UnsupportedError(f"{op.kind} {op.name!r} is not between 8-bit integers, which the reference computes")
+        raise UnsupportedError(f"{op.kind} {op.name!r} is not between 8-bit integers; the reference supports no others")
 
 
 def _multiplier(numerator: float, denominator: float, factor: float | np.ndarray = 1.0) -> np.ndarray:
-    """A ratio of scales in float32, in the order in which the runtimes compute it."""
+    """A ratio of scales in float32, evaluated in the same order as in the runtimes."""
     return np.float32(numerator) * np.asarray(factor, np.float32) / np.float32(denominator)
 
 
 def _requantized(scaled: np.ndarray, output: Tensor, activation: str = "none") -> np.ndarray:
-    """Integers of the output from reals over its scale."""
+    """Integers of the output from real values already divided by its scale."""
     assert output.quantization is not None
     low, high = _limits(output, activation)
     return np.clip(np.rint(scaled) + output.quantization.zero_point, low, high).astype(output.dtype)
@@ -84,7 +83,7 @@ def _limits(output: Tensor, activation: str) -> tuple[int, int]:
 
 
 def _centered(array: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """Integers less their zero point."""
+    """Integers minus their zero point."""
     assert tensor.quantization is not None
     return array.astype(np.int32) - tensor.quantization.zero_point
 
@@ -95,7 +94,7 @@ def _layer(
     x, weight = inputs[:2]
     assert x.quantization is not None and output.quantization is not None
     if weight.quantization is None:
-        raise UnsupportedError(f"{op.kind} {op.name!r} has float weights, which the reference does not compute")
+        raise UnsupportedError(f"{op.kind} {op.name!r} has float weights; the reference supports integer weights only")
     values, kernel = _centered(arrays[0], x), _centered(arrays[1], weight)
     bias = _bias(inputs[2], x.quantization, weight.quantization)
     groups = op.groups if isinstance(op, ops.Conv) else 1
@@ -112,7 +111,7 @@ def _layer(
 
 
 def _bias(bias: Tensor, x: Quantization, weight: Quantization) -> np.ndarray:
-    """A bias in steps of the sums, as integers."""
+    """A bias as integers on the scale of the sums."""
     assert bias.data is not None
     if bias.dtype != "float32":
         return bias.data.astype(np.int64)
@@ -121,7 +120,7 @@ def _bias(bias: Tensor, x: Quantization, weight: Quantization) -> np.ndarray:
 
 
 def _windows(op: ops.Windowed, values: np.ndarray, kernel: tuple[int, ...], fill: int) -> np.ndarray:
-    """What each window of a convolution or pool holds: (N, rows, columns, window rows, window columns, channels)."""
+    """Windows of a convolution or pool: (N, rows, columns, window rows, window columns, channels)."""
     top, bottom, left, right = op.padding
     padded = np.pad(values, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
     window = kernel[1:3] if isinstance(op, ops.Conv) else op.window
@@ -138,7 +137,7 @@ def _max_pool(op: ops.MaxPool, inputs: list[Tensor], output: Tensor, arrays: lis
 
 
 def _average_pool(op: ops.AveragePool, inputs: list[Tensor], output: Tensor, arrays: list[np.ndarray]) -> np.ndarray:
-    """Means of what lies within the input."""
+    """Means of the window values that lie within the input."""
     counts = _windows(op, np.ones_like(arrays[0], np.int32), (), 0).sum(axis=(3, 4))
     sums = _windows(op, _centered(arrays[0], inputs[0]), (), 0).sum(axis=(3, 4))
     ratio = _multiplier(_scale(inputs[0]), _scale(output))
@@ -202,7 +201,7 @@ def _dequantize(op: Op, inputs: list[Tensor], output: Tensor, arrays: list[np.nd
 
 
 def _rescaled(array: np.ndarray, tensor: Tensor, output: Tensor) -> np.ndarray:
-    """Integers of one scale in another; the same where both are one, whatever their sign."""
+    """Integers requantized to the output's scale; unchanged if scale and zero point are equal."""
     ratio = _multiplier(_scale(tensor), _scale(output))
     return _requantized(_centered(array, tensor).astype(np.float32) * ratio, output)
 

@@ -36,8 +36,10 @@ def _with_activation(op: Op, relu: Op | None) -> Op:
 
 
 def fold_batch_norm(graph: Graph) -> Graph:
-    """Multiply each per-channel scale (a batch norm as graphs hold it: a depthwise 1x1 convolution) into the
-    convolution or fully connected layer before it (Jacob et al., arXiv 1712.05877, section 3.2)."""
+    """The graph with each per-channel scale folded into the convolution or fully connected layer before it.
+
+    Graphs represent a batch norm as a depthwise 1x1 convolution (Jacob et al., arXiv 1712.05877, section 3.2).
+    """
     tensors = dict(graph.tensors)
     operations: list[Op] = []
     index: dict[str, int] = {}
@@ -79,8 +81,11 @@ def _folded(tensors: dict[str, Tensor], before: ops.Layer, scale: Op) -> tuple[T
 
 
 def integer_ends(graph: Graph) -> Graph:
-    """The graph from its first integers to its last: without a Quantize that alone takes the input, and without the
-    Dequantize that makes the output. Files of other makers often begin and end in float32 around integers."""
+    """The graph without the ``Quantize`` of its float32 input and the ``Dequantize`` of its float32 output.
+
+    Files from other converters often have float32 inputs and outputs around an integer network. A ``Quantize`` stays
+    if another operation reads the float32 input, too.
+    """
     inputs, outputs = list(graph.inputs), list(graph.outputs)
     for op in graph.ops:
         x = op.inputs[0]
@@ -97,11 +102,11 @@ def integer_ends(graph: Graph) -> Graph:
 
 
 def averages_as_convolutions(graph: Graph, only: Container[str] | None = None) -> Graph:
-    """A float graph whose average pools of an even number of values (or of those, the pools in ``only``) are depthwise
-    convolutions of equal weights.
+    """A float graph with depthwise convolutions of equal weights in place of average pools over evenly many values.
 
-    Half of their integer means lie in the middle between two integers, and kernels for pools round that in different
-    ways; those for convolutions share theirs. Pools whose padding does not count stay: their divisor varies.
+    Many of their integer means lie halfway between two integers. Runtimes' pool kernels round these differently, their
+    convolution kernels alike. Pools with padding stay, since their divisor varies. ``only`` restricts the rewrite to
+    the pools with these names.
     """
     tensors, operations = dict(graph.tensors), list[Op]()
     for op in graph.ops:

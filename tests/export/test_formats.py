@@ -219,16 +219,16 @@ def test_a_network_is_quantized_once():
 def test_a_graph_refuses_to_contradict_itself():
     build = GraphBuilder((1, 4, 4, 2))
     graph = build.graph(build.conv("input", 3))
-    with pytest.raises(UnsupportedError, match="before anything makes it"):
+    with pytest.raises(UnsupportedError, match="before any operation computes it"):
         replace(graph, ops=(replace(graph.ops[0], inputs=("nothing", *graph.ops[0].inputs[1:])),))
-    with pytest.raises(UnsupportedError, match="is not made by any operation"):
+    with pytest.raises(UnsupportedError, match="no operation computes the output"):
         replace(graph, outputs=("nothing",))
     with pytest.raises(UnsupportedError, match="is declared"):
         replace(graph, tensors={**graph.tensors, "conv0": Tensor("conv0", (1, 9, 9, 3))})
-    with pytest.raises(UnsupportedError, match="the input is too small"):
+    with pytest.raises(UnsupportedError, match="use a larger input"):
         replace(
             graph,
             ops=(ops.MaxPool(("input",), "conv0", (5, 5)),),
         )
-    with pytest.raises(UnsupportedError, match="too large to be real"):
+    with pytest.raises(UnsupportedError, match="more than 2"):
         Graph.of("huge", [Tensor("input", (1, 1 << 16, 1 << 16, 3))], [], ["input"], ["input"])

@@ -178,7 +178,7 @@ def test_other_inputs_and_other_networks_are_refused():
     real = build.graph(build.conv("input", 3))
     graph = in_any_8_bits(real)
     for x in (np.zeros((1, 4, 4, 2), np.uint8), np.zeros((2, 4, 4, 2), np.int8)):
-        with pytest.raises(UsageError, match=r"the reference takes int8 \(1, 4, 4, 2\), got"):
+        with pytest.raises(UsageError, match=r"the input must be int8 \(1, 4, 4, 2\), got"):
             run_reference(graph, x)
     with pytest.raises(UnsupportedError, match="Conv 'conv0' is not between 8-bit integers"):
         run_reference(real, np.zeros((1, 4, 4, 2), np.float32))
