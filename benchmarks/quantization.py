@@ -42,7 +42,7 @@ from quantization_page import FOLDS, LITERT, ONNX, Figures, File, Result, page
 import firebox.export
 import firebox.runtime
 from firebox.export import ExportConfig, write_onnx
-from firebox.export.formats.contract_writer import for_file
+from firebox.export.formats.contract_writer import contract_for_file
 from firebox.export.parity import compare
 from firebox.export.quantization import Effort, calibration_samples, quantize_network, with_int16_layers
 from firebox.export.trace import trace
@@ -209,7 +209,7 @@ def _widened(layers: Sequence[str], network: Network, images: LabelledImages, fo
     quantized = quantize_network(graph, calibration_samples(crops, preprocessing))
     wide, none = with_int16_layers(quantized.graph, layers), TensorSpec("float32", ())
     contract = Contract(network.name, preprocessing, network.classes, network.class_ids, "NHWC", "logits", none, none)
-    file = write_onnx(wide, {KEY: for_file(contract, wide, "NCHW").to_bytes()})
+    file = write_onnx(wide, {KEY: contract_for_file(contract, wide, "NCHW").to_bytes()})
     return Made({ONNX: Session(file).predict_pixels}, processor_seconds() - start)
 
 

@@ -19,7 +19,7 @@ from ..runtime.memory import plan
 from ..runtime.progress import SILENT, Progress
 from .fit.files import fit_report, report_files
 from .fit.search import Fit, fit
-from .formats.contract_writer import complete, for_file
+from .formats.contract_writer import contract_for_file, with_golden_pair
 from .formats.onnx_writer import write_onnx
 from .formats.tflite_writer import write_tflite
 from .parity import (
@@ -265,8 +265,8 @@ def _write(variant: Variant, contract: Contract, input_type: InputType, fitted: 
         tflite = with_input_type(tflite, input_type)
         if fitted and fitted.stages:
             onnx, tflite, offsets = fitted.graph, fitted.graph, fitted.offsets
-    onnx_data = complete(write_onnx, onnx, for_file(contract, onnx, "NCHW"))
-    tflite_data = complete(partial(write_tflite, offsets=offsets), tflite, for_file(contract, tflite, "NHWC"))
+    onnx_data = with_golden_pair(write_onnx, onnx, contract_for_file(contract, onnx, "NCHW"))
+    tflite_data = with_golden_pair(partial(write_tflite, offsets=offsets), tflite, contract_for_file(contract, tflite, "NHWC"))
     return [Artifact(variant, "onnx", onnx_data), Artifact(variant, "tflite", tflite_data)]
 
 

@@ -17,7 +17,7 @@ from ...runtime.inference import Session
 from ...runtime.progress import SILENT, Progress
 from ...runtime.report import node_data
 from ..activations import run_outputs
-from ..formats.contract_writer import complete, for_file
+from ..formats.contract_writer import contract_for_file, with_golden_pair
 from ..formats.onnx_writer import write_onnx
 from ..formats.tflite_writer import write_tflite
 from ..parity import session_outputs
@@ -139,8 +139,8 @@ def _written(graph: Graph, before: Graph, contract: Contract, name: str) -> dict
     dtype = before.tensors[before.inputs[0]].dtype
     tflite = with_input_type(graph, dtype) if dtype == "uint8" else graph
     return {
-        f"{name}.fixed.onnx": complete(write_onnx, graph, for_file(contract, graph, "NCHW")),
-        f"{name}.fixed.tflite": complete(write_tflite, tflite, for_file(contract, tflite, "NHWC")),
+        f"{name}.fixed.onnx": with_golden_pair(write_onnx, graph, contract_for_file(contract, graph, "NCHW")),
+        f"{name}.fixed.tflite": with_golden_pair(write_tflite, tflite, contract_for_file(contract, tflite, "NHWC")),
     }
 
 

@@ -118,11 +118,11 @@ def _size(nbytes: int | None) -> str:
 
 def advise(error: "DoesNotFitError", as_json: bool) -> None:
     """Print alternatives to a network that does not fit, each with the memory that it needs."""
-    from ..fit import alternatives, least_bytes
+    from ..fit import least_bytes, smaller_alternatives
 
     found: list[dict[str, Any]] = []
     progress = progress_unless(as_json)
-    for change, graph in alternatives(error.graph):
+    for change, graph in smaller_alternatives(error.graph):
         found.append({"change": change, "about_bytes": least_bytes(graph, error.target, progress)})
     if as_json:
         names = ("target", "sram_bytes", "smallest_bytes", "binding")

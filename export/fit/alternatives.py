@@ -15,7 +15,7 @@ _MULTIPLE = 32
 _CHANNELS = 0.5
 
 
-def alternatives(graph: Graph) -> Iterator[tuple[str, Graph]]:
+def smaller_alternatives(graph: Graph) -> Iterator[tuple[str, Graph]]:
     """(What is changed, the graph with it), the smallest changes first."""
     if any(isinstance(op, ops.Add) for op in graph.ops):
         yield "without its bypasses", without_bypass(graph)

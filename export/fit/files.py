@@ -23,7 +23,7 @@ from ...runtime.memory import TFLM, MeasuredArena, MemoryPlan, Target, find_targ
 from ...runtime.profiling import Profile, profile
 from ...runtime.progress import SILENT, Progress
 from ...runtime.report import model_explorer_node_data, summary_csv
-from ..formats.contract_writer import for_file
+from ..formats.contract_writer import contract_for_file
 from ..formats.onnx_writer import write_onnx
 from ..formats.tflite_writer import write_tflite
 from .search import Fit, fit
@@ -130,8 +130,8 @@ def file_contents(
     graph: Graph, contract: Contract | None, offsets: Mapping[str, int] | None = None
 ) -> dict[str, bytes]:
     """The files of a graph by format, each with its contract."""
-    onnx = {KEY: for_file(contract, graph, "NCHW").to_bytes()} if contract else {}
-    tflite = {KEY: for_file(contract, graph, "NHWC").to_bytes()} if contract else {}
+    onnx = {KEY: contract_for_file(contract, graph, "NCHW").to_bytes()} if contract else {}
+    tflite = {KEY: contract_for_file(contract, graph, "NHWC").to_bytes()} if contract else {}
     return {"tflite": write_tflite(graph, tflite, offsets), "onnx": write_onnx(graph, onnx)}
 
 

@@ -1,4 +1,4 @@
-"""What a file says of its own input and output, from the graph that it was written from."""
+"""Contracts for exported files: specifications of input and output, and the golden pair."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,30 +11,31 @@ from ...runtime.graph import Graph, Tensor
 from ...runtime.inference import Session
 from .onnx_writer import onnx_shape, onnx_side
 
-# Steps of the output that other kernels may be off by: tflite-runtime's requantization is in fixed point.
+# Steps of the output by which other kernels may differ: tflite-runtime requantizes in fixed point.
 _GOLDEN_STEPS = 6
 
 
-def for_file(contract: Contract, graph: Graph, layout: Layout) -> Contract:
-    """The contract with the input and output that the file of a graph has."""
+def contract_for_file(contract: Contract, graph: Graph, layout: Layout) -> Contract:
+    """The contract with the input and output specifications of a graph's file."""
     source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
     return replace(contract, layout=layout, input=_spec(source, layout), output=_spec(target, layout))
 
 
-def complete(write: Callable[..., bytes], graph: Graph, contract: Contract) -> bytes:
-    """The file with its contract: written once to hear its answer to the golden image, then again with it.
+def with_golden_pair(write: Callable[..., bytes], graph: Graph, contract: Contract) -> bytes:
+    """The file of a graph with its contract and golden pair.
 
-    Raises ``ParityError`` when the answer is not finite.
+    A first file without the pair is run on the golden image, and its output is stored in the second one. Raises
+    ``ParityError`` if the output is not finite.
     """
     pixels = golden_pixels(contract.preprocessing)
     with Session(write(graph, {KEY: contract.to_bytes()})) as session:
         output = session.predict_pixels(pixels)
     if not np.isfinite(output).all():
-        raise ParityError(f"{contract.name} answers with values that are not finite; check the weights")
+        raise ParityError(f"{contract.name} outputs values that are not finite; check the weights")
     largest = max(float(np.abs(output).max()), 1e-6)
     tolerance = 1e-3 * largest
     if any(tensor.quantization for tensor in graph.tensors.values()):
-        # Integers of 8 bits within are no better for an output of more.
+        # The output is at most as precise as the 8-bit activations before it.
         step = contract.output.scale if contract.output.dtype in ("int8", "uint8") else None
         tolerance = _GOLDEN_STEPS * (step or largest / 127)
     golden = Golden(pixels, tuple(map(float, output)), float(tolerance))

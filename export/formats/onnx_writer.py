@@ -1,7 +1,7 @@
-"""From a graph to an ``.onnx`` file: NHWC becomes NCHW, integer tensors become QuantizeLinear/DequantizeLinear pairs.
+"""Writer of ``.onnx`` files: NHWC becomes NCHW, integer tensors become QuantizeLinear/DequantizeLinear pairs.
 
-Activations are uint8 with the zero point moved by 128 and weights int8 per channel: the pairing for which onnxruntime
-has fused kernels on every processor. A quantized tensor keeps its name; ``NAME/real`` is what it stands for.
+Activations are uint8, with the zero point shifted by 128, and weights int8 per channel: the combination for which
+onnxruntime has fused kernels on all processors. A quantized tensor keeps its name; ``NAME/real`` has its real values.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OPSET = 18
 _IR_VERSION = 9
-# QuantizeLinear has 16-bit integers from there on.
+# QuantizeLinear supports 16-bit integers from these versions on.
 _INT16_OPSET, _INT16_IR_VERSION = 21, 10
 _OHWI_TO_OIHW = (0, 3, 1, 2)
 _OIHW_TO_OHWI = (0, 2, 3, 1)
@@ -27,7 +27,7 @@ _OIHW_TO_OHWI = (0, 2, 3, 1)
 def write_onnx(graph: Graph, metadata: Mapping[str, bytes] | None = None, expose: Iterable[str] = ()) -> bytes:
     """The bytes of an ONNX file of ``graph``, with ``metadata`` entries by name.
 
-    Activations named in ``expose`` become outputs too. Raises ``UnsupportedError`` for what ONNX cannot say.
+    Activations named in ``expose`` become outputs too. Raises ``UnsupportedError`` if ONNX cannot represent the graph.
     """
     try:
         from onnx import helper
@@ -55,16 +55,16 @@ def write_onnx(graph: Graph, metadata: Mapping[str, bytes] | None = None, expose
 
 @dataclass
 class _File:
-    """The growing lists of an ONNX graph."""
+    """The lists of an ONNX graph under construction."""
 
     graph: Graph
     nodes: "list[NodeProto]" = field(default_factory=list)
     initializers: "dict[str, TensorProto]" = field(default_factory=dict)
-    # Quantized and float16 tensors whose DequantizeLinear or Cast is there already.
+    # Quantized and float16 tensors whose DequantizeLinear or Cast is already written.
     dequantized: set[str] = field(default_factory=set)
 
     def operator(self, op: Op) -> None:
-        """Add one operation: between DequantizeLinear and QuantizeLinear where its tensors are integers."""
+        """Add one operation, between DequantizeLinear and QuantizeLinear if its tensors are integers."""
         if type(op) not in _WRITERS:
             raise UnsupportedError(f"{op.kind} {op.name!r} cannot be written as ONNX")
         output = self.graph.tensors[op.output]
@@ -82,7 +82,7 @@ class _File:
         return output
 
     def rectified(self, activation: str, name: str, output: str) -> str:
-        """The ReLU or ReLU6 that an operation has taken in, behind it."""
+        """Add a ReLU or ReLU6."""
         if activation == "relu6":
             return self.node(
                 "Clip",
@@ -92,13 +92,13 @@ class _File:
         return self.node("Relu", [name], output)
 
     def fused(self, op: ops.Fusing, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """A node and the rectifier it has taken in."""
+        """Add a node and, after it, the activation fused into its operation."""
         if op.activation == "none":
             return self.node(kind, inputs, output, **attributes)
         return self.rectified(op.activation, self.node(kind, inputs, f"{op.output}/linear", **attributes), output)
 
     def constant(self, name: str, data: Any) -> str:
-        """Keep a constant under a name, once."""
+        """Add a constant, unless its name exists."""
         from onnx import numpy_helper
 
         if name not in self.initializers:
@@ -106,7 +106,7 @@ class _File:
         return name
 
     def parameters(self, tensor: Tensor) -> list[str]:
-        """Scale and zero point, as constants."""
+        """Names of the constants for scale and zero point, which are added."""
         assert tensor.quantization is not None
         quantization = onnx_side(tensor)
         scale = np.array(tensor.quantization.scale, np.float32)
@@ -116,7 +116,7 @@ class _File:
         return [self.constant(f"{tensor.name}/scale", scale), self.constant(f"{tensor.name}/zero_point", zero)]
 
     def real(self, name: str, op: Op) -> str:
-        """The name of a tensor's real values, dequantized where needed."""
+        """The name of a tensor's real values; a DequantizeLinear or Cast is added if necessary."""
         tensor = self.graph.tensors[name]
         if tensor.data is not None:
             self.constant(name, _arranged(tensor, op, self.graph))
@@ -128,7 +128,7 @@ class _File:
         return f"{name}/real"
 
     def _dequantize(self, tensor: Tensor) -> None:
-        """Add what makes float32 of a tensor."""
+        """Add the conversion of a tensor to float32."""
         from onnx import TensorProto
 
         output = f"{tensor.name}/real"
@@ -140,9 +140,9 @@ class _File:
 
 
 def onnx_side(tensor: Tensor) -> tuple[str, int]:
-    """Integer type and zero point that a quantized tensor has in the ONNX file: activations of 8 bits are uint8.
+    """Integer type and zero point of a quantized tensor in the ONNX file: 8-bit activations are uint8.
 
-    DequantizeLinear knows no int64, which biases of 16-bit layers are.
+    The int64 biases of 16-bit layers become int32, since DequantizeLinear does not support int64.
     """
     assert tensor.quantization is not None
     if tensor.data is None and tensor.dtype == "int8":
@@ -153,7 +153,7 @@ def onnx_side(tensor: Tensor) -> tuple[str, int]:
 
 
 def onnx_shape(shape: Shape) -> Shape:
-    """An image's shape in NCHW."""
+    """A shape in ONNX's layout: NCHW for images."""
     return (shape[0], shape[3], shape[1], shape[2]) if len(shape) == 4 else shape
 
 
@@ -167,13 +167,13 @@ def _value(tensor: Tensor) -> "ValueInfoProto":
 
 
 def _arranged(tensor: Tensor, op: Op, graph: Graph) -> np.ndarray:
-    """A constant in ONNX's layout: OIHW, and columns in the order of NCHW behind a flattened image."""
+    """A constant in ONNX's layout: OIHW, and columns in NCHW order after a flattened image."""
     assert tensor.data is not None
     if tensor.data.ndim == 4:
         return tensor.data.transpose(_OHWI_TO_OIHW)
     if tensor.dtype == "int64":
         if np.abs(tensor.data).max() > np.iinfo(np.int32).max:
-            raise UnsupportedError(f"{tensor.name!r} needs more than 32 bits, which ONNX has no quantized bias for")
+            raise UnsupportedError(f"bias {tensor.name!r} needs more than 32 bits, which ONNX does not support")
         return tensor.data.astype(np.int32)
     is_matrix = isinstance(op, ops.FullyConnected) and tensor.data.ndim == 2
     image = graph.flattened_image(op.inputs[0]) if is_matrix else None
@@ -229,7 +229,7 @@ def _reshape(file: _File, op: ops.Reshape, inputs: list[str], output: str) -> st
     spatial = len(source) == 4 and source[1:3] != (1, 1)
     unary = (user.elementwise and len(user.inputs) == 1 for user in users if not isinstance(user, ops.FullyConnected))
     if spatial and not all(unary):
-        raise UnsupportedError(f"{op.name!r} flattens an image for something else than a fully connected layer")
+        raise UnsupportedError(f"{op.name!r} flattens an image for an operation that is not a fully connected layer")
     shape = file.constant(f"{op.name}/shape", np.array(onnx_shape(op.shape), np.int64))
     return file.node("Reshape", [*inputs, shape], output)
 
@@ -258,7 +258,7 @@ def _softmax(file: _File, op: ops.Softmax, inputs: list[str], output: str) -> st
 def _transpose(file: _File, op: ops.Transpose, inputs: list[str], output: str) -> str:
     if len(op.order) != 4:
         raise UnsupportedError(f"transpose {op.name!r} of {len(op.order)} axes cannot be written as ONNX")
-    # Axes are told in NCHW, before and behind.
+    # ``perm`` maps NCHW to NCHW.
     return file.node("Transpose", inputs, output, perm=[_OIHW_TO_OHWI[op.order[axis]] for axis in _OHWI_TO_OIHW])
 
 
@@ -267,10 +267,10 @@ def _global_average(file: _File, op: ops.GlobalAveragePool, inputs: list[str], o
 
 
 def _quantize(file: _File, op: ops.Quantize, inputs: list[str], output: str) -> str:
-    """The QuantizeLinear that stands behind every integer result is all of it, but behind a layer with float weights.
+    """No node of its own: the caller adds the QuantizeLinear.
 
-    Such a layer between Dequantize and Quantize onnxruntime would make an integer one, with one scale for all weights
-    (its ``WeightBiasQuantization``). A LeakyRelu of slope 1, which does nothing, keeps it from that.
+    After a layer with float weights a LeakyRelu of slope 1, an identity, keeps onnxruntime from quantizing the layer
+    with one scale for all weights (its ``WeightBiasQuantization``).
     """
     layer = file.graph.producers.get(op.inputs[0])
     if isinstance(layer, ops.Layer) and file.graph.tensors[layer.inputs[1]].quantization is None:
@@ -279,7 +279,7 @@ def _quantize(file: _File, op: ops.Quantize, inputs: list[str], output: str) -> 
 
 
 def _dequantize(file: _File, op: ops.Dequantize, inputs: list[str], output: str) -> str:
-    """The DequantizeLinear that stands before every use is all of it; here under the name of the result."""
+    """A DequantizeLinear with the name of the operation."""
     tensor = file.graph.tensors[op.inputs[0]]
     return file.node("DequantizeLinear", [tensor.name, *file.parameters(tensor)], output)
 

@@ -1,9 +1,9 @@
-"""Integer operators of ONNX as the float operators that they stand for, between DequantizeLinear and QuantizeLinear.
+"""Conversion of ONNX models from QOperator to QDQ format: float operators between DequantizeLinear and QuantizeLinear.
 
-onnxruntime's quantizer writes three forms: QuantizeLinear/DequantizeLinear pairs, which the reader knows; operators
-that carry all scales with them (QLinearConv and its like, most of them in the domain ``com.microsoft``); and, where the
-range of an input is found as it comes, DynamicQuantizeLinear with ConvInteger or MatMulInteger behind it, and a Cast
-and a Mul that make their sums real again. The last become float operators with integer weights.
+onnxruntime's quantizer writes three formats. QDQ has pairs of QuantizeLinear and DequantizeLinear, which the reader
+supports. QOperator has operators with scales as inputs, such as QLinearConv, most of them in the domain
+``com.microsoft``. Dynamic quantization has DynamicQuantizeLinear, then ConvInteger or MatMulInteger, then Cast and Mul,
+which convert the sums to float32; these become float operators with integer weights.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 
-def lower(
+def to_qdq(
     nodes: "Iterable[NodeProto]", constants: Mapping[str, np.ndarray]
 ) -> "tuple[list[NodeProto], dict[str, np.ndarray]]":
-    """The nodes of a model without integer operators, and the constants that this takes beside ``constants``.
+    """The nodes of a model without integer operators, and the constants to add to ``constants``.
 
     Raises ``UnsupportedError`` for integer operators in a form that onnxruntime's quantizer does not write.
     """
@@ -37,33 +37,33 @@ def lower(
 
 @dataclass
 class _Lowering:
-    """The nodes that are left and what was added to the constants."""
+    """The nodes and added constants of the converted model."""
 
     constants: Mapping[str, np.ndarray]
     nodes: "list[NodeProto]" = field(default_factory=list)
     added: dict[str, np.ndarray] = field(default_factory=dict)
-    # What a DynamicQuantizeLinear made integers of, by their name; names of the scales it found, and of their products
-    # with a weight's scale, by which that is called; integer sums, as they come and cast, by the operator behind them.
+    # Inputs of DynamicQuantizeLinear by the name of their integers; names of their scales; weight scales by the name of
+    # their product with such a scale; integer operators by the name of their sums, before and after the Cast.
     dynamic: dict[str, str] = field(default_factory=dict)
     scales: set[str] = field(default_factory=set)
     factors: dict[str, str] = field(default_factory=dict)
     sums: "dict[str, NodeProto]" = field(default_factory=dict)
 
     def node(self, origin: "NodeProto", kind: str, inputs: Iterable[str], output: str, **attributes: Any) -> str:
-        """Add a node in the place of another, under its name."""
+        """Add a node in place of ``origin``, with its name."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=origin.name, **attributes))
         return output
 
     def real(self, origin: "NodeProto", operand: Sequence[str], **attributes: Any) -> str:
-        """What integers stand for; ``operand`` is their name, that of their scale and that of their zero point."""
-        # An operand may be there twice.
+        """Real values of integers; ``operand`` has the names of the integers, their scale and their zero point."""
+        # An operator may have the same operand twice.
         output = f"{origin.output[0]}/{operand[0]}/real{len(self.nodes)}"
         return self.node(origin, "DequantizeLinear", operand, output, **attributes)
 
     def bias(self, origin: "NodeProto", position: int, x_scale: str, weight_scale: str) -> list[str]:
-        """The 32-bit bias at an input's position as reals: its scale is that of the input times that of the weight."""
+        """Real values of the 32-bit bias at an input's position; its scale is input scale times weight scale."""
         if len(origin.input) <= position or not origin.input[position]:
             return []
         name = origin.input[position]
@@ -75,7 +75,7 @@ class _Lowering:
         return [self.real(origin, [name, scale, f"{scale}/zero"], axis=0)]
 
     def constant(self, name: str) -> np.ndarray:
-        """A constant's values."""
+        """Values of a constant."""
         if name not in self.constants:
             raise UnsupportedError(f"{name!r} must be constant, but it is computed")
         return self.constants[name]
@@ -83,7 +83,7 @@ class _Lowering:
     def put(
         self, origin: "NodeProto", kind: str, operands: Iterable[str], y: Sequence[str], attributes: Mapping[str, Any]
     ) -> bool:
-        """Add the float operator that a node stands for, and the QuantizeLinear that makes its output integers."""
+        """Add the float operator for a node, and a QuantizeLinear for its output."""
         real = self.node(origin, kind, operands, f"{origin.output[0]}/real", **attributes)
         self.node(origin, "QuantizeLinear", [real, *y], origin.output[0])
         return True
@@ -149,8 +149,8 @@ def _dynamic_quantize(lowering: _Lowering, node: "NodeProto") -> bool:
 def _integer_sums(lowering: _Lowering, node: "NodeProto") -> bool:
     if node.input[0] not in lowering.dynamic:
         raise UnsupportedError(
-            f"{node.op_type} ({node.output[0]!r}) of {node.input[0]!r}, which no DynamicQuantizeLinear makes, is not "
-            "supported"
+            f"{node.op_type} ({node.output[0]!r}) is not supported, since no DynamicQuantizeLinear computes its input "
+            f"{node.input[0]!r}"
         )
     lowering.sums[node.output[0]] = node
     return True
@@ -164,7 +164,7 @@ def _cast(lowering: _Lowering, node: "NodeProto") -> bool:
 
 
 def _mul(lowering: _Lowering, node: "NodeProto") -> bool:
-    """Of an input's scale and a weight's, or of sums and both scales."""
+    """The product of input scale and weight scale, or of integer sums and both."""
     for name, other in (node.input, reversed(node.input)):
         if name in lowering.scales:
             lowering.factors[node.output[0]] = other
@@ -175,7 +175,7 @@ def _mul(lowering: _Lowering, node: "NodeProto") -> bool:
 
 
 def _scaled(lowering: _Lowering, sums: "NodeProto", scale: str, output: str) -> bool:
-    """The float operator whose result is made of integer sums."""
+    """The float operator for integer sums and their scale."""
     kind, axis = ("Conv", 0) if sums.op_type == "ConvInteger" else ("MatMul", 1)
     flat = f"{sums.output[0]}/{scale}"
     values = lowering.constant(scale)
@@ -185,7 +185,7 @@ def _scaled(lowering: _Lowering, sums: "NodeProto", scale: str, output: str) -> 
     return True
 
 
-# What each does: whether it has taken the node.
+# Each returns whether it has converted the node.
 _HANDLERS: "Mapping[str, Callable[[_Lowering, NodeProto], bool]]" = {
     "Cast": _cast,
     "ConvInteger": _integer_sums,

@@ -1,7 +1,6 @@
-"""From an ONNX model to a graph: NCHW becomes NHWC, and QuantizeLinear/DequantizeLinear pairs become integer tensors.
+"""Reader of ONNX models: NCHW becomes NHWC, and QuantizeLinear/DequantizeLinear pairs become integer tensors.
 
-Unsigned integers become signed, with the zero point moved by half their range: the same numbers in the one form graphs
-hold.
+Unsigned integers become signed ones with the zero point shifted by half their range; the real values stay the same.
 """
 
 import ast
@@ -16,21 +15,21 @@ import numpy as np
 from ..errors import FormatError, MissingExtraError, UnknownOperationError, UnsupportedError
 from ..graph import Graph, Op, Quantization, Shape, Tensor, ops
 from ..graph.rewrite import fuse_activations
-from .onnx_qoperator import lower
+from .onnx_qoperator import to_qdq
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 _OIHW_TO_OHWI = (0, 2, 3, 1)
-# What a message that contradicts itself ends in: names that are no text, attributes of another type, a stride of 0.
+# Errors that malformed messages cause: names that are not text, attributes of another type, a stride of 0.
 _DAMAGE = (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 
 
 def read_onnx(model: "bytes | ModelProto") -> Graph:
-    """Translate an ONNX model.
+    """The graph of an ONNX model.
 
-    Raises ``FormatError`` for bytes that are not a whole ONNX model and ``UnsupportedError`` naming an operation
-    firebox does not know and the module it comes from.
+    Raises ``FormatError`` if the bytes are not a complete ONNX model, and ``UnsupportedError`` for an unsupported
+    operation, with its name and the module that it was traced from.
     """
     proto = parse_onnx(model) if isinstance(model, bytes) else model
     try:
@@ -39,11 +38,11 @@ def read_onnx(model: "bytes | ModelProto") -> Graph:
             reader.translate(node)
         return _absorb_quantization(fuse_activations(reader.graph(proto)))
     except _DAMAGE as error:
-        raise FormatError(f"not an ONNX file, or one that is damaged: {error!r}") from error
+        raise FormatError(f"not an ONNX file, or a damaged one: {error!r}") from error
 
 
 def parse_onnx(data: bytes) -> "ModelProto":
-    """The protobuf message. Raises ``FormatError`` when the bytes are not a whole ONNX model."""
+    """The protobuf message. Raises ``FormatError`` if the bytes are not a complete ONNX model."""
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -52,19 +51,19 @@ def parse_onnx(data: bytes) -> "ModelProto":
     try:
         model = onnx.load_model_from_string(data)
     except (DecodeError, ValueError) as error:
-        raise FormatError("not an ONNX file, or one that is damaged or cut short") from error
+        raise FormatError("not an ONNX file, or a damaged or truncated one") from error
     if not model.graph.node:
-        raise FormatError("not an ONNX file: it holds no network")
+        raise FormatError("not an ONNX file: it has no operators")
     return model
 
 
 @dataclass(frozen=True)
 class _Constant:
-    """A constant in ONNX's own layout, before an operation says how it is to lie in the graph."""
+    """A constant in ONNX's layout; the operation that reads it determines its layout in the graph."""
 
     data: np.ndarray
     quantization: Quantization | None = None
-    # What the stored integers are called, when this is what they stand for.
+    # Name of the stored tensor, if a DequantizeLinear or Cast computes this one from it.
     stored: str = ""
 
 
@@ -74,29 +73,29 @@ class _Reader:
         self.tensors: dict[str, Tensor] = {}
         self.constants: dict[str, _Constant] = {}
         self.outputs = {value.name for value in model.graph.output}
-        # Other names of a tensor: what dropout passes through, what is called after its module.
+        # New names of tensors: those of modules, and the inputs of operators that pass them on, such as dropout.
         self.aliases: dict[str, str] = {}
-        # Flattened images, (channels, rows, columns): their columns are in the order of NCHW, not of the graph.
+        # Shapes (channels, rows, columns) of flattened images, whose values are in NCHW order, not in the graph's.
         self.flattened: dict[str, Shape] = {}
         for proto in model.graph.initializer:
             if proto.data_location == proto.EXTERNAL:
                 raise UnsupportedError(
-                    f"weights of {proto.name!r} lie in another file; save the model with its weights inside"
+                    f"weights of {proto.name!r} are in another file; save the model with its weights included"
                 )
             self.constants[proto.name] = _Constant(_to_array(proto))
         for value in model.graph.input:
             if value.name not in self.constants:
                 self.tensors[value.name] = _input(value)
-        self.nodes, added = lower(model.graph.node, {name: c.data for name, c in self.constants.items()})
+        self.nodes, added = to_qdq(model.graph.node, {name: c.data for name, c in self.constants.items()})
         self.constants |= {name: _Constant(data) for name, data in added.items()}
         self.uses = Counter(name for node in self.nodes for name in node.input) + Counter(self.outputs)
 
     def translate(self, node: "NodeProto") -> None:
-        """Add to the graph what one node does."""
+        """Add the operations of one node to the graph."""
         handler = _HANDLERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if handler is None:
             raise UnknownOperationError(
-                f"unsupported operation {_describe(node)}; ARCHITECTURE.md lists those that are supported"
+                f"unsupported operation {_describe(node)}; ARCHITECTURE.md lists the supported ones"
             )
         for position, name in enumerate(node.input):
             node.input[position] = self.aliases.get(name, name)
@@ -110,29 +109,29 @@ class _Reader:
             raise FormatError(f"{_describe(node)} cannot be read: {error!r}") from error
 
     def graph(self, model: "ModelProto") -> Graph:
-        """The finished graph."""
+        """The graph of all nodes translated so far."""
         inputs = [value.name for value in model.graph.input if value.name not in self.constants]
         outputs = [self.aliases.get(value.name, value.name) for value in model.graph.output]
         for name in outputs:
             if name in self.flattened:
                 raise UnsupportedError(
-                    f"output {name!r} is a flattened image; end in a pool or a fully connected layer"
+                    f"output {name!r} is a flattened image; end the network in a pool or a fully connected layer"
                 )
         name = model.graph.name if model.graph.name != "main_graph" else "main"
         return Graph.of(name, self.tensors.values(), self.ops, inputs, outputs)
 
     def value(self, name: str) -> np.ndarray:
-        """A constant's values as ONNX has them."""
+        """Values of a constant in ONNX's layout."""
         if name not in self.constants:
             raise UnsupportedError(f"{name!r} must be constant, but it is computed")
         return self.constants[name].data
 
     def emit(self, node: "NodeProto", kind: type[Op], *inputs: str, **attributes: Any) -> None:
-        """Add an operation whose output is the node's, with the shape that follows from the inputs."""
+        """Add an operation with the node's output; its shape follows from the inputs."""
         op = kind(inputs, node.output[0], **attributes)
         for name in inputs:
             if name not in self.tensors:
-                raise UnsupportedError(f"{name!r}, an input of {_describe(node)}, is constant or made nowhere")
+                raise UnsupportedError(f"{name!r}, an input of {_describe(node)}, is constant or undefined")
         shape = op.output_shape(*(self.tensors[name].shape for name in inputs))
         x = self.tensors[inputs[0]]
         if x.quantization is None:
@@ -147,7 +146,7 @@ class _Reader:
     def add(self, op: Op, output: Tensor) -> None:
         """Add an operation with its output."""
         if output.name in self.tensors:
-            raise FormatError(f"{output.name!r} is made twice")
+            raise FormatError(f"two operations compute {output.name!r}")
         self.ops.append(op)
         self.tensors[output.name] = output
         if op.inputs[0] in self.flattened and not isinstance(op, ops.FullyConnected):
@@ -156,7 +155,7 @@ class _Reader:
     def weight(
         self, name: str, order: tuple[int, ...], arrange: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> str:
-        """Put a constant into the graph, its axes in another order; ``arrange`` then changes the last axis only."""
+        """Add a constant with its axes permuted to ``order``; ``arrange`` then permutes values of the last axis."""
         constant = self.constants.get(name)
         if constant is None:
             raise UnsupportedError(f"{name!r} must be constant, but it is computed")
@@ -175,7 +174,7 @@ class _Reader:
         return name
 
     def bias(self, node: "NodeProto", position: int, channels: int) -> str:
-        """The bias at an input's position, or zeros."""
+        """Add the bias at an input's position, or zeros if there is none."""
         if len(node.input) > position and node.input[position]:
             return self.weight(node.input[position], (0,))
         name = f"{node.input[1]}/zero_bias"
@@ -183,23 +182,24 @@ class _Reader:
         return self.weight(name, (0,))
 
     def columns(self, x: str) -> Callable[[np.ndarray], np.ndarray] | None:
-        """What brings a weight's columns from NCHW to NHWC order, when its input is a flattened image."""
+        """A function that permutes a weight's columns from NCHW to NHWC order, if its input is a flattened image."""
         if x not in self.flattened:
             return None
         c, h, w = self.flattened[x]
         return lambda weight: weight.reshape(-1, c, h, w).transpose(0, 2, 3, 1).reshape(len(weight), -1)
 
     def add_to_bias(self, name: str, values: np.ndarray, output: str) -> bool:
-        """Add a constant to the float bias of the layer that makes a tensor, which is called ``output`` from then on.
+        """Add a constant to the float bias of the layer that computes a tensor, and rename the tensor to ``output``.
 
-        ``False`` where no layer makes it, where something else reads it, or where it is not one value for each channel.
+        Returns ``False`` if no layer computes the tensor, if another operation reads it too, or if the constant is not
+        one value per channel.
         """
         index = next((i for i, op in enumerate(self.ops) if op.output == name), None)
         op = self.ops[index] if index is not None else None
         if index is None or not isinstance(op, ops.Layer) or self.uses[name] != 1:
             return False
         bias, made = self.tensors[op.inputs[2]], self.tensors[name]
-        # ONNX has channels along the second axis.
+        # Channels are ONNX's second axis.
         channels = np.zeros((1, made.shape[-1], *[1] * (len(made.shape) - 2)), np.float32)
         fits = values.ndim <= channels.ndim and np.broadcast_shapes(values.shape, channels.shape) == channels.shape
         if bias.data is None or bias.dtype != "float32" or not fits:
@@ -230,7 +230,7 @@ def _input(value: Any) -> Tensor:
     dtypes: dict[int, Any] = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8", TensorProto.INT8: "int8"}
     kind = value.type.tensor_type.elem_type
     if kind not in dtypes:
-        raise UnsupportedError(f"input {value.name!r} has ONNX type {kind}; known are float32, uint8 and int8")
+        raise UnsupportedError(f"input {value.name!r} has ONNX type {kind}; supported: float32, uint8 and int8")
     return Tensor(value.name, shape, dtypes[kind])
 
 
@@ -239,7 +239,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _describe(node: "NodeProto") -> str:
-    """An operation and where it is: the module it was traced from, when the exporter noted it."""
+    """An operation and the module that it was traced from, if the exporter recorded it."""
     scopes, classes = _note(node, "name_scopes"), _note(node, "class_hierarchy")
     kind = node.op_type if node.op_type.isidentifier() else repr(node.op_type)
     if len(scopes) < 2 or len(classes) < 2:
@@ -248,17 +248,17 @@ def _describe(node: "NodeProto") -> str:
 
 
 def _scope(node: "NodeProto") -> str:
-    """The module an operation was traced from, and what it does there unless the module does nothing else."""
+    """The module that an operation was traced from, followed by its name there unless it is the only operation."""
     scopes, classes = _note(node, "name_scopes"), _note(node, "class_hierarchy")
     if len(scopes) < 2 or not scopes[-2]:
         return ""
     leaf = len(classes) > 1 and classes[-2].startswith("torch.nn.modules.")
-    # The exporter numbers what it calls the same (cat, cat_1, …) over the whole network, not within a module.
+    # The exporter numbers equal names (cat, cat_1, …) over the whole network, not within a module.
     return scopes[-2] if leaf else f"{scopes[-2]}/{re.sub(r'_[0-9]+$', '', scopes[-1])}"
 
 
 def _note(node: "NodeProto", key: str) -> list[str]:
-    """One of the lists that torch's exporter notes at every node."""
+    """One of the lists that torch's exporter records for each node."""
     notes = {entry.key: entry.value for entry in node.metadata_props}
     try:
         values = ast.literal_eval(notes[f"pkg.torch.onnx.{key}"])
@@ -311,7 +311,7 @@ def _gemm(reader: _Reader, node: "NodeProto") -> None:
 
 
 def _batch_norm(reader: _Reader, node: "NodeProto") -> None:
-    """In use, batch norm is a scale and an offset per channel: a depthwise 1x1 convolution."""
+    """At inference, batch norm is a scale and an offset per channel: a depthwise 1x1 convolution."""
     scale, offset, mean, variance = (reader.value(name).astype(np.float64) for name in node.input[1:5])
     factor = scale / np.sqrt(variance + _attributes(node).get("epsilon", 1e-5))
     names = (f"{node.output[0]}/scale", f"{node.output[0]}/offset")
@@ -331,7 +331,7 @@ def _pool(reader: _Reader, node: "NodeProto") -> None:
     if kind is ops.AveragePool and attributes.get("count_include_pad") and any(padding):
         if attributes.get("ceil_mode"):
             raise UnsupportedError(
-                f"{_describe(node)} with padding that counts and ceil_mode is not supported; leave one out"
+                f"{_describe(node)} with both count_include_pad and ceil_mode is not supported; remove one of them"
             )
         padded = f"{node.output[0]}/pad"
         pad = ops.Pad((x,), padded, padding)
@@ -343,7 +343,7 @@ def _pool(reader: _Reader, node: "NodeProto") -> None:
 
 
 def _ceil(x: Shape, window: tuple[int, ...], stride: tuple[int, ...], padding: ops.Pads) -> ops.Pads:
-    """Ceil mode as padding behind: as much as the last window hangs over, unless it would begin in the padding."""
+    """Ceil mode as extra padding at the end, unless the last window would start in that padding."""
     pads = list(padding)
     for axis in (0, 1):
         before, after = pads[2 * axis : 2 * axis + 2]
@@ -372,7 +372,7 @@ def _global_average(reader: _Reader, node: "NodeProto") -> None:
 
 
 def _reshape(reader: _Reader, node: "NodeProto") -> None:
-    """Flatten, Reshape and Squeeze: of an image to (N, values), or between shapes without rows and columns."""
+    """Flatten, Reshape or Squeeze from an image to (N, values), or between shapes without rows and columns."""
     if node.input[0] in reader.constants:
         shape = [int(n) for n in reader.value(node.input[1])]
         reader.constants[node.output[0]] = _Constant(reader.value(node.input[0]).reshape(shape))
@@ -428,10 +428,10 @@ def _add(reader: _Reader, node: "NodeProto") -> None:
 
 def _pad(reader: _Reader, node: "NodeProto") -> None:
     if _attributes(node).get("mode", b"constant") != b"constant" or (len(node.input) > 3 and node.input[3]):
-        raise UnsupportedError(f"{_describe(node)} is not a constant padding of rows and columns")
+        raise UnsupportedError(f"{_describe(node)} is not supported, only constant padding of rows and columns")
     pads = reader.value(node.input[1]).tolist()
     if len(pads) != 8 or any(pads[i] for i in (0, 1, 4, 5)):
-        raise UnsupportedError(f"{_describe(node)} with pads {pads} is not of rows and columns only")
+        raise UnsupportedError(f"{_describe(node)} with pads {pads} is not supported, only padding of rows and columns")
     filled = reader.value(node.input[2]).reshape(-1)[:1] if len(node.input) > 2 and node.input[2] else np.zeros(1)
     x = reader.tensors[node.input[0]]
     if x.quantization is not None:
@@ -481,7 +481,7 @@ def _transpose(reader: _Reader, node: "NodeProto") -> None:
     order = [int(axis) for axis in _attributes(node).get("perm", range(len(x.shape))[::-1])]
     if x.name in reader.flattened or len(x.shape) != 4:
         raise UnsupportedError(f"{_describe(node)} of {x.shape} is not supported, only of images")
-    # Axes are told in NCHW, before and behind.
+    # ``perm`` maps NCHW to NCHW.
     nchw = (0, 3, 1, 2)
     reader.emit(node, ops.Transpose, x.name, order=tuple(nchw[order[axis]] for axis in _OIHW_TO_OHWI))
 
@@ -497,7 +497,7 @@ def _softmax(reader: _Reader, node: "NodeProto") -> None:
 
 
 def _skip(reader: _Reader, node: "NodeProto") -> None:
-    """Dropout in use, Identity: the output is the input."""
+    """Identity, or dropout at inference: the output is the input."""
     reader.aliases[node.output[0]] = node.input[0]
 
 
@@ -506,7 +506,7 @@ def _constant(reader: _Reader, node: "NodeProto") -> None:
 
 
 def _parameters(reader: _Reader, node: "NodeProto") -> tuple[Quantization, str]:
-    """Scale, zero point and axis of QuantizeLinear or DequantizeLinear, and the type of its integers."""
+    """Scale, zero point and axis of a QuantizeLinear or DequantizeLinear, and the type of its integers."""
     scale = reader.value(node.input[1]).astype(np.float32)
     has_zero = len(node.input) > 2 and node.input[2]
     zero = reader.value(node.input[2]) if has_zero else np.zeros(scale.shape, np.uint8)
@@ -517,13 +517,13 @@ def _parameters(reader: _Reader, node: "NodeProto") -> tuple[Quantization, str]:
     if scale.size == 1:
         return Quantization((float(scale.ravel()[0]),), int(zero.ravel()[0])), str(zero.dtype)
     if zero.min() != zero.max():
-        raise UnsupportedError(f"{_describe(node)} with another zero point for each channel is not supported")
+        raise UnsupportedError(f"{_describe(node)} with a zero point per channel is not supported")
     attributes = _attributes(node)
     axis = attributes.get("axis", 1)
     if not isinstance(axis, int):
-        raise FormatError(f"{_describe(node)} has an axis that is no integer")
+        raise FormatError(f"{_describe(node)} has an axis that is not an integer")
     if scale.ndim != 1 or attributes.get("block_size"):
-        raise UnsupportedError(f"{_describe(node)} with a scale for each block is not supported")
+        raise UnsupportedError(f"{_describe(node)} with a scale per block is not supported")
     return Quantization(tuple(map(float, scale)), int(zero[0]), axis), str(zero.dtype)
 
 
@@ -547,7 +547,7 @@ def _dequantize(reader: _Reader, node: "NodeProto") -> None:
         return
     x = reader.tensors[node.input[0]]
     if x.quantization is None:
-        # An input of the network that is fed as integers.
+        # A network input of integers.
         x = reader.tensors[x.name] = _as_signed(replace(x, quantization=quantization))
     reader.add(ops.Dequantize((x.name,), node.output[0]), Tensor(node.output[0], x.shape))
 
@@ -560,7 +560,7 @@ def _as_signed(tensor: Tensor) -> Tensor:
 
 
 def _signed(integers: np.ndarray, zero_point: int) -> tuple[np.ndarray, int]:
-    """Unsigned integers and their zero point moved by half their range; signed ones as they are."""
+    """Signed integers for the same real values, and their zero point: unsigned ones shift by half their range."""
     if integers.dtype.kind != "u":
         return integers, zero_point
     half = 1 << (8 * integers.dtype.itemsize - 1)
@@ -568,10 +568,10 @@ def _signed(integers: np.ndarray, zero_point: int) -> tuple[np.ndarray, int]:
 
 
 def _cast(reader: _Reader, node: "NodeProto") -> None:
-    """Of float16 weights to float32; they stay what they are in the graph."""
+    """A cast of float16 weights to float32; the graph keeps the float16 weights."""
     name = node.input[0]
     if _attributes(node).get("to") != 1 or name not in reader.constants or reader.value(name).dtype != np.float16:
-        raise UnsupportedError(f"{_describe(node)} is not supported, only of float16 constants to float32")
+        raise UnsupportedError(f"{_describe(node)} is not supported, only from float16 constants to float32")
     reader.constants[node.output[0]] = replace(reader.constants[name], stored=name)
 
 
@@ -606,7 +606,7 @@ _HANDLERS: Mapping[str, Callable[[_Reader, "NodeProto"], None]] = {
 
 
 def _absorb_quantization(graph: Graph) -> Graph:
-    """Turn float operations between DequantizeLinear and QuantizeLinear into the integer operations they stand for."""
+    """Replace float operations between DequantizeLinear and QuantizeLinear by integer operations."""
     source = {op.output: op.inputs[0] for op in graph.ops if isinstance(op, ops.Dequantize)}
     if not source:
         return graph
@@ -614,7 +614,7 @@ def _absorb_quantization(graph: Graph) -> Graph:
     for op in graph.ops:
         after = graph.only_consumer(op.output)
         computed = [name for name in op.inputs if graph.tensors[name].data is None]
-        # With a weight that is real it stays a float operation.
+        # A layer with float weights remains a float operation.
         real = isinstance(op, ops.Layer) and graph.tensors[op.inputs[1]].quantization is None
         if (
             not isinstance(op, ops.Quantize | ops.Dequantize)

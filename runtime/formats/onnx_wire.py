@@ -1,8 +1,8 @@
-"""The parts of an ONNX file that say how integers are multiplied, read and changed as they lie in the file.
+"""Reading and editing of ONNX files at the level of protobuf fields, without the ``onnx`` package.
 
-The ``onnx`` package takes longer to import than a network to load, so a session cannot afford it. An ONNX file is a
-protobuf message (https://protobuf.dev/programming-guides/encoding): fields, each a number, a wire type and a value.
-What is not changed is copied as it is. Field numbers are those of ``onnx.proto``.
+Importing ``onnx`` takes longer than loading a network, which sessions must avoid. An ONNX file is a protobuf message
+(https://protobuf.dev/programming-guides/encoding): fields, each with a number, a wire type and a value. Only operators
+and constants of integer layers are parsed; all else is copied unchanged. Field numbers are those of ``onnx.proto``.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import FormatError
 
-# The names of the domain of ONNX's own operators.
+# Names of the domain of standard ONNX operators.
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -25,7 +25,7 @@ _INT32 = 6
 _EXTERNAL = 1
 _MAX_RANK, _MAX_SIZE = 8, 2**31 - 1
 
-# Numbers of the fields that are read here.
+# Numbers of the fields in use.
 _MODEL_VERSION, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_FUNCTION = 1, 7, 8, 25
 _GRAPH_NODE, _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 2, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
@@ -33,14 +33,14 @@ _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT32, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 1, 2, 5, 8, 9, 14
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 
-# A message that is written is a list of pieces, which are joined once.
+# A message under construction is a list of pieces, joined only at the end.
 _Pieces = list["bytes | memoryview"]
 _Field = tuple[int, int, "int | memoryview | _Pieces"]
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operator: its type with its domain, and the names of what it takes and makes."""
+    """One operator: its type, its domain, and the names of its inputs and outputs."""
 
     kind: str
     domain: str
@@ -51,16 +51,16 @@ class Node:
 
     @property
     def name(self) -> str:
-        """Its name, or else that of its first output."""
+        """The node's name, or that of its first output."""
         return self.own_name or next(iter(self.outputs), "")
 
     def input(self, position: int) -> str:
-        """The name of an input, or nothing where it is left out."""
+        """The name of an input, or an empty string if it is omitted."""
         return self.inputs[position] if position < len(self.inputs) else ""
 
     @cached_property
     def attributes(self) -> Mapping[str, int]:
-        """Its attributes that are integers."""
+        """Integer attributes by name."""
         found = {}
         for message in _messages(self.fields, _NODE_ATTRIBUTE):
             own = _fields(message)
@@ -69,7 +69,7 @@ class Node:
 
     @property
     def has_subgraph(self) -> bool:
-        """Whether it holds a network of its own, as of the standard operators only these four do."""
+        """Whether an attribute is a graph; among the standard operators only these four have such attributes."""
         if self.domain in STANDARD_DOMAINS:
             return self.kind in ("If", "Loop", "Scan", "SequenceMap")
         attributes = map(_fields, _messages(self.fields, _NODE_ATTRIBUTE))
@@ -77,14 +77,14 @@ class Node:
 
     @property
     def value(self) -> "Constant | None":
-        """The tensor that a ``Constant`` holds."""
+        """The tensor of a ``Constant`` node."""
         for message in _messages(self.fields, _NODE_ATTRIBUTE):
             for tensor in _messages(_fields(message), _ATTRIBUTE_TENSOR):
                 return _constant(tensor)
         return None
 
     def with_inputs(self, inputs: Sequence[str]) -> "Node":
-        """The same operator of other inputs."""
+        """The same operator with other inputs."""
         own = [_string(_NODE_INPUT, name) for name in inputs]
         rest = [entry for entry in self.fields if entry[0] != _NODE_INPUT]
         return replace(self, inputs=tuple(inputs), fields=(*own, *rest))
@@ -92,7 +92,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant tensor; its values are read when they are asked for."""
+    """A constant tensor; its values are parsed on first use."""
 
     name: str
     shape: tuple[int, ...]
@@ -102,21 +102,21 @@ class Constant:
 
     @property
     def dtype(self) -> np.dtype | None:
-        """``int8`` or ``uint8``; ``None`` for all other types."""
+        """``int8`` or ``uint8``; ``None`` for other types."""
         return _DTYPES.get(self.type)
 
     @cached_property
     def data(self) -> np.ndarray:
-        """Values of an 8-bit constant. Raises ``FormatError`` when they are not in the file."""
+        """Values of an 8-bit constant. Raises ``FormatError`` if they are not in the file."""
         if self.external or self.dtype is None:
             raise FormatError(f"the values of {self.name!r} are not 8-bit integers in this file")
         if len(self.shape) > _MAX_RANK or any(not 1 <= size <= _MAX_SIZE for size in self.shape):
-            raise FormatError(f"constant {self.name!r} has shape {self.shape}, which nothing can have")
+            raise FormatError(f"constant {self.name!r} has shape {self.shape}, which is impossible")
         raw = next(_messages(self.fields, _TENSOR_RAW), None)
         if raw is not None:
             values = np.frombuffer(raw, self.dtype)
         else:
-            # A negative number has its 64 bits in the file, of which the lowest 8 are the value.
+            # Protobuf stores a negative number in 64 bits; the lowest 8 are the value.
             numbers = [number & 0xFF for number in _integers(self.fields, _TENSOR_INT32)]
             values = np.array(numbers, np.uint8).view(self.dtype)
         if values.size != math.prod(self.shape):
@@ -125,16 +125,16 @@ class Constant:
 
 
 class OnnxMessage:
-    """An ONNX file as its operators, its constants by name and its inputs with the numbers of their types.
+    """An ONNX file: its operators, its constants by name, and the type numbers of its inputs by name.
 
-    Raises ``FormatError`` for bytes that are no such file.
+    Raises ``FormatError`` if the bytes are not an ONNX file.
     """
 
     def __init__(self, data: bytes):
         self._model = _fields(memoryview(data))
         graphs = list(_messages(self._model, _MODEL_GRAPH))
         if len(graphs) != 1:
-            raise FormatError(f"not an ONNX file: it holds {len(graphs) or 'no'} network{'s' if graphs else ''}")
+            raise FormatError(f"not an ONNX file: it has {len(graphs) or 'no'} graph{'s' if graphs else ''}")
         self._graph = _fields(graphs[0])
         self.nodes = [_node(value) for value in _messages(self._graph, _GRAPH_NODE)]
         initializers = [_constant(value) for value in _messages(self._graph, _GRAPH_INITIALIZER)]
@@ -149,22 +149,22 @@ class OnnxMessage:
 
     @property
     def has_subgraphs(self) -> bool:
-        """Whether an operator holds a network of its own."""
+        """Whether an operator has a subgraph."""
         return any(node.has_subgraph for node in self.nodes)
 
     @property
     def has_functions(self) -> bool:
-        """Whether the file defines operators of its own."""
+        """Whether the file defines functions."""
         return any(number == _MODEL_FUNCTION for number, *_ in self._model)
 
     def with_changes(self, nodes: Mapping[int, Node], constants: Iterable[tuple[str, np.ndarray]]) -> bytes:
-        """The file with some of its operators replaced, by their position, and constants (8 bits) added.
+        """The file with operators replaced, by position, and 8-bit constants added.
 
-        Initializers that no operator uses any longer are left out, but for those that are inputs of the network.
+        Initializers that no operator reads any more are dropped, unless they are inputs or outputs of the network.
         """
         changed = [nodes.get(position, node) for position, node in enumerate(self.nodes)]
         used = {name for node in changed for name in node.inputs} | set(self.inputs) | self._outputs
-        # A network within an operator may use whatever lies outside of it.
+        # A subgraph may read any tensor of the graphs around it.
         keep_all = self.has_subgraphs
         positions, names = iter(range(len(changed))), iter(self._initializers)
         graph: list[_Field] = []
@@ -183,7 +183,7 @@ class OnnxMessage:
 
 
 def matmul_model(weight: np.ndarray, rows: int) -> bytes:
-    """A network of one ``MatMulInteger``: ``x``, uint8 (rows, K), times a constant (K, N) gives ``y``, int32."""
+    """An ONNX file of one ``MatMulInteger``: ``x``, uint8 (rows, K), times a constant (K, N) is ``y``, int32."""
     inner, outer = weight.shape
     node = [(_NODE_INPUT, "x"), (_NODE_INPUT, "w"), (_NODE_OUTPUT, "y"), (_NODE_TYPE, "MatMulInteger")]
     graph = [
@@ -198,13 +198,13 @@ def matmul_model(weight: np.ndarray, rows: int) -> bytes:
 
 
 def _declaration(name: str, kind: int, shape: Sequence[int]) -> list[_Field]:
-    """Fields of a network's input or output."""
+    """Fields that declare a network input or output."""
     dims = _message(2, [_message(1, [(1, _VARINT, size)]) for size in shape])
     return [_string(_VALUE_NAME, name), _message(_VALUE_TYPE, [_message(1, [(1, _VARINT, kind), dims])])]
 
 
 def _declared(data: memoryview) -> tuple[str, int]:
-    """Name and type number of a network's input or output."""
+    """Name and type number of a declared input or output."""
     fields = _fields(data)
     types = (tensor for kind in _messages(fields, _VALUE_TYPE) for tensor in _messages(_fields(kind), 1))
     return _text(fields, _VALUE_NAME), next((number for t in types for number in _integers(_fields(t), 1)), 0)
@@ -239,7 +239,7 @@ def _message(number: int, fields: Iterable[_Field]) -> _Field:
 
 
 def _string(number: int, text: str) -> _Field:
-    # A name that is no UTF-8 is still a name.
+    # Names need not be valid UTF-8.
     return number, _BYTES, memoryview(text.encode(errors="surrogateescape"))
 
 
@@ -252,7 +252,7 @@ def _text(fields: Iterable[_Field], number: int) -> str:
 
 
 def _integers(fields: Iterable[_Field], number: int) -> Iterator[int]:
-    """Values of a repeated integer, each in a field of its own or many in one."""
+    """Values of a repeated integer field, packed or not."""
     for found, _, value in fields:
         if found != number:
             continue
@@ -267,7 +267,7 @@ def _integers(fields: Iterable[_Field], number: int) -> Iterator[int]:
 
 
 def _fields(data: memoryview) -> list[_Field]:
-    """The fields of a message, their values as views of it."""
+    """The fields of a message, with views of it as their values."""
     found: list[_Field] = []
     position, end = 0, len(data)
     while position < end:
@@ -282,7 +282,7 @@ def _fields(data: memoryview) -> list[_Field]:
         else:
             size = _FIXED_SIZES.get(wire, end)
         if not number or position + size > end:
-            raise FormatError("not an ONNX file, or one that is damaged or cut short")
+            raise FormatError("not an ONNX file, or a damaged or truncated one")
         found.append((number, wire, data[position : position + size]))
         position += size
     return found
@@ -296,11 +296,11 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-    raise FormatError("not an ONNX file, or one that is damaged or cut short")
+    raise FormatError("not an ONNX file, or a damaged or truncated one")
 
 
 def _pieces(fields: Iterable[_Field]) -> _Pieces:
-    """A message as it is written."""
+    """The encoded fields of a message."""
     found: _Pieces = []
     for number, wire, value in fields:
         found.append(_packed(number << 3 | wire))

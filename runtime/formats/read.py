@@ -1,4 +1,4 @@
-"""From a file of either format to a graph."""
+"""Readers of files, whatever their format."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ Format = Literal["onnx", "tflite"]
 
 
 def format_of(model: str | Path | bytes) -> Format:
-    """Which format a path's ending, or the first bytes of a file, tell. Raises ``UsageError``."""
+    """The format of a file, from the suffix of its path or from its bytes. Raises ``UsageError``."""
     if isinstance(model, bytes):
         return "tflite" if model[4:8] == b"TFL3" else "onnx"
     suffix = Path(model).suffix.lower()
@@ -25,14 +25,14 @@ def format_of(model: str | Path | bytes) -> Format:
 def read_graph(model: str | Path | bytes) -> Graph:
     """Read an ``.onnx`` or ``.tflite`` file, by path or as its bytes.
 
-    Raises ``UsageError`` when there is no such file, ``FormatError`` when it is not what its name says and
-    ``UnsupportedError`` when it holds an operation firebox does not know.
+    Raises ``UsageError`` if the file does not exist, ``FormatError`` if its contents do not match its format, and
+    ``UnsupportedError`` for operations that firebox does not support.
     """
     return read_placed(model)[0]
 
 
 def read_placed(model: str | Path | bytes) -> tuple[Graph, dict[str, int]]:
-    """As ``read_graph``, with the offsets at which a TFLite file tells tflite-micro to put its activations."""
+    """As ``read_graph``, with the arena offsets that a TFLite file prescribes for tflite-micro, by activation."""
     kind = format_of(model)
     data = model if isinstance(model, bytes) else read_file(model)
     try:
@@ -49,7 +49,7 @@ def read_placed(model: str | Path | bytes) -> tuple[Graph, dict[str, int]]:
 
 
 def has_external_buffers(model: str | Path | bytes) -> bool:
-    """Whether constants of a TFLite file lie behind its flatbuffer, where tflite-micro does not find them."""
+    """Whether a TFLite file stores constants after its flatbuffer, which tflite-micro does not support."""
     if format_of(model) != "tflite":
         return False
     from .tflite_schema import read_model
@@ -59,7 +59,7 @@ def has_external_buffers(model: str | Path | bytes) -> bool:
 
 
 def read_metadata(data: bytes, name: str) -> bytes | None:
-    """The contents of one metadata entry of a file of either format, or None. Raises ``FormatError``."""
+    """The contents of a file's metadata entry ``name``, or ``None``. Raises ``FormatError``."""
     if format_of(data) == "tflite":
         from .tflite_reader import read_tflite_metadata
 

@@ -1,4 +1,4 @@
-"""From a ``.tflite`` file to a graph."""
+"""Reader of ``.tflite`` files."""
 
 import math
 from collections.abc import Callable
@@ -11,34 +11,34 @@ from ..errors import FormatError, UnknownOperationError, UnsupportedError
 from ..graph import Graph, Op, Quantization, Tensor, ops
 from .tflite_schema import (
     ACTIVATIONS,
+    BUILTINS,
     OFFLINE_PLAN,
-    OPERATORS,
     PADDINGS,
     TENSOR_TYPES,
     read_model,
     unpack_offline_plan,
 )
 
-_OPERATOR_NAMES = {code: name for name, code in OPERATORS.items()}
+_BUILTIN_NAMES = {builtin.code: name for name, builtin in BUILTINS.items()}
 _DTYPES = {code: name for name, code in TENSOR_TYPES.items()}
 _ACTIVATION_NAMES: dict[int, ops.Activation] = {code: name for name, code in ACTIVATIONS.items()}  # pyright: ignore[reportAssignmentType]
-# Rows of TFLite's paddings constant: batch, rows, columns, channels; each (before, after).
+# Rows of TFLite's paddings constant, each (before, after), for the rows and columns of the image.
 _SPATIAL = (1, 2)
 
 
 def read_tflite(data: bytes) -> Graph:
-    """The first subgraph of a TFLite file.
+    """The graph of a TFLite file's first subgraph.
 
-    Raises ``FormatError`` for a damaged file and ``UnsupportedError`` naming an operation firebox does not know.
+    Raises ``FormatError`` for a damaged file and ``UnsupportedError`` for an unsupported operation, with its name.
     """
     model = read_model(data)
     if not model["subgraphs"]:
-        raise FormatError("the TFLite file holds no network")
+        raise FormatError("the TFLite file has no subgraph")
     return _Subgraph(model, model["subgraphs"][0]).graph()
 
 
 def read_tflite_metadata(data: bytes, name: str) -> bytes | None:
-    """The contents of one metadata entry, or ``None``."""
+    """The contents of the metadata entry ``name``, or ``None``."""
     model = read_model(data)
     for entry in model["metadata"]:
         if entry["name"] == name and entry["buffer"] < len(model["buffers"]):
@@ -47,7 +47,7 @@ def read_tflite_metadata(data: bytes, name: str) -> bytes | None:
 
 
 def read_offsets(data: bytes) -> dict[str, int]:
-    """Where in its arena tflite-micro is told to put activations, by name; empty when the file leaves it to choose.
+    """Arena offsets that the file prescribes for tflite-micro, by activation; empty if it prescribes none.
 
     Raises ``FormatError`` for a damaged file.
     """
@@ -61,7 +61,7 @@ def read_offsets(data: bytes) -> dict[str, int]:
 
 
 def unpacked_weights(data: bytes) -> set[str]:
-    """The names of the float32 tensors that a file's DEQUANTIZE operators make of its constants."""
+    """Names of the float32 tensors that DEQUANTIZE operators compute from constants."""
     model = read_model(data)
     subgraph = _Subgraph(model, model["subgraphs"][0])
     subgraph.graph()
@@ -69,7 +69,7 @@ def unpacked_weights(data: bytes) -> set[str]:
 
 
 class _Subgraph:
-    """One subgraph on its way to a ``Graph``: tensors by index, turned into names and operations."""
+    """The conversion of one subgraph, which refers to tensors by index, to a ``Graph``."""
 
     def __init__(self, model: dict[str, Any], subgraph: dict[str, Any]):
         self.codes = [max(code["deprecated_builtin_code"], code["builtin_code"]) for code in model["operator_codes"]]
@@ -77,9 +77,9 @@ class _Subgraph:
         self.tensors: dict[str, Tensor] = {}
         self.names: list[str] = []
         self.ops: list[Op] = []
-        # Constants that are in firebox's layout already: a layer used twice has one weight.
-        self.relaid: set[str] = set()
-        # Constants of fewer bits by the name of the float32 tensor that a DEQUANTIZE makes of each.
+        # Constants already converted to firebox's layout: two layers may share a weight.
+        self.converted: set[str] = set()
+        # Compressed constants by the name of the float32 tensor that a DEQUANTIZE computes from each.
         self.stored: dict[str, str] = {}
         for index, tensor in enumerate(subgraph["tensors"]):
             name = tensor["name"] or f"tensor_{index}"
@@ -96,21 +96,21 @@ class _Subgraph:
         return Graph.of(self.subgraph["name"] or "main", self.tensors.values(), self.ops, inputs, outputs)
 
     def op(self, index: int, operator: dict[str, Any]) -> Op | None:
-        """The operation that an operator is, or the last of those; ``None`` where nothing has to run."""
+        """The operation of an operator (the last, if it becomes several), or ``None`` if it only unpacks a constant."""
         if operator["opcode_index"] >= len(self.codes):
-            raise FormatError(f"operation {index} of the TFLite file has no operator code")
+            raise FormatError(f"operator {index} of the TFLite file has no operator code")
         code = self.codes[operator["opcode_index"]]
-        kind = _OPERATOR_NAMES.get(code)
+        kind = _BUILTIN_NAMES.get(code)
         names = [self.name(i) for i in operator["inputs"] if i >= 0]
         inputs = [self.stored.get(name, name) for name in names]
         outputs = [self.name(i) for i in operator["outputs"]]
         if kind is None:
-            where = outputs[0] if outputs else f"operation {index}"
+            where = outputs[0] if outputs else f"operator {index}"
             raise UnknownOperationError(
-                f"TFLite operation {code} at {where!r} is not supported; see ARCHITECTURE.md for those that are"
+                f"TFLite operator {code} at {where!r} is not supported; ARCHITECTURE.md lists the supported operators"
             )
         if not inputs or len(outputs) != 1:
-            raise FormatError(f"{kind} (operation {index}) has {len(inputs)} inputs and {len(outputs)} outputs")
+            raise FormatError(f"{kind} (operator {index}) has {len(inputs)} inputs and {len(outputs)} outputs")
         try:
             return _READERS[kind](self, outputs[0], inputs, operator["options"] or {})
         except (ArithmeticError, KeyError, IndexError, ValueError, TypeError) as error:
@@ -127,21 +127,23 @@ class _Subgraph:
             raise UnsupportedError(f"{name!r} must be constant, but it is computed")
         return data
 
-    def relay(self, name: str, data: np.ndarray, quantization: Quantization | None) -> str:
-        """Keep a constant in firebox's own layout, under the same name."""
+    def convert(self, name: str, data: np.ndarray, quantization: Quantization | None) -> str:
+        """Replace a constant by the same values in firebox's layout."""
         tensor = self.tensors[name]
         self.tensors[name] = Tensor(name, data.shape, tensor.dtype, quantization, data)
-        self.relaid.add(name)
+        self.converted.add(name)
         return name
 
-    def reshaped(self, x: str, name: str, shape: tuple[int, ...]) -> str:
-        """Add a reshape that an operator of TFLite does by the way."""
+    def reshaped_input(self, x: str, name: str, shape: tuple[int, ...]) -> str:
+        """Add a reshape that a TFLite operator does implicitly."""
         self.tensors[name] = replace(self.tensors[x], name=name, shape=shape)
         self.ops.append(ops.Reshape((x,), name, shape))
         return name
 
-    def unkept(self, kind: type[Op], inputs: tuple[str, ...], output: str, shape: tuple[int, ...], *values: Any) -> Op:
-        """An operation whose output of ``shape`` has another shape in the file."""
+    def with_shape(
+        self, kind: type[Op], inputs: tuple[str, ...], output: str, shape: tuple[int, ...], *values: Any
+    ) -> Op:
+        """An operation whose output has ``shape`` and, in the file, possibly another shape."""
         if shape == self.tensors[output].shape:
             return kind(inputs, output, *values)
         inner = f"{output}/{'x'.join(map(str, shape))}"
@@ -150,7 +152,7 @@ class _Subgraph:
         return ops.Reshape((inner,), output, self.tensors[output].shape)
 
     def bias(self, inputs: list[str], channels: int) -> tuple[str, ...]:
-        """x, weight and bias; zeros where the file has no bias."""
+        """x, weight and bias; zeros if the file has no bias."""
         if len(inputs) > 2:
             return tuple(inputs[:3])
         dtype: Any = {"float32": "float32", "int16": "int64"}.get(self.tensors[inputs[0]].dtype, "int32")
@@ -172,7 +174,7 @@ def _tensor(name: str, tensor: dict[str, Any], buffers: list[dict[str, Any]]) ->
             f"{name!r} has a dynamic shape {tuple(tensor['shape_signature'])}; export it with a fixed batch of 1"
         )
     if tensor["type"] not in _DTYPES:
-        raise UnsupportedError(f"{name!r} has TFLite type {tensor['type']}; known are {', '.join(TENSOR_TYPES)}")
+        raise UnsupportedError(f"{name!r} has TFLite type {tensor['type']}; supported: {', '.join(TENSOR_TYPES)}")
     dtype: Any = _DTYPES[tensor["type"]]
     if tensor["buffer"] >= len(buffers):
         raise FormatError(f"{name!r} refers to buffer {tensor['buffer']} of {len(buffers)}")
@@ -181,7 +183,7 @@ def _tensor(name: str, tensor: dict[str, Any], buffers: list[dict[str, Any]]) ->
     if len(raw):
         expected = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
         if len(raw) != expected:
-            raise FormatError(f"{name!r} of shape {shape} needs {expected:,} bytes, its buffer has {len(raw):,}")
+            raise FormatError(f"{name!r} of shape {shape} needs {expected:,} bytes, but its buffer has {len(raw):,}")
         data = raw.view(dtype).reshape(shape)
     return Tensor(name, shape, dtype, _quantization(name, shape, tensor["quantization"]), data)
 
@@ -202,13 +204,13 @@ def _quantization(name: str, shape: tuple[int, ...], values: dict[str, Any] | No
 
 def _conv(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
     stride, dilation = (options["stride_h"], options["stride_w"]), (options["dilation_h"], options["dilation_w"])
-    if "depth_multiplier" in options and inputs[1] not in graph.relaid:
+    if "depth_multiplier" in options and inputs[1] not in graph.converted:
         # TFLite keeps depthwise weights as (1, height, width, channels * multiplier).
         weight = graph.tensors[inputs[1]]
         quantization = weight.quantization
         if quantization and quantization.axis is not None:
             quantization = Quantization(quantization.scale, quantization.zero_point, 0)
-        graph.relay(inputs[1], graph.constant(inputs[1]).transpose(3, 1, 2, 0), quantization)
+        graph.convert(inputs[1], graph.constant(inputs[1]).transpose(3, 1, 2, 0), quantization)
     out, rows, columns, depth = graph.tensors[inputs[1]].shape
     channels = graph.tensors[inputs[0]].shape[3]
     window = ((rows - 1) * dilation[0] + 1, (columns - 1) * dilation[1] + 1)
@@ -224,9 +226,11 @@ def _fully_connected(graph: _Subgraph, output: str, inputs: list[str], options: 
     x = graph.tensors[inputs[0]]
     rows = math.prod(x.shape) // columns
     if x.shape != (rows, columns):
-        inputs = [graph.reshaped(x.name, f"{output}/input", (rows, columns)), *inputs[1:]]
+        inputs = [graph.reshaped_input(x.name, f"{output}/input", (rows, columns)), *inputs[1:]]
     names = graph.bias(inputs, channels)
-    return graph.unkept(ops.FullyConnected, names, output, (rows, channels), _ACTIVATION_NAMES[options["activation"]])
+    return graph.with_shape(
+        ops.FullyConnected, names, output, (rows, channels), _ACTIVATION_NAMES[options["activation"]]
+    )
 
 
 def _pool(kind: type[ops.MaxPool] | type[ops.AveragePool]) -> Callable[..., Op]:
@@ -244,13 +248,13 @@ def _mean(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, A
     shape = graph.tensors[inputs[0]].shape
     if axes != {1, 2} or len(shape) != 4:
         raise UnsupportedError(f"mean {output!r} over {sorted(axes)} is not supported, only over rows and columns")
-    return graph.unkept(ops.GlobalAveragePool, (inputs[0],), output, (shape[0], 1, 1, shape[3]))
+    return graph.with_shape(ops.GlobalAveragePool, (inputs[0],), output, (shape[0], 1, 1, shape[3]))
 
 
 def _pad(graph: _Subgraph, output: str, inputs: list[str], options: dict[str, Any]) -> Op:
     pads = graph.constant(inputs[1])
     if pads.shape != (4, 2) or pads[0].any() or pads[3].any():
-        raise UnsupportedError(f"pad {output!r} is not of rows and columns only")
+        raise UnsupportedError(f"pad {output!r} is not supported: it pads more than rows and columns")
     top, bottom, left, right = (int(value) for axis in _SPATIAL for value in pads[axis])
     value = float(graph.tensors[inputs[2]].real().ravel()[0]) if len(inputs) > 2 else 0.0
     return ops.Pad((inputs[0],), output, (top, bottom, left, right), value)

@@ -1,8 +1,8 @@
-"""The part of TensorFlow Lite's flatbuffer schema that firebox reads and writes, described once.
+"""TensorFlow Lite's flatbuffer schema, as far as firebox reads and writes it.
 
-A table's fields stand in the order of their slots; ``-`` is a slot that is not used here. ``[T]`` is a vector,
-``union`` takes two slots: the type and the table. ``read_table`` turns bytes into plain dicts and checks every offset
-and length on the way, so that a hostile file ends in a ``FormatError`` and never in memory it has not paid for.
+Fields are listed in slot order; ``-`` marks an unused slot, ``[T]`` a vector, ``union`` two slots: type and table.
+``read_model`` parses a file into plain dicts and checks each offset and length, so that a malicious file raises
+``FormatError`` instead of exhausting memory.
 """
 
 import struct
@@ -45,19 +45,38 @@ SliceOptions
 TransposeOptions
 """
 
-# Members of the union BuiltinOptions that are read and written.
-OPTIONS = {
-    1: "Conv2DOptions", 2: "DepthwiseConv2DOptions", 5: "Pool2DOptions", 8: "FullyConnectedOptions",
-    9: "SoftmaxOptions", 10: "ConcatenationOptions", 11: "AddOptions", 17: "ReshapeOptions", 22: "PadOptions",
-    26: "TransposeOptions", 27: "ReducerOptions", 38: "DequantizeOptions", 43: "PadV2Options", 48: "SliceOptions",
-    89: "QuantizeOptions",
-}  # fmt: skip
 
-OPERATORS = {
-    "ADD": 0, "AVERAGE_POOL_2D": 1, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 4, "DEQUANTIZE": 6,
-    "FULLY_CONNECTED": 9, "MAX_POOL_2D": 17, "RELU": 19, "RELU6": 21, "RESHAPE": 22, "SOFTMAX": 25, "PAD": 34,
-    "TRANSPOSE": 39, "MEAN": 40, "PADV2": 60, "SLICE": 65, "QUANTIZE": 114,
-}  # fmt: skip
+@dataclass(frozen=True)
+class Builtin:
+    """A builtin operator: its code, the table of its options, and the number of that table in the options union."""
+
+    code: int
+    options: str = ""
+    options_code: int = 0
+
+
+BUILTINS = {
+    "ADD": Builtin(0, "AddOptions", 11),
+    "AVERAGE_POOL_2D": Builtin(1, "Pool2DOptions", 5),
+    "CONCATENATION": Builtin(2, "ConcatenationOptions", 10),
+    "CONV_2D": Builtin(3, "Conv2DOptions", 1),
+    "DEPTHWISE_CONV_2D": Builtin(4, "DepthwiseConv2DOptions", 2),
+    "DEQUANTIZE": Builtin(6, "DequantizeOptions", 38),
+    "FULLY_CONNECTED": Builtin(9, "FullyConnectedOptions", 8),
+    "MAX_POOL_2D": Builtin(17, "Pool2DOptions", 5),
+    "MEAN": Builtin(40, "ReducerOptions", 27),
+    "PAD": Builtin(34, "PadOptions", 22),
+    "PADV2": Builtin(60, "PadV2Options", 43),
+    "QUANTIZE": Builtin(114, "QuantizeOptions", 89),
+    "RELU": Builtin(19),
+    "RELU6": Builtin(21),
+    "RESHAPE": Builtin(22, "ReshapeOptions", 17),
+    "SLICE": Builtin(65, "SliceOptions", 48),
+    "SOFTMAX": Builtin(25, "SoftmaxOptions", 9),
+    "TRANSPOSE": Builtin(39, "TransposeOptions", 26),
+}
+# Tables of the options union by their number.
+OPTIONS = {builtin.options_code: builtin.options for builtin in BUILTINS.values() if builtin.options}
 
 TENSOR_TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "int16": 7, "int8": 9}
 PADDINGS = {"SAME": 0, "VALID": 1}
@@ -70,13 +89,13 @@ OFFLINE_PLAN = "OfflineMemoryAllocation"
 _OFFLINE_VERSION = 1
 _ANYWHERE = -1
 
-# struct codes of the scalars.
+# Format characters of ``struct`` for the scalar types.
 SCALARS = {"u8": "B", "i8": "b", "u32": "I", "i32": "i", "u64": "Q", "i64": "q", "f32": "f"}
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a table: its slot, its type and what it is when it is not stored."""
+    """One field of a table: its slot, its type and its default."""
 
     name: str
     slot: int
@@ -100,9 +119,9 @@ TABLES: dict[str, tuple[Field, ...]] = dict(_parse(line) for line in _TABLES.str
 
 
 def read_model(data: bytes) -> dict[str, Any]:
-    """The whole file as plain dicts and lists; the data of buffers as uint8 arrays that share its memory.
+    """The whole file as plain dicts and lists; buffer data are uint8 arrays that share the file's memory.
 
-    Raises ``FormatError`` for anything that is not a whole TFLite file.
+    Raises ``FormatError`` if the bytes are not a complete TFLite file.
     """
     if len(data) < 8 or data[4:8] != IDENTIFIER:
         raise FormatError("not a TFLite file: the identifier TFL3 is missing")
@@ -110,14 +129,14 @@ def read_model(data: bytes) -> dict[str, Any]:
         reader = _Reader(data)
         model = reader.table(reader.unpack("I", 0), "Model")
     except (struct.error, RecursionError, UnicodeDecodeError, IndexError) as error:
-        raise FormatError("the TFLite file is damaged or cut short; get it again from where it came") from error
+        raise FormatError("the TFLite file is damaged or cut short; download or export it again") from error
     for buffer in model["buffers"]:
         _fetch(buffer, data)
     return model
 
 
 def _fetch(buffer: dict[str, Any], data: bytes) -> None:
-    """The data of a buffer that lies behind the flatbuffer, where files larger than 2 GiB must have it."""
+    """Load a buffer stored after the flatbuffer, as files larger than 2 GiB require."""
     offset, size = buffer["offset"], buffer["size"]
     if not size or len(buffer["data"]):
         return
@@ -131,13 +150,13 @@ def _fetch(buffer: dict[str, Any], data: bytes) -> None:
 class _Reader:
     def __init__(self, data: bytes):
         self.data = data
-        # Every value of an honest file takes at least a byte of it; one that refers to the same bytes again and
-        # again would not end.
+        # Each value of a valid file takes at least one byte. The budget stops files that refer to the same bytes again
+        # and again.
         self.left = len(data)
 
     def unpack(self, code: str, position: int) -> Any:
         if position < 0:
-            raise FormatError("the TFLite file is damaged: an offset points before its start")
+            raise FormatError("the TFLite file is damaged: an offset points before the start of the file")
         return struct.unpack_from("<" + code, self.data, position)[0]
 
     def table(self, position: int, name: str) -> dict[str, Any]:
@@ -170,9 +189,7 @@ class _Reader:
         item = "u8" if type_ == "str" else type_[1:-1]
         width = struct.calcsize("<" + SCALARS.get(item, "I"))
         if start + length * width > len(self.data):
-            raise FormatError(
-                f"the TFLite file is cut short: {length} values of {item} do not fit into what is left of it"
-            )
+            raise FormatError(f"the TFLite file is cut short: {length} values of {item} extend past its end")
         if type_ == "str":
             self._spend(length)
             return self.data[start : start + length].decode()
@@ -186,7 +203,7 @@ class _Reader:
     def _spend(self, values: int) -> None:
         self.left -= values
         if self.left < 0:
-            raise FormatError("the TFLite file is damaged: it refers to the same bytes more often than it has any")
+            raise FormatError("the TFLite file is damaged: its tables refer to the same bytes too often")
 
 
 def pack_offline_plan(offsets: Sequence[int | None]) -> bytes:

@@ -17,7 +17,7 @@ from firebox.export.activations import run_outputs
 from firebox.export.blame.float_layers import adjacent_ops, keep_float, quantizers, with_float_layer
 from firebox.export.blame.matching import match
 from firebox.export.blame.sensitivity import class_agreement, sqnr
-from firebox.export.formats.contract_writer import for_file
+from firebox.export.formats.contract_writer import contract_for_file
 from firebox.export.quantization import Range
 from firebox.runtime import Session, plan
 from firebox.runtime.contract import KEY, Contract, TensorSpec
@@ -109,7 +109,7 @@ def saved(folder: Path, name: str, graph: Graph) -> None:
     none = TensorSpec("float32", ())
     classes = tuple(f"class {index}" for index in range(CLASSES))
     contract = Contract(name, PREPROCESSING, classes, (), "NHWC", "logits", none, none)
-    metadata = {layout: {KEY: for_file(contract, graph, layout).to_bytes()} for layout in ("NCHW", "NHWC")}
+    metadata = {layout: {KEY: contract_for_file(contract, graph, layout).to_bytes()} for layout in ("NCHW", "NHWC")}
     (folder / f"{name}.onnx").write_bytes(write_onnx(graph, metadata["NCHW"]))
     (folder / f"{name}.tflite").write_bytes(write_tflite(graph, metadata["NHWC"]))
 

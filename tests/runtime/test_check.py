@@ -14,7 +14,7 @@ from runners import some_input
 from strategies import GraphBuilder
 
 from firebox.export import calibrate, quantize, write_onnx, write_tflite
-from firebox.export.formats.contract_writer import for_file
+from firebox.export.formats.contract_writer import contract_for_file
 from firebox.export.quantization import Range
 from firebox.runtime import Contract, Preprocessing, Session, read_graph
 from firebox.runtime.contract import KEY, TensorSpec
@@ -41,7 +41,7 @@ def digits(tmp_path_factory) -> Path:
     ends = TensorSpec("float32", (1, 8, 8, 3)), TensorSpec("float32", (1, 10))
     contract = Contract("digits", Preprocessing((8, 8)), tuple("0123456789"), (), "NHWC", "logits", *ends)
     for name, one in (("model.float32.onnx", graph), ("model.int8.onnx", network)):
-        (folder / name).write_bytes(write_onnx(one, {KEY: for_file(contract, one, "NCHW").to_bytes()}))
+        (folder / name).write_bytes(write_onnx(one, {KEY: contract_for_file(contract, one, "NCHW").to_bytes()}))
     return folder
 
 

@@ -140,7 +140,7 @@ def constant(name: str, *shape: int) -> TensorProto:
         (("Conv", ["input", "w"], {}), [constant("w", 4, 3, 9, 9)], UnsupportedError, "every dimension"),
         (("MaxPool", ["input"], {}), [], FormatError, "kernel_shape"),
         (("MaxPool", ["input"], {"kernel_shape": [2, 2], "dilations": [2, 2]}), [], UnsupportedError, "dilation"),
-        (("MaxPool", ["nothing"], {"kernel_shape": [2, 2]}), [], UnsupportedError, "made nowhere"),
+        (("MaxPool", ["nothing"], {"kernel_shape": [2, 2]}), [], UnsupportedError, "undefined"),
         (("Clip", ["input", "low"], {}), [constant("low")], UnsupportedError, "only ReLU and ReLU6"),
         (("Add", ["input", "other"], {}), [constant("other", 1, 3, 8, 8)], UnsupportedError, "is constant"),
         (("Softmax", ["input"], {"axis": 2}), [], UnsupportedError, "only over the channels"),
@@ -158,7 +158,7 @@ def test_what_a_network_may_not_hold_is_named(node, constants, error, said):
 def test_a_network_without_end_or_fixed_size_is_refused():
     again = [helper.make_node("Relu", ["output"], ["middle"]), helper.make_node("Relu", ["middle"], ["output"])]
     assert read(model_of(again)) is None
-    with pytest.raises(FormatError, match="is made twice"):
+    with pytest.raises(FormatError, match="two operations compute"):
         read_graph(model_of([helper.make_node("Relu", ["input"], ["output"])] * 2))
     any_batch = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 8, 8])
     for use in (read_graph, Session):
@@ -166,7 +166,7 @@ def test_a_network_without_end_or_fixed_size_is_refused():
             use(model_of([], inputs=[any_batch]))
     elsewhere = constant("w", 1)
     elsewhere.data_location = TensorProto.EXTERNAL
-    with pytest.raises(UnsupportedError, match="lie in another file"):
+    with pytest.raises(UnsupportedError, match="are in another file"):
         read_graph(model_of([], [elsewhere]))
 
 
@@ -226,7 +226,7 @@ def test_a_table_shared_by_ten_thousand_entries_is_read_no_more_often_than_it_pa
     table = 20 + 8 + 4 + 4 * entries + 4
     places = b"".join(struct.pack("<I", table - (20 + 8 + 4 + 4 * index)) for index in range(entries))
     data = head + root + vector + places + struct.pack("<HH", 4, 4) + struct.pack("<i", 4)
-    with processor_time(1), pytest.raises(FormatError, match="more often than it has any"):
+    with processor_time(1), pytest.raises(FormatError, match="refer to the same bytes too often"):
         read_model(data + bytes(8))
 
 
@@ -283,5 +283,5 @@ def test_an_axis_that_is_no_integer_is_refused():
         helper.make_node("DequantizeLinear", ["q", "scales"], ["w"], axis="rows"),
         helper.make_node("Conv", ["input", "w"], ["output"]),
     ]
-    with pytest.raises(FormatError, match="axis that is no integer"):
+    with pytest.raises(FormatError, match="axis that is not an integer"):
         read_graph(model_of(nodes, [scales, weight]))
