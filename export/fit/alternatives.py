@@ -1,4 +1,4 @@
-"""Networks near a given one that need less memory: shapes to plan with, not networks that have learnt anything."""
+"""Smaller variants of a network that need less memory: shapes for planning, not trained networks."""
 
 import math
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ import numpy as np
 from ...runtime.errors import UnsupportedError
 from ...runtime.graph import Graph, Op, Tensor, ops
 
-# Images that are tried, as shares of the network's side and in multiples of 32, and the share of the channels.
+# Input sizes to try, as shares of the network's and rounded to multiples of 32, and the share of channels to keep.
 _SIDES = (6 / 7, 5 / 7, 4 / 7, 3 / 7)
 _MULTIPLE = 32
 _CHANNELS = 0.5
 
 
 def smaller_alternatives(graph: Graph) -> Iterator[tuple[str, Graph]]:
-    """(What is changed, the graph with it), the smallest changes first."""
+    """Pairs of a description and a smaller variant of the graph, smallest changes first."""
     if any(isinstance(op, ops.Add) for op in graph.ops):
         yield "without its bypasses", without_bypass(graph)
     shape = graph.tensors[graph.inputs[0]].shape
@@ -29,16 +29,16 @@ def smaller_alternatives(graph: Graph) -> Iterator[tuple[str, Graph]]:
                 yield f"at {rows}x{columns}", rebuilt(graph, (rows, columns))
         yield f"with {_CHANNELS:.0%} of its channels", rebuilt(graph, (shape[1], shape[2]), _CHANNELS)
     except UnsupportedError:
-        # It depends on its size, or its channels are not free: what else there was has been said.
+        # The network depends on its input size or its channel counts: no further variants.
         return
 
 
 def rebuilt(graph: Graph, size: tuple[int, int], channels: float = 1.0) -> Graph:
-    """The network for images of another size, with a share of the channels of all convolutions but the last.
+    """The network for images of another size, with a share of the channels in all convolutions but the last.
 
-    Raises ``UnsupportedError`` when it depends on either.
+    Raises ``UnsupportedError`` if the network depends on its size or channel counts.
     """
-    answer = next((op for op in reversed(graph.ops) if isinstance(op, ops.Conv)), None)
+    last = next((op for op in reversed(graph.ops) if isinstance(op, ops.Conv)), None)
     source = graph.tensors[graph.inputs[0]]
     tensors = {source.name: replace(source, shape=(source.shape[0], *size, source.shape[3]))}
     operations: list[Op] = []
@@ -46,7 +46,7 @@ def rebuilt(graph: Graph, size: tuple[int, int], channels: float = 1.0) -> Graph
         constants = [graph.tensors[name] for name in op.inputs if graph.tensors[name].data is not None]
         if isinstance(op, ops.Conv) and op.groups == 1:
             weight, bias = constants
-            out = weight.shape[0] if op is answer else max(1, round(weight.shape[0] * channels))
+            out = weight.shape[0] if op is last else max(1, round(weight.shape[0] * channels))
             depth = tensors[op.inputs[0]].shape[3]
             constants = [_part(weight, (out, *weight.shape[1:3], depth)), _part(bias, (out,))]
         tensors.update((tensor.name, tensor) for tensor in constants)
@@ -56,13 +56,13 @@ def rebuilt(graph: Graph, size: tuple[int, int], channels: float = 1.0) -> Graph
         try:
             tensors[op.output] = replace(graph.tensors[op.output], shape=op.output_shape(*shapes))
         except (ValueError, IndexError) as error:
-            raise UnsupportedError(f"{op.kind} {op.name!r} needs the size that it has: {error}") from error
+            raise UnsupportedError(f"{op.kind} {op.name!r} depends on its input size: {error}") from error
         operations.append(op)
     return Graph.of(graph.name, tensors.values(), operations, graph.inputs, graph.outputs)
 
 
 def _part(constant: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The first values of a constant along every axis."""
+    """The first values of a constant along each axis."""
     assert constant.data is not None
     data = np.ascontiguousarray(constant.data[tuple(slice(size) for size in shape)])
     quantization = constant.quantization
@@ -72,7 +72,7 @@ def _part(constant: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def without_bypass(graph: Graph) -> Graph:
-    """The network without its additions: what was computed last goes on alone."""
+    """The network without its residual additions: only the branch computed last remains."""
     made = {op.output: step for step, op in enumerate(graph.ops)}
     names: dict[str, str] = {}
     operations: list[Op] = []

@@ -1,7 +1,7 @@
-"""Graphs that compute the same integers in another order, in which less is alive at once or tiles can share more.
+"""Exact rewrites that compute the same integers in another order, with a lower memory peak or with better tiles.
 
-Padding becomes an operation of its own, max pools pass through a concatenation, and output channels are computed in
-groups where each is its own way to the next pool.
+Padding becomes a separate operation, max pools move before concatenations, and convolutions followed by a pool are
+computed in groups of output channels.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,12 +13,12 @@ import numpy as np
 from ...runtime.graph import Graph, Op, Quantization, Tensor, ops
 from .tiling import MAX_JOINED
 
-# Into how many groups of output channels convolutions are split: no more than XNNPACK joins.
+# Numbers of groups of output channels; XNNPACK concatenates at most five.
 _GROUPS = (2, 4)
 
 
 def reorderings(graph: Graph) -> list[Graph]:
-    """The graph itself, and others that compute the same."""
+    """The graph itself, followed by its distinct rewrites."""
     found = [graph, with_padding_ahead(graph)]
     found += [with_pools_before_concat(other) for other in found]
     found += [with_channels_split(other, groups) for other in found for groups in _GROUPS]
@@ -29,9 +29,10 @@ def reorderings(graph: Graph) -> list[Graph]:
 
 
 def with_padding_ahead(graph: Graph) -> Graph:
-    """Padding of convolutions as an operation of its own; whoever else uses that tensor takes it out of the padded one.
+    """The graph with the padding of convolutions as separate operations.
 
-    Then tiles cut the padded tensor, and only it has to stay.
+    Other operations on such a tensor slice it out of the padded one, so that only the padded tensor stays in memory
+    while tiles are computed from it.
     """
     tensors, operations = dict(graph.tensors), []
     renamed: dict[str, str] = {}
@@ -56,7 +57,7 @@ def _pad_ahead(
     pad = ops.Pad((x,), f"{x}/padded", padding)
     shape = pad.output_shape(tensor.shape)
     cut = ops.Slice((pad.output,), f"{x}/inner", (0, padding[0], padding[2], 0), tensor.shape)
-    # The padding goes before everything that uses the tensor.
+    # The padding precedes all operations on the tensor.
     first = next((i for i, op in enumerate(operations) if x in op.inputs), len(operations))
     later = [ops.rename(op, {x: cut.output}) for op in operations[first:]]
     operations[first:] = [pad, cut, *later]
@@ -66,7 +67,7 @@ def _pad_ahead(
 
 
 def with_pools_before_concat(graph: Graph) -> Graph:
-    """Max pools of a concatenation of channels become the concatenation of the pools, each right behind its input."""
+    """The graph with each max pool of concatenated channels moved before the concatenation, to each of its inputs."""
     tensors, taken = dict(graph.tensors), {}
     for op in graph.ops:
         joined = graph.producers.get(op.inputs[0])
@@ -76,7 +77,7 @@ def with_pools_before_concat(graph: Graph) -> Graph:
             and joined.axis == 3
             and graph.only_consumer(joined.output) is op
             and len(set(joined.inputs)) == len(joined.inputs)
-            # A concatenation of another maker may bring its operands to one scale, which a pool cannot.
+            # Concatenations in files from other converters may rescale their inputs; pools cannot.
             and all(tensors[n].quantization == tensors[joined.output].quantization for n in joined.inputs)
         ):
             taken[joined.output] = op
@@ -96,11 +97,11 @@ def with_pools_before_concat(graph: Graph) -> Graph:
             operations.append(ops.Concat(tuple(parts), pool.output, 3))
         elif op.output not in gone:
             operations.append(op)
-    return Graph.of(graph.name, tensors.values(), _behind(operations, moved), graph.inputs, graph.outputs)
+    return Graph.of(graph.name, tensors.values(), _with_moved(operations, moved), graph.inputs, graph.outputs)
 
 
-def _behind(operations: Iterable[Op], moved: Mapping[str, list[Op]]) -> list[Op]:
-    """Operations with others placed right behind what makes their input, or ahead of all for the graph's input."""
+def _with_moved(operations: Iterable[Op], moved: Mapping[str, list[Op]]) -> list[Op]:
+    """``operations`` with the ``moved`` ones inserted directly after their input is computed."""
     operations = list(operations)
     made = {op.output for op in operations}
     placed = [part for name, parts in moved.items() if name not in made for part in parts]
@@ -110,7 +111,7 @@ def _behind(operations: Iterable[Op], moved: Mapping[str, list[Op]]) -> list[Op]
 
 
 def with_channels_split(graph: Graph, groups: int) -> Graph:
-    """Convolutions that only a pool follows, both in ``groups`` of output channels, one group after the other."""
+    """The graph with each convolution that only a pool reads, and the pool, computed in ``groups`` of channels."""
     tensors, operations = dict(graph.tensors), []
     done: dict[str, list[str]] = {}
     for op in graph.ops:
@@ -141,7 +142,7 @@ def with_channels_split(graph: Graph, groups: int) -> Graph:
 
 
 def _flat(graph: Graph) -> Graph:
-    """Concatenations of concatenations as one."""
+    """The graph with nested concatenations merged, up to ``MAX_JOINED`` inputs."""
     inner: dict[str, Op] = {}
     operations: list[Op] = []
     for op in graph.ops:
@@ -160,7 +161,7 @@ def _flat(graph: Graph) -> Graph:
 
 
 def _channels(tensors: dict[str, Tensor], op: ops.Conv, start: int, stop: int) -> ops.Conv:
-    """A convolution of some of the output channels, its constants added to the tensors."""
+    """A convolution of some of the output channels; its constants are added to ``tensors``."""
     names = []
     for name in op.inputs[1:]:
         tensor = tensors[name]

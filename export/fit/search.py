@@ -1,9 +1,9 @@
-"""Rewrite a graph until it fits: the cheapest way through its cut points, found by dynamic programming.
+"""Search for a rewrite that fits a budget: the cheapest path through a network's cut points (Dijkstra's algorithm).
 
-A cut point is a tensor that alone leads from what is before it to what is behind it. Between two of them a network is
-computed as it is, or tile by tile; graphs that compute the same in another order add more ways between the same cut
-points. No more may be alive at once than a limit, and what is left of the budget holds what the operations themselves
-take (the tail): the more tiles, the lower the limit.
+A cut point is a tensor through which all data flows. The edges between two cut points are the segment between them
+untiled, the segment tiled, and the same for each reordering of the graph. Live activations must stay below a limit;
+the rest of the budget holds the tail, which the runtime keeps for the operations. More tiles need a longer tail and
+therefore a lower limit.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,27 +29,27 @@ from ...runtime.units import format_size
 from .reorder import reorderings
 from .segments import Segment, Stage, TargetCosts
 
-# Multiply-accumulates that a byte of the tail is worth: first what saves most of it, then what costs least work.
+# Multiply-accumulates that a byte of the tail is worth: first for the shortest tail, then for the least extra work.
 _SAVING = 1_000.0
 _CHEAPER = (0.0, 10.0, 100.0)
-# Cut points that a segment of tiles may span: chains of small windows would otherwise be tried from each to each.
+# Maximum number of cut points in a tiled segment, to bound the search in chains of small windows.
 _CUT_POINTS = 24
-# By how much the limit is lowered when no placement reaches it.
+# Factor by which the limit is lowered if no allocation reaches it.
 _STEP = 0.985
-# Large and small steps in which the smallest budget is looked for, and how many small ones to either side.
+# Large and small steps of the search for the smallest budget, and the number of small ones to either side.
 _FAR = 1.08
 _NEAR = 0.005
 _STEPS = 8
-# Limits that are placed for one budget when the smallest is looked for.
+# Limits to allocate for one budget in the search for the smallest.
 _TRIES = 2
-# What placing may take beside what is alive at once, as factors that are tried one after the other.
+# Ratios of allocated to live bytes, tried in turn.
 _ROOMS = (1.003, 1.01, 1.03, 1.06, 1.1, 1.2, 1.5, 2.0)
 
 
 class DoesNotFitError(FireboxError):
     """A network cannot be made to fit a budget of ``sram_bytes`` on ``target``.
 
-    The search reached ``smallest_bytes``; the operation ``binding`` needs the most memory there.
+    The search reached ``smallest_bytes``, where the operation ``binding`` determines the peak.
     """
 
     exit_code = 3
@@ -75,12 +75,12 @@ class Fit:
 
     @property
     def offsets(self) -> dict[str, int] | None:
-        """Where tflite-micro is to put the activations; None when it finds these places itself."""
+        """Arena offsets of the activations for tflite-micro; ``None`` if it allocates them itself."""
         return dict(self.after.offsets) if self.after.offsets else None
 
     @property
     def extra_macs(self) -> float:
-        """Multiply-accumulates that are computed again, as a share of the network's; below 0 when rows are left out."""
+        """Extra multiply-accumulates as a share of the network's; negative if the rewrite skips unused rows."""
         before = self.before.graph.macs
         return self.graph.macs / before - 1 if before else 0.0
 
@@ -101,7 +101,7 @@ def fit(
     on = find_target(target)
     if not on.plans_all:
         names = ", ".join(other.name for other in TARGETS.values() if other.plans_all)
-        raise UsageError(f"memory on {target!r} cannot be planned in advance; fit for {names}")
+        raise UsageError(f"memory on {target!r} cannot be planned in advance; use one of {names}")
     _check(graph)
     before = plan(graph, target, offsets)
     if needed(before) <= sram_bytes:
@@ -116,13 +116,13 @@ def fit(
 
 
 def least_bytes(graph: Graph, target: str = "tflm", progress: Progress = SILENT) -> int:
-    """About the smallest budget that a graph can be made to fit: what is alive and what operations take, not placed."""
+    """An estimate of the smallest budget that a graph can fit: live bytes and tail, without an allocation."""
     with progress.task("estimating the smallest budget") as advance:
         return Search(graph, find_target(target), advance).least(needed(plan(graph, target)))
 
 
 def needed(planned: MemoryPlan) -> int:
-    """Bytes that a plan asks for: of everything where all is known, else of the arena."""
+    """Bytes of a plan: its total if that is known, otherwise its arena."""
     return planned.arena_bytes if planned.total_bytes is None else planned.total_bytes
 
 
@@ -130,19 +130,19 @@ def _check(graph: Graph) -> None:
     floats = next((tensor for tensor in graph.activations if tensor.dtype == "float32"), None)
     if floats is not None and any(tensor.quantization for tensor in graph.activations):
         raise UsageError(
-            f"{graph.name} has float32 activations, first {floats.name!r}; only int8 is fitted: quantize all, "
-            "its input and output too"
+            f"{graph.name} has float32 activations, first {floats.name!r}; fit supports int8 only: quantize the whole "
+            "network, including its input and output"
         )
     if floats is not None:
         raise UsageError(
-            f"{graph.name} is a float32 network, from {floats.name!r}; only int8 is fitted: export it as int8 first"
+            f"{graph.name} is a float32 network, first {floats.name!r}; fit supports int8 only: export it as int8 first"
         )
     wide = next((tensor for tensor in graph.activations if tensor.dtype not in ("int8", "uint8")), None)
     if wide is not None:
-        raise UsageError(f"{graph.name} has {wide.dtype} activations, first {wide.name!r}; only int8 is fitted")
+        raise UsageError(f"{graph.name} has {wide.dtype} activations, first {wide.name!r}; fit supports int8 only")
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise UsageError(
-            f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; fit takes one of each"
+            f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; fit supports one of each"
         )
 
 
@@ -150,8 +150,8 @@ def _too_small(graph: Graph, sram_bytes: int, target: str, smallest: MemoryPlan)
     binding = smallest.peak_op
     name = f"{binding.kind} {binding.name!r}" if binding else "its input"
     return DoesNotFitError(
-        f"{graph.name} does not fit {format_size(sram_bytes)} on {target}: {needed(smallest):,} bytes is the least "
-        f"that was reached, and {name} binds",
+        f"{graph.name} does not fit {format_size(sram_bytes)} on {target}: the smallest rewrite found needs "
+        f"{needed(smallest):,} bytes, and {name} is its peak",
         graph=graph,
         target=target,
         sram_bytes=sram_bytes,
@@ -161,7 +161,7 @@ def _too_small(graph: Graph, sram_bytes: int, target: str, smallest: MemoryPlan)
 
 
 def cut_points(graph: Graph) -> list[tuple[int, str]]:
-    """The activations that are all that is alive between two operations: (operations before it, name)."""
+    """The activations that alone are live between two operations, as (number of operations before it, name)."""
     last = {name: step for step, op in enumerate(graph.ops) for name in op.inputs}
     last.update(dict.fromkeys(graph.outputs, len(graph.ops)))
     alive, points = set(graph.inputs), [(0, name) for name in graph.inputs]
@@ -175,14 +175,14 @@ def cut_points(graph: Graph) -> list[tuple[int, str]]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Stages that were put together, and the plan of the network that they are."""
+    """Consecutive stages, and the memory plan of the network that they form."""
 
     stages: tuple[Stage, ...]
     after: MemoryPlan
 
 
 class Search:
-    """All ways through a network, and what has been found out about them."""
+    """The search over all stages of a network, with a cache of its segments."""
 
     def __init__(self, graph: Graph, target: Target, advance: Advance):
         self.graph = graph
@@ -194,7 +194,7 @@ class Search:
         self._segments: dict[tuple[int, int, int], Segment] = {}
 
     def within(self, sram_bytes: int) -> Candidate | None:
-        """The network with the least extra work that was found within a budget, or None."""
+        """The network with the least extra work found within a budget, or ``None``."""
         limit, step = sram_bytes, _STEP
         while True:
             stages = self.cheapest(limit, _SAVING)
@@ -202,17 +202,17 @@ class Search:
                 return None
             room = sram_bytes - self.tail(self.assemble(stages))
             if limit > room:
-                # The fewer bytes at once, the longer the tail: what this one leaves is the most that can be had.
+                # A lower limit only makes the tail longer, so that this tail bounds the room for activations.
                 limit = min(room, int(limit * _STEP)) if room > 0 else 0
                 continue
             found = self.candidate(stages, limit, sram_bytes, _SAVING)
             if found:
                 return self._cheaper(found, limit, sram_bytes)
-            # The longer no placement is found, the more room is left for one.
+            # Each failed allocation lowers the limit further.
             limit, step = int(limit * step), step * _STEP
 
     def _cheaper(self, found: Candidate, limit: int, sram_bytes: int) -> Candidate:
-        """A candidate of less work that fits as well, when a longer tail leaves room for one."""
+        """A candidate with less work and a longer tail that also fits, or ``found``."""
         for byte_worth in _CHEAPER:
             stages = self.cheapest(limit, byte_worth)
             graph = self.assemble(stages) if stages else found.after.graph
@@ -223,7 +223,7 @@ class Search:
         return found
 
     def smallest(self, upper: int) -> Candidate | None:
-        """The network that needs least that was found; ``upper`` bytes are needed without any rewrite."""
+        """The smallest network found; the original needs ``upper`` bytes."""
         totals = self._totals(upper)
         best: Candidate | None = None
         budgets = [int(min(totals.values(), default=upper) * room) for room in _ROOMS]
@@ -237,7 +237,7 @@ class Search:
         return best
 
     def _at(self, limits: Sequence[int], sram_bytes: int) -> Candidate | None:
-        """A network with one of these limits that has a place in a budget, the lowest limits first."""
+        """A network within a budget at one of these limits, lowest first, or ``None``."""
         for limit in sorted(limits)[:_TRIES]:
             stages = self.cheapest(limit, _SAVING)
             found = self.candidate(stages, limit, sram_bytes, _SAVING) if stages else None
@@ -246,14 +246,14 @@ class Search:
         return None
 
     def least(self, upper: int) -> int:
-        """About what that network needs: what is alive at once and the tail, not placed."""
+        """An estimate of the bytes of the smallest network: live bytes and tail, without an allocation."""
         return min(self._totals(upper).values(), default=upper)
 
     def _totals(self, upper: int) -> dict[int, int]:
-        """What limits and the tails that they make come to.
+        """Sums of limit and resulting tail, by limit.
 
-        A lower limit makes a longer tail. Their sum is looked at in steps from the lowest limit that is possible to
-        what would be too much, then in small steps around the least.
+        A lower limit makes a longer tail. The search takes large steps up from the lowest possible limit, then small
+        ones around the minimum.
         """
         totals: dict[int, int] = {}
         low, high = 0, upper
@@ -276,21 +276,21 @@ class Search:
         return stages is not None
 
     def tail(self, graph: Graph) -> int:
-        """Bytes that operations themselves take."""
+        """Bytes that the runtime keeps for the operations of a graph."""
         return self.target.tail_bytes(graph)
 
     def cheapest(self, limit: int, byte_worth: float) -> tuple[Stage, ...] | None:
-        """The stages that cost least among those below ``limit`` bytes alive at once (Dijkstra's algorithm)."""
-        ways: dict[str, list[Stage]] = {}
+        """The stages of lowest total cost with at most ``limit`` live bytes, or ``None`` (Dijkstra's algorithm)."""
+        edges: dict[str, list[Stage]] = {}
         for stage in self._stages(limit, byte_worth):
-            ways.setdefault(stage.source, []).append(stage)
+            edges.setdefault(stage.source, []).append(stage)
         start, goal = self.graph.inputs[0], self.graph.outputs[0]
         best: dict[str, float] = {start: 0}
         reached: dict[str, Stage] = {}
         heap: list[tuple[float, str]] = [(0, start)]
         while heap:
             spent, name = heappop(heap)
-            for stage in ways.get(name, []) if spent == best[name] else []:
+            for stage in edges.get(name, []) if spent == best[name] else []:
                 total = spent + stage.cost.weighed(byte_worth)
                 if total < best.get(stage.target, float("inf")):
                     best[stage.target], reached[stage.target] = total, stage
@@ -303,16 +303,16 @@ class Search:
         return tuple(reversed(path))
 
     def _stages(self, limit: int, byte_worth: float) -> Iterator[Stage]:
-        """Every way between two cut points that fits, each once however many equivalents have it."""
-        plainly: set[int] = set()
+        """All stages within ``limit``; a stage that several reorderings share is yielded once."""
+        untiled: set[int] = set()
         tiled: set[int] = set()
         for index, (_, points) in enumerate(self.reorderings):
             plain = [self._segment(index, here, there) for here, there in pairwise(points)]
             too_high = [segment.untiled.cost.peak > limit for segment in plain]
             for segment, high in zip(plain, too_high, strict=True):
-                if not high and id(segment) not in plainly:
+                if not high and id(segment) not in untiled:
                     yield segment.untiled
-                plainly.add(id(segment))
+                untiled.add(id(segment))
             for start, here in enumerate(points):
                 for stop in range(start + 1, min(start + _CUT_POINTS, len(points))):
                     segment = self._segment(index, here, points[stop])
@@ -323,7 +323,7 @@ class Search:
                         stage = segment.tiled(limit, byte_worth)
                         if stage:
                             yield stage
-            self.advance(1, f"at most {format_size(limit)} at once")
+            self.advance(1, f"limit {format_size(limit)}")
 
     def _segment(self, index: int, here: tuple[int, str], there: tuple[int, str]) -> Segment:
         key = index, here[0], there[0]
@@ -339,14 +339,14 @@ class Search:
         return self._segments[key]
 
     def assemble(self, stages: Sequence[Stage]) -> Graph:
-        """The stages as one graph."""
+        """The graph of consecutive stages."""
         parts = [stage.rewritten() for stage in stages]
         tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
         ops = [op for part in parts for op in part.ops]
         return explicit_padding(Graph.of(self.graph.name, tensors.values(), ops, self.graph.inputs, self.graph.outputs))
 
     def candidate(self, stages: Sequence[Stage], limit: int, sram_bytes: int, byte_worth: float) -> Candidate | None:
-        """The stages as a network with its plan, or None when no placement within the budget was found."""
+        """The network of the stages with its plan, or ``None`` if no allocation within the budget was found."""
         stages = self._sided(stages, limit, byte_worth)
         graph = self.assemble(stages)
         if not self.target.takes_offsets:
@@ -354,7 +354,7 @@ class Search:
         else:
             ranges, room = live_ranges(graph, rowwise=True), sram_bytes - self.tail(graph)
             least = peak_live_bytes(ranges)
-            # No more than needed, where that is soon found.
+            # A tighter allocation than the budget, if one is found quickly.
             limits = (limit for limit in (least, (least + room) // 2) if limit <= room)
             tight = (allocate_within(ranges, limit, quick=True) for limit in limits)
             buffers = next(filter(None, tight), None) or allocate_within(ranges, room)
@@ -364,10 +364,10 @@ class Search:
         return Candidate(tuple(stages), after) if needed(after) <= sram_bytes else None
 
     def _sided(self, stages: Sequence[Stage], limit: int, byte_worth: float) -> tuple[Stage, ...]:
-        """The stages with their bands in the order in which memory is left in one piece.
+        """The stages with bands in the order that keeps free memory contiguous.
 
-        What is made lies at the other end of the arena than what it is made of, unless it is joined from tiles. A
-        source at the bottom is best used up from its last row on, one at the top from its first.
+        An output lies at the opposite end of the arena from its input, unless it is concatenated from tiles. A source
+        at the bottom is best consumed from its last row on, one at the top from its first.
         """
         found, bottom = [], True
         for stage in stages:

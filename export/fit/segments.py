@@ -1,6 +1,6 @@
-"""A segment of a network between two cut points: what it takes as it is, and in how many tiles it fits a limit.
+"""Segments of a network between two cut points: their cost untiled, and tilings that stay below a memory limit.
 
-A cut point is an activation that alone leads from what is before it to what is behind it.
+A cut point is an activation through which all data flows from the operations before it to those after it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,20 +14,24 @@ from ...runtime.memory import Target, align, live_ranges
 from ...runtime.memory.tflm import scratch_bytes
 from .tiling import MAX_JOINED, Region, can_tile, needs, reach, tile, tile_of
 
-# Tiles side by side in a band that are tried, and the rows of a band from which on no more are.
+# Numbers of tiles per band to try. Bands of at least ``_HIGH`` rows are not split further.
 _COLUMNS = (1, 2, 3, 4)
 _HIGH = 4
-# Times the height of the band before that the last band may have.
+# The last band may be this many times higher than the one before it.
 _FINISH = 3
-# Windows larger than a pixel that a tile may span: with each the halo grows.
+# Maximum number of windows larger than a pixel in a tile; each adds to the halo.
 _MAX_WINDOWS = 4
-# Multiply-accumulates that an operation is worth.
+# Cost of an operation in multiply-accumulates.
 _OP_WORTH = 1_000
 
 
 @dataclass(frozen=True)
 class TargetCosts:
-    """What counts on a target: whether rows can die one by one, and the bytes that operations themselves keep."""
+    """Memory costs on a target.
+
+    ``rowwise``: the memory of a tensor's rows can be reused one by one. ``tail``: bytes that the runtime keeps for the
+    operations of a graph.
+    """
 
     rowwise: bool
     tail: Callable[[Graph], int]
@@ -40,7 +44,7 @@ class TargetCosts:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a segment takes: bytes alive at once, multiply-accumulates, bytes of the tail and operations."""
+    """Costs of a segment: peak memory, multiply-accumulates, tail bytes and number of operations."""
 
     peak: int
     macs: int
@@ -48,13 +52,13 @@ class Cost:
     operations: int
 
     def weighed(self, byte_worth: float) -> float:
-        """In multiply-accumulates, when a byte of the tail is worth so many."""
+        """The cost in multiply-accumulates, with ``byte_worth`` of them for each byte of the tail."""
         return self.macs + byte_worth * self.tail + _OP_WORTH * self.operations
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A segment between two cut points: computed as ``graph`` stands, or in bands of tiles."""
+    """A segment with its tiling: ``graph`` unchanged, or computed in ``bands`` of tiles."""
 
     graph: Graph
     bands: tuple[tuple[Region, ...], ...]
@@ -62,21 +66,21 @@ class Stage:
 
     @property
     def source(self) -> str:
-        """The cut point that it begins at."""
+        """The cut point at which the segment starts."""
         return self.graph.inputs[0]
 
     @property
     def target(self) -> str:
-        """The cut point that it ends at."""
+        """The cut point at which the segment ends."""
         return self.graph.outputs[0]
 
     def rewritten(self) -> Graph:
-        """The segment as it is to be computed."""
+        """The segment's graph, tiled if there are bands."""
         return tile(self.graph, self.bands) if self.bands else self.graph
 
 
 def _alive(graph: Graph, without: str = "") -> list[int]:
-    """Bytes alive during each operation, its scratch memory included and one activation left out."""
+    """Bytes live during each operation, with its scratch memory, ``without`` one activation."""
     alive = [scratch_bytes(graph, op) for op in graph.ops]
     for live in live_ranges(graph):
         if live.tensor == without:
@@ -88,31 +92,31 @@ def _alive(graph: Graph, without: str = "") -> list[int]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a tensor that are still to be computed, the end excluded."""
+    """Rows of a tensor that remain to be computed, from ``top`` to before ``bottom``."""
 
     top: int
     bottom: int
 
     @property
     def count(self) -> int:
-        """How many."""
+        """Number of rows."""
         return self.bottom - self.top
 
     def __bool__(self) -> bool:
         return self.bottom > self.top
 
     def part(self, count: int, last: bool) -> "Rows":
-        """The last or the first of them."""
+        """The last or the first ``count`` rows."""
         return Rows(self.bottom - count, self.bottom) if last else Rows(self.top, self.top + count)
 
     def without(self, count: int, last: bool) -> "Rows":
-        """What is left without that part."""
+        """The rows without that part."""
         return Rows(self.top, self.bottom - count) if last else Rows(self.top + count, self.bottom)
 
 
 @dataclass(frozen=True)
 class _TileCost:
-    """One tile: bytes of its own while it still reads the segment's input, and after that; its output; and more."""
+    """Costs of a tile: bytes live until its last read of the segment's input, and after that; bytes of its output."""
 
     before: int
     after: int
@@ -123,7 +127,7 @@ class _TileCost:
 
 
 class Segment:
-    """A part of a network between two cut points, what it takes as it is, and how it can be tiled."""
+    """A part of a network between two cut points, with its cost and its tilings."""
 
     def __init__(self, graph: Graph, costs: TargetCosts):
         self.graph = graph
@@ -135,14 +139,14 @@ class Segment:
 
     @cached_property
     def untiled(self) -> Stage:
-        """Untiled."""
+        """The segment without tiles."""
         graph = explicit_padding(self.graph)
         cost = Cost(max(_alive(graph)), graph.macs, self.costs.tail(graph), len(graph.ops))
         return Stage(self.graph, (), cost)
 
     @cached_property
     def _join_tail(self) -> int:
-        """Bytes of the tail that joining two tiles takes."""
+        """Tail bytes of a concatenation of two tiles."""
         shape = self.target.shape
         both = replace(self.target, name="both", shape=(shape[0], 2 * shape[1], *shape[2:]))
         op = ops.Concat((self.target.name, self.target.name), both.name, 1)
@@ -151,14 +155,15 @@ class Segment:
 
     @cached_property
     def can_tile(self) -> bool:
-        """Whether tiles are possible and promise something."""
+        """Whether the segment can be tiled with a reasonable halo."""
         windows = [op for op in self.graph.ops if isinstance(op, ops.Windowed) and _is_wide(self.graph, op)]
         return len(windows) <= _MAX_WINDOWS and can_tile(self.graph)
 
     def tiled(self, limit: int, byte_worth: float, *, last_first: bool = True) -> Stage | None:
-        """In bands, each as high as fits below ``limit``, the last rows or the first ones first; None when none fits.
+        """The segment in bands, each as high as ``limit`` allows; ``None`` if no band fits.
 
-        Never from the middle: so what is left of the source is one piece that shrinks from one end.
+        Bands start with the last or the first rows, never in the middle, so that the rows of the source still needed
+        remain contiguous.
         """
         if max(self.source.nbytes, 2 * self.target.nbytes) > limit:
             return None
@@ -189,7 +194,7 @@ class Segment:
     def _best_band(
         self, left: Rows, room: int, guess: int, byte_worth: float, last_first: bool
     ) -> tuple[Region, ...] | None:
-        """The next band of the rows that are left: the one that costs least for each of its rows."""
+        """The next band of the remaining rows: the one with the lowest cost per row."""
         found = []
         for columns in _COLUMNS:
             guess = self._highest(left, columns, room, guess, last_first)
@@ -202,7 +207,7 @@ class Segment:
         return min(found, key=lambda item: item[0])[1] if found else None
 
     def _highest(self, left: Rows, columns: int, room: int, guess: int, last_first: bool) -> int:
-        """Rows of the highest band that fits into what room there is; 0 when none does."""
+        """Rows of the highest band that fits in ``room`` bytes; 0 if none fits."""
 
         def fits(height: int) -> bool:
             band = self._band(left.part(height, last_first), columns)
@@ -211,10 +216,10 @@ class Segment:
 
         if columns > self.target.shape[2]:
             return 0
-        # A tile that finishes the segment lets go of all of its source: it may be higher than the others.
+        # The last band frees the whole source, so that it may be higher than the others.
         if left.count <= _FINISH * max(guess, 1) and fits(left.count):
             return left.count
-        # From the guess on in steps that double, then between the last two.
+        # Exponential search from the guess, then binary search.
         low, high, step = 0, left.count, 1
         height = min(max(guess, 1), left.count - 1)
         while low < height < high:
@@ -232,7 +237,7 @@ class Segment:
         return tuple(Region(rows.top, rows.bottom, left, right) for left, right in pairwise(edges))
 
     def _band_peak(self, band: Sequence[Region], before: Rows, after: Rows) -> int | None:
-        """Bytes alive at most while a band is computed, beside the bands before it."""
+        """Peak memory while a band is computed, without the bands before it; ``None`` if a tile is impossible."""
         kept = peak = 0
         for region in band:
             cost = self._tile(region)
@@ -244,7 +249,7 @@ class Segment:
         return max(peak, self._needed(after) + kept + self._bytes(band)) if len(band) > 1 else peak
 
     def _needed(self, rows: Rows) -> int:
-        """Bytes of the source that rows of the target need, up to the end from which they are not taken."""
+        """Bytes of the source that the remaining rows of the target depend on."""
         if not rows:
             return 0
         if not self.costs.rowwise:
@@ -265,7 +270,7 @@ class Segment:
         return self._tiles[region]
 
     def _likeness(self, region: Region) -> tuple[object, ...]:
-        """What is the same for all tiles that take the same: all but where they lie."""
+        """A key that is equal for tiles of equal cost: their geometry apart from their position."""
         wanted, alike = needs(self.graph, region), []
         for op in self.graph.ops:
             made, read = wanted[op.output], wanted[op.inputs[0]]

@@ -1,7 +1,7 @@
-"""The same integers in smaller pieces: a graph with one input and one output, rewritten to be computed in tiles.
+"""Tiling: a graph with one input and one output, rewritten to compute the same integers tile by tile.
 
-Row stripes or two-dimensional patches (Alwani et al., Fused-layer CNN accelerators, MICRO 2016; Lin et al., MCUNetV2,
-arXiv 2110.15352, section 3), each from the part of the input that it reaches, halo included.
+Tiles are row stripes or two-dimensional patches (Alwani et al., Fused-layer CNN accelerators, MICRO 2016; Lin et al.,
+MCUNetV2, arXiv 2110.15352, section 3). Each is computed from its receptive field in the input, halo included.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ...runtime.graph import Graph, Op, Shape, Tensor, ops
 
-# As many inputs a concatenation has at most in XNNPACK; tflite-micro takes ten.
+# The maximum number of inputs of a concatenation in XNNPACK; tflite-micro allows ten.
 MAX_JOINED = 5
 
 
@@ -24,15 +24,15 @@ class Region:
 
     @classmethod
     def whole(cls, shape: Shape) -> "Region":
-        """All of a tensor."""
+        """The whole of a tensor of ``shape``."""
         return cls(0, shape[1], 0, shape[2])
 
     def shifted(self, rows: int, columns: int) -> "Region":
-        """As far away."""
+        """The region shifted by ``rows`` and ``columns``."""
         return Region(self.top + rows, self.bottom + rows, self.left + columns, self.right + columns)
 
     def union(self, other: "Region") -> "Region":
-        """The smallest that holds both."""
+        """The smallest region that contains both."""
         return Region(
             min(self.top, other.top),
             max(self.bottom, other.bottom),
@@ -41,12 +41,12 @@ class Region:
         )
 
     def shape(self, like: Shape) -> Shape:
-        """Its shape as a part of a tensor of a shape."""
+        """Shape of the region in a tensor of shape ``like``."""
         return like[0], self.bottom - self.top, self.right - self.left, like[3]
 
 
 def can_tile(graph: Graph) -> bool:
-    """Whether every operation computes each pixel from a window around it, or from the pixel alone."""
+    """Whether tiles of the output can be computed separately, each from a region of the input."""
     return all(_can_tile(graph, op) for op in graph.ops)
 
 
@@ -59,16 +59,16 @@ def _can_tile(graph: Graph, op: Op) -> bool:
     if isinstance(op, ops.Slice):
         return op.begin[3] == 0 and op.size[3] == shapes[1][3]
     if isinstance(op, ops.AveragePool):
-        # Windows that count fewer pixels at the border have no word in TFLite once the border is a tile's.
+        # TFLite's paddings cannot express the border of the image within a tile.
         return op.padding == ops.NO_PADS
     if graph.tensors[op.inputs[0]].dtype == "uint8":
-        # tflite-micro has no kernel that cuts these.
+        # tflite-micro has no uint8 slice.
         return False
     return op.row_local
 
 
 def reach(graph: Graph, op: Op, region: Region) -> tuple[Region, ops.Pads]:
-    """The region of an operation's input that a region of its output needs, and the padding around it."""
+    """The input region that a region of an operation's output depends on, and the padding around it."""
     if isinstance(op, ops.Slice):
         return region.shifted(op.begin[1], op.begin[2]), ops.NO_PADS
     if isinstance(op, ops.Pad):
@@ -95,7 +95,7 @@ def reach(graph: Graph, op: Op, region: Region) -> tuple[Region, ops.Pads]:
 
 
 def needs(graph: Graph, region: Region) -> dict[str, Region]:
-    """The region of every activation that a region of the output needs."""
+    """The region of each activation that a region of the output depends on."""
     found = {graph.outputs[0]: region}
     for op in reversed(graph.ops):
         inside, _ = reach(graph, op, found[op.output])
@@ -106,9 +106,10 @@ def needs(graph: Graph, region: Region) -> dict[str, Region]:
 
 
 def tile(graph: Graph, bands: Sequence[Sequence[Region]]) -> Graph:
-    """The graph computed in bands of rows, each of one tile or several side by side, in this order, then joined.
+    """The graph computed in bands of rows, each of one or more tiles side by side, and then concatenated.
 
-    ``graph`` has one input and one output and passes ``can_tile``. The bands cover the output once.
+    ``graph`` has one input and one output and passes ``can_tile``. The bands are computed in the given order and cover
+    the output once.
     """
     if sum(map(len, bands)) == 1:
         return graph
@@ -142,9 +143,9 @@ def tile(graph: Graph, bands: Sequence[Sequence[Region]]) -> Graph:
 
 
 def tile_of(graph: Graph, region: Region, tag: str) -> Graph | None:
-    """What computes a region of a graph's output from the graph's input, its tensors called NAME/``tag``.
+    """The graph that computes a region of the output from the whole input; its tensors are named NAME/``tag``.
 
-    None for a region that lies in padding alone somewhere on the way.
+    Returns ``None`` if the region depends only on padding in some activation.
     """
     wanted = needs(graph, region)
     if any(part.top >= part.bottom or part.left >= part.right for part in wanted.values()):
@@ -153,7 +154,7 @@ def tile_of(graph: Graph, region: Region, tag: str) -> Graph | None:
 
 
 class _Tile:
-    """A tile in the making: which part of each tensor is there, and under which name."""
+    """A tile under construction: name and region of the computed part of each tensor."""
 
     def __init__(self, graph: Graph, wanted: Mapping[str, Region], tag: str):
         self.source = graph
@@ -167,12 +168,12 @@ class _Tile:
 
     def graph(self) -> Graph:
         for op in self.source.ops:
-            self.held[op.output] = self.add(op), self.wanted[op.output]
+            self.held[op.output] = self.compute(op), self.wanted[op.output]
         outputs = [self.held[name][0] for name in self.source.outputs]
         return Graph.of(self.source.name, self.tensors.values(), self.ops, self.source.inputs, outputs)
 
-    def add(self, op: Op) -> str:
-        """Compute what is wanted of an operation's output; the name that it has."""
+    def compute(self, op: Op) -> str:
+        """Add the computation of an operation's output region; return the name of the tensor that holds it."""
         inside, pads = reach(self.source, op, self.wanted[op.output])
         if isinstance(op, ops.Slice):
             return self.part(op.inputs[0], inside)
@@ -185,7 +186,7 @@ class _Tile:
         return self.emit(here, tensor, self.wanted[op.output].shape(tensor.shape))
 
     def part(self, name: str, region: Region) -> str:
-        """The name of a region of a tensor, which is cut out when it is not all that there is."""
+        """Name of a tensor with a region of ``name``, cut out with a ``Slice`` if more of it is computed."""
         held, around = self.held[name]
         if region == around:
             return held

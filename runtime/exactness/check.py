@@ -1,4 +1,4 @@
-"""Whether the integer layers of a file can saturate on some processor, where, and by how much on given images."""
+"""Saturation check of a file: whether its integer layers can saturate on x86, and the effect on given images."""
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ from .saturation import (
 Verdict = Literal["cannot saturate", "can saturate", "undecided"]
 EXIT_CODES: dict[Verdict, int] = {"cannot saturate": 0, "can saturate": 1, "undecided": 4}
 
-# Operators of onnxruntime's own that multiply no integers.
+# Operators of onnxruntime's own domain that do not multiply integers.
 _HARMLESS = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearAdd", "QLinearMul", "QLinearConcat",
     "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
@@ -39,8 +39,11 @@ _LOWEST, _HIGHEST = np.iinfo(np.int16).min, np.iinfo(np.int16).max
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One layer of uint8 activations and int8 weights: how many pairs of weights kernels add in 16 bits, how many of
-    them can saturate (``None``: not known, for the reason in ``why``), and the largest sum of two (128 is safe)."""
+    """One layer with uint8 activations and int8 weights.
+
+    Kernels add the products of ``pairs`` of weights in 16 bits, and ``saturating`` of these can overflow (``None``:
+    unknown, for the reason ``why``). ``largest`` is the largest sum of two weights; up to 128 is safe.
+    """
 
     layer: str
     kind: str
@@ -52,14 +55,14 @@ class LayerCheck:
 
 @dataclass(frozen=True)
 class SaturationCheck:
-    """The layers of a file that multiply uint8 by int8, and what else keeps the verdict open."""
+    """The layers of a file that multiply uint8 by int8, and open questions that leave the verdict undecided."""
 
     layers: tuple[LayerCheck, ...]
     open_questions: tuple[str, ...]
 
     @property
     def verdict(self) -> Verdict:
-        """Over all layers: one that can saturate decides."""
+        """The verdict for the file, which can saturate if one layer can."""
         if any(layer.saturating for layer in self.layers):
             return "can saturate"
         undecided = self.open_questions or any(layer.saturating is None for layer in self.layers)
@@ -67,7 +70,7 @@ class SaturationCheck:
 
     @property
     def exit_code(self) -> int:
-        """0 cannot saturate, 1 can, 4 undecided."""
+        """0: cannot saturate, 1: can saturate, 4: undecided."""
         return EXIT_CODES[self.verdict]
 
     def to_json(self) -> dict[str, Any]:
@@ -81,8 +84,7 @@ class SaturationCheck:
 
 @dataclass(frozen=True)
 class LayerDamage:
-    """What saturation does to one layer on some images: the share of its outputs that change, and by how many steps
-    of its output at most."""
+    """Effect of saturation on one layer: share of changed outputs, and the largest change in steps of the output."""
 
     layer: str
     changed: float
@@ -91,8 +93,11 @@ class LayerDamage:
 
 @dataclass(frozen=True)
 class Damage:
-    """What saturation does to a network on some images: layer by layer, each fed as the exact network would feed it,
-    and to the outputs, with saturation in all layers."""
+    """Effect of saturation on a network.
+
+    ``layers`` lists the affected layers, each computed from the exact network's activations. ``same_class`` (a share of
+    the images) and ``largest_steps`` compare the network's outputs, with saturation in all layers.
+    """
 
     layers: tuple[LayerDamage, ...]
     images: int
@@ -105,9 +110,9 @@ class Damage:
 
 
 def check_saturation(model: str | Path | bytes) -> SaturationCheck:
-    """Check a file of either format. TFLite's kernels add in 32 bits, so that its files cannot saturate.
+    """Check a file of either format. TFLite's kernels add in 32 bits, so that TFLite files cannot saturate.
 
-    Raises ``UsageError`` when there is no such file and ``FormatError`` when it is not what its name says.
+    Raises ``UsageError`` if the file does not exist and ``FormatError`` if its contents do not match its format.
     """
     kind = format_of(model)
     data = model if isinstance(model, bytes) else read_file(model)
@@ -119,7 +124,7 @@ def check_saturation(model: str | Path | bytes) -> SaturationCheck:
             return SaturationCheck((), ())
         message = OnnxMessage(data)
         if not message.nodes:
-            raise FormatError("not an ONNX file: it holds no network")
+            raise FormatError("not an ONNX file: it has no operators")
         layers = tuple(_checked(layer) for layer in integer_layers(message))
     except FormatError as error:
         raise FormatError(f"{'the file' if isinstance(model, bytes) else model}: {error}") from error
@@ -133,7 +138,7 @@ def measure_saturation(data: bytes, inputs: Sequence[np.ndarray], progress: Prog
     that the reference does not compute.
     """
     if not len(inputs):
-        raise UsageError("there are no images to measure saturation on; give at least one")
+        raise UsageError("there are no images to measure saturation on; pass at least one")
     graph = read_graph(data)
     weights = {layer.weight.name for layer in integer_layers(OnnxMessage(data)) if layer.weight is not None}
     layers = [op for op in graph.ops if isinstance(op, ops.Layer) and _weight_name(op) in weights]
@@ -155,9 +160,9 @@ def measure_saturation(data: bytes, inputs: Sequence[np.ndarray], progress: Prog
 
 
 def saturating_sums(graph: Graph, layers: Container[str] | None = None) -> LayerSums:
-    """``layer_sums`` for the reference that add pairs of products in 16 bits, as onnxruntime does on AVX2.
+    """``layer_sums`` for the reference that add pairs of products in 16 bits, as onnxruntime does with AVX2.
 
-    ``layers`` names those of int8 weights in the file; by default all are.
+    ``layers`` names the layers with int8 weights in the file; by default all layers.
     """
 
     def sums(op: Op, windows: np.ndarray, weight: np.ndarray, zero_point: int) -> np.ndarray:
@@ -165,7 +170,7 @@ def saturating_sums(graph: Graph, layers: Container[str] | None = None) -> Layer
         found = exact_sums(op, windows, weight, zero_point)
         if layers is not None and op.name not in layers:
             return found
-        # Kernels see integers with their zero points; activations are unsigned in the file.
+        # Kernels multiply integers with their zero points; activations are unsigned in the file.
         quantization = graph.tensors[op.inputs[1]].quantization
         weight = weight + (quantization.zero_point if quantization else 0)
         x = windows + (zero_point - int(np.iinfo(graph.tensors[op.inputs[0]].dtype).min))
@@ -179,12 +184,12 @@ def saturating_sums(graph: Graph, layers: Container[str] | None = None) -> Layer
 
 
 def _weight_name(op: Op) -> str:
-    # The reader gives a constant that is used in two ways a second name.
+    # The reader appends "'" to the name of a constant that it needs in a second layout.
     return op.inputs[1].rstrip("'")
 
 
 def _steps(graph: Graph, name: str, right: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """How far integers, or reals that are multiples of a scale, are apart, in steps."""
+    """Differences between integers, or between multiples of a scale, in steps."""
     tensor, op = graph.tensors[name], graph.producers.get(name)
     step = 1.0
     if tensor.quantization is None and op is not None:
@@ -195,22 +200,22 @@ def _steps(graph: Graph, name: str, right: np.ndarray, found: np.ndarray) -> np.
 
 def _checked(layer: IntegerLayer) -> LayerCheck:
     if layer.weight is None or layer.weight.external:
-        why = "the int8 operand is computed" if layer.weight is None else "the weights lie in another file"
+        why = "the int8 operand is computed" if layer.weight is None else "the weights are in another file"
         return LayerCheck(layer.name, layer.kind, 0, None, 0, why)
     why = ""
     if layer.saturating is None:
-        why = "something moves the weights" if layer.reordered else "whether it computes in integers is not known"
+        why = "an operator reorders the weights" if layer.reordered else "it may compute in float32"
     return LayerCheck(layer.name, layer.kind, layer.sums.size, layer.saturating, layer.largest, why)
 
 
 def _open_questions(message: OnnxMessage) -> Iterator[str]:
-    """What may hold integer layers that were not looked at."""
+    """Parts of a file that may contain unchecked integer layers."""
     if message.has_subgraphs:
-        yield "networks within operators (If, Loop, Scan) are not looked at"
+        yield "subgraphs (If, Loop, Scan) are not checked"
     if message.has_functions:
-        yield "functions of the file's own are not looked at"
+        yield "the file's own functions are not checked"
     unknown = {f"{node.kind} of domain {node.domain}" for node in message.nodes if not _is_known(node)}
-    yield from (f"operator {name} is not known" for name in sorted(unknown))
+    yield from (f"operator {name} is unknown" for name in sorted(unknown))
 
 
 def _is_known(node: Node) -> bool:

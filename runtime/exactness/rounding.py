@@ -1,8 +1,8 @@
-"""Which operations of an integer graph every exact runtime rounds alike, whatever their input.
+"""Operations of an integer graph that all exact runtimes round alike, whatever their input.
 
-Runtimes add integers without loss, but bring the result to the output's scale in float32, in fixed point or by halves
-rounded up, to even or away from zero. That shows only where a result lies (nearly) in the middle between two integers.
-Where no input leads there, all of them agree. All inputs are tried: 256 * 256 of an addition, and all sums of a mean.
+Runtimes accumulate integers without loss but requantize the result in different ways: in float32 or fixed point, with
+halves rounded up, to even or away from zero. They can differ only if a result lies (almost) halfway between two
+integers. This module tries all inputs: 256 * 256 of an addition, and all sums of a mean.
 """
 
 from typing import Literal
@@ -11,21 +11,21 @@ import numpy as np
 
 from ..graph import Graph, Op, Tensor, ops
 
-# ``identical`` in onnxruntime, in LiteRT (XNNPACK) and in the reference; ``one step``: apart by one integer at most.
+# ``identical`` in onnxruntime, LiteRT (XNNPACK) and the reference; ``one step``: results differ by at most one.
 Promise = Literal["identical", "one step", "none"]
 
-# The nearest to a middle that results may come: more than the errors of float32, and for an addition those of
-# multipliers of 21 bits (XNNPACK), for values of 8 bits.
+# Minimum distance of a result from the middle between two integers. It exceeds the rounding errors of float32 and, for
+# an addition of 8-bit values, those of XNNPACK's 21-bit multipliers.
 ADD_MARGIN = 4e-4
 MEAN_MARGIN = 1e-4
 _LEVELS = 256
 
 
 def promise(graph: Graph, op: Op) -> Promise:
-    """What is promised of one operation on equal integers, by its kind and its scales."""
+    """The agreement of exact runtimes on one operation with equal inputs, from its kind and its scales."""
     tensors = [graph.tensors[name] for name in (*op.inputs, op.output)]
     if any(t.quantization is None or t.dtype not in ("int8", "uint8") for t in (tensors[0], tensors[-1])):
-        # QuantizeLinear divides, XNNPACK multiplies by the reciprocal; float sums depend on their order.
+        # QuantizeLinear divides, XNNPACK multiplies by the reciprocal. Float sums depend on their order.
         return "one step" if isinstance(op, ops.Quantize | ops.Dequantize) else "none"
     if isinstance(op, ops.Add):
         return "identical" if add_margin(*tensors) > ADD_MARGIN else "one step"
@@ -42,7 +42,7 @@ def promise(graph: Graph, op: Op) -> Promise:
 
 
 def add_margin(left: Tensor, right: Tensor, output: Tensor) -> float:
-    """How near to the middle between two integers of the output a sum of two tensors can come."""
+    """The smallest distance of a sum of two tensors from the middle between two integers of the output."""
     steps = []
     for tensor in (left, right):
         assert tensor.quantization is not None and output.quantization is not None
@@ -52,7 +52,7 @@ def add_margin(left: Tensor, right: Tensor, output: Tensor) -> float:
 
 
 def mean_margin(graph: Graph, op: ops.GlobalAveragePool) -> float:
-    """The same for the mean of all pixels."""
+    """The smallest distance of a mean over all pixels from the middle between two integers of the output."""
     x, output = graph.tensors[op.inputs[0]], graph.tensors[op.output]
     assert x.quantization is not None and output.quantization is not None
     count = x.shape[1] * x.shape[2]
@@ -62,7 +62,7 @@ def mean_margin(graph: Graph, op: ops.GlobalAveragePool) -> float:
 
 
 def window_counts(op: ops.AveragePool, rows: int, columns: int) -> set[int]:
-    """How many values the windows of a pool hold, those at the border too."""
+    """Numbers of values in the windows of a pool, including those at the border."""
     top, bottom, left, right = op.padding
     heights = _extents(rows, op.window[0], op.stride[0], top, bottom)
     widths = _extents(columns, op.window[1], op.stride[1], left, right)
@@ -70,7 +70,7 @@ def window_counts(op: ops.AveragePool, rows: int, columns: int) -> set[int]:
 
 
 def _extents(size: int, window: int, stride: int, before: int, after: int) -> set[int]:
-    """How much of each window along one dimension lies within the input."""
+    """Numbers of window positions within the input along one dimension."""
     starts = range(-before, size + after - window + 1, stride)
     return {min(start + window, size) - max(start, 0) for start in starts}
 

@@ -1,12 +1,12 @@
-"""The integer layers of an ONNX file that can saturate on x86 without VNNI, and a form of the file that cannot.
+"""Integer layers of an ONNX file that can saturate on x86 without VNNI, and an equivalent file without saturation.
 
-On x86 with AVX2 or AVX-512 but without VNNI, onnxruntime multiplies uint8 activations with int8 weights by
-``vpmaddubsw``, which adds the products of two neighbours in 16 bits and saturates: 255 * (w1 + w2) fits while
-``|w1 + w2| <= 128``. Kernels for uint8 weights and for int8 activations multiply in 16 bits and add in 32, and so do
-those of depthwise layers.
+On x86 with AVX2 or AVX-512 but without VNNI, onnxruntime multiplies uint8 activations by int8 weights with
+``vpmaddubsw``, which adds the products of two neighbours in 16 bits with saturation. 255 * (w1 + w2) fits if
+``|w1 + w2| <= 128``. Kernels for uint8 weights, for int8 activations and for depthwise layers multiply in 16 bits and
+add in 32.
 
-A convolution's neighbours are those in the order kernel row, kernel column, input channel, in which kernels walk over
-NHWC data; a kernel that treats each position on its own pairs the channels of each. Both are looked at.
+Neighbouring weights of a convolution are adjacent in the order kernel row, kernel column, input channel, in which
+kernels read NHWC data. Kernels that treat each position separately pair the channels of one position. Both are checked.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ import numpy as np
 from ..formats.onnx_wire import STANDARD_DOMAINS, Constant, Node, OnnxMessage
 from ..graph import Graph, ops
 
-# The largest sum of two weights whose products with 255 fit into 16 bits.
+# The largest sum of two weights whose products with 255 fit in 16 bits.
 LIMIT = 128
 
 MICROSOFT_DOMAIN = "com.microsoft"
-# Operators on integers: where their activations' zero point, the weight, its scale and its zero point stand.
+# Integer operators: input positions of the activations' zero point, the weight, its scale and its zero point.
 INTEGER_OPS = {
     "QLinearConv": (2, 3, 4, 5),
     "ConvInteger": (2, 1, None, 3),
@@ -33,9 +33,9 @@ INTEGER_OPS = {
     "QGemm": (2, 3, 4, 5),
     "QAttention": (6, 1, 4, 7),
 }
-# Operators on reals that onnxruntime makes integer ones of, between DequantizeLinear and QuantizeLinear.
+# Float operators that onnxruntime converts to integer ones between DequantizeLinear and QuantizeLinear.
 _FLOAT_OPS = ("Conv", "Gemm", "MatMul")
-# Operators between a DequantizeLinear and its use that onnxruntime moves out of the way, of weights and of activations.
+# Operators after a DequantizeLinear that onnxruntime moves before it, for weights and for activations.
 _MOVING = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _PASSING = (*_MOVING, "Dropout", "MaxPool", "Pad", "Slice")
 _SIGN = np.uint8(0x80)
@@ -43,8 +43,10 @@ _OTHER = np.dtype(object)
 
 
 def neighbours(positions: int, channels: int) -> list[np.ndarray]:
-    """Pairs of columns, (pairs, 2), that kernels may add, walk by walk: of ``positions`` in a window, each of
-    ``channels``. The first walk, which is onnxruntime's, takes all columns at once."""
+    """Pairs of weight columns, (pairs, 2), that kernels may add in 16 bits, for each reading order.
+
+    The columns are ``positions`` of a window times ``channels``. The first order, onnxruntime's, is over all columns.
+    """
     flat = np.arange(positions * channels // 2 * 2).reshape(-1, 2)
     if channels % 2 == 0 or positions == 1:
         return [flat]
@@ -53,27 +55,27 @@ def neighbours(positions: int, channels: int) -> list[np.ndarray]:
 
 
 def weight_pairs(graph: Graph, op: ops.Layer) -> list[np.ndarray]:
-    """The same for a layer of a graph, in the order of its weight there; none for a depthwise layer."""
+    """``neighbours`` of a layer's columns, in the order of its weight in the graph; none for a depthwise layer."""
     shape = graph.tensors[op.inputs[1]].shape
     if isinstance(op, ops.Conv):
-        depthwise = shape[-1] == 1 and shape[0] == op.groups
+        depthwise = _is_depthwise(shape[0], shape[-1], op.groups)
         return [] if depthwise else neighbours(shape[1] * shape[2], shape[3])
     (pairs,), image = neighbours(1, shape[1]), graph.flattened_image(op.inputs[0])
     if image is None:
         return [pairs]
-    # ONNX has the columns of a flattened image in the order of NCHW.
+    # In ONNX the columns for a flattened image are in NCHW order.
     _, rows, columns, depth = image
     return [np.arange(shape[1]).reshape(rows, columns, depth).transpose(2, 0, 1).ravel()[pairs]]
 
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """A layer of uint8 activations and int8 weights.
+    """A layer with uint8 activations and int8 weights.
 
-    ``owner`` is the position of the operator that takes the integers of the weight (the layer itself or a
-    ``DequantizeLinear``), ``weight_at``, ``scale_at`` and ``zero_at`` where that stand among its inputs; ``weight`` is
-    ``None`` where it is computed. ``reordered``: something moves the weight before the layer takes it. Not ``certain``:
-    between the integers and the layer lie other operators, and whether onnxruntime multiplies integers is up to it.
+    ``owner`` is the position of the operator that reads the integer weight: the layer itself or a
+    ``DequantizeLinear``. ``weight_at``, ``scale_at`` and ``zero_at`` are input positions of that operator. ``weight``
+    is ``None`` if it is computed. ``reordered``: another operator permutes or reshapes the weight. Not ``certain``:
+    there are other operators before the layer, so that onnxruntime may compute it in float32.
     """
 
     name: str
@@ -89,30 +91,30 @@ class IntegerLayer:
 
     @cached_property
     def over(self) -> int:
-        """How many pairs of neighbours are over the limit; where the order is not known, whether any two can be."""
+        """Number of pairs over the limit; if the order is unknown, nonzero if any two weights are over it."""
         sums = self.sums
         return int(np.count_nonzero((sums > LIMIT) | (sums < -LIMIT)))
 
     @property
     def may_saturate(self) -> bool:
-        """Whether any pair is over the limit; quicker than counting them."""
+        """Whether any pair is over the limit; faster than counting them."""
         return int(self.sums.max(initial=0)) > LIMIT or int(self.sums.min(initial=0)) < -LIMIT
 
     @property
     def saturating(self) -> int | None:
-        """How many pairs of neighbours can saturate; ``None`` where that is not known."""
+        """Number of pairs that can saturate; ``None`` if unknown."""
         if self.weight is None or self.weight.external or ((self.reordered or not self.certain) and self.over):
             return None
         return self.over
 
     @cached_property
     def largest(self) -> int:
-        """The largest sum of two neighbours, or 0 without any."""
+        """The largest absolute sum of two neighbours, or 0 if there are none."""
         return int(np.abs(self.sums).max(initial=0))
 
     @cached_property
     def sums(self) -> np.ndarray:
-        """The sum of every pair of neighbours, int16."""
+        """Sums of all pairs of neighbours, int16."""
         assert self.weight is not None
         data = self.weight.data
         if self.reordered or data.ndim < 2:
@@ -125,27 +127,27 @@ class IntegerLayer:
 
     def _of_windows(self, data: np.ndarray) -> np.ndarray:
         outputs, channels = data.shape[:2]
-        if data.ndim == 4 and channels == 1 and outputs == self.layer.attributes.get("group", 1):
+        if data.ndim == 4 and _is_depthwise(outputs, channels, self.layer.attributes.get("group", 1)):
             return np.zeros(0, np.int16)
         if self.kind == "ConvInteger":
-            # It walks over NCHW data.
-            return np.concatenate([_adjacent(data.reshape(outputs, -1)), self._walked(data)])
-        return self._walked(data)
+            # Its kernel reads NCHW data.
+            return np.concatenate([_adjacent(data.reshape(outputs, -1)), self._nhwc_sums(data)])
+        return self._nhwc_sums(data)
 
-    def _walked(self, data: np.ndarray) -> np.ndarray:
+    def _nhwc_sums(self, data: np.ndarray) -> np.ndarray:
         outputs, channels = data.shape[:2]
         if channels % 2 == 0:
-            # Neighbours are two channels of one position, as they lie in the file.
+            # Neighbours are two channels of one position.
             return np.add(data[:, 0::2], data[:, 1::2], dtype=np.int16).ravel()
-        walk = np.moveaxis(data, 1, -1)
-        sums = _adjacent(walk.reshape(outputs, -1))
-        if channels > 1 and walk.size > outputs * channels:
-            sums = np.concatenate([sums, _adjacent(walk)])
+        nhwc = np.moveaxis(data, 1, -1)
+        sums = _adjacent(nhwc.reshape(outputs, -1))
+        if channels > 1 and nhwc.size > outputs * channels:
+            sums = np.concatenate([sums, _adjacent(nhwc)])
         return sums
 
 
 def integer_layers(message: OnnxMessage) -> Iterator[IntegerLayer]:
-    """The layers of a file that multiply uint8 activations (or integers of unknown type) with int8 weights."""
+    """The layers of a file that multiply uint8 activations, or integers of unknown type, by int8 weights."""
     sources = _Sources(message)
     for position, node in enumerate(message.nodes):
         if node.kind in INTEGER_OPS and node.domain in (*STANDARD_DOMAINS, MICROSOFT_DOMAIN):
@@ -162,8 +164,8 @@ def integer_layers(message: OnnxMessage) -> Iterator[IntegerLayer]:
 
 
 def _quantized_layer(sources: "_Sources", node: Node) -> IntegerLayer | None:
-    """A layer on reals that onnxruntime makes an integer one of: both of its operands are dequantized."""
-    # The weight of a product of matrices may be on either side; where both are computed it is the second.
+    """The integer layer that onnxruntime makes of a float operator, if both of its operands are dequantized."""
+    # The weight of a matrix product may be either operand; if both are computed, the second counts as the weight.
     second = sources.behind(node.inputs[1], _MOVING)
     for at in (1, 0) if node.kind == "MatMul" and not sources.is_constant(second) else (1,):
         weight = second if at else sources.behind(node.inputs[0], _MOVING)
@@ -174,7 +176,7 @@ def _quantized_layer(sources: "_Sources", node: Node) -> IntegerLayer | None:
         x = sources.behind(node.inputs[1 - at], _PASSING).node
         direct = x is not None and x.kind == "DequantizeLinear"
         if x is not None and x.kind == "DequantizeLinear":
-            # onnxruntime makes uint8 of what a QuantizeLinear within the network gives.
+            # onnxruntime converts activations to uint8, unless they are inputs of the network.
             given = sources.behind(x.input(0), ()).node is None
             if given and sources.dtype(x.input(2), x.input(0)) not in (None, np.uint8):
                 continue
@@ -188,7 +190,7 @@ def _quantized_layer(sources: "_Sources", node: Node) -> IntegerLayer | None:
 
 @dataclass(frozen=True)
 class _Source:
-    """The operator behind a tensor, its position, and whether something in between moves values."""
+    """The operator that computes a tensor, its position, and whether operators in between move values."""
 
     position: int
     node: Node | None
@@ -196,16 +198,16 @@ class _Source:
 
 
 class _Sources:
-    """Where the tensors of a file come from."""
+    """Origins of the tensors of a file."""
 
     def __init__(self, message: OnnxMessage):
         self.message = message
-        self.made = {name: place for place, node in enumerate(message.nodes) for name in node.outputs if name}
+        self.positions = {name: place for place, node in enumerate(message.nodes) for name in node.outputs if name}
 
     def behind(self, name: str, passing: tuple[str, ...]) -> _Source:
-        """What makes a tensor, past operators of these kinds."""
+        """The operator that computes a tensor, before any operators of the kinds in ``passing``."""
         seen = set[str]()
-        while (place := self.made.get(name)) is not None and name not in seen:
+        while (place := self.positions.get(name)) is not None and name not in seen:
             node = self.message.nodes[place]
             if node.kind not in passing or not node.inputs:
                 return _Source(place, node, bool(seen))
@@ -214,14 +216,14 @@ class _Sources:
         return _Source(-1, None, bool(seen))
 
     def is_constant(self, source: _Source) -> bool:
-        """Whether an operator dequantizes a constant."""
+        """Whether the source is an operator on a constant."""
         return source.node is not None and source.node.input(0) in self.message.constants
 
     def comes_from_integers(self, name: str) -> bool:
-        """Whether a DequantizeLinear is among all that a tensor is computed from."""
+        """Whether a tensor depends on a DequantizeLinear."""
         pending, seen = [name], set[str]()
         while pending:
-            place = self.made.get(pending.pop())
+            place = self.positions.get(pending.pop())
             if place is None:
                 continue
             node = self.message.nodes[place]
@@ -232,7 +234,7 @@ class _Sources:
         return False
 
     def dtype(self, zero_point: str, integers: str) -> "np.dtype | None":
-        """The type of integers by that of their zero point or their own; ``None`` where neither is known."""
+        """Type of integers from their zero point or their own declaration; ``None`` if both are unknown."""
         for name in (zero_point, integers):
             if name in self.message.constants:
                 return self.message.constants[name].dtype or _OTHER
@@ -243,8 +245,11 @@ class _Sources:
 
 @dataclass(frozen=True)
 class ExactForm:
-    """A file whose layers cannot saturate: ``rewritten`` of them have uint8 weights now, ``left`` could not be, or are
-    networks within operators and functions, which are not looked at."""
+    """A file without saturation in the layers that could be rewritten.
+
+    ``rewritten`` layers have uint8 weights. ``left`` counts layers that may still saturate, and the file's subgraphs
+    and functions, which are not checked.
+    """
 
     data: bytes
     rewritten: int
@@ -252,9 +257,10 @@ class ExactForm:
 
 
 def exact_form(data: bytes) -> ExactForm:
-    """The same network with uint8 weights, zero points moved by 128, in each layer that can saturate.
+    """The same network with uint8 weights, zero points shifted by 128, in each layer that can saturate.
 
-    Layers whose weight or its zero point is computed are left. Raises ``FormatError`` for bytes that are no ONNX file.
+    Layers with a computed weight or zero point stay as they were. Raises ``FormatError`` if the bytes are not an ONNX
+    file.
     """
     message = OnnxMessage(data)
     taken = {*message.constants, *message.inputs, *(name for node in message.nodes for name in node.outputs)}
@@ -278,7 +284,7 @@ def exact_form(data: bytes) -> ExactForm:
             left += 1
             continue
         rewritten += 1
-        # Two layers may read one DequantizeLinear.
+        # Two layers may share a DequantizeLinear.
         if layer.owner not in nodes:
             inputs = [*owner.inputs, *[""] * (layer.zero_at + 1 - len(owner.inputs))]
             inputs[layer.weight_at] = added(f"{layer.weight.name}/uint8", layer.weight.data)
@@ -288,7 +294,7 @@ def exact_form(data: bytes) -> ExactForm:
 
 
 def _zero_points(message: OnnxMessage, layer: IntegerLayer, owner: Node) -> np.ndarray | None:
-    """A weight's int8 zero points, zeros where none are given; ``None`` where they are computed."""
+    """The int8 zero points of a weight, zeros by default; ``None`` if they are computed."""
     name = owner.input(layer.zero_at)
     if name:
         constant = message.constants.get(name)
@@ -297,14 +303,19 @@ def _zero_points(message: OnnxMessage, layer: IntegerLayer, owner: Node) -> np.n
     return np.zeros(scale.shape if scale is not None else (), np.int8)
 
 
+def _is_depthwise(outputs: int, channels: int, groups: int) -> bool:
+    """Whether a weight of ``channels`` per group is that of a depthwise convolution without a multiplier."""
+    return channels == 1 and outputs == groups
+
+
 def _adjacent(rows: np.ndarray) -> np.ndarray:
-    """Sums of the 1st and 2nd, 3rd and 4th, ... value of each row, flat."""
+    """Sums of the 1st and 2nd, the 3rd and 4th, ... value of each row, flattened."""
     even = rows[..., : rows.shape[-1] // 2 * 2]
     return np.add(even[..., 0::2], even[..., 1::2], dtype=np.int16).ravel()
 
 
 def _any_order(data: np.ndarray) -> np.ndarray:
-    """The largest and the smallest sum of any two values, for layers whose order is not known."""
+    """The largest and the smallest sum of any two values, for layers whose order is unknown."""
     flat = np.sort(data.ravel())
     ends = [flat[-2:], flat[:2]] if flat.size > 1 else []
     return np.array([int(pair.sum(dtype=np.int16)) for pair in ends], np.int16)

@@ -311,7 +311,7 @@ def test_commands_take_files_of_every_precision_or_say_why_not(mixed, command, n
         assert command("report", file, "-o", tmp_path / "page.html").code == 0
         ran = command("fit", file, "--sram", "8KiB", "--out", tmp_path / "fitted")
         assert ran.code == 2
-        assert "only int8 is fitted" in ran.err
+        assert "fit supports int8 only" in ran.err
     ran = command("evaluate", mixed.out, "--data", noise, "--json")
     assert len(json.loads(ran.out)["models"]) == 8
     ran = command("export", "squeezenet_micro", "--precision", "bfloat16")
