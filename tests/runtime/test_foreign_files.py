@@ -1,4 +1,4 @@
-"""int8 files of other makers: read, planned, evaluated, and written again with the same answers."""
+"""int8 files from other converters: read, planned, evaluated, and written again with the same outputs."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ SHAPE = (1, 8, 8, 3)
 
 
 def network() -> Graph:
-    """Every kind of layer for which onnxruntime's quantizer has an integer operator."""
+    """A network with each kind of layer for which onnxruntime's quantizer has an integer operator."""
     build = GraphBuilder(SHAPE)
     x = build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1), activation="relu")
     x = build.add(ops.MaxPool, x, window=(2, 2), stride=(2, 2))
@@ -39,7 +39,7 @@ def network() -> Graph:
 
 
 class Noise(CalibrationDataReader):
-    """Images to calibrate with."""
+    """Calibration images."""
 
     def __init__(self):
         random = np.random.default_rng(0)
@@ -51,7 +51,7 @@ class Noise(CalibrationDataReader):
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """onnxruntime's quantizer has much to say."""
+    """Silence onnxruntime's quantizer, which logs a lot."""
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
@@ -65,7 +65,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def answers(model: bytes | Path, backend: str = "auto") -> np.ndarray:
-    """To eight images, of a network with float32 ends."""
+    """Outputs for eight images of a network with float32 input and output."""
     random = np.random.default_rng(1)
     with Session(model, backend) as session:
         nchw = session.input_shape[1] == 3
@@ -95,13 +95,13 @@ def test_static_quantization_of_onnxruntime(source, tmp_path, format_, per_chann
     expected, step = answers(target), softmax_step(found)
     np.testing.assert_allclose(answers(write_onnx(found)), expected, atol=1e-6)
     for backend in ("litert", "tflite-runtime"):
-        # Averages are rounded another way, and what is behind them makes more of it.
+        # Averages round differently, and the layers after them amplify the difference.
         steps = np.abs(answers(write_tflite(found), backend) - expected) / step
         assert np.median(steps) <= 1.01
         assert steps.max() <= 4.01
 
 
-def test_scales_that_differ_at_a_join_are_the_same_in_tflite_by_an_operation_that_is_planned(source, tmp_path):
+def test_tflite_files_rescale_the_inputs_of_a_concatenation_and_plans_include_that(source, tmp_path):
     target = tmp_path / "int8.onnx"
     quantize_static(source, target, Noise(), quant_format=QuantFormat.QOperator)
     found = integer_ends(read_graph(target))
@@ -141,12 +141,12 @@ def test_dynamic_quantization_of_onnxruntime(source, tmp_path, weights, per_chan
     layers = [op for op in found.ops if isinstance(op, ops.Layer)]
     assert {found.tensors[op.inputs[1]].dtype for op in layers} == {"int8"}
     assert {tensor.dtype for tensor in found.activations} == {"float32"}
-    # The file makes integers of its activations, what is written again does not.
+    # The original file quantizes activations at run time; the file written from its graph does not.
     np.testing.assert_allclose(answers(write_onnx(found)), answers(target), atol=0.01)
     np.testing.assert_allclose(answers(write_onnx(found)), answers(source), atol=0.02)
 
 
-def test_uint8_weights_are_the_same_numbers_as_int8_and_their_zero_point_is_never_lost(source, tmp_path):
+def test_uint8_weights_are_read_as_int8_and_keep_their_zero_point(source, tmp_path):
     target = tmp_path / "uint8.onnx"
     quantize_static(
         source, target, Noise(), activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8, per_channel=False
@@ -157,7 +157,7 @@ def test_uint8_weights_are_the_same_numbers_as_int8_and_their_zero_point_is_neve
         write_tflite(found)
 
 
-def test_a_scale_for_each_output_of_a_float_layer_is_not_written_where_a_runtime_reads_one():
+def test_a_float_layer_with_a_scale_per_output_is_not_written_as_tflite():
     build = GraphBuilder(SHAPE)
     graph = build.graph(build.linear("input", 5))
     mixed = with_int8_weights(graph)
@@ -169,12 +169,12 @@ def test_a_scale_for_each_output_of_a_float_layer_is_not_written_where_a_runtime
         write_tflite(replace(mixed, tensors={**mixed.tensors, weight.name: many}))
 
 
-# Files of the TensorFlow family, made from ours by the schema's own generated builder.
+# TFLite files in the style of TensorFlow's converter, made from ours with the generated builder of its schema.
 schema = pytest.importorskip("tflite_micro.tensorflow.lite.micro.python.schema_py_generated")
 
 
 def edited(data: bytes, edit) -> bytes:
-    """A TFLite file after ``edit`` has been at its objects."""
+    """A TFLite file after ``edit`` has changed its objects."""
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
     edit(model, model.subgraphs[0])
     builder = flatbuffers.Builder(1024)
@@ -183,7 +183,7 @@ def edited(data: bytes, edit) -> bytes:
 
 
 def operators(model, subgraph, kind: str):
-    """Operators of a kind."""
+    """Operators with this builtin code."""
     code = getattr(schema.BuiltinOperator, kind)
     return [
         operator for operator in subgraph.operators if model.operatorCodes[operator.opcodeIndex].builtinCode == code
@@ -196,20 +196,20 @@ def test_a_mean_without_kept_dimensions_and_a_layer_of_images_are_read():
     graph = in_any_8_bits(build.graph(build.linear(pooled, 5)))
 
     def squeeze(model, subgraph):
-        """MEAN gives (1, 6), and the reshape goes: the matrix product takes what it is given."""
+        """Let MEAN drop its dimensions, (1, 6), and remove the reshape after it."""
         mean, reshape = (operators(model, subgraph, kind)[0] for kind in ("MEAN", "RESHAPE"))
         mean.builtinOptions.keepDims = False
         mean.outputs = reshape.outputs
         subgraph.operators.remove(reshape)
 
     def flatten(model, subgraph):
-        """FULLY_CONNECTED takes (1, 1, 1, 6) itself."""
+        """Let FULLY_CONNECTED read (1, 1, 1, 6)."""
         reshape, layer = (operators(model, subgraph, kind)[0] for kind in ("RESHAPE", "FULLY_CONNECTED"))
         layer.inputs = np.array([reshape.inputs[0], *layer.inputs[1:]], np.int32)
         subgraph.operators.remove(reshape)
 
     def keep(model, subgraph):
-        """And gives (1, 1, 1, 5)."""
+        """Let FULLY_CONNECTED keep the dimensions, (1, 1, 1, 5)."""
         flatten(model, subgraph)
         layer = operators(model, subgraph, "FULLY_CONNECTED")[0]
         layer.builtinOptions.keepNumDims = True
@@ -226,7 +226,7 @@ def test_a_mean_without_kept_dimensions_and_a_layer_of_images_are_read():
 
 
 def network_answers(data: bytes) -> np.ndarray:
-    """To eight images of integers."""
+    """Outputs for eight images of integers."""
     random = np.random.default_rng(2)
     with Session(data) as session:
         return np.stack(
@@ -234,7 +234,7 @@ def network_answers(data: bytes) -> np.ndarray:
         )
 
 
-def test_constants_behind_the_flatbuffer_are_read_and_never_from_beyond_the_file():
+def test_constants_after_the_flatbuffer_are_read_within_the_file_only():
     build = GraphBuilder(SHAPE)
     graph = in_any_8_bits(build.graph(build.conv("input", 6)))
     plain = write_tflite(graph)
@@ -260,14 +260,14 @@ def test_constants_behind_the_flatbuffer_are_read_and_never_from_beyond_the_file
 
 
 def move(model, offset: int) -> None:
-    """The data of all buffers to the end of the file."""
+    """Move the data of all buffers to the end of the file."""
     for buffer in model.buffers:
         if buffer.data is not None:
             buffer.offset, buffer.size, buffer.data = offset, len(buffer.data), None
             offset += buffer.size
 
 
-def test_images_in_nchw_are_transposed_as_torchs_converter_has_it(tmp_path):
+def test_transposes_around_nchw_images_are_read(tmp_path):
     build = GraphBuilder((1, 3, 12, 10))
     x = build.conv(build.add(ops.Transpose, "input", order=(0, 2, 3, 1)), 8, (3, 3), activation="relu")
     graph = build.graph(build.add(ops.Transpose, build.conv(x, 5), order=(0, 3, 1, 2)))
@@ -282,7 +282,7 @@ def test_images_in_nchw_are_transposed_as_torchs_converter_has_it(tmp_path):
     np.testing.assert_allclose(onnx_answer.transpose(0, 2, 3, 1), Session(write_tflite(graph)).run(x), atol=1e-5)
 
 
-def test_float16_and_integer_constants_behind_dequantize_are_what_they_stand_for():
+def test_dequantized_float16_and_integer_constants_are_read():
     graph = GraphBuilder(SHAPE)
     graph = graph.graph(graph.linear(graph.conv("input", 4, (3, 3)), 5))
     data = write_tflite(with_float16_weights(graph))
@@ -294,7 +294,7 @@ def test_float16_and_integer_constants_behind_dequantize_are_what_they_stand_for
 
 @pytest.fixture(scope="module")
 def theirs(exported, tmp_path_factory) -> Path:
-    """The exported network as onnxruntime quantizes it, and as TFLite file of that, without a word of ours in them."""
+    """The exported network quantized by onnxruntime, and a TFLite file of it, both without firebox's metadata."""
     folder = tmp_path_factory.mktemp("theirs")
     with Session(exported / "model.float32.onnx") as session:
         random, name = np.random.default_rng(0), read_graph(exported / "model.float32.onnx").inputs[0]
@@ -327,7 +327,7 @@ def test_files_without_a_contract_are_evaluated_like_a_model_that_has_one(theirs
     assert "--like" in ran.err
 
 
-def test_a_session_borrows_what_a_file_does_not_say_and_nothing_else(theirs, exported):
+def test_a_session_takes_only_missing_metadata_from_another_file(theirs, exported):
     with Session(exported / "model.float32.tflite") as like:
         own = Session(exported / "model.int8.tflite", like=like)
         assert own.contract.golden is not None
@@ -349,7 +349,7 @@ def test_a_session_borrows_what_a_file_does_not_say_and_nothing_else(theirs, exp
 
 
 def hostile(*nodes, **constants: np.ndarray) -> bytes:
-    """An ONNX file of some nodes from ``input`` to ``output``."""
+    """An ONNX file with these nodes from ``input`` to ``output``."""
     inputs = [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [1, 3, 8, 8])]
     output = helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, ["n", "c", "h", "w"])
     values = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
@@ -389,7 +389,7 @@ DYNAMIC = helper.make_node("DynamicQuantizeLinear", ["input"], ["q", "qs", "qz"]
           helper.make_node("Conv", ["input", "r"], ["output"])], "a zero point per channel"),
     ],
 )  # fmt: skip
-def test_damaged_integer_operators_end_in_a_line_of_ours(nodes, said):
+def test_damaged_integer_operators_raise_our_errors(nodes, said):
     data = hostile(
         *nodes,
         s=ONE,
@@ -404,7 +404,7 @@ def test_damaged_integer_operators_end_in_a_line_of_ours(nodes, said):
     assert "\n" not in str(error.value)
 
 
-def test_no_changed_byte_of_an_integer_model_ends_in_someone_elses_error(source, tmp_path):
+def test_a_changed_byte_of_an_integer_model_never_raises_a_foreign_error(source, tmp_path):
     files = []
     quantize_static(source, tmp_path / "q.onnx", Noise(), quant_format=QuantFormat.QOperator)
     quantize_dynamic(source, tmp_path / "d.onnx")

@@ -1,4 +1,4 @@
-"""Files that are cut, changed or of someone else: one line of ours or a network, in little time and memory."""
+"""Truncated, changed and malicious files: a graph or one of our errors, in little time and memory."""
 
 import resource
 import struct
@@ -20,7 +20,7 @@ from firebox.runtime.graph import Graph, ops
 
 
 def network() -> Graph:
-    """A bit of every operation, in 8 bits."""
+    """A small 8-bit network of all operations."""
     build = GraphBuilder((1, 8, 8, 3))
     x = build.conv("input", 4, (3, 3), padding=(1, 1, 1, 1), activation="relu")
     x = build.add(ops.MaxPool, x, window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))
@@ -36,7 +36,7 @@ FILES = {"onnx": write_onnx(network()), "tflite": write_tflite(network())}
 
 
 def read(data: bytes) -> Graph | None:
-    """A plan of whatever the bytes are; nothing but errors of ours comes out, within a second."""
+    """Plan the bytes; only our own errors may be raised, within a second."""
     with processor_time(1):
         try:
             return plan(data).graph
@@ -51,7 +51,7 @@ def test_no_cut_file_is_a_network(kind):
     whole = read(data)
     assert whole is not None
     for length in {*range(64), *range(0, len(data), 23), *range(len(data) - 40, len(data))}:
-        # What is behind the network in the file may be missing.
+        # Data after the network may be missing.
         assert read(data[:length]) in (None, whole)
     with pytest.raises(FormatError):
         read_graph(b"")
@@ -80,7 +80,7 @@ def test_random_bytes_are_no_network(data):
     assert read(b"\x08\x00\x00\x00TFL3" + data) is None
 
 
-def test_every_length_and_offset_of_a_tflite_file_may_be_wrong():
+def test_wrong_lengths_and_offsets_in_a_tflite_file_raise_our_errors():
     data = FILES["tflite"]
     for position in range(0, len(data) - 4, 4):
         for value in (0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFC):
@@ -90,8 +90,8 @@ def test_every_length_and_offset_of_a_tflite_file_may_be_wrong():
             read(bytes(changed))
 
 
-def test_memory_is_not_taken_on_a_files_word():
-    """Huge sizes in a small file: the process has grown by little after all of them."""
+def test_huge_sizes_in_a_small_file_allocate_no_memory():
+    """The process grows little over all of them."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     huge = [
         model_of([], inputs=[helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 2**31 - 1, 2**31 - 1])]),
@@ -111,7 +111,7 @@ def test_memory_is_not_taken_on_a_files_word():
 
 
 def model_of(nodes, constants=(), inputs=None) -> bytes:
-    """An ONNX file of some nodes from ``input`` to ``output``."""
+    """An ONNX file with these nodes from ``input`` to ``output``."""
     inputs = inputs or [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 8, 8])]
     output = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", "c", "h", "w"])
     nodes = nodes or [helper.make_node("Relu", ["input"], ["output"])]
@@ -148,14 +148,14 @@ def constant(name: str, *shape: int) -> TensorProto:
         (("Reshape", ["input", "to"], {}), [integers("to", 1, -1, 7)], UnsupportedError, "only flattening"),
     ],
 )  # fmt: skip
-def test_what_a_network_may_not_hold_is_named(node, constants, error, said):
+def test_the_error_names_what_is_unsupported(node, constants, error, said):
     kind, inputs, attributes = node
     data = model_of([helper.make_node(kind, inputs, ["output"], **attributes)], constants)
     with pytest.raises(error, match=said):
         read_graph(data)
 
 
-def test_a_network_without_end_or_fixed_size_is_refused():
+def test_cycles_dynamic_shapes_and_external_weights_are_refused():
     again = [helper.make_node("Relu", ["output"], ["middle"]), helper.make_node("Relu", ["middle"], ["output"])]
     assert read(model_of(again)) is None
     with pytest.raises(FormatError, match="two operations compute"):
@@ -170,7 +170,7 @@ def test_a_network_without_end_or_fixed_size_is_refused():
         read_graph(model_of([], [elsewhere]))
 
 
-def test_a_file_is_what_its_name_says_or_refused(tmp_path):
+def test_a_file_must_match_its_suffix(tmp_path):
     (tmp_path / "letter.onnx").write_text("Dear Sir or Madam")
     (tmp_path / "letter.tflite").write_text("Dear Sir or Madam")
     (tmp_path / "empty.onnx").write_bytes(b"")
@@ -190,7 +190,7 @@ def test_a_file_is_what_its_name_says_or_refused(tmp_path):
 
 
 def offsets(data: bytes) -> tuple[int, int, int]:
-    """Where a file keeps its vector of subgraphs, the first entry in it, and how many there are."""
+    """Position of a file's vector of subgraphs, of its first entry, and its length."""
     root = struct.unpack_from("<I", data, 0)[0]
     vtable = root - struct.unpack_from("<i", data, root)[0]
     field = root + struct.unpack_from("<H", data, vtable + 4 + 2 * 2)[0]
@@ -198,11 +198,11 @@ def offsets(data: bytes) -> tuple[int, int, int]:
     return vector, vector + 4, struct.unpack_from("<I", data, vector)[0]
 
 
-def test_tables_that_refer_to_each_other_again_and_again_come_to_an_end():
+def test_tables_that_refer_to_each_other_do_not_loop():
     data = bytearray(FILES["tflite"])
     vector, _, count = offsets(bytes(data))
     assert count == 1
-    # A vector of a thousand subgraphs at the end of the file that are all the same one.
+    # A vector of a thousand references to one subgraph at the end of the file.
     target = vector + 4 + struct.unpack_from("<I", data, vector + 4)[0]
     root = struct.unpack_from("<I", data, 0)[0]
     field = root + struct.unpack_from("<H", data, root - struct.unpack_from("<i", data, root)[0] + 8)[0]
@@ -212,13 +212,13 @@ def test_tables_that_refer_to_each_other_again_and_again_come_to_an_end():
     for index in range(1000):
         data += struct.pack("<I", (target - (new + 4 + 4 * index)) & 0xFFFFFFFF)
     struct.pack_into("<I", data, field, new - field)
-    # Offsets are unsigned: a backward one points past the end.
+    # Offsets are unsigned, so that a backward one points past the end.
     with pytest.raises(FormatError, match=r"cut short|damaged"):
         read_graph(bytes(data))
 
 
-def test_a_table_shared_by_ten_thousand_entries_is_read_no_more_often_than_it_pays_for():
-    # Root table with one field, operator_codes: a vector of offsets that all lead to one table behind it.
+def test_a_table_shared_by_ten_thousand_entries_is_refused():
+    # A root table with one field, operator_codes: a vector of offsets to one table after it.
     entries = 10_000
     head = struct.pack("<I4s", 20, b"TFL3") + struct.pack("<HHHHHH", 8, 8, 0, 4, 0, 0)
     root = struct.pack("<iI", 20 - 8, 4)
@@ -270,13 +270,13 @@ def test_a_model_that_onnxruntime_quantized_is_read_planned_and_rewritten(tmp_pa
     logging.disable(logging.NOTSET)
 
 
-def test_the_files_themselves_are_fine():
+def test_the_unchanged_files_are_valid():
     onnx.checker.check_model(FILES["onnx"], full_check=True)
     assert read(FILES["onnx"]) is not None
     assert read(FILES["tflite"]) is not None
 
 
-def test_an_axis_that_is_no_integer_is_refused():
+def test_an_axis_that_is_not_an_integer_is_refused():
     scales = numpy_helper.from_array(np.ones(4, np.float32), "scales")
     weight = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.int8), "q")
     nodes = [

@@ -1,4 +1,4 @@
-"""The small reader of ONNX files beside the ``onnx`` package, and on bytes that are none."""
+"""The protobuf-level reader of ONNX files, compared with the ``onnx`` package and on invalid bytes."""
 
 import tracemalloc
 
@@ -21,7 +21,7 @@ EIGHT_BITS = {TensorProto.INT8: np.int8, TensorProto.UINT8: np.uint8}
 
 
 def assert_same_as_onnx(data: bytes) -> None:
-    """Operators, 8-bit constants and inputs, as the package has them; and the same file when nothing changes."""
+    """Compare operators, 8-bit constants and inputs with the package's; without changes the file stays the same."""
     message, proto = OnnxMessage(data), onnx.load_from_string(data)
     for node, expected in zip(message.nodes, proto.graph.node, strict=True):
         assert (node.kind, node.domain, node.own_name) == (expected.op_type, expected.domain, expected.name)
@@ -51,7 +51,7 @@ def test_files_of_ours_are_read_as_the_package_reads_them(graph, seed):
 
 
 def by_hand(weight: TensorProto, *, as_node: bool = False, name: str = "w") -> bytes:
-    """One MatMulInteger of uint8 (1, 4) with a weight (4, 3)."""
+    """One MatMulInteger of uint8 (1, 4) and a weight (4, 3)."""
     nodes = [helper.make_node("MatMulInteger", ["größe", name], ["出力"], name="knoten")]
     if as_node:
         nodes.insert(0, helper.make_node("Constant", [], [name], value=weight))
@@ -70,7 +70,7 @@ def by_hand(weight: TensorProto, *, as_node: bool = False, name: str = "w") -> b
 @pytest.mark.parametrize("as_node", [False, True])
 @pytest.mark.parametrize("kind", EIGHT_BITS)
 @pytest.mark.parametrize("raw", [False, True])
-def test_constants_of_other_makers_are_read_in_every_form(as_node, kind, raw):
+def test_constants_are_read_in_all_encodings(as_node, kind, raw):
     limits = np.iinfo(EIGHT_BITS[kind])
     values = np.array([limits.min, limits.max, 0, 1, 127, *range(5, 12)]).astype(EIGHT_BITS[kind])
     weight = helper.make_tensor("Gewicht™", kind, (4, 3), values.tobytes() if raw else values.tolist(), raw=raw)
@@ -87,7 +87,7 @@ def test_negative_integers_are_read_from_32_bit_fields():
 
 
 def test_integers_that_are_not_packed_are_read_too():
-    # Field 5 (int32_data) as an entry each: key 0x28, then the value, here -1 in its ten bytes.
+    # Field 5 (int32_data) once per value: key 0x28, then the value, here -1 in ten bytes.
     minus_one = b"\x28" + b"\xff" * 9 + b"\x01"
     body = b"\x08\x02" + b"\x10\x03" + minus_one + b"\x28\x07" + b"\x42\x01w"
     graph = b"\x2a" + bytes([len(body)]) + body
@@ -95,7 +95,7 @@ def test_integers_that_are_not_packed_are_read_too():
     assert constant.data.tolist() == [-1, 7]
 
 
-def test_values_that_do_not_fill_the_shape_or_lie_elsewhere_are_refused():
+def test_constants_of_the_wrong_size_or_in_another_file_are_refused():
     few = TensorProto(name="few", data_type=TensorProto.INT8, dims=[4, 3], raw_data=b"1234")
     huge = TensorProto(name="huge", data_type=TensorProto.INT8, dims=[2**40, 2**40], raw_data=b"1234")
     elsewhere = TensorProto(name="elsewhere", data_type=TensorProto.INT8, dims=[4, 3])
@@ -109,14 +109,14 @@ def test_values_that_do_not_fill_the_shape_or_lie_elsewhere_are_refused():
             _ = constants[name].data
 
 
-def test_changes_are_what_they_say_and_nothing_else():
+def test_only_the_given_nodes_and_constants_change():
     weight = numpy_helper.from_array(np.arange(-6, 6, dtype=np.int8).reshape(4, 3), "w")
     message = OnnxMessage(by_hand(weight))
     (node,) = message.nodes
     values = np.arange(12, dtype=np.uint8).reshape(4, 3)
     changed = message.with_changes({0: node.with_inputs(["größe", "neu", "", "null"])}, [("neu", values)])
     proto = onnx.load_from_string(changed)
-    # The constant that is used no longer is gone.
+    # The unused constant is dropped.
     assert [tensor.name for tensor in proto.graph.initializer] == ["neu"]
     np.testing.assert_array_equal(numpy_helper.to_array(proto.graph.initializer[0]), values)
     expected = onnx.load_from_string(by_hand(weight))
@@ -144,7 +144,7 @@ def small_file() -> bytes:
 
 
 def read(data: bytes) -> None:
-    """All that can be asked of a file: an answer or an error of ours, at once."""
+    """Use all functions on a file; only our own errors may be raised, without delay."""
     with processor_time(1):
         try:
             message = OnnxMessage(data)
@@ -161,7 +161,7 @@ def read(data: bytes) -> None:
             assert "\n" not in str(error)
 
 
-def test_cut_and_changed_files_end_in_an_error_of_ours_or_none():
+def test_truncated_and_changed_files_raise_only_our_errors():
     data, random = small_file(), np.random.default_rng(0)
     changed = [data[:length] for length in range(0, len(data), 3)]
     for count in (1, 1, 1, 4) * 125:
@@ -186,14 +186,14 @@ def test_random_bytes_end_in_an_error_of_ours_or_none(data):
 
 
 @pytest.mark.parametrize("data", [b"", b"\x08\x08", b"\x3a\x05ab", b"\xff" * 20, b"\x3b\x3c", b"TFL3", b"\x3d\x00\x00"])
-def test_what_holds_no_network_is_refused(data):
+def test_a_file_without_a_graph_is_refused(data):
     with pytest.raises(FormatError, match="not an ONNX file"):
         OnnxMessage(data)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
 @pytest.mark.parametrize(("rows", "shape"), [(1, (2, 1)), (8, (64, 16)), (3, (300, 5))])
-def test_the_network_of_one_product_is_valid_and_right(dtype, rows, shape):
+def test_matmul_model_is_valid_and_correct(dtype, rows, shape):
     random = np.random.default_rng(0)
     # Small enough that no kernel saturates.
     weight = random.integers(0, 64, shape).astype(dtype)

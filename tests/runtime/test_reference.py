@@ -1,4 +1,4 @@
-"""The reference in numpy, and what is promised of runtimes beside it."""
+"""The numpy reference: by hand, against the runtimes, and the agreement that ``rounding`` promises."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ from firebox.runtime.graph.reference import run_reference
 
 
 def assert_as_promised(graph: Graph, seed: int) -> bool:
-    """Integer for integer where that is promised of all operations; whether it is."""
+    """Check outputs for equality if all operations promise it; return whether they do."""
     x = some_input(graph, seed)
     (output,) = graph.outputs
     expected = run_reference(graph, x)[output]
@@ -44,8 +44,8 @@ def test_runtimes_compute_fire_networks_as_the_reference_does(graph, seed):
     assert_as_promised(graph, seed)
 
 
-def test_much_is_promised():
-    """Of small networks without a softmax, all but those with padded average pools."""
+def test_most_networks_are_promised_identical_outputs():
+    """All small networks without a softmax, except those with padded average pools."""
     build = GraphBuilder((1, 8, 8, 3), 5)
     x = build.conv("input", 4, (3, 3), padding=(1, 1, 1, 1), activation="relu")
     x = build.add(ops.Add, build.conv(x, 4), build.conv(x, 4, (3, 3), 4, padding=(1, 1, 1, 1)), activation="relu6")
@@ -134,7 +134,7 @@ def test_means_by_hand():
     # 19 / 4, (3 + 9) / 2, (5 + 9) / 2 and 9: padding does not count.
     assert integers(network(pool, source, eight_bits("y", (1, 2, 2, 1), 1.0)), pool, x) == [5, 6, 7, 9]
     mean = ops.GlobalAveragePool(("x",), "y")
-    # 4.75 in steps of 0.25, and with a half rounded to even.
+    # 4.75 in steps of 0.25, and rounded half to even.
     assert integers(network(mean, source, eight_bits("y", (1, 1, 1, 1), 0.25, 100)), mean, x) == [119]
     assert integers(network(mean, source, eight_bits("y", (1, 1, 1, 1), 0.5, 100)), mean, x) == [110]
 
@@ -164,7 +164,7 @@ def test_a_softmax_sums_to_one():
     assert integers(graph, op, np.array([[127, 4, 4]], np.int8)) == [127, -128, -128]
 
 
-def test_reals_go_in_and_come_out_at_the_ends():
+def test_a_network_may_have_float_input_and_output():
     operations = [ops.Quantize(("x",), "q"), ops.Dequantize(("q",), "y")]
     tensors = [Tensor("x", (1, 3)), eight_bits("q", (1, 3), 0.5, 1), Tensor("y", (1, 3))]
     graph = Graph.of("ends", tensors, operations, ["x"], ["y"])
@@ -173,7 +173,7 @@ def test_reals_go_in_and_come_out_at_the_ends():
     assert found["y"].tolist() == [[0.0, 1.0, -64.5]]
 
 
-def test_other_inputs_and_other_networks_are_refused():
+def test_other_inputs_and_float_networks_are_refused():
     build = GraphBuilder((1, 4, 4, 2))
     real = build.graph(build.conv("input", 3))
     graph = in_any_8_bits(real)
@@ -191,7 +191,7 @@ def test_other_inputs_and_other_networks_are_refused():
         run_reference(replace(graph, tensors=floats), np.zeros((1, 4, 4, 2), np.int8))
 
 
-def test_uint8_input_is_the_same_numbers():
+def test_uint8_input_gives_the_same_output():
     build = GraphBuilder((1, 6, 6, 2))
     graph = in_any_8_bits(build.graph(build.conv("input", 3, (3, 3))))
     x = some_input(graph)
@@ -211,7 +211,7 @@ def test_uint8_input_is_the_same_numbers():
         ((0.02173, 0.04219, 0.04888), None, "one step"),
     ],
 )
-def test_what_is_promised_of_an_addition(scales, margin, promised):
+def test_promise_of_an_addition(scales, margin, promised):
     tensors = [eight_bits(name, (1, 4), scale, 5) for name, scale in zip("aby", scales, strict=True)]
     op = ops.Add(("a", "b"), "y")
     graph = Graph.of("hand", tensors, [op], ["a", "b"], ["y"])
@@ -231,7 +231,7 @@ def test_what_is_promised_of_an_addition(scales, margin, promised):
         (99, (1.0, 1.0), "one step"),
     ],
 )
-def test_what_is_promised_of_a_mean(side, scales, promised):
+def test_promise_of_a_mean(side, scales, promised):
     op = ops.GlobalAveragePool(("x",), "y")
     graph = network(op, eight_bits("x", (1, side, side, 2), scales[0]), eight_bits("y", (1, 1, 1, 2), scales[1]))
     assert promise(graph, op) == promised
@@ -248,14 +248,14 @@ def test_what_is_promised_of_a_mean(side, scales, promised):
         (ops.AveragePool(("x",), "y", (3, 3), (2, 2), (0, 1, 0, 1)), {9, 6, 4}, "one step"),
     ],
 )
-def test_what_is_promised_of_an_average_pool(pool, counts, promised):
+def test_promise_of_an_average_pool(pool, counts, promised):
     source = eight_bits("x", (1, 6, 6, 1), 1.0)
     assert window_counts(pool, 6, 6) == counts
     target = eight_bits("y", pool.output_shape(source.shape), 1.0)
     assert promise(network(pool, source, target), pool) == promised
 
 
-def test_what_is_promised_of_the_others():
+def test_promise_of_the_other_operations():
     source, same = eight_bits("x", (1, 2, 2, 1), 0.5, -3), eight_bits("y", (1, 2, 2, 1), 0.5, -3)
     other, real = eight_bits("y", (1, 2, 2, 1), 0.25, -3), Tensor("y", (1, 2, 2, 1))
     unsigned = eight_bits("y", (1, 2, 2, 1), 0.5, 125, "uint8")

@@ -1,4 +1,4 @@
-"""Which layers saturate, and the form of a file in which none does.
+"""Layers that saturate, and the equivalent file without saturation.
 
 What a kernel of 16-bit sums makes of a layer is foretold bit for bit where this machine has such kernels; the exact
 form is right everywhere.
@@ -50,7 +50,7 @@ def test_pairs_of_a_layer_are_in_the_order_of_the_graph():
     graph = build.graph(build.add(ops.Add, flat, flat))
     conv, linear = (op for op in graph.ops if isinstance(op, ops.Layer))
     assert [walk.tolist() for walk in weight_pairs(graph, conv)] == [[[0, 1]]]
-    # Pixels of one channel are neighbours in the file, four columns apart in the graph.
+    # Pixels of one channel are neighbours in the file and four columns apart in the graph.
     (walk,) = weight_pairs(graph, linear)
     assert walk.tolist() == [[0, 4], [8, 12], [1, 5], [9, 13], [2, 6], [10, 14], [3, 7], [11, 15]]
     build = GraphBuilder((1, 4, 4, 4))
@@ -59,7 +59,7 @@ def test_pairs_of_a_layer_are_in_the_order_of_the_graph():
 
 
 def all_of_8_bits(graph: Graph, seed: int) -> Graph:
-    """With weights that saturate, and the range of each activation at random."""
+    """The graph in int8, with weights that saturate and random ranges of activations."""
     random = np.random.default_rng(seed)
     ranges = {t.name: Range(-float(random.uniform(0, 1.5)), float(random.uniform(0.5, 2))) for t in graph.activations}
     return quantize(graph, ranges, None, "full")
@@ -98,7 +98,7 @@ LAYERS: dict[str, tuple[tuple[int, ...], Callable[[GraphBuilder], str]]] = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_kernels_compute_what_was_foretold(name):
+def test_kernels_compute_the_predicted_sums(name):
     shape, make = LAYERS[name]
     differ = 0
     for seed in range(6):
@@ -111,12 +111,12 @@ def test_kernels_compute_what_was_foretold(name):
         np.testing.assert_array_equal(run_int8(exact_form(data).data, x), right)
         np.testing.assert_array_equal(run_int8(data, x, exact=True), right)
         np.testing.assert_array_equal(run_int8(data, x), saturated if kernels_saturate() else right)
-    # Of these weights some do saturate, but for layers whose kernels are others.
+    # Some of these weights saturate, except in layers with other kernels.
     assert bool(differ) is (name not in ("depthwise", "1x1 of 1 channel"))
 
 
 def run_int8(data: bytes, x: np.ndarray, exact: bool = False) -> np.ndarray:
-    """As the graph has it, NHWC and int8."""
+    """The output in NHWC and int8, as in the graph."""
     session = open_onnx(data, session_options(1), exact=exact).session
     image = np.ascontiguousarray((x.astype(np.int16) + 128).astype(np.uint8).transpose(0, 3, 1, 2))
     y = session.run(None, {session.get_inputs()[0].name: image})[0]
@@ -135,26 +135,26 @@ def test_sessions_load_what_can_saturate_as_uint8(monkeypatch):
         monkeypatch.setattr("firebox.runtime.onnx_session.kernels_saturate", lambda answer=saturate: answer)
         with Session(data, exact=exact) as session:
             assert session.facts.weights == weights
-            # No product of zeros saturates.
+            # Products of zeros do not saturate.
             np.testing.assert_array_equal(
                 session.run(x).transpose(0, 2, 3, 1).astype(int) - 128,
                 run_reference(graph, np.full((1, 8, 8, 4), -128, np.int8))[graph.outputs[0]],
             )
 
 
-# Files of other makers: inputs of 255 and weights of 127, whose sums no 16 bits hold.
+# Files from other converters, with inputs of 255 and weights of 127, whose sums overflow 16 bits.
 CHANNELS, OUTPUTS, SIDE = 6, 4, 5
 IMAGE, ROWS = (1, CHANNELS, SIDE, SIDE), (3, CHANNELS)
-# What one window of a convolution and one row of a product come to.
+# Sums of one window of a convolution and of one row of a product.
 WINDOW, ROW = 255 * 127 * CHANNELS * 9, 255 * 127 * CHANNELS
 CONV, MATMUL = np.full((OUTPUTS, CHANNELS, 3, 3), 127, np.int8), np.full((CHANNELS, OUTPUTS), 127, np.int8)
-# Steps of the output that no result lies in the middle of, and that keep it below 255.
+# Output scales for which no result lies halfway between two integers or reaches 255.
 CONV_STEP, MATMUL_STEP = np.float32(8192), np.float32(1024)
 ONE, ZERO = np.float32(1), np.uint8(0)
 
 
 def node(kind: str, inputs: str, output: str = "y", domain: str = "", **attributes: Any) -> Any:
-    """``-`` stands for an input that is left out."""
+    """A node; ``-`` is an omitted input."""
     names = [name.strip("-") for name in inputs.split()]
     return helper.make_node(kind, names, [output], name=f"{kind} of {output}", domain=domain, **attributes)
 
@@ -166,7 +166,7 @@ def microsoft(kind: str, inputs: str, output: str = "y", **attributes: Any) -> A
 def model(
     nodes: Sequence[Any], shape: Sequence[int], kinds: tuple[int, int] = (TensorProto.UINT8,) * 2, **constants: Any
 ) -> bytes:
-    """From ``x`` of a shape to ``y``; ``kinds`` are their types."""
+    """A model from ``x`` to ``y``; ``kinds`` are their types."""
     graph = helper.make_graph(
         list(nodes),
         "foreign",
@@ -179,7 +179,7 @@ def model(
 
 
 def qdq(nodes: Sequence[Any], shape: Sequence[int], step: np.float32, weight: str = "w s z", **constants: Any) -> bytes:
-    """Operators from the reals ``xr`` and ``wr`` to ``yr``, between integers."""
+    """A model of operators from the real values ``xr`` and ``wr`` to ``yr``, between integers."""
     axis = {"axis": 0} if np.ndim(constants.get("s", ONE)) else {}
     ends = [
         node("DequantizeLinear", "x one zero", "xr"),
@@ -191,7 +191,7 @@ def qdq(nodes: Sequence[Any], shape: Sequence[int], step: np.float32, weight: st
 
 
 def run(data: bytes, dtype: Any = np.uint8) -> np.ndarray:
-    """The answer to the largest inputs there are."""
+    """The output for inputs of the largest values."""
     session = onnxruntime.InferenceSession(data, session_options(1), providers=["CPUExecutionProvider"])
     (source,) = session.get_inputs()
     top = 255 if dtype == np.float32 else np.iinfo(dtype).max
@@ -199,7 +199,7 @@ def run(data: bytes, dtype: Any = np.uint8) -> np.ndarray:
 
 
 def assert_exact(data: bytes, expected: Any, layers: int = 1, dtype: Any = np.uint8) -> None:
-    """So many layers are changed in the exact form, once for all, and it gives these integers."""
+    """The exact form rewrites this many layers, is stable, and computes these integers."""
     form = exact_form(data)
     found, count = form.data, form.rewritten
     assert count == layers
@@ -270,7 +270,7 @@ OF_OPERATORS: dict[str, tuple[Callable[[], bytes], float]] = {
 
 
 @pytest.mark.parametrize("name", OF_OPERATORS)
-def test_operators_on_integers_become_exact(name):
+def test_integer_operators_become_exact(name):
     make, expected = OF_OPERATORS[name]
     assert_exact(make(), np.rint(expected))
 
@@ -278,7 +278,7 @@ def test_operators_on_integers_become_exact(name):
 def test_a_product_that_quantizes_its_input_itself_becomes_exact():
     nodes, kinds = [microsoft("DynamicQuantizeMatMul", "x w one z")], (TensorProto.FLOAT, TensorProto.FLOAT)
     assert_exact(model(nodes, ROWS, kinds, w=MATMUL, one=ONE, z=np.int8(0)), ROW, dtype=np.float32)
-    # Without a zero point the weights are symmetric.
+    # Weights without a zero point are symmetric.
     symmetric = model([microsoft("DynamicQuantizeMatMul", "x w one")], ROWS, kinds, w=MATMUL, one=ONE)
     assert_exact(symmetric, ROW, dtype=np.float32)
 
@@ -329,13 +329,13 @@ OF_REALS: dict[str, tuple[Callable[[], bytes], Any]] = {
 
 
 @pytest.mark.parametrize("name", OF_REALS)
-def test_operators_between_integers_become_exact(name):
+def test_float_operators_between_integers_become_exact(name):
     make, expected = OF_REALS[name]
     assert_exact(make(), np.rint(expected))
 
 
 @pytest.mark.parametrize("weight", ["w s", "w s z"])
-def test_layers_of_real_outputs_become_exact(weight):
+def test_layers_with_float_outputs_become_exact(weight):
     nodes = [
         node("DequantizeLinear", "x one zero", "xr"),
         node("DequantizeLinear", weight, "wr", axis=0),
@@ -346,7 +346,7 @@ def test_layers_of_real_outputs_become_exact(weight):
     assert_exact(data, WINDOW * PER_CHANNEL.reshape(1, 4, 1, 1))
 
 
-def test_two_layers_may_share_a_weight_or_what_makes_reals_of_it():
+def test_two_layers_may_share_a_weight_or_its_dequantize_linear():
     weight = np.full((CHANNELS, CHANNELS, 3, 3), 127, np.int8)
     small = np.float32(2.0**-12)
     given = {"w": weight, "one": ONE, "zero": ZERO, "s": small, "z": np.int8(0), "step": np.float32(4)}
@@ -387,7 +387,7 @@ def test_a_weight_that_is_also_an_input_stays_in_the_file():
     assert "w" in OnnxMessage(exact_form(data).data).constants
 
 
-def test_names_that_are_taken_are_not_given_again():
+def test_new_constants_get_unused_names():
     taken = [node("Relu", "r", "w/uint8"), node("Identity", "zero", "z/uint8")]
     nodes = [*taken, node("QLinearConv", "x one z/uint8 w one z step zero")]
     data = model(nodes, IMAGE, w=CONV, one=ONE, zero=ZERO, z=np.int8(0), step=CONV_STEP, r=ONE)
@@ -399,7 +399,7 @@ def test_names_that_are_taken_are_not_given_again():
     assert_exact(again, np.rint(WINDOW / CONV_STEP))
 
 
-def test_a_layer_whose_zero_point_is_computed_is_left_and_counted(monkeypatch):
+def test_a_layer_with_a_computed_zero_point_is_left_and_counted(monkeypatch):
     nodes = [node("Identity", "z", "computed"), node("MatMulInteger", "x w - computed")]
     data = model(nodes, ROWS, INTEGERS, w=MATMUL, z=np.int8(27))
     assert exact_form(data) == ExactForm(data, 0, 1)
@@ -407,7 +407,7 @@ def test_a_layer_whose_zero_point_is_computed_is_left_and_counted(monkeypatch):
     assert open_onnx(data, session_options(1)).weights == "as in the file; 1 layer may saturate"
 
 
-def test_activations_of_int8_are_left_alone():
+def test_layers_with_int8_activations_stay_unchanged():
     nodes = [node("QLinearConv", "x one zero w one zero step zero")]
     given = {"w": CONV, "one": ONE, "zero": np.int8(0), "step": CONV_STEP}
     signed = model(nodes, IMAGE, (TensorProto.INT8,) * 2, **given)
@@ -422,7 +422,7 @@ def test_activations_of_int8_are_left_alone():
     assert_exact(signed, np.rint(WINDOW / 255 * 127 / CONV_STEP), 0, np.int8)
 
 
-def test_weights_of_uint8_depthwise_layers_and_small_weights_are_left_alone():
+def test_uint8_depthwise_and_small_weights_stay_unchanged():
     assert_exact(conv(weight=CONV.view(np.uint8), z=np.uint8(0)), np.rint(WINDOW / CONV_STEP), 0)
     assert_exact(conv(weight=CONV // 2 + np.int8(1)), np.rint(WINDOW * 64 / 127 / CONV_STEP), 0)
     depthwise = model(
@@ -432,7 +432,7 @@ def test_weights_of_uint8_depthwise_layers_and_small_weights_are_left_alone():
     assert_exact(depthwise, np.rint(WINDOW / CHANNELS / CONV_STEP), 0)
 
 
-def test_weights_in_another_file_are_left_there():
+def test_weights_in_another_file_stay_unchanged():
     proto = onnx.load_from_string(conv())
     weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "w")
     weight.ClearField("raw_data")
@@ -454,13 +454,13 @@ def test_pairs_up_to_128_are_safe(pair, over):
     assert (layer.over, layer.saturating, layer.largest) == (over, over, abs(sum(pair)))
 
 
-def test_what_is_no_file_has_no_exact_form():
+def test_exact_form_refuses_bytes_that_are_not_an_onnx_file():
     with pytest.raises(FormatError, match="not an ONNX file"):
         exact_form(b"none")
 
 
-def test_a_hostile_file_ends_in_an_error_of_ours_or_none():
-    # A field of the network that is no operator, though it has the number of one.
+def test_malicious_files_raise_only_our_errors():
+    # A field of the graph with the number of an operator and another wire type.
     data = conv()
     proto = onnx.load_from_string(data)
     graph = proto.graph.SerializeToString() + b"\x08\x00"
@@ -472,7 +472,7 @@ def test_a_hostile_file_ends_in_an_error_of_ours_or_none():
         assert exact_form(hostile).rewritten == 1
 
 
-# What onnxruntime moves out of the way between a DequantizeLinear and the layer, or drops.
+# Operators that onnxruntime moves or drops between a DequantizeLinear and the layer.
 BETWEEN = {
     "MaxPool": node("MaxPool", "r", "m", kernel_shape=[1, 1]),
     "Slice": node("Slice", "r begin end axis", "m"),
@@ -485,7 +485,7 @@ BETWEEN = {
 
 
 @pytest.mark.parametrize("name", BETWEEN)
-def test_operators_that_are_moved_away_hide_no_layer(name):
+def test_layers_after_moved_operators_are_found(name):
     nodes = [
         node("DequantizeLinear", "x one zero", "r"),
         BETWEEN[name],
@@ -504,14 +504,14 @@ def test_operators_that_are_moved_away_hide_no_layer(name):
     assert layer.saturating is None or layer.saturating > 0
 
 
-def test_a_circle_ends():
+def test_cyclic_graphs_do_not_loop():
     circle = [node("Identity", "l", "l"), node("Conv", "l l")]
     proto = onnx.helper.make_model(onnx.helper.make_graph(circle, "circle", [], [], []))
     assert exact_form(proto.SerializeToString()).rewritten == 0
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 3, 3), (2, -1), (1,) * 70])
-def test_shapes_that_nothing_can_have_are_told(shape):
+def test_impossible_shapes_are_refused(shape):
     proto = onnx.load_from_string(conv())
     weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "w")
     weight.ClearField("dims")
