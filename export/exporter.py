@@ -266,7 +266,9 @@ def _write(variant: Variant, contract: Contract, input_type: InputType, fitted: 
         if fitted and fitted.stages:
             onnx, tflite, offsets = fitted.graph, fitted.graph, fitted.offsets
     onnx_data = with_golden_pair(write_onnx, onnx, contract_for_file(contract, onnx, "NCHW"))
-    tflite_data = with_golden_pair(partial(write_tflite, offsets=offsets), tflite, contract_for_file(contract, tflite, "NHWC"))
+    tflite_data = with_golden_pair(
+        partial(write_tflite, offsets=offsets), tflite, contract_for_file(contract, tflite, "NHWC")
+    )
     return [Artifact(variant, "onnx", onnx_data), Artifact(variant, "tflite", tflite_data)]
 
 
