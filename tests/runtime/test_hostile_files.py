@@ -137,7 +137,7 @@ def constant(name: str, *shape: int) -> TensorProto:
         (("Conv", ["input", "w"], {"strides": [0, 0]}), [constant("w", 4, 3, 1, 1)], FormatError, "stride"),
         (("Conv", ["input", "w"], {"group": 0}), [constant("w", 4, 3, 1, 1)], FormatError, "cannot be read"),
         (("Conv", ["input", "w"], {"auto_pad": "SAME"}), [constant("w", 4, 3, 1, 1)], UnsupportedError, "auto_pad"),
-        (("Conv", ["input", "w"], {}), [constant("w", 4, 3, 9, 9)], UnsupportedError, "every dimension"),
+        (("Conv", ["input", "w"], {}), [constant("w", 4, 3, 9, 9)], UnsupportedError, "all dimensions"),
         (("MaxPool", ["input"], {}), [], FormatError, "kernel_shape"),
         (("MaxPool", ["input"], {"kernel_shape": [2, 2], "dilations": [2, 2]}), [], UnsupportedError, "dilation"),
         (("MaxPool", ["nothing"], {"kernel_shape": [2, 2]}), [], UnsupportedError, "undefined"),
