@@ -1,4 +1,4 @@
-"""Networks rewritten to fit: the same integers, within the budget to the byte, or an honest smallest budget."""
+"""Networks rewritten to fit: the same integers within the budget, or a smallest budget that can be reached."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from firebox.runtime.graph import Graph, Op, ops
 
 # The same networks every time, as in test_formats.py.
 runs = settings(max_examples=16)
-# So large that activations outweigh what operations themselves take in tflite-micro.
+# Large enough for activations to outweigh the memory that tflite-micro needs for operations.
 networks = fire_networks((28, 40), 8, 2)
 
 
@@ -33,7 +33,7 @@ def total_bytes(graph: Graph) -> int:
 
 
 def assert_runs_within(found: Fit, budget: int, graph: Graph) -> None:
-    """tflite-micro takes the file as it is planned, in an arena of the budget's size, and gives the same integers."""
+    """Check that tflite-micro runs the file in an arena of the budget, as planned, with the same integers."""
     data, x = written(found), some_input(graph)
     planned = plan(data)
     assert planned.total_bytes == found.after.total_bytes
@@ -72,10 +72,10 @@ def test_other_targets_are_fitted_by_their_own_plan(graph, percent, target):
         assert budget < error.smallest_bytes <= before.arena_bytes
         budget = error.smallest_bytes
         found = fit(graph, budget, target)
-    # They take no offsets from a file.
+    # These targets read no offsets from a file.
     assert found.offsets is None
     data, x = written(found), some_input(graph)
-    # A compiler needs no operation of its own for padding: of what TFLite has no word for, the file takes more.
+    # A compiler needs no separate operation for padding that TFLite cannot express; the file does.
     planned = plan(data if target == "litert-reference" else found.graph, target)
     assert planned.arena_bytes == found.after.arena_bytes <= budget
     for run in (run_litert, run_reference):
@@ -83,7 +83,7 @@ def test_other_targets_are_fitted_by_their_own_plan(graph, percent, target):
 
 
 def chain(rows: int = 32, channels: int = 8) -> GraphBuilder:
-    """A padded convolution, a Fire module and a pool, that take 3 to 5 times what is before and behind them."""
+    """A padded convolution, a Fire module and a pool, which need 3 to 5 times the memory of input and output."""
     build = GraphBuilder((1, rows, rows, 3))
     x = build.conv("input", channels, (3, 3), padding=(1, 1, 1, 1), activation="relu")
     squeezed = build.conv(x, 2, activation="relu")
@@ -94,12 +94,12 @@ def chain(rows: int = 32, channels: int = 8) -> GraphBuilder:
 
 
 def tight(graph: Graph) -> int:
-    """A budget in which a chain of 32 rows fits in tiles alone."""
+    """A budget that a chain of 32 rows fits only in tiles."""
     return total_bytes(graph) * 41 // 100
 
 
 def least(graph: Graph) -> int:
-    """The smallest budget that a graph is said to fit."""
+    """The smallest budget that the error reports."""
     with pytest.raises(DoesNotFitError, match="the smallest rewrite found needs") as caught:
         fit(graph, 512)
     return caught.value.smallest_bytes
@@ -118,7 +118,7 @@ def test_two_calls_give_the_same_bytes():
     assert written(one) == written(other)
 
 
-def test_a_refusal_names_what_binds_and_is_always_the_same():
+def test_a_refusal_names_the_peak_operation_and_is_reproducible():
     build = chain(rows=12)
     graph = in_any_8_bits(build.graph(build.conv(last(build), 4)))
     messages = set()
@@ -132,7 +132,7 @@ def test_a_refusal_names_what_binds_and_is_always_the_same():
     assert len(messages) == 1
 
 
-def test_a_network_that_fits_already_is_returned_as_it_is():
+def test_a_network_that_fits_is_returned_unchanged():
     build = chain()
     graph = in_any_8_bits(build.graph(last(build)))
     total = total_bytes(graph)
@@ -144,7 +144,7 @@ def test_a_network_that_fits_already_is_returned_as_it_is():
     assert fit(graph, total - 1).graph != graph
 
 
-def test_the_smallest_budget_is_a_promise_and_more_is_never_refused():
+def test_the_smallest_budget_and_all_larger_ones_fit():
     build = chain(rows=24)
     graph = in_any_8_bits(build.graph(build.conv(last(build), 4)))
     smallest, total = least(graph), total_bytes(graph)
@@ -158,7 +158,7 @@ def of_kind(graph: Graph, *kinds: type[Op]) -> list[Op]:
     return [op for op in graph.ops if isinstance(op, kinds)]
 
 
-def test_what_cannot_be_tiled_stays_around_what_is():
+def test_operations_that_cannot_be_tiled_stay_around_tiled_ones():
     build = chain()
     graph = in_any_8_bits(build.graph(build.add(ops.Softmax, build.linear(last(build), 5))))
     budget = tight(graph)
@@ -170,7 +170,7 @@ def test_what_cannot_be_tiled_stays_around_what_is():
     assert_runs_within(found, budget, graph)
 
 
-def test_dilated_and_grouped_convolutions_may_lie_in_a_network_that_is_tiled():
+def test_networks_with_dilated_and_grouped_convolutions_are_tiled():
     build = chain(rows=36)
     dilated = build.conv(last(build), 4, (3, 3), dilation=(2, 2), padding=(2, 2, 2, 2))
     graph = in_any_8_bits(build.graph(build.conv(dilated, 4, (3, 3), groups=2)))
@@ -184,7 +184,7 @@ def test_dilated_and_grouped_convolutions_may_lie_in_a_network_that_is_tiled():
     np.testing.assert_array_equal(run_onnx(write_onnx(found.graph), x), run_onnx(write_onnx(graph), x))
 
 
-def test_uint8_input_is_turned_before_it_is_tiled():
+def test_uint8_input_is_requantized_before_tiling():
     build = chain()
     graph = with_input_type(in_any_8_bits(build.graph(build.conv(last(build), 4))), "uint8")
     budget = tight(graph)
@@ -196,7 +196,7 @@ def test_uint8_input_is_turned_before_it_is_tiled():
     assert_runs_within(found, budget, graph)
 
 
-def test_a_network_without_multiplications_is_fitted_too():
+def test_a_network_without_multiplications_is_fitted():
     build = GraphBuilder((1, 64, 64, 4))
     x = build.add(ops.MaxPool, "input", window=(3, 3), stride=(1, 1), padding=(1, 1, 1, 1))
     graph = in_any_8_bits(build.graph(build.add(ops.MaxPool, x, window=(3, 3), stride=(2, 2))))
@@ -207,7 +207,7 @@ def test_a_network_without_multiplications_is_fitted_too():
     assert_runs_within(found, budget, graph)
 
 
-def test_what_is_written_of_a_fit_is_read_back_with_its_places():
+def test_a_written_fit_is_read_back_with_its_offsets():
     build = chain()
     graph = in_any_8_bits(build.graph(build.conv(last(build), 4)))
     found = fit(graph, tight(graph))
@@ -215,13 +215,13 @@ def test_what_is_written_of_a_fit_is_read_back_with_its_places():
     data = written(found)
     assert plan(data).offsets == found.offsets
     assert read_graph(data).ops == explicit_padding(found.graph).ops
-    # The same network without its places needs more than the budget.
+    # The same network without its offsets needs more than the budget.
     alone = plan(found.graph).total_bytes
     assert alone is not None
     assert alone > found.sram_bytes
 
 
-def test_what_is_not_int8_with_one_input_and_output_is_refused():
+def test_only_int8_networks_with_one_input_and_output_are_fitted():
     build = chain()
     graph = build.graph(last(build))
     with pytest.raises(UsageError, match="is a float32 network, first 'input'; fit supports int8 only"):
@@ -244,7 +244,7 @@ def test_what_is_not_int8_with_one_input_and_output_is_refused():
 
 
 @pytest.mark.parametrize(("name", "size", "percent"), [("squeezenet1_1", 96, 60), ("squeezenet_micro", 32, 85)])
-def test_a_real_network_fits_in_a_part_of_what_it_takes(name, size, percent):
+def test_a_real_network_fits_a_fraction_of_its_memory(name, size, percent):
     network = load_network(name, random_init=True)
     graph = in_any_8_bits(trace(network.module, (1, network.preprocessing.depth, size, size), name))
     budget = total_bytes(graph) * percent // 100

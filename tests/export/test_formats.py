@@ -1,4 +1,4 @@
-"""Both writers and both readers over random networks, against each other and against four runtimes."""
+"""Both writers and both readers on random networks, against each other and against four runtimes."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from firebox.runtime.errors import QuantizationError, UnsupportedError
 from firebox.runtime.formats.tflite_legalize import explicit_padding
 from firebox.runtime.graph import Graph, Tensor, ops
 
-# The same networks every time: 8 bits of a random network can be made to differ by who searches long enough.
+# The same networks in each run: a long enough search finds 8-bit networks on which runtimes differ more.
 runs = settings(max_examples=60)
 
 
@@ -29,14 +29,14 @@ def quantized(graph: Graph) -> Graph:
 
 
 def run_onnx(data: bytes, x: np.ndarray) -> np.ndarray:
-    """The answer in NHWC."""
+    """The output in NHWC."""
     with Session(data) as session:
         y = session.run(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
     return y.transpose(0, 2, 3, 1) if y.ndim == 4 else y
 
 
 def run_onnx_int8(data: bytes, x: np.ndarray) -> np.ndarray:
-    """As the TFLite file has it: int8 in, integers around 0 out."""
+    """The output for an int8 input, shifted as in the TFLite file."""
     return run_onnx(data, (x.astype(np.int16) + 128).astype(np.uint8)).astype(int) - 128
 
 
@@ -55,7 +55,7 @@ def run_micro(data: bytes, x: np.ndarray) -> np.ndarray:
 
 
 def plain(graph: Graph) -> Graph:
-    """Whether a single scale is one per tensor or one per channel is not in the files, and the same."""
+    """A tensor with a single scale as per tensor: files do not distinguish it from one scale per channel."""
     tensors = dict(graph.tensors)
     for name, tensor in tensors.items():
         if tensor.quantization is not None and len(tensor.quantization.scale) == 1:
@@ -91,8 +91,8 @@ def test_three_runtimes_give_one_float_answer(graph):
         np.testing.assert_allclose(run_tflite(data, x, backend), expected, atol=1e-4)
 
 
-# tflite-micro has no grouped convolution. TFLite rounds halves of an average away from zero, onnxruntime to even:
-# layers behind an average pool make more of that step, so it stands alone below.
+# tflite-micro has no grouped convolution. TFLite rounds halves of an average away from zero, onnxruntime to even. As
+# layers after an average pool amplify that step, a separate test covers these pools.
 @runs
 @given(graphs(leave_out=("average", "groups")))
 def test_four_runtimes_give_one_int8_answer(graph):
@@ -103,8 +103,8 @@ def test_four_runtimes_give_one_int8_answer(graph):
     for x in images(graph, 3):
         x = source.quantize(x, "int8")
         expected = run_onnx_int8(onnx_file, x)
-        # Both rescale in floats. The other two do in fixed point, a step off now and then; a mean over pixels that are
-        # all off the same way, in a range that is far narrower than theirs, makes several of it.
+        # Both rescale in float. The other two use fixed point and are sometimes one step off. A mean over pixels with
+        # the same error, on a much finer scale than theirs, is off by several steps.
         assert np.abs(run_tflite(tflite, x) - expected).max() <= 1
         for answer in (run_tflite(tflite, x, "tflite-runtime"), run_micro(tflite, x)):
             steps = np.abs(answer - expected)
@@ -113,7 +113,7 @@ def test_four_runtimes_give_one_int8_answer(graph):
 
 
 @pytest.mark.parametrize("window", [(2, 2), (3, 2), (3, 3)])
-def test_an_average_pool_is_a_step_apart_at_most(window):
+def test_average_pools_differ_by_at_most_one_step(window):
     build = GraphBuilder((1, 8, 7, 3))
     network = quantized(build.graph(build.add(ops.AveragePool, "input", window=window, stride=(2, 1))))
     source = network.tensors["input"].quantization
@@ -139,14 +139,14 @@ def test_uint8_input_is_the_same_numbers_plus_128(graph):
 
 
 @pytest.mark.parametrize("rows", [9, 10])
-def test_ceil_pool_is_same_or_valid_and_never_an_operation_more(rows):
+def test_a_ceil_pool_is_same_or_valid_without_an_extra_operation(rows):
     build = GraphBuilder((1, rows, rows, 2))
     behind = 1 - rows % 2
     graph = build.graph(build.add(ops.MaxPool, "input", window=(3, 3), stride=(2, 2), padding=(0, behind, 0, behind)))
     assert len(read_graph(write_tflite(graph)).ops) == 1
 
 
-def test_other_padding_becomes_an_operation_that_a_max_pool_never_chooses():
+def test_other_padding_becomes_a_pad_whose_value_a_max_pool_ignores():
     build = GraphBuilder((1, 6, 6, 2))
     graph = build.graph(build.add(ops.MaxPool, "input", window=(3, 3), stride=(1, 1), padding=(2, 0, 0, 2)))
     x = -np.abs(images(graph, 1)[0]) - 1
@@ -160,7 +160,7 @@ def test_other_padding_becomes_an_operation_that_a_max_pool_never_chooses():
     )
 
 
-def test_a_window_shorter_than_its_stride_is_right_in_tflite_runtime_too():
+def test_a_window_shorter_than_its_stride_is_correct_in_tflite_runtime():
     build = GraphBuilder((1, 6, 6, 3))
     graph = build.graph(build.conv("input", 3, (1, 3), stride=(2, 1), padding=(0, 0, 1, 1)))
     (x,) = images(graph, 1)
@@ -168,7 +168,7 @@ def test_a_window_shorter_than_its_stride_is_right_in_tflite_runtime_too():
     np.testing.assert_allclose(answer, run_onnx(write_onnx(graph), x), atol=1e-5)
 
 
-def test_what_a_format_cannot_say_is_refused_by_name():
+def test_operations_that_a_format_cannot_represent_are_refused_by_name():
     build = GraphBuilder((1, 6, 6, 2))
     pool = build.add(ops.AveragePool, "input", window=(3, 3), stride=(1, 1), padding=(2, 0, 0, 0))
     with pytest.raises(UnsupportedError, match="average pool 'averagepool0' with padding"):
@@ -182,7 +182,7 @@ def test_what_a_format_cannot_say_is_refused_by_name():
         write_onnx(build.graph(build.add(ops.Reshape, "input", shape=(1, 2, 2, 8))))
 
 
-def test_metadata_comes_back_and_is_the_same_bytes_every_time():
+def test_metadata_is_read_back_and_files_are_reproducible():
     from firebox.runtime.formats.tflite_reader import read_tflite_metadata
 
     build = GraphBuilder((1, 4, 4, 2))
@@ -206,7 +206,7 @@ def test_constants_lie_at_multiples_of_16_bytes():
             assert (buffer["data"].ctypes.data - start) % 16 == 0
 
 
-def test_a_network_is_quantized_once():
+def test_a_quantized_network_is_not_quantized_again():
     build = GraphBuilder((1, 4, 4, 2))
     network = with_input_type(quantized(build.graph(build.conv("input", 3))), "uint8")
     ranges = calibrate(build.graph("conv0"), images(network))
@@ -216,7 +216,7 @@ def test_a_network_is_quantized_once():
         quantize(build.graph("conv0"), {"input": ranges["input"]})
 
 
-def test_a_graph_refuses_to_contradict_itself():
+def test_a_contradictory_graph_is_refused():
     build = GraphBuilder((1, 4, 4, 2))
     graph = build.graph(build.conv("input", 3))
     with pytest.raises(UnsupportedError, match="before any operation computes it"):

@@ -1,4 +1,4 @@
-"""Tiles and equivalent orders give the same integers, bit by bit, in every runtime."""
+"""Tilings and reorderings compute the same integers in all runtimes."""
 
 from itertools import pairwise
 
@@ -24,7 +24,7 @@ runs = settings(max_examples=24)
 
 
 def between(graph: Graph, here: tuple[int, str], there: tuple[int, str]) -> Graph:
-    """What is computed between two cut points."""
+    """The segment between two cut points."""
     operations = graph.ops[here[0] : there[0]]
     return Graph.of(graph.name, graph.tensors.values(), operations, [here[1]], [there[1]])
 
@@ -37,7 +37,7 @@ def put_together(graph: Graph, parts: list[Graph]) -> Graph:
 
 @st.composite
 def segments(draw, graph: Graph) -> list[Graph]:
-    """The network cut at some of its cut points, and at all of them where that leaves what can be tiled."""
+    """Segments between some of the cut points, or between all of them where a segment cannot be tiled."""
     points = cut_points(graph)
     chosen = [points[0], *(point for point in points[1:-1] if draw(st.booleans())), points[-1]]
     found = []
@@ -52,12 +52,12 @@ def segments(draw, graph: Graph) -> list[Graph]:
 
 @st.composite
 def tiled(draw, graph: Graph) -> Graph:
-    """The network with random tilings of all of its stretches that can be tiled."""
+    """The network with random tilings of the segments that can be tiled."""
     parts = []
     for part in draw(segments(graph)):
         shape = part.tensors[part.outputs[0]].shape
         bands = draw(tilings(shape)) if can_tile(part) else []
-        # A tile of nothing but padding cannot be cut out of what there is.
+        # A tile that depends only on padding is not possible.
         possible = all(tile_of(part, region, "tile") for band in bands for region in band)
         parts.append(tile(part, bands) if bands and possible else part)
     return put_together(graph, parts)
@@ -138,7 +138,7 @@ def test_tiles_reach_all_that_they_need_and_no_further(data, graph):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 25, 31])
-def test_any_number_of_bands_is_joined(rows):
+def test_any_number_of_bands_is_concatenated(rows):
     build = GraphBuilder((1, rows, 5, 2))
     graph = in_any_8_bits(build.graph(build.conv("input", 3, (3, 3), padding=(1, 1, 1, 1))))
     bands = [[Region(row, row + 1, 0, 5)] for row in range(rows)]
@@ -148,7 +148,7 @@ def test_any_number_of_bands_is_joined(rows):
     assert_same_answers(found, answers(graph, x), x)
 
 
-def test_a_tile_computes_its_own_part_and_the_halo():
+def test_a_tile_computes_its_region_and_the_halo():
     build = GraphBuilder((1, 12, 12, 2))
     x = build.conv("input", 4, (3, 3), padding=(1, 1, 1, 1))
     graph = in_any_8_bits(build.graph(build.add(ops.MaxPool, x, window=(3, 3), stride=(2, 2), padding=(0, 1, 0, 1))))
@@ -164,7 +164,7 @@ def test_a_tile_computes_its_own_part_and_the_halo():
     assert parts == [(0, 8), (5, 7)]
 
 
-def test_what_cannot_be_tiled_is_said():
+def test_can_tile_is_false_for_operations_that_need_the_whole_input():
     build = GraphBuilder((1, 8, 8, 4))
     padded = build.graph(build.add(ops.AveragePool, "input", window=(3, 3), padding=(1, 1, 1, 1)))
     build = GraphBuilder((1, 8, 8, 4))
@@ -183,14 +183,14 @@ def test_what_cannot_be_tiled_is_said():
     assert not can_tile(with_input_type(plain, "uint8"))
 
 
-def test_a_tile_of_nothing_but_padding_is_none():
+def test_a_tile_that_depends_only_on_padding_is_none():
     build = GraphBuilder((1, 4, 4, 1))
     graph = build.graph(build.add(ops.Pad, "input", padding=(2, 2, 0, 0)))
     assert tile_of(graph, Region(0, 2, 0, 4), "tile") is None
     assert tile_of(graph, Region(0, 3, 0, 4), "tile") is not None
 
 
-def test_grouped_and_dilated_convolutions_are_tiled_too():
+def test_grouped_and_dilated_convolutions_are_tiled():
     # tflite-micro has no grouped convolution.
     build = GraphBuilder((1, 11, 9, 3))
     x = build.conv("input", 4, (3, 3), padding=(2, 2, 2, 2), dilation=(2, 2))

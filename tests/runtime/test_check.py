@@ -1,4 +1,4 @@
-"""``firebox check``: whether a file can saturate, where, and what that does to images."""
+"""``firebox check``: whether a file can saturate, in which layers, and the effect on images."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ CANNOT, CAN, UNDECIDED = 0, 1, 4
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> Path:
-    """A folder of a small Fire network for digits: in float, and in int8 with weights of all 8 bits."""
+    """A folder with a small Fire network for digits: in float, and in int8 with weights of full range."""
     folder = tmp_path_factory.mktemp("digits")
     build = GraphBuilder((1, 8, 8, 3))
     squeezed = build.conv(build.conv("input", 8, (3, 3)), 4)
@@ -46,7 +46,7 @@ def digits(tmp_path_factory) -> Path:
 
 
 def model(nodes: Sequence[Any], kinds: tuple[int, int], shape: Sequence[int], **constants: np.ndarray) -> bytes:
-    """A file of another maker, from ``x`` to ``y``."""
+    """A file from another converter, from ``x`` to ``y``."""
     graph = helper.make_graph(
         list(nodes),
         "foreign",
@@ -69,7 +69,7 @@ def product(weight: np.ndarray = LARGEST, *more: Any) -> bytes:
 
 
 def branches() -> bytes:
-    """A choice of two networks, in which there might be anything."""
+    """An If operator with two subgraphs."""
     value = helper.make_tensor_value_info("z", TensorProto.FLOAT, [1])
     parts = [helper.make_graph([helper.make_node("Relu", ["x"], ["z"])], name, [], [value]) for name in ("a", "b")]
     choose = helper.make_node("If", ["c"], ["y"], then_branch=parts[0], else_branch=parts[1])
@@ -77,7 +77,7 @@ def branches() -> bytes:
 
 
 def of_two_activations() -> bytes:
-    """The int8 side of a product is computed."""
+    """A product whose int8 operand is computed."""
     nodes = [
         helper.make_node("Cast", ["x"], ["s"], to=TensorProto.INT8),
         helper.make_node("MatMulInteger", ["x", "s"], ["y"], name="scores"),
@@ -86,7 +86,7 @@ def of_two_activations() -> bytes:
 
 
 def dequantized_activations() -> bytes:
-    """The same between DequantizeLinear."""
+    """A product of computed int8 values after DequantizeLinear."""
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "one", "zero"], ["xr"]),
         helper.make_node("QuantizeLinear", ["xr", "one", "signed"], ["s"]),
@@ -102,7 +102,7 @@ def foreign_operator(domain: str, kind: str) -> bytes:
 
 
 def with_function() -> bytes:
-    """An operator that the file itself defines."""
+    """A function that the file defines."""
     proto = onnx.load_from_string(foreign_operator("our.own", "Twice"))
     body = [helper.make_node("Add", ["a", "a"], ["b"])]
     proto.functions.append(helper.make_function("our.own", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 18)]))
@@ -148,13 +148,13 @@ def test_the_verdict_of_a_file(name):
     assert json.loads(json.dumps(found.to_json()))["verdict"] == found.verdict
 
 
-def test_a_layer_that_saturates_decides_whatever_else_is_open():
+def test_a_layer_that_saturates_decides_despite_open_questions():
     own = helper.make_node("Twice", ["y"], ["z"], domain="our.own")
     found = check_saturation(product(LARGEST, own))
     assert (found.exit_code, len(found.open_questions)) == (CAN, 1)
 
 
-def test_layers_are_counted_as_the_exact_form_changes_them(monkeypatch):
+def test_the_check_counts_the_layers_that_the_exact_form_rewrites(monkeypatch):
     monkeypatch.setattr("firebox.runtime.onnx_session.kernels_saturate", lambda: True)
     for name in ("all of 127", "full", "saturation-free"):
         data = FILES[name][0]
@@ -167,7 +167,7 @@ def test_layers_are_counted_as_the_exact_form_changes_them(monkeypatch):
         np.testing.assert_array_equal(session.run(np.full((3, 6), 255, np.uint8)), np.full((3, 4), 255 * 127 * 6))
 
 
-def test_tables_name_the_layer_and_say_what_to_do(command, tmp_path):
+def test_tables_name_the_layer_and_the_remedy(command, tmp_path):
     path = tmp_path / "theirs.onnx"
     path.write_bytes(product())
     ran = command("check", path)
@@ -186,7 +186,7 @@ def test_tables_name_the_layer_and_say_what_to_do(command, tmp_path):
     assert (ran.code, ran.err[:6]) == (UNDECIDED, "open: ")
 
 
-def test_programs_get_one_object(command, tmp_path):
+def test_json_is_one_object(command, tmp_path):
     path = tmp_path / "theirs.onnx"
     path.write_bytes(product())
     ran = command("check", path, "--json")
@@ -226,7 +226,7 @@ def test_files_without_such_layers_cannot_saturate(command, exported, tmp_path):
     ],
     ids=lambda value: "" if isinstance(value, bytes) else None,
 )
-def test_what_is_no_file_ends_in_one_line(command, tmp_path, name, content, code, said):
+def test_invalid_files_end_in_a_one_line_error(command, tmp_path, name, content, code, said):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     ran = command("check", tmp_path / name)
@@ -237,7 +237,7 @@ def test_what_is_no_file_ends_in_one_line(command, tmp_path, name, content, code
     assert name in line
 
 
-def test_images_show_what_saturation_does(command, digits, noise):
+def test_images_show_the_effect_of_saturation(command, digits, noise):
     path = digits / "model.int8.onnx"
     assert check_saturation(path).exit_code == CAN
     ran = command("check", path, "--images", "digits", "--count", 3, "--json")
@@ -257,7 +257,7 @@ def test_images_show_what_saturation_does(command, digits, noise):
     assert "of the images; outputs differ by up to" in shown.out
 
 
-def test_a_file_of_another_maker_is_measured_like_one_of_ours(command, digits, noise, tmp_path):
+def test_a_file_from_another_converter_is_measured_like_ours(command, digits, noise, tmp_path):
     path = digits / "model.int8.onnx"
     foreign = tmp_path / "foreign.onnx"
     proto = onnx.load(path)
@@ -274,7 +274,7 @@ def test_a_file_of_another_maker_is_measured_like_one_of_ours(command, digits, n
     assert json.loads(theirs.out) == json.loads(ours.out)
 
 
-def test_a_network_that_is_not_measured_says_why(command, digits, noise):
+def test_the_reason_is_given_if_a_network_is_not_measured(command, digits, noise):
     path = digits / "model.float32.onnx"
     ran = command("check", path, "--images", noise, "--count", 1)
     assert ran.code == CANNOT
@@ -299,7 +299,7 @@ class CountingProgress(Progress):
         yield advance
 
 
-def test_damage_is_that_of_the_kernels():
+def test_damage_matches_the_kernels():
     graph = integers("full")
     x = [some_input(graph, seed) for seed in range(4)]
     progress = CountingProgress()
@@ -318,7 +318,7 @@ def test_damage_is_that_of_the_kernels():
         measure_saturation(write_onnx(graph), [])
 
 
-def test_the_graph_of_a_file_is_measured_as_the_file_is_checked(digits):
+def test_measured_layers_are_the_checked_ones(digits):
     path = digits / "model.int8.onnx"
     graph = read_graph(path)
     damaged = {layer.layer for layer in measure_saturation(path.read_bytes(), [some_input(graph, 0)]).layers}

@@ -1,4 +1,4 @@
-"""The places that a TFLite file gives its activations for tflite-micro: written, read back, and planned as they are."""
+"""Offline plans of TFLite files: arena offsets for tflite-micro, written, read back and planned unchanged."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_the_network_of_these_tests_has_seven_tensors():
 
 
 @given(offsets_or_none)
-def test_what_is_packed_is_unpacked(offsets):
+def test_packing_is_reversible(offsets):
     data = pack_offline_plan(offsets)
     assert np.frombuffer(data, "<i4")[:3].tolist() == [1, 0, len(offsets)]
     assert unpack_offline_plan(data, len(offsets)) == offsets
@@ -65,17 +65,17 @@ def test_what_is_packed_is_unpacked(offsets):
         bytes(1 << 20),
     ],
 )
-def test_an_entry_that_is_not_of_the_file_is_refused_in_a_line(hostile):
+def test_an_entry_that_does_not_match_the_file_is_refused_in_one_line(hostile):
     data = write_tflite(network(), {OFFLINE_PLAN: hostile})
     with pytest.raises(FormatError, match="the TFLite file's offline plan") as caught:
         plan(data)
     assert "\n" not in str(caught.value)
-    # The network itself is another matter.
+    # The network without the entry is valid.
     assert read_graph(write_tflite(network())).ops
 
 
 @pytest.mark.parametrize("offset", [16, 2**20, 2**31 - 16, 2**31 - 1])
-def test_places_far_away_are_planned_as_they_are(offset):
+def test_large_offsets_are_planned_unchanged(offset):
     with processor_time(1):
         data = write_tflite(network(), {OFFLINE_PLAN: entry(values=(offset,) * 7)})
         planned = plan(data)
@@ -95,12 +95,12 @@ def test_places_are_read_back_as_they_were_written(data, graph):
     wanted = {b.tensor: offset for b in made.buffers if (offset := data.draw(places)) is not None}
     found = write_tflite(graph, None, wanted)
     assert read_offsets(found) == wanted == plan(found).offsets
-    # Places belong to tflite-micro alone.
+    # Offsets concern tflite-micro only.
     assert plan(found, "litert-reference") == plan(write_tflite(graph), "litert-reference")
     assert {b.tensor: b.offset for b in plan(found).buffers}.items() >= wanted.items()
 
 
-def test_some_places_given_and_the_rest_chosen_is_what_tflite_micro_takes(arena_head):
+def test_plans_with_some_offsets_given_match_tflite_micro(arena_head):
     @settings(max_examples=60)
     @given(st.data(), graphs(leave_out=("groups",)))
     def check(data, graph):
@@ -113,7 +113,7 @@ def test_some_places_given_and_the_rest_chosen_is_what_tflite_micro_takes(arena_
     check()
 
 
-def test_any_places_are_what_tflite_micro_takes(arena_head):
+def test_plans_with_any_offsets_match_tflite_micro(arena_head):
     @settings(max_examples=60)
     @given(st.data(), graphs(leave_out=("groups",)))
     def check(data, graph):
@@ -128,7 +128,7 @@ def test_any_places_are_what_tflite_micro_takes(arena_head):
 
 
 def in_rows(height: int = 6) -> Graph:
-    """An activation that is cut into rows, which are made wider and joined."""
+    """A network that slices an activation into rows, widens these and concatenates them."""
     build = GraphBuilder((1, height, 8, 1))
     x = build.conv("input", 8)
     rows = [build.add(ops.Slice, x, begin=(0, row, 0, 0), size=(1, 1, 8, 8)) for row in range(height)]
@@ -136,8 +136,8 @@ def in_rows(height: int = 6) -> Graph:
 
 
 @pytest.mark.parametrize("names", [(), ("conv0",), ("conv0", "slice1"), ("input", "conv0", "concat13")])
-def test_what_has_no_place_goes_where_tflite_micro_sees_room(arena_head, names):
-    # It does not know that rows die one by one: what it places itself it keeps clear of the whole.
+def test_tensors_without_an_offset_are_planned_as_tflite_micro_allocates_them(arena_head, names):
+    # tflite-micro does not reuse single rows: its own allocations do not overlap any part of the sliced tensor.
     graph = in_rows()
     wanted = {name: 512 * index for index, name in enumerate(names)}
     data = write_tflite(graph, None, wanted)

@@ -1,7 +1,7 @@
 """Layers that saturate, and the equivalent file without saturation.
 
-What a kernel of 16-bit sums makes of a layer is foretold bit for bit where this machine has such kernels; the exact
-form is right everywhere.
+On a machine whose kernels add in 16 bits, their outputs match the predicted ones bit for bit; the exact form is correct
+on all machines.
 """
 
 from collections.abc import Callable, Sequence

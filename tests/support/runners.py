@@ -1,4 +1,4 @@
-"""One inference of a file in each runtime, as int8 integers in NHWC."""
+"""One inference of a file in each runtime, with int8 integers in NHWC."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +13,7 @@ ARENA = 8 * 1024**2
 
 
 def some_input(graph: Graph, seed: int = 0) -> np.ndarray:
-    """Integers of the whole range."""
+    """Random integers of the input's whole range."""
     source = graph.tensors[graph.inputs[0]]
     limits = np.iinfo(source.dtype)
     return np.random.default_rng(seed).integers(limits.min, limits.max + 1, source.shape).astype(source.dtype)
@@ -36,7 +36,7 @@ def run_reference(data: bytes, x: np.ndarray) -> np.ndarray:
 
 
 def run_micro(data: bytes, x: np.ndarray, arena_size: int = ARENA) -> np.ndarray:
-    """tflite-micro, in an arena of that size."""
+    """tflite-micro in an arena of this size."""
     from tflite_micro.python.tflite_micro import runtime
 
     interpreter = runtime.Interpreter.from_bytes(data, arena_size=arena_size)
@@ -46,7 +46,7 @@ def run_micro(data: bytes, x: np.ndarray, arena_size: int = ARENA) -> np.ndarray
 
 
 def run_onnx(data: bytes, x: np.ndarray) -> np.ndarray:
-    """onnxruntime: an int8 graph's file has the same numbers plus 128."""
+    """onnxruntime; the ONNX file of an int8 graph has the same integers plus 128."""
     image = x if x.dtype == np.uint8 else (x.astype(np.int16) + 128).astype(np.uint8)
     with Session(data) as session:
         y = session.run(np.ascontiguousarray(image.transpose(0, 3, 1, 2)))
@@ -62,16 +62,16 @@ _ON_TFLITE: Mapping[str, Callable[[bytes, np.ndarray], np.ndarray]] = {
 
 
 def answers(graph: Graph, x: np.ndarray, leave_out: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """What each runtime makes of the files of a graph, but for those left out."""
+    """Outputs of a graph's files in each runtime, except ``leave_out``."""
     data = write_tflite(graph)
     found = {name: run(data, x) for name, run in _ON_TFLITE.items() if name not in leave_out}
     return found if "onnxruntime" in leave_out else {**found, "onnxruntime": run_onnx(write_onnx(graph), x)}
 
 
 def alone(graph: Graph, op: Op) -> Graph:
-    """One operation of an int8 graph as a network of its own, its first input that of the network.
+    """One operation of an int8 graph as a network with the operation's first input.
 
-    Of two inputs the second is the first again, since files here have one input.
+    A second computed input is replaced by the first, since the network has one input.
     """
     first = op.inputs[0]
     names = [first if graph.tensors[name].data is None else name for name in op.inputs]
@@ -80,7 +80,7 @@ def alone(graph: Graph, op: Op) -> Graph:
 
 
 def assert_same_answers(graph: Graph, expected: Mapping[str, np.ndarray], x: np.ndarray) -> None:
-    """Bit by bit, in each of the runtimes that gave the expected ones."""
+    """Compare outputs bit by bit in each runtime of ``expected``."""
     left_out = {*_ON_TFLITE, "onnxruntime"} - set(expected)
     for name, answer in answers(graph, x, tuple(left_out)).items():
         np.testing.assert_array_equal(answer, expected[name], err_msg=name)

@@ -1,4 +1,4 @@
-"""Random networks."""
+"""Hypothesis strategies for random networks and tilings."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,7 +20,7 @@ _KINDS = ("conv", "depthwise", "groups", "max", "average", "relu", "fire", "resi
 
 
 class GraphBuilder:
-    """A graph in the making: each method adds one operation behind ``x`` and returns the name of what it makes."""
+    """A graph under construction: each method adds an operation on ``x`` and returns the name of its output."""
 
     def __init__(self, shape: tuple[int, ...], seed: int = 0):
         self.random = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ class GraphBuilder:
 
 @st.composite
 def graphs(draw, leave_out: tuple[str, ...] = ()) -> Graph:
-    """Small networks of every kind of operation but those left out, rectifiers fused as every reader fuses them."""
+    """Small networks of all kinds of operations except ``leave_out``, with activations fused as readers fuse them."""
     size = st.integers(5, 12)
     build = GraphBuilder((1, draw(size), draw(size), draw(st.integers(1, 4))), draw(st.integers(0, 1000)))
     x = "input"
@@ -70,9 +70,9 @@ def graphs(draw, leave_out: tuple[str, ...] = ()) -> Graph:
 
 @st.composite
 def fire_networks(draw, sizes: tuple[int, int] = (6, 15), channels: int = 4, parts: int = 4) -> Graph:
-    """SqueezeNets in 8 bits: a first convolution, Fire modules and what is between and around them, and an end.
+    """SqueezeNets in 8 bits: a first convolution, Fire modules with other parts in between, and a classifier.
 
-    Inputs have from ``sizes[0]`` to ``sizes[1]`` rows and columns, squeeze layers at most ``channels`` channels.
+    Inputs have ``sizes[0]`` to ``sizes[1]`` rows and columns, squeeze layers at most ``channels`` channels.
     """
     size = st.integers(*sizes)
     build = GraphBuilder((1, draw(size), draw(size), draw(st.integers(1, 4))), draw(st.integers(0, 1000)))
@@ -94,7 +94,7 @@ def fire_networks(draw, sizes: tuple[int, int] = (6, 15), channels: int = 4, par
 
 
 def in_any_8_bits(graph: Graph, seed: int = 0) -> Graph:
-    """With ranges at random, so that no zero point is 0 and padding with anything else shows."""
+    """The graph quantized with random ranges, so that zero points differ from 0 and wrong padding shows."""
     random = np.random.default_rng(seed)
     lows, highs = random.uniform(-1.5, 0, len(graph.activations)), random.uniform(0.5, 2, len(graph.activations))
     tensors = zip(graph.activations, lows.tolist(), highs.tolist(), strict=True)
@@ -118,7 +118,7 @@ def _fire_part(draw, build: GraphBuilder, x: str, kind: str, channels: int) -> s
             return joined
         return build.add(ops.Add, x if kind == "simple" else build.conv(x, narrow + wide), joined)
     if kind == "uneven":
-        # More padding before than behind, of a tensor that is used as it is too.
+        # More padding before than after, of a tensor that another operation reads without padding.
         return build.add(ops.Add, build.conv(x, depth, (3, 3), padding=(2, 0, 1, 1), activation="relu"), x)
     stride = draw(st.sampled_from([1, 2]))
     if kind == "depthwise":
@@ -132,14 +132,14 @@ def _fire_part(draw, build: GraphBuilder, x: str, kind: str, channels: int) -> s
         return build.add(ops.MaxPool, x, window=(3, 2), stride=(stride, 2))
     if kind == "padded pool":
         return build.add(ops.MaxPool, x, window=(3, 3), stride=(stride, stride), padding=(1, 1, 1, 1))
-    # A pool that rounds up: padding behind where the last window would not be whole.
+    # A ceil-mode pool: padding at the end if the last window would be incomplete.
     behind = (0, (rows - 3) % 2, 0, (columns - 3) % 2)
     return build.add(ops.MaxPool, x, window=(3, 3), stride=(2, 2), padding=behind)
 
 
 @st.composite
 def tilings(draw, shape: tuple[int, ...]) -> list[list[Region]]:
-    """Bands of one tile or of several side by side, of any height and in any order, that cover a tensor once."""
+    """Bands of one or more tiles, of any height and in any order, that cover a tensor once."""
     bands = []
     for top, bottom in _pieces(draw, shape[1]):
         columns = _pieces(draw, shape[2]) if draw(st.booleans()) else [(0, shape[2])]
@@ -161,7 +161,7 @@ def _grow(draw, build: GraphBuilder, x: str, kind: str) -> str:
         kernel = draw(st.tuples(st.integers(1, min(3, rows)), st.integers(1, min(3, columns))))
         dilation = draw(pair) if min(rows, columns) >= 5 else (1, 1)
         window = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
-        # A dilated convolution that also skips is more than TFLite's kernels promise.
+        # TFLite's kernels do not support dilation together with a stride.
         stride = draw(pair) if dilation == (1, 1) else (1, 1)
         padding = draw(_paddings((rows, columns), (window[0], window[1]), stride))
         groups = {"conv": 1, "depthwise": channels, "groups": 2}[kind]
@@ -177,7 +177,7 @@ def _grow(draw, build: GraphBuilder, x: str, kind: str) -> str:
         padding = draw(_paddings((rows, columns), window, stride, only_same=kind == "average"))
         pool = ops.MaxPool if kind == "max" else ops.AveragePool
         if build.ops and isinstance(build.ops[-1], ops.Pad):
-            # onnxruntime 1.31 takes a Pad of zeros into the pool behind it, where padding does not count.
+            # onnxruntime 1.31 fuses a Pad of zeros into the pool after it, where padding does not count.
             x = build.add(ops.Relu, x)
         return build.add(pool, x, window=window, stride=stride, padding=padding)
     if kind == "relu":
@@ -203,7 +203,7 @@ def _paddings(size, window, stride, only_same: bool = False):
     same = (*ops.same_pads(size[0], window[0], stride[0]), *ops.same_pads(size[1], window[1], stride[1]))
     choices = [st.just(ops.NO_PADS), st.just(same)]
     if not only_same:
-        # Less than the window: a pool never sees padding alone.
+        # Less than the window, so that no window holds padding only.
         (rows, columns) = (st.integers(0, extent - 1) for extent in window)
         choices.append(st.tuples(rows, rows, columns, columns))
     return st.one_of(choices)
