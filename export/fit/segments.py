@@ -155,7 +155,7 @@ class Segment:
 
     @cached_property
     def can_tile(self) -> bool:
-        """Whether the segment can be tiled with a reasonable halo."""
+        """True if the segment can be tiled with a reasonable halo."""
         windows = [op for op in self.graph.ops if isinstance(op, ops.Windowed) and _is_wide(self.graph, op)]
         return len(windows) <= _MAX_WINDOWS and can_tile(self.graph)
 

@@ -46,7 +46,7 @@ class Region:
 
 
 def can_tile(graph: Graph) -> bool:
-    """Whether tiles of the output can be computed separately, each from a region of the input."""
+    """True if tiles of the output can be computed separately, each from a region of the input."""
     return all(_can_tile(graph, op) for op in graph.ops)
 
 

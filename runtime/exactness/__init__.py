@@ -1,4 +1,4 @@
-"""Whether runtimes compute an integer network exactly: saturation on x86, and rounding per operation."""
+"""Exactness of integer networks across runtimes: saturation on x86, and rounding of each operation."""
 
 from typing import TYPE_CHECKING
 

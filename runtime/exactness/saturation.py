@@ -97,7 +97,7 @@ class IntegerLayer:
 
     @property
     def may_saturate(self) -> bool:
-        """Whether any pair is over the limit; faster than counting them."""
+        """True if any pair is over the limit; faster than counting them."""
         return int(self.sums.max(initial=0)) > LIMIT or int(self.sums.min(initial=0)) < -LIMIT
 
     @property
@@ -216,11 +216,11 @@ class _Sources:
         return _Source(-1, None, bool(seen))
 
     def is_constant(self, source: _Source) -> bool:
-        """Whether the source is an operator on a constant."""
+        """True if the source is an operator on a constant."""
         return source.node is not None and source.node.input(0) in self.message.constants
 
     def comes_from_integers(self, name: str) -> bool:
-        """Whether a tensor depends on a DequantizeLinear."""
+        """True if a tensor depends on a DequantizeLinear."""
         pending, seen = [name], set[str]()
         while pending:
             place = self.positions.get(pending.pop())
@@ -304,7 +304,7 @@ def _zero_points(message: OnnxMessage, layer: IntegerLayer, owner: Node) -> np.n
 
 
 def _is_depthwise(outputs: int, channels: int, groups: int) -> bool:
-    """Whether a weight of ``channels`` per group is that of a depthwise convolution without a multiplier."""
+    """True if a weight of ``channels`` per group is that of a depthwise convolution without a multiplier."""
     return channels == 1 and outputs == groups
 
 

@@ -69,7 +69,7 @@ class Node:
 
     @property
     def has_subgraph(self) -> bool:
-        """Whether an attribute is a graph; among the standard operators only these four have such attributes."""
+        """True if an attribute is a graph; among the standard operators only these four have such attributes."""
         if self.domain in STANDARD_DOMAINS:
             return self.kind in ("If", "Loop", "Scan", "SequenceMap")
         attributes = map(_fields, _messages(self.fields, _NODE_ATTRIBUTE))
@@ -149,12 +149,12 @@ class OnnxMessage:
 
     @property
     def has_subgraphs(self) -> bool:
-        """Whether an operator has a subgraph."""
+        """True if an operator has a subgraph."""
         return any(node.has_subgraph for node in self.nodes)
 
     @property
     def has_functions(self) -> bool:
-        """Whether the file defines functions."""
+        """True if the file defines functions."""
         return any(number == _MODEL_FUNCTION for number, *_ in self._model)
 
     def with_changes(self, nodes: Mapping[int, Node], constants: Iterable[tuple[str, np.ndarray]]) -> bytes:

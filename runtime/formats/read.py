@@ -49,7 +49,7 @@ def read_placed(model: str | Path | bytes) -> tuple[Graph, dict[str, int]]:
 
 
 def has_external_buffers(model: str | Path | bytes) -> bool:
-    """Whether a TFLite file stores constants after its flatbuffer, which tflite-micro does not support."""
+    """True if a TFLite file stores constants after its flatbuffer, which tflite-micro does not support."""
     if format_of(model) != "tflite":
         return False
     from .tflite_schema import read_model

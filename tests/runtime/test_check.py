@@ -280,9 +280,9 @@ def test_the_reason_is_given_if_a_network_is_not_measured(command, digits, noise
     assert ran.code == CANNOT
     (line,) = [line for line in ran.err.splitlines() if line.startswith("not measured on images")]
     assert "is not between 8-bit integers" in line
-    told = json.loads(command("check", path, "--images", noise, "--count", 1, "--json").out)
-    assert told["images"] is None
-    assert "is not between 8-bit integers" in told["not_measured"]
+    report = json.loads(command("check", path, "--images", noise, "--count", 1, "--json").out)
+    assert report["images"] is None
+    assert "is not between 8-bit integers" in report["not_measured"]
     assert command("check", digits / "model.int8.onnx", "--images", "nowhere").code == 2
 
 
