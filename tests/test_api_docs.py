@@ -49,7 +49,7 @@ class Lamp:
 
     @property
     def bright(self) -> bool:
-        """Whether ``Lamp.watts`` are many."""
+        """True for many ``Lamp.watts``."""
         return self.watts > 60
 
     def off(self) -> None:
@@ -72,7 +72,7 @@ def test_documented_names_and_known_references_are_fine(build, documented):
     [
         ('"""A room."""\n', "sample_room has no docstring"),
         ('    """Light a ``lamp``."""\n', "sample_room.light has no docstring"),
-        ('        """Whether ``Lamp.watts`` are many."""\n', "sample_room.Lamp.bright has no docstring"),
+        ('        """True for many ``Lamp.watts``."""\n', "sample_room.Lamp.bright has no docstring"),
     ],
 )
 def test_a_missing_docstring_is_a_fault(build, documented, line, fault):

@@ -120,7 +120,7 @@ def run_results(section: Section, source: Path, folder: Path) -> str:
     return out
 
 
-# What the result of each section prints, among other lines.
+# A line that the result of each section prints.
 PRINTED = {
     "An operation": r"^\d+ bytes of SRAM$",
     "A backend": r"^tflite-micro [\d.a-z]+ golden check: passed$",

@@ -156,7 +156,10 @@ def unknown_references(modules: Mapping[str, Module]) -> list[str]:
     docstrings += public_members(modules)
     for where, text, value in docstrings:
         for reference in _REFERENCE.findall(text):
-            words = {word for word in reference.split(".") if len(word) > 1}
+            # Single letters, and capitals in a dotted name, stand for something else.
+            words = {
+                word for word in reference.split(".") if len(word) > 1 and not ("." in reference and word.isupper())
+            }
             if not (_imports(reference) or known | _words(_home(value)) >= words):
                 faults.append(f"{where} refers to ``{reference}``, which does not exist")
     return faults
@@ -203,7 +206,7 @@ def _definitions(module: ModuleType) -> set[str]:
 
 
 def _imports(reference: str) -> bool:
-    """Whether a dotted name of firebox, or the name of an ONNX operator, exists."""
+    """True for a dotted name of firebox that exists, and for the name of an ONNX operator."""
     import onnx
 
     if not reference.startswith("firebox."):
