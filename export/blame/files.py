@@ -69,7 +69,7 @@ def blame_files(
     With a ``target``, the share of these images that must get the float network's class, the float network is quantized
     again until it is reached, calibrated on up to ``count`` other images. ``out`` receives ``blame.json``, node data
     for Model Explorer and, if the target is reached, NAME.fixed.onnx and NAME.fixed.tflite. Raises as ``blame`` and
-    ``repair`` do, ``UsageError`` when neither file carries its preprocessing, and ``DataError`` for a single image
+    ``repair`` do, ``UsageError`` when neither file has firebox metadata, and ``DataError`` for a single image
     where two are needed.
     """
     if target is not None:
@@ -116,8 +116,8 @@ def _contract(*files: str | Path) -> Contract:
         if contract is not None:
             return contract
     raise UsageError(
-        f"neither {' nor '.join(map(str, files))} carries its preprocessing; pass prepared arrays to "
-        "firebox.export.blame instead"
+        f"neither {' nor '.join(map(str, files))} has firebox metadata, so images cannot be prepared; "
+        "pass arrays to firebox.export.blame instead"
     )
 
 

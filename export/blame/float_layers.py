@@ -1,4 +1,4 @@
-"""Layers of an int8 network that stay float: to see what they cost, and as a network that runs."""
+"""Int8 networks in which some layers compute in float: to measure a layer's error, or for deployment."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,13 +9,13 @@ from .matching import Match
 
 
 def quantizers(graph: Graph) -> dict[str, str]:
-    """The integer tensor in which what an operation (or the input of the network) gives is rounded, by its name.
+    """Map each operation (or network input) whose output is quantized to the integer tensor of that output.
 
-    Operations that stay float, or give on the integers that they take, have none.
+    Float operations, and operations that do not rescale, have no entry.
     """
     found = {name: name for name in graph.inputs if graph.tensors[name].quantization}
     for op in graph.ops:
-        if _without_quantizer(graph, op):
+        if _has_no_quantizer(graph, op):
             continue
         if isinstance(op, ops.Quantize) and graph.tensors[op.inputs[0]].quantization is None:
             found[op.inputs[0]] = op.output
@@ -25,14 +25,14 @@ def quantizers(graph: Graph) -> dict[str, str]:
 
 
 def with_float_layer(found: Match, layer: str) -> Graph:
-    """The int8 network with one layer's weight, and what that layer gives, left in float; all else as it is.
+    """Restore the weight and the output of one layer to float; the rest of the int8 network is unchanged.
 
-    ``layer`` is one of ``quantizers``. onnxruntime runs it; TFLite knows no operations on integers and reals at once.
+    ``layer`` is a key of ``quantizers``. onnxruntime runs the result; TFLite has no operations with mixed inputs.
     """
     graph = found.quantized
     real = {quantizers(graph)[layer]}
     for op in graph.ops:
-        if real & set(op.inputs) and _without_quantizer(graph, op):
+        if real & set(op.inputs) and _has_no_quantizer(graph, op):
             real.add(op.output)
     tensors = {name: _as_real(tensor) if name in real else tensor for name, tensor in graph.tensors.items()}
     names: dict[str, str] = {}
@@ -40,7 +40,7 @@ def with_float_layer(found: Match, layer: str) -> Graph:
     for op in graph.ops:
         op = replace(op, inputs=tuple(names.get(name, name) for name in op.inputs))
         if isinstance(op, ops.Quantize | ops.Dequantize) and (op.output in real or op.inputs[0] in real):
-            # Nothing is left to turn: its users take what it takes.
+            # Nothing is left to convert: consumers take its input directly.
             names[op.output] = op.inputs[0]
             continue
         operations.append(_as_float(found, op, tensors) if op.output == layer else op)
@@ -49,19 +49,19 @@ def with_float_layer(found: Match, layer: str) -> Graph:
 
 
 def adjacent_ops(graph: Graph, tensor: str) -> set[str]:
-    """The operations that have to compute in float for an integer tensor, and what it is joined to, to become real."""
-    group = _group(graph, tensor)
-    around = [op for op in graph.ops if group & {*op.inputs, op.output} and not _without_quantizer(graph, op)]
-    return {op.inputs[0] if isinstance(op, ops.Quantize) and op.output in group else op.output for op in around}
+    """The operations that must compute in float for a tensor, and the tensors that share its scale, to be float."""
+    group = _sharing_scale(graph, tensor)
+    adjacent = [op for op in graph.ops if group & {*op.inputs, op.output} and not _has_no_quantizer(graph, op)]
+    return {op.inputs[0] if isinstance(op, ops.Quantize) and op.output in group else op.output for op in adjacent}
 
 
 def keep_float(found: Match, layers: Iterable[str]) -> Graph:
-    """The int8 network with some operations in float, between Dequantize and Quantize; both formats can say it.
+    """Compute some operations of the int8 network in float, between Dequantize and Quantize; both formats support it.
 
-    A tensor stays float when all that makes and uses it does; the network's own input and output keep their types.
+    A tensor stays float if its producer and all its consumers do; the network's input and output keep their types.
     """
     graph = found.quantized
-    floats, real = _extended(graph, set(layers))
+    floats, real = _float_parts(graph, set(layers))
     tensors = {name: _as_real(tensor) if name in real else tensor for name, tensor in graph.tensors.items()}
     operations: dict[str, Op] = {}
     for op in graph.ops:
@@ -70,8 +70,8 @@ def keep_float(found: Match, layers: Iterable[str]) -> Graph:
     return Graph.of(graph.name, tensors.values(), operations.values(), graph.inputs, graph.outputs)
 
 
-def _without_quantizer(graph: Graph, op: Op) -> bool:
-    """Whether an operation has no quantizer of its own: it gives on its inputs' integers, or their mean."""
+def _has_no_quantizer(graph: Graph, op: Op) -> bool:
+    """Whether an operation has no quantizer of its own: its output keeps the scale of its inputs, or is float."""
     if isinstance(op, ops.Dequantize):
         return True
     output = graph.tensors[op.output]
@@ -82,20 +82,20 @@ def _without_quantizer(graph: Graph, op: Op) -> bool:
     return same and (shares_scale(op) or isinstance(op, ops.Quantize))
 
 
-def _group(graph: Graph, tensor: str) -> set[str]:
-    """The tensors that hold the same integers as one, or a part of them: all that passing on joins."""
+def _sharing_scale(graph: Graph, tensor: str) -> set[str]:
+    """All tensors that share a tensor's scale, linked by operations without a quantizer."""
     group = {tensor}
-    joined = [{*op.inputs, op.output} for op in graph.ops if _without_quantizer(graph, op)]
+    joined = [{*op.inputs, op.output} for op in graph.ops if _has_no_quantizer(graph, op)]
     while grown := set[str]().union(*(names for names in joined if names & group)) - group:
         group |= grown
     return group
 
 
-def _extended(graph: Graph, layers: set[str]) -> tuple[set[str], set[str]]:
-    """Layers that compute in float with what only passes on between them, and the tensors that need no integers."""
+def _float_parts(graph: Graph, layers: set[str]) -> tuple[set[str], set[str]]:
+    """The layers with the non-rescaling operations between them, and the tensors that can be float."""
     floats, real = set(layers), set[str]()
     for layer, tensor in quantizers(graph).items():
-        group = _group(graph, tensor)
+        group = _sharing_scale(graph, tensor)
         if layer in layers and adjacent_ops(graph, tensor) <= layers and not group & {*graph.inputs, *graph.outputs}:
             real |= group
             floats |= {op.output for op in graph.ops if op.output in group}
@@ -103,7 +103,7 @@ def _extended(graph: Graph, layers: set[str]) -> tuple[set[str], set[str]]:
 
 
 def _in_float(found: Match, op: Op, tensors: dict[str, Tensor]) -> list[Op]:
-    """An operation in float, and what turns its inputs and its output where those are integers."""
+    """An operation in float, with the conversions of its integer inputs and output."""
     integers = [name for name in op.inputs if tensors[name].data is None and tensors[name].quantization]
     parts: list[Op] = [ops.Dequantize((name,), f"{name}/dequantized") for name in integers]
     inner = ops.rename(op, {part.inputs[0]: part.output for part in parts})
@@ -111,16 +111,16 @@ def _in_float(found: Match, op: Op, tensors: dict[str, Tensor]) -> list[Op]:
     if tensors[op.output].quantization:
         inner = replace(inner, output=f"{op.output}/unquantized")
         after = [ops.Quantize((inner.output,), op.output)]
-    for name, turned in [*((part.inputs[0], part.output) for part in parts), (op.output, inner.output)]:
-        tensors[turned] = _as_real(tensors[name], turned) if turned != name else tensors[name]
+    for name, converted in [*((part.inputs[0], part.output) for part in parts), (op.output, inner.output)]:
+        tensors[converted] = _as_real(tensors[name], converted) if converted != name else tensors[name]
     named = replace(inner, output=op.output)
     return [*parts, replace(_as_float(found, named, tensors), output=inner.output), *after]
 
 
 def _as_float(found: Match, op: Op, tensors: dict[str, Tensor]) -> Op:
-    """An operation with the float network's weights, put among the tensors, and its rectifier.
+    """An operation with the float network's weights, which are added to ``tensors``, and its activation.
 
-    The rectifier may be missing where integers end at zero, as in files of onnxruntime's quantizer.
+    The int8 operation lacks a ReLU if its integers already end at zero, as in files of onnxruntime's quantizer.
     """
     layer = found.layer(op)
     if isinstance(op, ops.Layer):

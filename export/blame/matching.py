@@ -1,9 +1,9 @@
-"""A float network and the int8 one made of it: which tensor stands for which, and on what scale each channel is.
+"""Matching of a float network with its int8 version: corresponding tensors, and the relative scale of each channel.
 
-Networks are matched by their structure, from the outputs back to the inputs, so that files of any maker and of either
-format can be set side by side. An int8 network may have been equalized before it was quantized (Nagel et al., arXiv
-1906.04721, section 4.1): its channels then hold multiples of what the float network's hold. The factors are read off
-the weights, and the float network is equalized in the same way, which changes nothing of what it computes.
+Networks are matched by structure, from the outputs back to the inputs, so that files of any converter and of either
+format can be compared. An int8 network may have been equalized before quantization (Nagel et al., arXiv 1906.04721,
+section 4.1), so that its channels are multiples of the float network's. The factors are recovered from the weights, and
+the float network is equalized likewise, which leaves its function unchanged.
 """
 
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from ...runtime.errors import QuantizationError, UsageError
 from ...runtime.graph import Graph, Op, Tensor, ops
 from ...runtime.graph.rewrite import averages_as_convolutions
 
-# Factors this near to 1 are taken for rounding errors of the weights.
+# Factors this close to 1 are attributed to rounding errors of the weights.
 _SAME = 0.1
-# Weights of one layer, on the same scale, have at least this cosine when they come from one network.
+# Least cosine between the weights of corresponding layers, on the same scale.
 _LEAST_COSINE = 0.5
-# What one of two networks may do in an operation of its own where the other does it in passing.
-_SILENT = (ops.Pad, ops.Reshape)
+# Operations that the other network may have fused, or does not need.
+_OPTIONAL = (ops.Pad, ops.Reshape)
 
 
 @dataclass(frozen=True)
 class Match:
-    """Two graphs of one network; ``reference`` is on the scale of ``quantized``, channel by channel.
+    """Two graphs of one network; ``reference`` has the scale of ``quantized``, channel by channel.
 
-    ``names`` gives for each activation of ``quantized`` the one of ``reference`` that it stands for: with the same
-    values, or before the padding or the rectifier that one of the two has in an operation of its own.
+    ``names`` maps each activation of ``quantized`` to its counterpart in ``reference``, which has the same values, or
+    those before a padding or ReLU that only one of the two networks has as a separate operation.
     """
 
     reference: Graph
@@ -36,15 +36,15 @@ class Match:
     names: Mapping[str, str]
 
     def layer(self, op: Op) -> Op:
-        """The operation of ``reference`` that does what one of ``quantized`` does."""
+        """The operation of ``reference`` that corresponds to one of ``quantized``."""
         return self.reference.producers[self.names[op.output]]
 
 
 def match(reference: Graph, quantized: Graph) -> Match:
-    """Find which tensors of a float graph and of an int8 graph stand for each other.
+    """Match the tensors of a float graph with those of an int8 graph.
 
-    Raises ``UsageError`` when one is not of its kind or they are not the same network, and ``QuantizationError``
-    naming a layer whose weights are not finite.
+    Raises ``UsageError`` when a graph is not of its kind or they are different networks, and ``QuantizationError`` for
+    a layer with weights that are not finite, with its name.
     """
     _check_kinds(reference, quantized)
     names = _pairs(reference, quantized)
@@ -59,24 +59,26 @@ def match(reference: Graph, quantized: Graph) -> Match:
     cosines = _cosines(found, gains)
     worst = min(cosines, key=lambda name: cosines[name], default=None)
     if worst is not None and cosines[worst] < _LEAST_COSINE:
-        raise _different(quantized, reference, f"the weights of {worst!r} are others")
+        raise _different(quantized, reference, f"the weights of {worst!r} differ")
     return replace(found, reference=_rescaled(found, gains))
 
 
 def _check_kinds(reference: Graph, quantized: Graph) -> None:
     if any(tensor.quantization for tensor in reference.tensors.values()):
-        raise UsageError(f"{reference.name} holds integers, where the float network is needed; give it first")
+        raise UsageError(f"{reference.name} is quantized; pass the float network first")
     if not any(tensor.quantization for tensor in quantized.tensors.values()):
-        raise UsageError(f"{quantized.name} is a float network, where the int8 one is needed; give it second")
+        raise UsageError(f"{quantized.name} is a float network; pass the int8 network second")
     if not any(tensor.quantization for tensor in quantized.activations):
-        raise UsageError(f"of {quantized.name} only the weights are integers; give a network with int8 activations")
+        raise UsageError(f"only the weights of {quantized.name} are integers; pass a network with int8 activations")
     for graph in (reference, quantized):
         if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-            raise UsageError(f"{graph.name} has not one input and one output; blame knows networks with one each")
+            raise UsageError(
+                f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; blame needs one of each"
+            )
 
 
 def _pairs(reference: Graph, quantized: Graph) -> dict[str, str]:
-    """Activations of ``quantized`` with those of ``reference``, from the outputs back."""
+    """Map activations of ``quantized`` to those of ``reference``, from the outputs back."""
     found: dict[str, str] = {}
     pending = list(zip(quantized.outputs, reference.outputs, strict=True))
     while pending:
@@ -85,32 +87,32 @@ def _pairs(reference: Graph, quantized: Graph) -> dict[str, str]:
         while isinstance(op := quantized.producers.get(ours), ops.Quantize | ops.Dequantize):
             ours = op.inputs[0]
             same.append(ours)
-        while isinstance(other := reference.producers.get(theirs), _SILENT) and (
+        while isinstance(other := reference.producers.get(theirs), _OPTIONAL) and (
             type(op) is not type(other) or _paddings(reference, theirs) > _paddings(quantized, ours)
         ):
             theirs = other.inputs[0]
         met = ours in found
         for name in same:
             if found.setdefault(name, theirs) != theirs:
-                raise _different(quantized, reference, f"{name!r} is both {found[name]!r} and {theirs!r}")
+                raise _different(quantized, reference, f"{name!r} corresponds to both {found[name]!r} and {theirs!r}")
         if met or (op is None and other is None):
             continue
         padded = _paddings(quantized, ours) > _paddings(reference, theirs)
         if isinstance(op, ops.Conv) and isinstance(other, ops.AveragePool) and not padded:
-            # An average pool of an even number of values is a convolution in int8.
+            # In int8 an average pool over an even number of values is a convolution.
             pending.append((op.inputs[0], other.inputs[0]))
         elif op is not None and other is not None and type(op) is type(other) and not padded:
             pending += _operands(reference, quantized, op, other)
-        elif isinstance(op, (*_SILENT, ops.Relu)):
+        elif isinstance(op, (*_OPTIONAL, ops.Relu)):
             pending.append((op.inputs[0], theirs))
         else:
             kinds = [f"{o.kind} {o.name!r}" if o else "the input" for o in (op, other)]
-            raise _different(quantized, reference, f"{kinds[0]} stands where {kinds[1]} is")
+            raise _different(quantized, reference, f"{kinds[0]} is in the place of {kinds[1]}")
     return found
 
 
 def _paddings(graph: Graph, name: str) -> int:
-    """How many operations in a row pad a tensor: of two networks, the one with more has a layer's own among them."""
+    """Number of consecutive Pads before a tensor; the network with more has a layer's padding as an operation."""
     count = 0
     while isinstance(op := graph.producers.get(name), ops.Pad):
         name, count = op.inputs[0], count + 1
@@ -118,7 +120,7 @@ def _paddings(graph: Graph, name: str) -> int:
 
 
 def _operands(reference: Graph, quantized: Graph, op: Op, other: Op) -> list[tuple[str, str]]:
-    """The activations that two operations of one kind take. Raises ``UsageError`` when the operations differ."""
+    """Pairs of the activations that two operations of one kind take. Raises ``UsageError`` if the operations differ."""
     pairs = list(zip(op.inputs, other.inputs, strict=False))
     shapes = [(quantized.tensors[a], reference.tensors[b]) for a, b in [*pairs, (op.output, other.output)]]
     differ = [(a, b) for a, b in shapes if a.data is not None and a.shape != b.shape]
@@ -134,8 +136,8 @@ def _different(quantized: Graph, reference: Graph, why: str) -> UsageError:
     sliced = any(isinstance(op, ops.Slice) for op in quantized.ops) and not any(
         isinstance(op, ops.Slice) for op in reference.ops
     )
-    hint = "it was fitted, it seems: give the file from before the fit" if sliced else "give two files of one network"
-    return UsageError(f"{quantized.name} is not {reference.name} in int8, for {why}; {hint}")
+    hint = "it seems to be fitted: pass the file before the fit" if sliced else "pass two files of one network"
+    return UsageError(f"{quantized.name} is not {reference.name} in int8: {why}; {hint}")
 
 
 def _check_finite(graph: Graph, op: Op) -> None:
@@ -145,10 +147,10 @@ def _check_finite(graph: Graph, op: Op) -> None:
 
 
 def _gains(found: Match) -> dict[str, np.ndarray]:
-    """By what factor each channel of the int8 network's activations is larger than the float network's.
+    """The factor of each channel of the int8 network's activations over the float network's.
 
-    Coarse weights can look like factors; those that were meant are undone by the weights of the layers behind, so they
-    are believed only where those come out better with them.
+    Coarsely rounded weights can look like factors. True factors are undone by the next layers' weights, so they are
+    accepted only if these weights match better with them.
     """
     graph = found.quantized
     gains: dict[str, np.ndarray] = {name: np.ones(graph.tensors[name].shape[-1]) for name in graph.inputs}
@@ -176,12 +178,12 @@ def _gain(found: Match, op: Op, gains: Mapping[str, np.ndarray]) -> np.ndarray:
         return first[op.begin[-1] :][: shape[-1]]
     if isinstance(op, ops.Softmax):
         return np.ones(shape[-1])
-    # A flattened image has its channels innermost, again and again.
+    # In a flattened image the channels repeat, innermost.
     return np.resize(first, shape[-1])
 
 
 def _weight(found: Match, op: ops.Layer, gains: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The float network's weight of a layer for inputs of the int8 network's scale."""
+    """The float network's weight of a layer for inputs on the int8 network's scale."""
     weight = found.reference.constant(found.layer(op).inputs[1]).real().astype(np.float64)
     gain = gains[op.inputs[0]]
     if isinstance(op, ops.FullyConnected):
@@ -191,7 +193,7 @@ def _weight(found: Match, op: ops.Layer, gains: Mapping[str, np.ndarray]) -> np.
 
 
 def _cosines(found: Match, gains: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """How like each layer's int8 weight is the float network's, with its channels as much larger as is said."""
+    """Cosine between each layer's int8 weight and the float network's, rescaled by the gains."""
     cosines = {}
     for op in found.quantized.ops:
         if isinstance(op, ops.Layer):
@@ -203,13 +205,13 @@ def _cosines(found: Match, gains: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def _expected(found: Match, op: ops.Layer, gains: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The float network's weight of a layer between channels of the int8 network's scale."""
+    """The float network's weight of a layer, with inputs and outputs on the int8 network's scale."""
     weight = _weight(found, op, gains)
     return weight * gains[op.output].reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def _rescaled(found: Match, gains: Mapping[str, np.ndarray]) -> Graph:
-    """The float graph with every channel on the scale that it has in the int8 one."""
+    """The float graph with every channel on its scale in the int8 graph."""
     if all((gain == 1).all() for gain in gains.values()):
         return found.reference
     graph, tensors, operations = (

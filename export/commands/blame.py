@@ -1,4 +1,4 @@
-"""The command ``blame``, for which no torch is needed. Everything heavy is imported when it runs."""
+"""Command ``blame``. It needs no torch; heavy modules are imported when it runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,23 +20,25 @@ if TYPE_CHECKING:
 @click.argument("reference", metavar="FLOAT", type=click.Path(path_type=Path))
 @click.argument("quantized", metavar="INT8", type=click.Path(path_type=Path))
 @click.option("--data", "source", required=True, help="Images: a folder, .tar, .zip or 'digits'.")
-@click.option("--images", "count", type=int, default=100, show_default=True, help="How many images to look at.")
+@click.option("--images", "count", type=int, default=100, show_default=True, help="Number of images to compare on.")
 @click.option(
     "--seed",
     type=int,
     default=1,
     show_default=True,
-    help="Draws the images. With the seed and the source of firebox export they are those that it calibrated on, "
-    "which flatter INT8.",
+    help="Seed that draws the images. With the seed and data of firebox export they would be the calibration images, "
+    "on which INT8 looks better than it is.",
 )
-@click.option("--fix", is_flag=True, help="Quantize FLOAT again, fix after fix, until it agrees.")
+@click.option(
+    "--fix", is_flag=True, help="Quantize FLOAT again with one fix after another until it reaches the target."
+)
 @click.option(
     "--target-agreement",
     "target",
     type=float,
     default=0.97,
     show_default=True,
-    help="Share of images for --fix to reach.",
+    help="Share of images that --fix must get FLOAT's class on.",
 )
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Folder for the files.  [default: with --fix INT8.fixed]"
@@ -55,16 +57,17 @@ def blame_command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Say which layers of INT8 lose what against FLOAT, why, and what would help (.onnx or .tflite, of one network).
+    """Rank the layers of INT8 by quantization error against FLOAT and suggest a fix for each (.onnx or .tflite).
 
-    Every layer is left in float alone, to see what comes back: how much of the noise in the network's answer goes away,
-    and how many images more get the float network's class. SQNR tells all that is lost up to the layer's output; own
-    scale and own weights what is lost when only that output, or only the weights, are int8; clipped is the share of the
-    output past the ends of its scale. Written into --out are blame.json and node data for Model Explorer.
+    Each layer in turn is restored to float. "noise recovered" is the share of the noise in the network's output that
+    disappears, "agreement gained" the share of images that return to the float network's class. SQNR is the accumulated
+    error at the layer's output; "own scale" and "own weights" are the errors if only that output, or only the weights,
+    were int8; "clipped" is the share of the output's values outside its range. --out receives blame.json and node data
+    for Model Explorer.
 
-    With --fix FLOAT is quantized again, calibrated on as many images more, with one fix after the other: calibration,
-    equalization, bias correction, rounding, single layers in float. When --target-agreement is reached on the images
-    looked at, NAME.fixed.onnx and NAME.fixed.tflite are written; else what came nearest is told, with exit code 1.
+    With --fix, FLOAT is quantized again, calibrated on as many other images, with one fix after another: calibration,
+    equalization, bias correction, rounding, single layers in float. If --target-agreement is reached, NAME.fixed.onnx
+    and NAME.fixed.tflite are written; otherwise the closest result is reported and the exit code is 1.
 
     \b
     Example:
@@ -75,7 +78,7 @@ def blame_command(
     from ..blame.files import blame_files
 
     if not fix and context.get_parameter_source("target") is ParameterSource.COMMANDLINE:
-        raise UsageError(f"--target-agreement {target:g} is what --fix is to reach; add --fix")
+        raise UsageError(f"--target-agreement {target:g} has no effect without --fix; add --fix")
     if fix and out is None:
         out = Path(f"{quantized}.fixed")
     blamed = blame_files(
@@ -95,21 +98,21 @@ def blame_command(
         if blamed.repair and blamed.repair.steps:
             show_repair(blamed.repair)
         for file, agreement in blamed.fixed.items():
-            say(f"{file} gives the float network's class on {agreement:.1%}")
+            say(f"{file} predicts the float network's class on {agreement:.1%}")
         for path in blamed.files:
             say(f"{path}  {format_size(path.stat().st_size)}")
     if not blamed.reached:
         note(
-            f"--target-agreement {target:g} was not reached: the nearest agrees on {blamed.agreement:.1%} "
-            f"({_ratio(blamed.repair.sqnr_db if blamed.repair else None)}); lower it, or train with quantization"
+            f"--target-agreement {target:g} was not reached: the closest result agrees on {blamed.agreement:.1%} "
+            f"({_ratio(blamed.repair.sqnr_db if blamed.repair else None)}); lower it, or train with firebox train --qat"
         )
     elif blamed.repair and not blamed.repair.steps:
-        note(f"{quantized} agrees on {blamed.agreement:.1%} as it is; nothing was fixed")
+        note(f"{quantized} already agrees on {blamed.agreement:.1%}; nothing was fixed")
     context.exit(0 if blamed.reached else 1)
 
 
 def show_blame(blamed: "Blame", title: str) -> None:
-    """The layers, worst first, and what would help those that are to blame."""
+    """Print the layers, worst first, and the fixes suggested for them."""
     rows = [
         (
             layer.layer,
@@ -122,26 +125,26 @@ def show_blame(blamed: "Blame", title: str) -> None:
         )
         for layer in blamed.layers
     ]
-    table(title, ("layer", "noise back", "class back", "SQNR", "own scale", "own weights", "clipped"), rows)
+    table(title, ("layer", "noise recovered", "agreement gained", "SQNR", "own scale", "own weights", "clipped"), rows)
     advised = [layer for layer in blamed.layers if layer.advice.fix != "none"]
     if advised:
         rows = [(layer.layer, layer.advice.fix, layer.advice.reason) for layer in advised]
-        table("What would help", ("layer", "fix", "why"), rows)
+        table("Suggested fixes", ("layer", "fix", "why"), rows)
     say(
-        f"{blamed.agreement:.1%} of {blamed.images} images get the float network's class, "
-        f"SQNR of the answer {_ratio(blamed.sqnr_db)}"
+        f"{blamed.agreement:.1%} of {blamed.images} images get the float network's class; "
+        f"output SQNR {_ratio(blamed.sqnr_db)}"
     )
     for text in blamed.notes:
         note(text)
 
 
 def show_repair(repaired: "Repair") -> None:
-    """The fixes in the order in which they were tried."""
+    """Print the fixes in the order in which they were tried."""
     rows = [
         (step.fix, step.detail, f"{step.agreement:.1%}", _ratio(step.sqnr_db), "kept" if step.kept else "")
         for step in repaired.steps
     ]
-    table("Fixes, each with those kept before it", ("fix", "", "same class", "SQNR", ""), rows)
+    table("Fixes, each on top of those kept before", ("fix", "", "agreement", "SQNR", ""), rows)
 
 
 def _ratio(decibels: float | None) -> str:

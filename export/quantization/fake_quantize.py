@@ -1,9 +1,9 @@
-"""An int8 graph in torch, to learn through: the integers that ``quantize`` would give, with gradients.
+"""Fake quantization in torch: a float graph that computes with the integers of ``quantize`` and has gradients.
 
-Activations are carried as the integers themselves, minus the zero point, in floats: sums of their products are exact up
-to 2**24, as they are in the runtimes, and each one is exact in bfloat16 too. Rounding lets gradients through as if it
-were not there (Bengio et al., arXiv 1308.3432) where nothing is cut. The scales of activations are learned (LSQ: Esser
-et al., arXiv 1902.08153, section 2), their zero points stay; the scales of weights follow the weights.
+Activations are the integers themselves, minus the zero point, as floats: sums of their products are exact up to 2**24,
+as in the runtimes, and each activation is exact in bfloat16 too. Gradients pass through rounding unchanged unless a
+value is clipped (straight-through estimator: Bengio et al., arXiv 1308.3432). Activation scales are learned (LSQ: Esser
+et al., arXiv 1902.08153, section 2) with fixed zero points; weight scales follow the weights.
 """
 
 import math
@@ -27,18 +27,17 @@ from .weight_grid import DEFAULT_RANGE, WeightRange, layer_grid
 
 _LEVELS = 255
 _SMALLEST = float(np.finfo(np.float32).tiny)
-# Where each axis of the graph's images is in torch's, and the other way round.
+# Positions of the axes of one image layout in the other.
 _NHWC_IN_NCHW, _NCHW_IN_NHWC = (0, 2, 3, 1), (0, 3, 1, 2)
 _OHWI_TO_OIHW, _OIHW_TO_OHWI = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 class FakeQuantized(nn.Module):
-    """A float graph as it will answer in int8: images (N, C, H, W), normalized, to real outputs.
+    """A float graph with int8 arithmetic: normalized images (N, C, H, W) to real-valued outputs.
 
-    ``quantize(module.graph(), module.ranges())`` has the integers that the module computes with. ``weights`` are the
-    parameters to use for the graph's constants, by their names: convolutions' as OIHW, all others as in the graph.
-    Raises ``QuantizationError`` as ``quantize`` does, then and when it runs, and ``UnsupportedError`` for an operation
-    that it does not know.
+    ``quantize(module.graph(), module.ranges())`` has the same integers. ``weights`` are parameters for the graph's
+    constants, by name: OIHW for convolutions, otherwise as in the graph. Construction and forward raise
+    ``QuantizationError`` as ``quantize`` does; construction raises ``UnsupportedError`` for an unsupported operation.
     """
 
     def __init__(
@@ -53,13 +52,13 @@ class FakeQuantized(nn.Module):
         self._graph = graph
         for op in graph.ops:
             if type(op) not in _RUNNERS:
-                raise UnsupportedError(f"{op.kind} {op.name!r} cannot be learned through; pass the float network")
+                raise UnsupportedError(f"{op.kind} {op.name!r} has no gradient here; pass the float network")
         if len(graph.inputs) != 1 or len(graph.outputs) != 1:
             raise UnsupportedError(
-                f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; only networks with one "
-                "of each can be learned through"
+                f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; fake quantization "
+                "needs one of each"
             )
-        # What the last pass computed for the scales and for each layer: weights change by training only.
+        # Caches of the latest pass: exact scales, and each layer's integers, which change in training only.
         self._exact: tuple[list[float], list[float]] = ([], [])
         self._integers: dict[str, tuple[Quantization, tuple[GraphTensor, GraphTensor], list[np.ndarray]]] = {}
         self._last_use = {name: op for op in graph.ops for name in op.inputs}
@@ -74,13 +73,15 @@ class FakeQuantized(nn.Module):
         self._fixed = {roots.index(root) for root in fixed_groups(graph, groups)}
         self._zero_points = [scales[root].zero_point for root in roots]
         self.scales = nn.Parameter(torch.tensor([scales[root].scale[0] for root in roots]))
-        self.register_buffer("_pace", torch.tensor(_paces(graph, self._group, self._fixed)), persistent=False)
+        self.register_buffer(
+            "_gradient_scale", torch.tensor(_gradient_scales(graph, self._group, self._fixed)), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the graph's output for N images; images come out as NCHW."""
+        """(N, C, H, W) to the graph's output for N images; an image output is NCHW."""
         graph, run = self._graph, _Run(self)
         (source,), (result,) = graph.inputs, graph.outputs
-        # Divided, not multiplied, as inputs are encoded: pixels often lie in the middle between two integers.
+        # A division, as when inputs are quantized: pixels are often ties between two integers.
         values = {source: run.requantized(x / run.scale(source), source)}
         for op in graph.ops:
             inputs = [values[name] for name in op.inputs if name in values]
@@ -91,7 +92,7 @@ class FakeQuantized(nn.Module):
         return values[result].float() * run.scale(result)
 
     def exact(self, scales: list[float]) -> list[float]:
-        """The scales, one a group, in the ratios that ``quantize`` brings them to."""
+        """The scales, one per group, adjusted to exact ratios as by ``quantize``."""
         if self._exact[0] == scales:
             return self._exact[1]
         names = [str(index) for index in range(len(scales))]
@@ -102,17 +103,17 @@ class FakeQuantized(nn.Module):
         return self._exact[1]
 
     def parameter_of(self, name: str) -> nn.Parameter:
-        """The parameter that is used for a constant of the graph."""
+        """The parameter that replaces a constant of the graph."""
         return self.weights[self._constants[name]]
 
     def ranges(self) -> dict[str, Range]:
-        """The ranges of activations for which ``quantize`` has the scales and zero points in use."""
+        """Activation ranges from which ``quantize`` derives the current scales and zero points."""
         learned = _Run(self).learned
         low_high = {name: (learned[group], self._zero_points[group]) for name, group in self._group.items()}
         return {name: Range((-128 - zero) * scale, (127 - zero) * scale) for name, (scale, zero) in low_high.items()}
 
     def graph(self) -> Graph:
-        """The float graph with the weights as they are now."""
+        """The float graph with the current weights."""
         tensors = dict(self._graph.tensors)
         for name, index in self._constants.items():
             data = self.weights[index].detach().cpu().numpy()
@@ -122,7 +123,7 @@ class FakeQuantized(nn.Module):
 
 
 class _Run:
-    """One pass: the scales as they are in it, and how its values are rounded."""
+    """One forward pass with its scales."""
 
     def __init__(self, module: FakeQuantized):
         self.module, self.graph = module, module._graph
@@ -130,15 +131,15 @@ class _Run:
         for name, group in module._group.items():
             if not _SMALLEST <= learned[group] < math.inf:
                 raise QuantizationError(
-                    f"the scale of activation {name!r} is {learned[group]:g}, no positive number; learn it slower"
+                    f"activation {name!r} has scale {learned[group]:g}, not a positive number; lower the learning rate"
                 )
-        # In the ratios that the file will have; gradients pass by.
+        # Exact ratios, as in the file; the adjustment has no gradient.
         self.numbers = module.exact(learned)
         exact = torch.tensor(self.numbers, device=module.scales.device)
         self._scales = module.scales + (exact - module.scales).detach()
         if self._scales.requires_grad:
-            pace = module._pace
-            self._scales.register_hook(lambda gradient: gradient * pace)
+            factor = module._gradient_scale
+            self._scales.register_hook(lambda gradient: gradient * factor)
 
     def scale(self, name: str) -> Tensor:
         """The scale of an activation, shape ()."""
@@ -150,7 +151,7 @@ class _Run:
         return Quantization((self.numbers[group],), self.module._zero_points[group])
 
     def limits(self, name: str, activation: str = "none") -> tuple[int, int]:
-        """Between which integers (minus the zero point) an activation lies; a rectifier only moves these."""
+        """The smallest and largest integer of an activation, minus the zero point; a fused ReLU narrows them."""
         quantization = self.quantization(name)
         low, high = -128 - quantization.zero_point, 127 - quantization.zero_point
         if activation == "relu6":
@@ -158,18 +159,18 @@ class _Run:
         return (low if activation == "none" else 0), high
 
     def requantized(self, x: Tensor, name: str, activation: str = "none") -> Tensor:
-        """Integers of an activation from its reals over its scale."""
+        """Integers of an activation from its real values divided by its scale."""
         one = torch.ones((), device=x.device)
         return _Requantize.apply(x, 0 * one, one, *self.limits(name, activation))  # pyright: ignore[reportReturnType]
 
     def rescaled(self, sums: Tensor, op: ops.Layer, bias: Tensor, multiplier: Tensor) -> Tensor:
-        """Integers of a layer's output from its sums, which are used up."""
+        """Integers of a layer's output from its accumulators, which are overwritten."""
         kernels = -1, *[1] * (sums.ndim - 2)
         limits = self.limits(op.output, op.activation)
         return _Requantize.apply(sums, bias.view(kernels), multiplier.view(kernels), *limits)  # pyright: ignore[reportReturnType]
 
     def layer(self, op: ops.Layer) -> tuple[Tensor, Tensor, Tensor]:
-        """Weight and bias of a layer as integers, and what makes its sums integers of its output, per channel."""
+        """Integer weight and bias of a layer, and the per-channel multiplier that requantizes its accumulators."""
         weight, bias = (self.module.weights[self.module._constants[name]] for name in op.inputs[1:])
         found = self._constants(op, weight, bias)
         assert found[0].quantization is not None
@@ -180,7 +181,7 @@ class _Run:
         scale = torch.tensor(found[0].quantization.scale, device=weight.device)
         product = self.scale(op.inputs[0]) * scale
         multiplier = product / self.scale(op.output)
-        # One, but for its gradient: that of the multiplier is taken here, where there are fewer values than sums.
+        # Equal to one, but carries the multiplier's gradient: a weight has fewer values than the accumulators.
         one = multiplier / multiplier.detach()
         kernels = -1, *[1] * (weight.ndim - 1)
         return (
@@ -190,12 +191,12 @@ class _Run:
         )
 
     def _constants(self, op: ops.Layer, weight: Tensor, bias: Tensor) -> tuple[GraphTensor, GraphTensor]:
-        """A layer's weight (in the graph's order) and bias as ``quantize`` has them."""
+        """A layer's weight (in the graph's layout) and bias, quantized as by ``quantize``."""
         x, arrays = self.quantization(op.inputs[0]), [weight.detach().cpu().numpy(), bias.detach().cpu().numpy()]
         kept = self.module._integers.get(op.name)
         if kept is None or kept[0] != x or not all(map(np.array_equal, kept[2], arrays)):
             data = arrays[0].transpose(_OIHW_TO_OHWI) if arrays[0].ndim == 4 else arrays[0]
-            # A network that diverges overflows before it is told by its loss.
+            # A diverging network overflows here before its loss becomes infinite.
             with np.errstate(over="ignore", invalid="ignore"):
                 found = quantize_layer(op.name, data, arrays[1], x, grid=self.module._grids[op.name])
             kept = self.module._integers[op.name] = x, found, [array.copy() for array in arrays]
@@ -203,9 +204,9 @@ class _Run:
 
 
 class _Requantize(torch.autograd.Function):
-    """``(sums + bias) * multiplier``, rounded and saturated; gradients pass where nothing is cut.
+    """``(sums + bias) * multiplier``, rounded and clipped; gradients pass where nothing is clipped.
 
-    Sums in float32 are used up: memory that is written for the first time costs more than what is computed in it.
+    float32 sums are overwritten: allocating fresh memory costs more than the computation.
     """
 
     @staticmethod
@@ -224,7 +225,7 @@ class _Requantize(torch.autograd.Function):
 
 
 def _straight_through(real: Tensor, integers: Tensor) -> Tensor:
-    # The difference is exact, so that the sum is.
+    # Exact: the difference of a value and its nearest integer is exact, and so is their sum.
     return real + (integers - real).detach()
 
 
@@ -233,12 +234,12 @@ def _parameter(graph: Graph, name: str) -> nn.Parameter:
     return nn.Parameter(torch.tensor(data.transpose(_OHWI_TO_OIHW) if data.ndim == 4 else data))
 
 
-def _paces(graph: Graph, group: Mapping[str, int], fixed: set[int]) -> list[float]:
-    """By what the gradient of each scale is multiplied, so that it learns as fast as weights do (LSQ, section 2.2)."""
+def _gradient_scales(graph: Graph, group: Mapping[str, int], fixed: set[int]) -> list[float]:
+    """Factors for the gradients of the scales, so that they learn as fast as weights (LSQ, section 2.2)."""
     values = [0] * (max(group.values()) + 1)
     for tensor in graph.activations:
         values[group[tensor.name]] += math.prod(tensor.shape)
-    # The scale of a softmax is TFLite's and stays.
+    # TFLite fixes the scale of a softmax.
     return [0.0 if index in fixed else (count * _LEVELS) ** -0.5 for index, count in enumerate(values)]
 
 

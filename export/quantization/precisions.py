@@ -1,6 +1,6 @@
-"""Other precisions: float16 weights, int8 weights between float32 activations, 16-bit activations of single layers.
+"""Other precisions: float16 weights, int8 weights with float32 activations, and 16-bit activations of single layers.
 
-Each is a function from graph to graph; the writers of both formats say what comes out as their format has it.
+Each is a function from graph to graph; the writers express the result in their formats.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from ...runtime.errors import QuantizationError, UsageError
 from ...runtime.graph import Graph, Op, Quantization, Tensor, ops
 from .gptq import Moments, mean_error, round_weight
 
-# 16 bits reach so many times as far as the 8 bits did, whose range may cut the tails; the steps are still far finer.
+# The 16-bit range is this many times the 8-bit one, which may clip outliers; the steps are still far finer.
 _HEADROOM = 4
 
 
 def with_float16_weights(graph: Graph) -> Graph:
-    """A float32 graph whose weights are stored as float16; activations and biases stay float32.
+    """Store the weights of a float32 graph as float16; activations and biases stay float32.
 
-    Raises ``QuantizationError`` for a weight that float16 cannot hold.
+    Raises ``QuantizationError`` for a weight outside float16's range.
     """
     tensors = dict(graph.tensors)
     for op in _layers(graph):
@@ -30,11 +30,11 @@ def with_float16_weights(graph: Graph) -> Graph:
 
 
 def with_int8_weights(graph: Graph, moments: Mapping[str, Moments] | None = None) -> Graph:
-    """A float32 graph whose weights are int8, symmetric, one scale per output channel of a convolution.
+    """Quantize the weights of a float32 graph to int8, symmetric, with one scale per output channel of a convolution.
 
-    TFLite calls it dynamic-range quantization: its kernels quantize each input of a layer by the range it just has, so
-    that nothing has to be calibrated. Layers in ``moments`` have their weights rounded for the least error of the
-    output, the others to the nearest. Raises ``QuantizationError`` for a weight that is not finite.
+    This is TFLite's dynamic-range quantization: kernels quantize each layer input by its current range, so nothing is
+    calibrated. Weights of layers in ``moments`` are rounded by GPTQ, others to nearest. Raises ``QuantizationError``
+    for a weight that is not finite.
     """
     tensors, operations = dict(graph.tensors), {op.name: op for op in graph.ops}
     for op in _layers(graph):
@@ -45,12 +45,11 @@ def with_int8_weights(graph: Graph, moments: Mapping[str, Moments] | None = None
 
 
 def with_int16_layers(graph: Graph, layers: Sequence[str]) -> Graph:
-    """An int8 graph in which some layers read and write 16-bit activations, symmetric, beside int8 weights.
+    """Give some layers of an int8 graph symmetric 16-bit inputs and outputs; their weights stay int8.
 
-    ``layers`` are names of operations or patterns of them (``fire9/*``). What passes from 8 to 16 bits or back goes
-    through a ``Quantize``; a tensor gains where both the layer that makes it and the one that reads it are named.
-    Biases become int64. Raises ``UsageError`` for a name that no operation has and ``QuantizationError`` for a graph
-    that is not int8.
+    ``layers`` are names of operations or patterns (``fire9/*``). A ``Quantize`` converts between 8 and 16 bits, so a
+    tensor gains precision only if its producer and its consumer are both named. Biases become int64. Raises
+    ``UsageError`` for a name that matches no operation and ``QuantizationError`` for a graph that is not int8.
     """
     named = find_layers(graph, layers)
     tensors, operations = dict(graph.tensors), []
@@ -62,12 +61,12 @@ def with_int16_layers(graph: Graph, layers: Sequence[str]) -> Graph:
         for name in op.inputs:
             tensor = graph.tensors[name]
             if tensor.data is None and wide != (name in named):
-                # Read in other bits than it is made in: one Quantize for all that do.
-                passed = replace(_wide(tensor, op) if wide else tensor, name=f"{name}/{'int16' if wide else 'int8'}")
-                if passed.name not in tensors:
-                    tensors[passed.name] = passed
-                    operations.append(ops.Quantize((name,), passed.name))
-                inputs.append(passed.name)
+                # Consumers of the other width share one Quantize.
+                converted = replace(_wide(tensor, op) if wide else tensor, name=f"{name}/{'int16' if wide else 'int8'}")
+                if converted.name not in tensors:
+                    tensors[converted.name] = converted
+                    operations.append(ops.Quantize((name,), converted.name))
+                inputs.append(converted.name)
             else:
                 inputs.append(name)
         if wide and isinstance(op, ops.Layer):
@@ -78,22 +77,24 @@ def with_int16_layers(graph: Graph, layers: Sequence[str]) -> Graph:
 
 
 def find_layers(graph: Graph, layers: Sequence[str]) -> set[str]:
-    """The names of the operations that are called like any of ``layers``. Raises ``UsageError`` for one of no use."""
+    """Names of the operations that match any of ``layers``. Raises ``UsageError`` for a pattern without a match."""
     found: set[str] = set()
     for layer in layers:
         names = {op.name for op in graph.ops if fnmatchcase(op.name, layer)}
         if not names:
-            called = f"they are called {graph.ops[0].name} to {graph.ops[-1].name}, as firebox plan lists them"
-            raise UsageError(f"no layer is called {layer!r}; {called}")
+            names_range = f"names run from {graph.ops[0].name} to {graph.ops[-1].name}; firebox plan lists them"
+            raise UsageError(f"no layer is called {layer!r}; {names_range}")
         found |= names
     return found
 
 
 def _wide(tensor: Tensor, op: Op) -> Tensor:
-    """An int8 activation in 16 bits: with zero in the middle, as TFLite's kernels want it."""
+    """An int8 activation in 16 bits, symmetric as TFLite's kernels require."""
     quantization = tensor.quantization
     if tensor.dtype != "int8" or quantization is None:
-        raise QuantizationError(f"{op.name!r} has {tensor.dtype} activations; only layers of int8 go to 16 bits")
+        raise QuantizationError(
+            f"{op.name!r} has {tensor.dtype} activations; only int8 layers can be widened to 16 bits"
+        )
     if "int16" in op.fixed_output_scale and tensor.name == op.output:
         scale, zero_point = op.fixed_output_scale["int16"]
         return replace(tensor, dtype="int16", quantization=Quantization((scale,), zero_point))
@@ -102,7 +103,7 @@ def _wide(tensor: Tensor, op: Op) -> Tensor:
 
 
 def _wide_bias(bias: Tensor, x: Tensor, weight: Tensor, op: Op) -> Tensor:
-    """The same bias in steps of the 16-bit input times the weight."""
+    """The same bias as int64, at the scale of the 16-bit input times the weight's."""
     assert x.quantization is not None and weight.quantization is not None
     scale = tuple(float(np.float32(x.quantization.scale[0]) * np.float32(s)) for s in weight.quantization.scale)
     quantization = Quantization(scale, 0, weight.quantization.axis)
@@ -111,7 +112,7 @@ def _wide_bias(bias: Tensor, x: Tensor, weight: Tensor, op: Op) -> Tensor:
 
 
 def _layers(graph: Graph) -> list[ops.Layer]:
-    """The operations that have weights. Raises ``QuantizationError`` for a graph that is not float32."""
+    """The operations with weights. Raises ``QuantizationError`` for weights that are not float32."""
     layers = [op for op in graph.ops if isinstance(op, ops.Layer)]
     for op in layers:
         if graph.constant(op.inputs[1]).dtype != "float32":
@@ -130,7 +131,7 @@ def _half(weight: Tensor, op: Op) -> Tensor:
 
 
 def _int8(graph: Graph, op: Op, moments: Moments | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer; the bias takes up the mean error of the weight."""
+    """Weight and bias of a layer; the bias corrects the mean error of the weight."""
     weight, bias = (graph.constant(name) for name in op.inputs[1:])
     values = weight.real()
     if not np.isfinite(values).all():
@@ -139,11 +140,11 @@ def _int8(graph: Graph, op: Op, moments: Moments | None) -> tuple[Tensor, Tensor
     scale = np.where(largest == 0, 1, np.maximum(largest / 127, np.finfo(np.float32).tiny)).astype(np.float32)
     quantization = Quantization(tuple(map(float, scale)), 0, 0)
     if isinstance(op, ops.FullyConnected):
-        # tflite-runtime 2.14 reads one scale for all of a fully connected layer, whatever the file says.
+        # tflite-runtime 2.14 uses a single scale for a fully connected layer, whatever the file has.
         quantization = Quantization((float(max(scale[largest > 0], default=np.float32(1))),))
     integers = round_weight(values, quantization, moments)
     error = mean_error(values, quantization.dequantize(integers), moments)
-    # Both belong to one input: a layer used twice gets them for each use.
+    # Constants are named after the operation: a layer used twice has a pair for each use.
     return (
         Tensor(f"{op.name}/weight", weight.shape, "int8", quantization, integers),
         Tensor(f"{op.name}/bias", bias.shape, data=(bias.real() - error).astype(np.float32)),

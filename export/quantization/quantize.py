@@ -1,7 +1,7 @@
-"""From a float graph and the ranges of its activations to an int8 graph.
+"""Quantization of a float graph with calibrated ranges to int8.
 
-The scheme is TensorFlow Lite's 8-bit one (Jacob et al., arXiv 1712.05877): activations int8 with one scale and zero
-point, weights int8, symmetric, one scale per output channel, biases int32 at the product of both scales.
+The scheme is TensorFlow Lite's (Jacob et al., arXiv 1712.05877): activations int8 with one scale and zero point,
+weights int8, symmetric, with one scale per output channel, biases int32 at the product of both scales.
 """
 
 from collections.abc import Mapping
@@ -26,13 +26,12 @@ def quantize(
     moments: Mapping[str, Moments] | None = None,
     weight_range: WeightRange = DEFAULT_RANGE,
 ) -> Graph:
-    """The int8 graph: every activation gets its range's scale, the inputs of a Concat and its output one together.
+    """Quantize a graph to int8; activations that must share a scale, such as a Concat's, get one for their union.
 
-    Layers in ``moments`` have their weights rounded for the least error of the output, the others to the nearest;
-    ``weight_range`` says which integers they may be. Scales are moved, and average pools written as convolutions, so
-    that runtimes round alike (``exact_scales``, ``averages_as_convolutions``).
-
-    Raises ``QuantizationError`` when the graph holds integers, a range is missing or a weight is not finite.
+    Weights of layers in ``moments`` are rounded by GPTQ, others to nearest; ``weight_range`` limits their integers.
+    Scales are adjusted and average pools become convolutions so that all runtimes round the same way (``exact_scales``,
+    ``averages_as_convolutions``). Raises ``QuantizationError`` when the graph has integers, a range is missing or a
+    weight is not finite.
     """
     check_float(graph)
     scales = activation_scales(graph, ranges)
@@ -59,11 +58,11 @@ def quantize(
 
 
 def check_float(graph: Graph) -> None:
-    """Refuse a graph that is quantized already. Raises ``QuantizationError``."""
+    """Raise ``QuantizationError`` for a graph that is already quantized."""
     integer = next((tensor.name for tensor in graph.tensors.values() if tensor.quantization), None)
     if integer is not None:
         raise QuantizationError(
-            f"{graph.name} has integers in {integer!r}: it is quantized already; pass the float network"
+            f"{graph.name} has integers in {integer!r}, so it is quantized already; pass the float network"
         )
 
 
@@ -73,7 +72,7 @@ def compensate_layers(
     moments: Mapping[str, Moments],
     weight_range: WeightRange = DEFAULT_RANGE,
 ) -> Graph:
-    """The float graph with the weights and biases that ``quantize`` rounds to the nearest when it has ``moments``."""
+    """The float graph that, rounded to nearest, has the weights and biases of ``quantize`` with ``moments``."""
     scales, tensors, operations = activation_scales(graph, ranges), dict(graph.tensors), list[Op]()
     for op in graph.ops:
         if isinstance(op, ops.Layer) and op.name in moments:
@@ -93,7 +92,7 @@ def compensate_layers(
 
 
 def with_input_type(graph: Graph, dtype: str) -> Graph:
-    """An int8 graph fed with ``uint8`` instead: the same numbers plus 128, turned into int8 by its first operation."""
+    """An int8 graph with ``dtype`` (int8 or uint8) input; a first operation converts uint8 by subtracting 128."""
     if dtype == "int8":
         return graph
     (name,) = graph.inputs
@@ -120,14 +119,14 @@ def quantize_layer(
     moments: Moments | None = None,
     grid: WeightGrid = FULL,
 ) -> tuple[Tensor, Tensor]:
-    """A layer's weight (out, ...) as int8 on a grid and its bias (out,) as int32, for inputs quantized like ``x``.
+    """Quantize a layer's weight (out, ...) to int8 on a grid and its bias (out,) to int32, for inputs like ``x``.
 
-    Raises ``QuantizationError`` naming the layer when a value is not finite.
+    Raises ``QuantizationError`` with the layer's name when a value is not finite.
     """
     per_channel = _weight_scales(name, weight, bias, x, moments, grid)
     integers = round_weight(weight, per_channel, moments, grid)
     error = mean_error(weight, per_channel.dequantize(integers), moments)
-    # Both belong to one input: a layer used twice gets them for each use.
+    # Constants are named after the operation: a layer used twice has a pair for each use.
     return (
         Tensor(f"{name}/weight", weight.shape, "int8", per_channel, integers),
         _integer_bias(name, bias - error, x, per_channel),
@@ -141,7 +140,7 @@ def _weight_scales(
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         raise QuantizationError(f"weights of {name!r} are not finite; the checkpoint is damaged")
     largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
-    # A channel of (nearly) no weight still has to hold its bias in 32 bits.
+    # The bias of a channel with (nearly) zero weights must still fit 32 bits.
     floor = np.abs(bias) / (x.scale[0] * _MAX_BIAS)
     scale = np.maximum(largest / grid.largest, np.maximum(floor, np.finfo(np.float32).tiny / x.scale[0])).astype(
         np.float32
@@ -153,6 +152,6 @@ def _weight_scales(
 
 
 def _integer_bias(name: str, bias: np.ndarray, x: Quantization, weight: Quantization) -> Tensor:
-    """A bias in steps of the input's scale times each channel's."""
+    """An int32 bias at the input's scale times each channel's."""
     steps = Quantization(tuple(float(np.float32(x.scale[0]) * np.float32(s)) for s in weight.scale), 0, 0)
     return Tensor(f"{name}/bias", bias.shape, "int32", steps, steps.quantize(bias, "int32"))

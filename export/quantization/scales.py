@@ -1,6 +1,6 @@
-"""Which activations share a scale, and which scale a range gives.
+"""Scale and zero point of every activation, and the groups of activations that share them.
 
-The scheme is TensorFlow Lite's 8-bit one (Jacob et al., arXiv 1712.05877): a scale and a zero point per activation.
+The scheme is TensorFlow Lite's (Jacob et al., arXiv 1712.05877): one scale and zero point per activation.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from .ranges import Range
 
 
 def activation_scales(graph: Graph, ranges: Mapping[str, Range], exact: bool = True) -> dict[str, Quantization]:
-    """Scale and zero point (of int8) of every activation; without ``exact`` scales are just those of the ranges.
+    """int8 scale and zero point of every activation; without ``exact``, scales follow from the ranges alone.
 
     Raises ``QuantizationError`` when a range is missing.
     """
@@ -29,7 +29,7 @@ def activation_scales(graph: Graph, ranges: Mapping[str, Range], exact: bool = T
     free = {group: found for group, found in covered.items() if group not in fixed}
     own = {group: _scale(found) for group, found in free.items()}
     scales = exact_scales(graph, groups, own) if exact else own
-    # Zero points are those of the ranges: a scale that moves a little moves both ends a little.
+    # Zero points follow from the ranges: adjusting a scale slightly moves both ends slightly.
     zeros = {group: int(np.clip(round(-128 - found.low / own[group]), -128, 127)) for group, found in free.items()}
     chosen = {group: Quantization((scales[group],), zeros[group]) for group in free}
     chosen |= fixed
@@ -43,7 +43,7 @@ def fixed_groups(graph: Graph, groups: Mapping[str, str]) -> dict[str, Quantizat
 
 
 def scale_groups(graph: Graph) -> dict[str, str]:
-    """For every activation the first of those that must share its scale (disjoint sets)."""
+    """Map each activation to its group, named after the first activation in it (disjoint sets)."""
     parent = {tensor.name: tensor.name for tensor in graph.activations}
 
     def root(name: str) -> str:
@@ -59,7 +59,7 @@ def scale_groups(graph: Graph) -> dict[str, str]:
 
 
 def shares_scale(op: Op | None) -> bool:
-    """Whether an operation gives the integers that it takes, so that all its tensors share one scale."""
+    """Whether an operation does not rescale, so that its inputs and output share one scale."""
     return op is not None and (op.requires_same_scale or isinstance(op, ops.Relu))
 
 

@@ -1,8 +1,8 @@
-"""Which integers the weights of a layer may be: all of 8 bits, 7 bits, or those that no kernel can saturate on.
+"""Weight grids: the integers that int8 weights may take, so that no kernel's accumulator saturates.
 
 Kernels that accumulate pairs of products in 16 bits (``runtime/exactness/saturation.py``) need ``|w1 + w2| <= 128`` for
-the weights that they pair. Few pairs break that; they are cut, and each channel's scale is chosen so that cutting and
-rounding together cost least.
+the weights that they pair. The few pairs that exceed the limit are reduced, and each channel's scale is chosen to
+minimize the squared error of reduction and rounding together.
 """
 
 from dataclasses import dataclass
@@ -16,21 +16,24 @@ from ...runtime.graph import Graph, ops
 WeightRange = Literal["saturation-free", "full", "7-bit"]
 DEFAULT_RANGE: WeightRange = "saturation-free"
 
-# By what the scale of a channel with pairs to cut may be widened; at 127 / 64 nothing is left to cut.
+# Factors tried on the scale of a channel with excessive pairs; at 127 / 64 no pair is excessive.
 _WIDENINGS = np.linspace(1, 127 / (LIMIT // 2), 9)
 _LARGEST = 127
 
 
 @dataclass(frozen=True)
 class WeightGrid:
-    """Integers from ``-largest`` to ``largest``; in each walk of kernels the columns of ``pairs``, (pairs, 2), together
-    within ``LIMIT``. No column is twice in one walk."""
+    """Integers from ``-largest`` to ``largest``, with the sum of paired columns within ``LIMIT``.
+
+    ``pairs`` has an array (pairs, 2) for each order in which kernels walk the columns; a column occurs at most once in
+    each array.
+    """
 
     largest: int = _LARGEST
     pairs: tuple[np.ndarray, ...] = ()
 
     def partners(self, columns: int) -> list[list[int]]:
-        """For each column those that it is paired with."""
+        """The columns that each column is paired with."""
         found: list[list[int]] = [[] for _ in range(columns)]
         for first, second in (pair for walk in self.pairs for pair in walk.tolist()):
             found[first].append(second)
@@ -42,16 +45,16 @@ FULL = WeightGrid()
 
 
 def layer_grid(graph: Graph, op: ops.Layer, weight_range: WeightRange) -> WeightGrid:
-    """The grid of a layer's weights, its columns in the order of the graph's weight (rows, columns, channels)."""
+    """The grid of a layer's weights, with columns in the order of the graph's weight (rows, columns, channels)."""
     if weight_range != "saturation-free":
         return FULL if weight_range == "full" else WeightGrid(LIMIT // 2)
     return WeightGrid(pairs=tuple(weight_pairs(graph, op)))
 
 
 def fit_scales(weight: np.ndarray, scales: np.ndarray, grid: WeightGrid, importance: np.ndarray) -> np.ndarray:
-    """The scale of each output for which a weight (outputs, columns) loses least on the grid, float32.
+    """The scale of each output that minimizes the error of a weight (outputs, columns) on the grid, float32.
 
-    ``scales`` are those at which nothing is clipped; ``importance`` weighs the squared error of each column.
+    At the given ``scales`` no weight is clipped; ``importance`` weights the squared error of each column.
     """
     chosen = scales.copy()
     integers = np.rint(weight / scales[:, None])
@@ -71,27 +74,27 @@ def fit_scales(weight: np.ndarray, scales: np.ndarray, grid: WeightGrid, importa
 
 
 def round_to_grid(steps: np.ndarray, grid: WeightGrid, importance: np.ndarray) -> np.ndarray:
-    """The nearest integers (rows, columns), pairs cut where they are too large: the less important weight more."""
+    """Round to the nearest integers (rows, columns) and reduce excessive pairs, the less important weight more."""
     found = np.clip(np.rint(steps), -grid.largest, grid.largest)
-    # Cutting a pair makes none of another walk larger.
+    # Reducing a pair never increases a pair of another walk.
     for left, right in (walk.T for walk in grid.pairs):
         excess = np.abs(found[:, left] + found[:, right]) - LIMIT
         rows, pairs = np.nonzero(excess > 0)
         if len(rows):
             first, second, over = left[pairs], right[pairs], excess[rows, pairs]
-            cut = np.clip(np.rint(over * importance[second] / (importance[first] + importance[second])), 0, over)
+            reduction = np.clip(np.rint(over * importance[second] / (importance[first] + importance[second])), 0, over)
             sign = np.sign(found[rows, first])
-            found[rows, first] -= sign * cut
-            found[rows, second] -= sign * (over - cut)
+            found[rows, first] -= sign * reduction
+            found[rows, second] -= sign * (over - reduction)
     return found
 
 
 def integer_bounds(
     column: np.ndarray, others: np.ndarray, rounded: bool, own_share: float, other_share: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest integer that a column may take beside a partner's values, all in steps.
+    """The smallest and the largest integer that a column may take, given its partner's values (all in steps).
 
-    Of a partner that is not rounded yet as much is expected to be cut as its share of the importance says.
+    A partner that is not rounded yet is expected to be reduced in proportion to the importance of both.
     """
     if not rounded:
         excess = np.maximum(np.abs(column + others) - LIMIT, 0) * (np.sign(column) == np.sign(others))

@@ -174,7 +174,7 @@ def test_the_command_tells_people_and_what_came_nearest(command, gratings, tmp_p
     files = (tmp_path / "float.tflite", tmp_path / "int8.onnx")
     ran = command("blame", *files, "--data", gratings, "--images", 30)
     assert ran.code == 0, ran.err
-    layers, _, advised = ran.out.partition("What would help")
+    layers, _, advised = ran.out.partition("Suggested fixes")
     assert "conv" in layers
     worst = next(line for line in advised.splitlines() if "conv" in line)
     assert "equalize" in worst
@@ -203,7 +203,7 @@ def test_the_command_gives_up_with_what_came_nearest(command, gratings, tmp_path
     files = (tmp_path / "float.onnx", tmp_path / "int8.onnx")
     ran = command("blame", *files, "--data", gratings, "--images", 20, "--fix", "--json")
     assert ran.code == 1
-    assert "--target-agreement 0.97 was not reached: the nearest agrees on" in ran.err
+    assert "--target-agreement 0.97 was not reached: the closest result agrees on" in ran.err
     report = json.loads(ran.out)
     out = tmp_path / "int8.onnx.fixed"
     assert json.loads((out / "blame.json").read_text()) == {k: v for k, v in report.items() if k != "files"}
@@ -222,7 +222,7 @@ def test_nothing_is_fixed_where_nothing_is_broken(command, gratings, tmp_path):
     files = (tmp_path / "float.onnx", tmp_path / "int8.onnx")
     ran = command("blame", *files, "--data", gratings, "--images", 20, "--fix", "-o", tmp_path / "out")
     assert ran.code == 0
-    assert "as it is; nothing was fixed" in ran.err
+    assert "already agrees on" in ran.err
     assert not list((tmp_path / "out").glob("*.fixed.*"))
 
 
@@ -398,10 +398,10 @@ def test_what_is_not_one_network_in_float_and_in_int8_is_told(tmp_path):
     graph, other = network(), network(seed=1)
     quantized, fed = in_int8(graph), samples(2)
     for first, second, said in (
-        (quantized, quantized, "holds integers, where the float network is needed"),
-        (graph, graph, "is a float network, where the int8 one is needed"),
-        (other, quantized, "weights of .* are others; give two files of one network"),
-        (fire_network(), quantized, "is not .* in int8, for"),
+        (quantized, quantized, "is quantized; pass the float network first"),
+        (graph, graph, "is a float network; pass the int8 network second"),
+        (other, quantized, "the weights of .* differ; pass two files of one network"),
+        (fire_network(), quantized, "is not .* in int8: "),
     ):
         with pytest.raises(UsageError, match=said):
             blame(first, second, fed)
@@ -468,14 +468,14 @@ def test_images_that_say_little_are_told():
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("int8.onnx", "int8.onnx"), 2, "holds integers, where the float network is needed"),
-        (("float.onnx", "float.tflite"), 2, "is a float network, where the int8 one is needed"),
+        (("int8.onnx", "int8.onnx"), 2, "is quantized; pass the float network first"),
+        (("float.onnx", "float.tflite"), 2, "is a float network; pass the int8 network second"),
         (("float.onnx", "int8.onnx", "--images", "0"), 2, "a sample of 0"),
         (("float.onnx", "int8.onnx", "--seed", "-1"), 2, "seed -1"),
         (("float.onnx", "int8.onnx", "--fix", "--target-agreement", "1.5"), 2, "1.5 is not between 0 and 1"),
         (("float.onnx", "int8.onnx", "--fix", "--target-agreement", "nan"), 2, "nan is not between 0 and 1"),
         (("float.onnx", "int8.onnx", "--target-agreement", "0.9"), 2, "add --fix"),
-        (("bare.onnx", "bare8.onnx"), 2, "carries a contract"),
+        (("bare.onnx", "bare8.onnx"), 2, "has firebox metadata"),
         (("none.onnx", "int8.onnx"), 2, "no such file"),
     ],
 )
