@@ -31,7 +31,7 @@ class ReferenceComparison:
 
     @property
     def is_sound(self) -> bool:
-        """Whether a different way of rounding explains the difference."""
+        """True if a different way of rounding explains the difference."""
         return self.largest_steps <= MAX_STEPS
 
 

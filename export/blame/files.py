@@ -49,7 +49,7 @@ class BlameFiles:
 
     @property
     def reached(self) -> bool:
-        """Whether the target was reached; true if there was none."""
+        """True if the target was reached, or there was none."""
         return self.repair is None or self.agreement >= self.repair.target
 
 

@@ -71,7 +71,7 @@ def keep_float(found: Match, layers: Iterable[str]) -> Graph:
 
 
 def _has_no_quantizer(graph: Graph, op: Op) -> bool:
-    """Whether an operation has no quantizer of its own: its output keeps the scale of its inputs, or is float."""
+    """True if an operation has no quantizer of its own: its output keeps the scale of its inputs, or is float."""
     if isinstance(op, ops.Dequantize):
         return True
     output = graph.tensors[op.output]

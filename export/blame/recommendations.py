@@ -59,7 +59,7 @@ def recommend(found: Match, layer: str, sums: ErrorSums, recovered: float) -> Re
 
 
 def equalizable(graph: Graph, tensor: str) -> bool:
-    """Whether the layers that produce and consume a tensor can be equalized across it."""
+    """True if the layers that produce and consume a tensor can be equalized across it."""
     around = [graph.producers.get(name) for name in adjacent_ops(graph, tensor)]
     scaled = all(isinstance(op, ops.Layer) and op.activation != "relu6" for op in around)
     return scaled and len(around) > 1 and tensor not in graph.outputs

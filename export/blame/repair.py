@@ -56,7 +56,7 @@ class Repair:
 
     @property
     def reached(self) -> bool:
-        """Whether the agreement reached the target."""
+        """True if the agreement reached the target."""
         return self.agreement >= self.target
 
     def to_json(self) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class _ChannelGroups:
 
 
 def _has_constant_bound(op: Op) -> bool:
-    """Whether an operation clips at, or pads with, a constant that does not scale with its input."""
+    """True if an operation clips at, or pads with, a constant that does not scale with its input."""
     return (
         getattr(op, "activation", "none") == "relu6"
         or isinstance(op, ops.Softmax)

@@ -103,7 +103,7 @@ def _without_means(system: _System) -> _System:
 
 
 def _is_exact(system: _System, scales: Mapping[str, float]) -> bool:
-    """Whether these scales already are multiples of one unit, as ``exact_scales`` returns them."""
+    """True if these scales already are multiples of one unit, as ``exact_scales`` returns them."""
     twos = system.twos()
     return twos is not None and _nearest(system, twos, scales, np.zeros(1))[0] < _FLOAT32
 

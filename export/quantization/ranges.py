@@ -42,7 +42,7 @@ class Histogram:
 
     @property
     def empty(self) -> bool:
-        """Whether no value was counted, or only zeros were."""
+        """True if no value was counted, or only zeros were."""
         return not self.counts.any() or self.range.low == self.range.high
 
     @property

@@ -59,7 +59,7 @@ def scale_groups(graph: Graph) -> dict[str, str]:
 
 
 def shares_scale(op: Op | None) -> bool:
-    """Whether an operation does not rescale, so that its inputs and output share one scale."""
+    """True if an operation does not rescale, so that its inputs and output share one scale."""
     return op is not None and (op.requires_same_scale or isinstance(op, ops.Relu))
 
 

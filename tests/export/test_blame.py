@@ -1,4 +1,4 @@
-"""Broken networks are found out and repaired; figures that can be known are right; bad input is told in a line."""
+"""Blame and repair: broken layers are found and fixed, known figures are exact, bad input ends in one line."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ PREPROCESSING = Preprocessing((SIZE, SIZE), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 @cache
 def network(seed: int = 0) -> Graph:
-    """conv0, conv1, conv2, conv3, rectified, a pool and a classifier fitted to the images' classes."""
+    """conv0 to conv3 with ReLU, a pool and a classifier fitted to the images' classes."""
     build = GraphBuilder((1, SIZE, SIZE, 3), seed)
     x = build.conv("input", 16, (3, 3), stride=(2, 2), padding=(1, 1, 1, 1), activation="relu")
     x = build.conv(x, 12, activation="relu")
@@ -62,7 +62,7 @@ def fire_network() -> Graph:
 
 
 def rescaled(graph: Graph, first: str, second: str, factors: np.ndarray) -> Graph:
-    """The same function: a layer's output channels times factors, the input channels of the next through them."""
+    """Multiply a layer's output channels by factors and divide the next layer's inputs: the same function."""
     tensors = dict(graph.tensors)
     (weight, bias), taker = (graph.producers[first].inputs[1:], graph.producers[second].inputs[1])
     for name, factor in ((weight, factors[:, None, None, None]), (bias, factors), (taker, 1 / factors)):
@@ -72,17 +72,17 @@ def rescaled(graph: Graph, first: str, second: str, factors: np.ndarray) -> Grap
 
 
 def scaled_by_64(graph: Graph) -> Graph:
-    """Every other channel of conv1 times 64, the weights of conv2 for it by 64."""
+    """Multiply every other channel of conv1 by 64 and divide the weights of conv2 for it."""
     return rescaled(graph, "conv1", "conv2", np.where(np.arange(12) % 2, 64.0, 1.0))
 
 
 def with_an_outlier(graph: Graph) -> Graph:
-    """One channel of conv1 hundreds of times as wide as the others."""
+    """Widen one channel of conv1 by a factor of hundreds."""
     return rescaled(graph, "conv1", "conv2", np.where(np.arange(12) == 3, 300.0, 1.0))
 
 
 def pixels(count: int, seed: int = 0) -> list[np.ndarray]:
-    """Gratings with noise: one after the other of every class, which has its colours, directions and frequencies."""
+    """Noisy gratings, the classes in turn; each class has its colours, directions and frequencies."""
     random, classes = np.random.default_rng(seed), np.random.default_rng(77)
     rows, columns = np.mgrid[:SIZE, :SIZE] / SIZE
     waves = classes.uniform(0.5, 5, (CLASSES, 2, 1, 1)) * classes.choice([-1, 1], (CLASSES, 2, 1, 1))
@@ -105,7 +105,7 @@ def in_int8(graph: Graph, method="minmax") -> Graph:
 
 
 def saved(folder: Path, name: str, graph: Graph) -> None:
-    """As firebox writes it: both formats, each with its contract."""
+    """Write both formats, each with its contract, as firebox does."""
     none = TensorSpec("float32", ())
     classes = tuple(f"class {index}" for index in range(CLASSES))
     contract = Contract(name, PREPROCESSING, classes, (), "NHWC", "logits", none, none)
@@ -116,7 +116,7 @@ def saved(folder: Path, name: str, graph: Graph) -> None:
 
 @pytest.fixture(scope="module")
 def gratings(tmp_path_factory) -> Path:
-    """Images as files, in two class folders."""
+    """A folder of images in two class folders."""
     folder = tmp_path_factory.mktemp("gratings")
     for label in range(2):
         (folder / f"class{label}").mkdir()
@@ -167,7 +167,7 @@ def test_the_command_repairs_a_broken_network(command, gratings, tmp_path, break
     assert set(nodes) <= set(read_graph(files[1]).tensors)
 
 
-def test_the_command_tells_people_and_what_came_nearest(command, gratings, tmp_path):
+def test_the_command_prints_layers_and_fixes(command, gratings, tmp_path):
     broken = with_an_outlier(network())
     saved(tmp_path, "float", broken)
     saved(tmp_path, "int8", in_int8(broken))
@@ -187,7 +187,7 @@ def test_the_command_tells_people_and_what_came_nearest(command, gratings, tmp_p
 
 
 def with_twins(graph: Graph) -> Graph:
-    """Two classes that the float network tells apart by less than a step of its output, and no others."""
+    """A network in which two classes differ by less than a step of the output, and all others are out of reach."""
     weight, bias = graph.producers[graph.outputs[0]].inputs[1:]
     rows, offsets = graph.constant(weight).real().copy(), graph.constant(bias).real().copy()
     rows[1], offsets[1] = rows[0] + 1e-5 * rows[2], offsets[0] + 1e-5 * offsets[2]
@@ -196,7 +196,7 @@ def with_twins(graph: Graph) -> Graph:
     return replace(graph, tensors={**graph.tensors, **tensors})
 
 
-def test_the_command_gives_up_with_what_came_nearest(command, gratings, tmp_path):
+def test_a_missed_target_reports_the_closest_result(command, gratings, tmp_path):
     broken = with_twins(network())
     saved(tmp_path, "float", broken)
     saved(tmp_path, "int8", in_int8(broken))
@@ -216,7 +216,7 @@ def test_the_command_gives_up_with_what_came_nearest(command, gratings, tmp_path
     )
 
 
-def test_nothing_is_fixed_where_nothing_is_broken(command, gratings, tmp_path):
+def test_a_sound_network_is_not_fixed(command, gratings, tmp_path):
     saved(tmp_path, "float", network())
     saved(tmp_path, "int8", in_int8(network()))
     files = (tmp_path / "float.onnx", tmp_path / "int8.onnx")
@@ -226,8 +226,8 @@ def test_nothing_is_fixed_where_nothing_is_broken(command, gratings, tmp_path):
     assert not list((tmp_path / "out").glob("*.fixed.*"))
 
 
-def test_layers_stay_float_where_no_scale_serves():
-    """The tensor of an outlier and all around it kept float, in a network that is int8 otherwise."""
+def test_layers_stay_float_if_no_scale_helps():
+    """The tensor with an outlier and its neighbours stay float in an otherwise int8 network."""
     graph, judged = with_an_outlier(network()), samples(40, seed=1)
     found = match(graph, in_int8(graph))
     ranked = blame(graph, in_int8(graph), samples(20, seed=2))
@@ -240,8 +240,8 @@ def test_layers_stay_float_where_no_scale_serves():
     )
 
 
-def test_nothing_differs_where_nothing_was_rounded():
-    """Weights and inputs that are whole steps: the int8 network is the float network."""
+def test_a_network_without_rounding_has_no_error():
+    """Weights and inputs are multiples of their scales: the int8 network equals the float network."""
     build = GraphBuilder((1, 4, 4, 2))
     x = build.conv("input", 3)
     graph = build.graph(x)
@@ -262,7 +262,7 @@ def test_nothing_differs_where_nothing_was_rounded():
 
 
 def test_figures_of_a_tensor_that_are_known():
-    """One layer that passes its input on: its noise is that of the input's scale, and what is past the end is cut."""
+    """An identity layer: its noise comes from the input's scale, and values outside the range are clipped."""
     build = GraphBuilder((1, 1, 1, 1))
     x = build.conv("input", 1)
     graph = build.graph(x)
@@ -277,7 +277,7 @@ def test_figures_of_a_tensor_that_are_known():
     given, made = found.tensors
     assert given.clipped == 0
     assert given.quantizer_db == given.sqnr_db == pytest.approx(10 * np.log10((1 / 3) / ((2 / 255) ** 2 / 12)), abs=0.3)
-    # A quarter lies beyond each end, off by 0 to a half: noise of a half times (1/2)²/3.
+    # A quarter lies outside each end, off by 0 to 1/2: the noise is 1/2 * (1/2)² / 3.
     assert made.clipped == pytest.approx(0.5, abs=0.02)
     assert made.quantizer_db == pytest.approx(10 * np.log10((1 / 3) / (1 / 24)), abs=0.1)
     assert made.weights_db is None or made.weights_db > 60
@@ -286,7 +286,7 @@ def test_figures_of_a_tensor_that_are_known():
     assert "are clipped" in first.advice.reason
 
 
-def test_a_range_far_wider_than_its_values_is_told():
+def test_a_range_far_wider_than_its_values_is_reported():
     graph, fed = network(), samples(40)
     fed[0][0, 5, 5] = 60
     found = blame(graph, quantize(graph, calibrate(graph, fed)), fed)
@@ -297,7 +297,7 @@ def test_a_range_far_wider_than_its_values_is_told():
 
 @settings(max_examples=25)
 @given(graphs(), st.integers(0, 100))
-def test_any_network_is_matched_whatever_the_format(graph, seed):
+def test_any_network_is_matched_in_both_formats(graph, seed):
     random = np.random.default_rng(seed)
     fed = [random.normal(size=graph.tensors["input"].shape).astype(np.float32) for _ in range(2)]
     integers = quantize(graph, calibrate(graph, fed))
@@ -346,7 +346,7 @@ def test_files_of_another_quantizer(tmp_path, form, per_channel):
             per_channel=per_channel,
         )
         found = blame(tmp_path / "float.onnx", tmp_path / "int8.onnx", samples(30, seed=1))
-        # A rectifier that ends with the integers is still there when they are not.
+        # A ReLU that the integers' range implies stays in the float layer.
         assert all(layer.recovered > -0.5 for layer in found.layers if layer.kind == "Conv")
         ranked.append(found)
     sound, hurt = ranked
@@ -373,13 +373,13 @@ def test_layers_in_float_run_in_both_formats_and_give_the_same():
         with Session(write_tflite(island), "litert") as session:
             given = [target.dequantize(session.run(source.quantize(x, "int8"))).ravel() for x in fed]
         assert np.abs(np.stack(given) - run_outputs(island, fed)).max() <= target.scale[0] * 1.01
-    # All in float, but for what goes in and comes out.
+    # All layers in float; only input and output are integers.
     assert sqnr(expected, run_outputs(keep_float(found, {op.name for op in quantized.ops}), fed)) > before
     assert run_outputs(keep_float(found, set()), fed).tolist() == run_outputs(quantized, fed).tolist()
 
 
 def test_a_layer_without_its_quantizer_is_the_float_layer():
-    """With its input untouched, all that is left of a network of one layer is the rounding of the input."""
+    """Only the rounding of the input remains in a one-layer network without its quantizer."""
     build = GraphBuilder((1, 4, 4, 2))
     graph = build.graph(build.conv("input", 3))
     fed = [np.random.default_rng(0).normal(size=(1, 4, 4, 2)).astype(np.float32)]
@@ -394,7 +394,7 @@ def test_a_layer_without_its_quantizer_is_the_float_layer():
     )
 
 
-def test_what_is_not_one_network_in_float_and_in_int8_is_told(tmp_path):
+def test_files_of_different_networks_are_refused(tmp_path):
     graph, other = network(), network(seed=1)
     quantized, fed = in_int8(graph), samples(2)
     for first, second, said in (
@@ -416,7 +416,7 @@ def test_a_fitted_file_is_refused_with_the_hint():
     quantized = in_int8(graph)
     tiled = fit(quantized, round(plan(quantized, "static").arena_bytes * 0.7), "static")
     assert tiled.stages
-    with pytest.raises(UsageError, match="fitted, it seems: give the file from before the fit"):
+    with pytest.raises(UsageError, match="it seems to be fitted: pass the file before the fit"):
         blame(graph, tiled.graph, samples(2))
 
 
@@ -446,7 +446,7 @@ def test_activations_that_overflow_name_the_layer():
         blame(graph, quantized, samples(2))
 
 
-def test_images_that_say_little_are_told():
+def test_unreliable_images_cause_a_note():
     graph = network()
     quantized = in_int8(graph)
     with pytest.raises(QuantizationError, match="no calibration images"):

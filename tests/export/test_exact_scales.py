@@ -1,4 +1,4 @@
-"""Scales in exact ratios: additions and means that every runtime rounds alike."""
+"""Exact scales: every runtime rounds additions and means to the same integers."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ from firebox.runtime.graph.rewrite import averages_as_convolutions
 
 
 def some_ranges(graph: Graph, seed: int) -> dict[str, Range]:
-    """Of very different widths, as those of a sum and its terms never are."""
+    """Ranges of very different widths, unlike those of a real sum and its terms."""
     random = np.random.default_rng(seed)
     return {
         t.name: Range(-float(random.uniform(0.1, 3)), float(random.uniform(0.3, 6))) for t in graph.activations
@@ -29,14 +29,14 @@ def some_ranges(graph: Graph, seed: int) -> dict[str, Range]:
 
 
 def own_scales(graph: Graph, seed: int) -> tuple[dict[str, str], dict[str, float]]:
-    """Groups, and the scale of each that its range alone would give."""
+    """Scale groups, and the scale that each group's range alone gives."""
     groups = scale_groups(graph)
     fixed, free = fixed_groups(graph, groups), activation_scales(graph, some_ranges(graph, seed), exact=False)
     return groups, {group: free[name].scale[0] for name, group in groups.items() if group not in fixed}
 
 
 def chain(build: GraphBuilder) -> str:
-    """Each sum is a term of the next."""
+    """Additions in which each sum is a term of the next."""
     x = "input"
     for _ in range(4):
         x = build.add(ops.Add, x, build.conv(x, 3), activation="relu")
@@ -44,7 +44,7 @@ def chain(build: GraphBuilder) -> str:
 
 
 def circle(build: GraphBuilder) -> str:
-    """Joins make one scale of a sum and its terms."""
+    """A concatenation forces a sum and its terms to share a scale."""
     left = build.conv("input", 3)
     total = build.add(ops.Add, left, build.conv("input", 3))
     return build.add(ops.Add, build.add(ops.Concat, total, left), build.conv(total, 6))
@@ -62,7 +62,7 @@ def residual(build: GraphBuilder) -> str:
 
 
 def means(build: GraphBuilder) -> str:
-    """Means of a sum and of its term, added."""
+    """The sum of two means: of a sum and of one of its terms."""
     x = build.conv("input", 3)
     total = build.add(ops.Add, x, build.conv(x, 3))
     return build.add(ops.Add, build.add(ops.GlobalAveragePool, total), build.add(ops.GlobalAveragePool, x))
@@ -78,15 +78,15 @@ def sums(graph: Graph) -> list[ops.Add | ops.GlobalAveragePool]:
 
 
 def assert_identical(graph: Graph, seed: int) -> None:
-    """In the reference, onnxruntime and LiteRT."""
+    """Compare the reference, onnxruntime and LiteRT bit by bit."""
     x = some_input(graph, seed)
     expected = run_reference(graph, x)[graph.outputs[0]]
     for name, answer in answers(graph, x, ("litert-reference", "tflite-micro")).items():
         np.testing.assert_array_equal(answer, expected, err_msg=name)
 
 
-def assert_small_and_settled(graph: Graph, seed: int) -> dict[str, float]:
-    """The scales after they moved: little, and not again."""
+def assert_small_and_idempotent(graph: Graph, seed: int) -> dict[str, float]:
+    """The adjusted scales; the change is small, and adjusting them again changes nothing."""
     groups, before = own_scales(graph, seed)
     after = exact_scales(graph, groups, before)
     assert set(after) == set(before)
@@ -103,7 +103,7 @@ def test_sums_and_means_are_identical_everywhere(name):
     for seed in range(8):
         build = GraphBuilder((1, 6, 7, 3), seed)
         graph = build.graph(NETWORKS[name](build))
-        after = assert_small_and_settled(graph, seed)
+        after = assert_small_and_idempotent(graph, seed)
         network = quantize(graph, some_ranges(graph, seed))
         groups = scale_groups(graph)
         for tensor in graph.activations:
@@ -114,13 +114,13 @@ def test_sums_and_means_are_identical_everywhere(name):
 
 @settings(max_examples=60)
 @given(graphs(leave_out=("average",)), st.integers(0, 1000))
-def test_scales_of_random_networks_move_little_and_once(graph, seed):
-    assert_small_and_settled(graph, seed)
+def test_scales_of_random_networks_change_little_and_once(graph, seed):
+    assert_small_and_idempotent(graph, seed)
     network = quantize(graph, some_ranges(graph, seed))
     assert [promise(network, op) for op in sums(network)] == ["identical"] * len(sums(graph))
 
 
-def test_margins_leave_room_for_what_runtimes_lose():
+def test_margins_exceed_the_rounding_errors_of_runtimes():
     for seed in range(20):
         build = GraphBuilder((1, 5, 8, 3), seed)
         network = quantize(graph := build.graph(means(build)), some_ranges(graph, seed))
@@ -131,13 +131,13 @@ def test_margins_leave_room_for_what_runtimes_lose():
                 assert mean_margin(network, op) > 1.1e-4
 
 
-def test_what_is_exact_already_stays_bit_for_bit():
+def test_exact_scales_are_kept_bit_for_bit():
     build = GraphBuilder((1, 4, 4, 3))
     graph = build.graph(twice(build))
     groups = scale_groups(graph)
     given = dict.fromkeys(groups.values(), float(np.float32(0.0123)))
     assert exact_scales(graph, groups, given) == given
-    # A sum in a step twice as large has halves.
+    # A sum at twice the scale has ties.
     doubled = given | {groups[graph.outputs[0]]: 2 * float(np.float32(0.0123))}
     moved = exact_scales(graph, groups, doubled)
     assert moved != doubled
@@ -157,7 +157,7 @@ def test_the_scale_of_a_softmax_is_fixed():
     graph = build.graph(build.add(ops.Add, shares, build.linear("input", 3)))
     network = quantize(graph, some_ranges(graph, 0))
     assert network.tensors[shares].quantization.scale == (1 / 256,)
-    # The others keep theirs: a family with a fixed scale is not moved.
+    # Scales linked to a fixed scale are not adjusted.
     groups, before = own_scales(graph, 0)
     assert exact_scales(graph, groups, before) == before
     build = GraphBuilder((1, 4, 4, 3))
@@ -167,7 +167,7 @@ def test_the_scale_of_a_softmax_is_fixed():
     assert promise(network, sums(network)[0]) == "identical"
 
 
-def test_means_that_are_too_long_are_left_alone():
+def test_means_of_too_many_values_keep_their_scale():
     build = GraphBuilder((1, 65, 77, 1))
     x = build.conv("input", 2)
     total = build.add(ops.Add, x, build.conv("input", 2))
@@ -180,11 +180,11 @@ def test_means_that_are_too_long_are_left_alone():
     assert [promise(network, op) for op in sums(network)] == ["identical", "one step"]
 
 
-def test_means_of_many_pixels_are_exact_where_their_number_is_mostly_twos():
+def test_means_of_many_pixels_are_exact_if_the_count_is_mostly_twos():
     for side in (8, 16, 13):
         build = GraphBuilder((1, side, side, 2), side)
         graph = build.graph(build.add(ops.GlobalAveragePool, build.conv("input", 3)))
-        assert_small_and_settled(graph, side)
+        assert_small_and_idempotent(graph, side)
         network = quantize(graph, some_ranges(graph, side))
         assert promise(network, sums(network)[0]) == "identical"
         assert_identical(network, side)
@@ -192,7 +192,7 @@ def test_means_of_many_pixels_are_exact_where_their_number_is_mostly_twos():
 
 @pytest.mark.parametrize("window", [(2, 2), (2, 1), (3, 2), (4, 4), (2, 5)])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
-def test_even_average_pools_are_convolutions_that_runtimes_round_alike(window, stride):
+def test_even_average_pools_become_convolutions_with_identical_rounding(window, stride):
     build = GraphBuilder((1, 9, 8, 3), 1)
     x = build.add(ops.AveragePool, build.conv("input", 5), window=window, stride=stride)
     graph = build.graph(build.conv(x, 2))
@@ -204,7 +204,7 @@ def test_even_average_pools_are_convolutions_that_runtimes_round_alike(window, s
     assert (network.constant(pool.inputs[1]).data == 127).all()
     assert all(promise(network, op) == "identical" for op in network.ops)
     assert_identical(network, 0)
-    # A mean is off by the rounding of a pool at most, and by that of its weights.
+    # A mean is off at most by the rounding of the pool and of its weights.
     values = run_reference(network, some_input(network, 1))
     quantization = network.tensors[x].quantization
     real = quantization.dequantize(values[pool.inputs[0]])
@@ -216,7 +216,7 @@ def test_even_average_pools_are_convolutions_that_runtimes_round_alike(window, s
     ("window", "padding", "kind"),
     [((3, 3), (0, 0, 0, 0), "AveragePool"), ((2, 2), (0, 1, 0, 1), "AveragePool"), ((2, 2), (0, 0, 0, 0), "Conv")],
 )
-def test_other_average_pools_stay(window, padding, kind):
+def test_other_average_pools_are_kept(window, padding, kind):
     build = GraphBuilder((1, 7, 7, 3), 1)
     graph = build.graph(build.add(ops.AveragePool, "input", window=window, padding=padding))
     assert [op.kind for op in averages_as_convolutions(graph).ops] == [kind]

@@ -1,4 +1,4 @@
-"""The way through the gate, and everything that closes it."""
+"""The exporter: its files and report, and everything that the parity gate refuses."""
 
 import json
 from dataclasses import replace
@@ -53,7 +53,7 @@ def send(module: nn.Module, out, images: LabelledImages, **options):
     return export(module, out, images=images, config=config, **options)
 
 
-def test_the_report_is_what_was_written(exported):
+def test_the_report_describes_the_written_files(exported):
     report = json.loads((exported / "export.json").read_text())
     assert sorted(report["files"]) == sorted(path.name for path in exported.glob("model.*"))
     for name, facts in report["files"].items():
@@ -88,7 +88,7 @@ def test_files_carry_classes_ids_and_origin(noise, tmp_path):
         assert contract.answer == "logits"
 
 
-def test_a_softmax_at_the_end_is_told(noise, tmp_path):
+def test_a_final_softmax_is_declared(noise, tmp_path):
     found = send(tiny().append(nn.Softmax(1)), tmp_path, open_images(noise))
     for path in found.files:
         with Session(path) as session:
@@ -117,26 +117,26 @@ def test_past_the_tolerance_nothing_is_written(noise, tmp_path, tolerance, said)
     assert [path.read_text() for path in (tmp_path / "kept").iterdir()] == ["from before"]
 
 
-def test_the_first_layer_to_leave_is_the_one_that_was_spoilt(noise, tmp_path, monkeypatch):
-    from firebox.export.quantization import ptq as effort
+def test_the_first_layer_to_diverge_is_the_corrupted_one(noise, tmp_path, monkeypatch):
+    from firebox.export.quantization import ptq
 
-    def spoil(graph: Graph, *arguments) -> Graph:
+    def corrupt(graph: Graph, *arguments) -> Graph:
         found = quantize(graph, *arguments)
         op = found.ops[1]
         assert isinstance(op, ops.Conv)
         weight = found.tensors[op.inputs[1]]
         assert weight.data is not None
-        spoilt = replace(weight, data=-weight.data)
-        return replace(found, tensors={**found.tensors, weight.name: spoilt})
+        corrupted = replace(weight, data=-weight.data)
+        return replace(found, tensors={**found.tensors, weight.name: corrupted})
 
-    monkeypatch.setattr(effort, "quantize", spoil)
+    monkeypatch.setattr(ptq, "quantize", corrupt)
     with pytest.raises(ParityError, match=r"model.int8.onnx .*; the first layer to diverge is '4' \(-\d"):
         send(tiny(), tmp_path / "out", open_images(noise), tolerance=Tolerance())
 
 
 def test_a_disagreement_is_counted(noise, tmp_path):
     with pytest.raises(ParityError, match=r"model\.int8\.onnx predicts the network's class on"):
-        # A network that cannot decide: 8 bits decide otherwise.
+        # All classes have nearly equal logits, so 8 bits choose differently.
         module = tiny()
         with torch.no_grad():
             module[4].weight[1:] = module[4].weight[:1] * (1 + 1e-6)
@@ -150,14 +150,14 @@ def test_a_disagreement_is_counted(noise, tmp_path):
     [(nn.GELU(), r"Gelu|at '3'"), (nn.Hardswish(), r"HardSwish \(Hardswish at '3'\)")],
     ids=["gelu", "hardswish"],
 )
-def test_an_unknown_operation_is_named_before_a_image_is_read(last, said, noise, tmp_path):
+def test_an_unknown_operation_is_reported_before_any_image_is_read(last, said, noise, tmp_path):
     images = replace(open_images(noise), read=lambda name: pytest.fail("an image was read"))
     with pytest.raises(UnsupportedError, match=said):
         send(tiny(last), tmp_path / "out", images)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_no_numbers_are_refused(value, noise, tmp_path):
+def test_weights_that_are_not_finite_are_refused(value, noise, tmp_path):
     module = tiny()
     with torch.no_grad():
         module[4].weight[0, 0] = value
@@ -166,7 +166,7 @@ def test_weights_that_are_no_numbers_are_refused(value, noise, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_float_files_of_weights_that_are_no_numbers_do_not_pass_either(noise, tmp_path):
+def test_float_files_with_weights_that_are_not_finite_are_refused(noise, tmp_path):
     module = tiny()
     with torch.no_grad():
         module[4].weight[0, 0] = np.nan
@@ -188,7 +188,7 @@ def test_no_images_one_image_and_black_ones(tmp_path):
     assert not (tmp_path / "black").exists()
 
 
-def test_a_image_that_cannot_be_read_is_named(noise, tmp_path):
+def test_an_unreadable_image_is_named(noise, tmp_path):
     images = replace(open_images(noise), read=lambda name: b"not an image")
     with pytest.raises(DataError, match=r"class\d/\d.png is not an image"):
         send(tiny(), tmp_path / "out", images)
@@ -203,12 +203,12 @@ def test_a_dead_network_is_quantized_without_a_warning(noise, tmp_path):
     assert not Session(found.files[2]).predict(np.zeros((12, 12, 3), np.uint8)).any()
 
 
-def test_classes_must_be_as_many_as_outputs(noise, tmp_path):
+def test_classes_must_match_the_outputs(noise, tmp_path):
     with pytest.raises(UsageError, match="does not give one value for each of its 2 classes"):
         send(tiny(), tmp_path / "out", open_images(noise), classes=("a", "b"))
 
 
-def test_a_folder_that_cannot_be_written_is_told(noise, tmp_path):
+def test_an_unwritable_folder_is_refused(noise, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="cannot write"):
         send(tiny(), tmp_path / "file" / "out", open_images(noise), config={"precisions": ("float32",)})
@@ -238,7 +238,7 @@ def test_options_are_checked_first(options, said):
         ExportConfig(**options)
 
 
-def test_tolerances_are_shares():
+def test_tolerances_must_be_shares():
     with pytest.raises(UsageError, match=r"agreement 1\.5"):
         Tolerance(agreement=1.5)
 
@@ -253,7 +253,7 @@ def graph_and_samples() -> tuple[Graph, list[np.ndarray]]:
 
 
 def smooth(random: np.random.Generator, count: int) -> list[np.ndarray]:
-    """Images whose neighbouring pixels are alike, as in the world."""
+    """Images with similar neighbouring pixels, as in photographs."""
     coarse = random.standard_normal((count, 1, 5, 5, 3), np.float32)
     return [image.repeat(2, axis=1).repeat(2, axis=2) for image in coarse]
 
@@ -266,7 +266,7 @@ def noise_of(graph: Graph, network: Graph, samples: list[np.ndarray]) -> float:
     return float(np.mean([((found[name] - expected[name]) ** 2).mean() for expected, found in pairs]))
 
 
-def test_rounding_by_moments_is_better_than_to_the_nearest():
+def test_gptq_is_better_than_rounding_to_nearest():
     graph, samples = graph_and_samples()
     ranges = calibrate(graph, samples)
     moments = input_moments(graph, samples)
@@ -278,7 +278,7 @@ def test_rounding_by_moments_is_better_than_to_the_nearest():
     }
     for weight_range, (better, nearest) in found.items():
         assert noise_of(graph, better, fresh) < noise_of(graph, nearest, fresh)
-        # Of weights that are drawn many pairs are cut, whichever way they are rounded.
+        # Random weights have many excessive pairs, which are reduced whichever way weights are rounded.
         if weight_range != "saturation-free":
             assert noise_of(graph, better, samples) < noise_of(graph, nearest, samples)
     for network in (network for pair in found.values() for network in pair):
@@ -289,11 +289,11 @@ def test_rounding_by_moments_is_better_than_to_the_nearest():
                 assert weight.data.min() >= -127
 
 
-def test_a_runtime_that_is_wrong_here_is_named_and_not_the_calibration(noise, tmp_path, monkeypatch):
+def test_a_faulty_runtime_is_blamed_instead_of_the_calibration(noise, tmp_path, monkeypatch):
     right = OnnxRuntime.run
 
     def faulty(self, x):
-        """A third off, as saturated sums are."""
+        """Outputs a third too small, as saturated sums are."""
         answer = right(self, x)
         return answer - answer // 3 if answer.dtype == np.uint8 else answer
 

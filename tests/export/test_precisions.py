@@ -1,4 +1,4 @@
-"""float16 weights, int8 weights between floats, 16-bit layers: what they compute and take, and what is refused."""
+"""float16 weights, int8 weights with float activations, 16-bit layers: results, sizes and refusals."""
 
 import json
 from dataclasses import replace
@@ -31,7 +31,7 @@ def images(graph: Graph, count: int = 2) -> list[np.ndarray]:
 
 
 def run_onnx(data: bytes, x: np.ndarray) -> np.ndarray:
-    """The answer in NHWC."""
+    """The output, NHWC."""
     with Session(data) as session:
         y = session.run(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
     return y.transpose(0, 2, 3, 1) if y.ndim == 4 else y
@@ -64,7 +64,7 @@ def fire(softmax: bool = False) -> Graph:
 
 @runs
 @given(graphs(leave_out=("average",)))
-def test_float16_weights_answer_as_the_same_numbers_in_float32(graph):
+def test_float16_weights_equal_the_same_values_in_float32(graph):
     half = with_float16_weights(graph)
     tensors = {
         name: replace(tensor, dtype="float32", data=tensor.real()) if tensor.dtype == "float16" else tensor
@@ -79,7 +79,7 @@ def test_float16_weights_answer_as_the_same_numbers_in_float32(graph):
 
 @runs
 @given(graphs())
-def test_mixed_graphs_come_back_from_both_formats(graph):
+def test_mixed_graphs_round_trip_in_both_formats(graph):
     for mixed in (with_float16_weights(graph), with_int8_weights(graph)):
         for data in (write_onnx(mixed), write_tflite(mixed)):
             found = read_graph(data)
@@ -91,7 +91,7 @@ def test_mixed_graphs_come_back_from_both_formats(graph):
             ]
 
 
-def test_int8_weights_between_floats_are_a_quarter_and_stay_close_in_every_runtime():
+def test_int8_weights_take_a_quarter_and_stay_close_in_every_runtime():
     graph = fire()
     samples = images(graph, 16)
     mixed = with_int8_weights(graph, input_moments(graph, samples))
@@ -107,7 +107,7 @@ def test_int8_weights_between_floats_are_a_quarter_and_stay_close_in_every_runti
             assert np.abs(run_tflite(write_tflite(mixed), x, backend) - expected).max() < limit
 
 
-def test_calibration_images_make_int8_weights_better():
+def test_calibration_images_improve_int8_weights():
     graph = fire()
     samples, unseen = images(graph, 64)[:32], images(graph, 64)[32:]
     expected = [run_onnx(write_onnx(graph), x) for x in unseen]
@@ -121,18 +121,18 @@ def test_calibration_images_make_int8_weights_better():
 
 @runs
 @given(graphs(leave_out=("average", "groups")))
-def test_16_bit_layers_are_the_same_numbers_in_three_runtimes(graph):
+def test_16_bit_layers_are_identical_in_three_runtimes(graph):
     small = quantize(graph, calibrate(graph, images(graph)))
     wide = with_int16_layers(small, ["*"])
     assert {tensor.dtype for tensor in wide.activations[1:]} == {"int16"}
     x = small.tensors["input"].quantization.quantize(images(graph)[0], "int8")
     expected = run_onnx(write_onnx(wide), (x.astype(np.int16) + 128).astype(np.uint8)).astype(int)
     for answer in (run_tflite(write_tflite(wide), x), run_micro(write_tflite(wide), x)):
-        # Rescaling in fixed point is a step of 16 bits off now and then.
+        # Fixed-point rescaling is occasionally off by one 16-bit step.
         assert np.abs(answer.astype(int) - expected).max() <= 12
 
 
-def test_16_bit_layers_come_nearer_to_float_than_8_bits():
+def test_16_bit_layers_are_closer_to_float_than_8_bit_ones():
     graph = fire()
     samples = images(graph, 8)
     small = quantize(graph, calibrate(graph, samples))
@@ -147,7 +147,7 @@ def test_16_bit_layers_come_nearer_to_float_than_8_bits():
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_only_what_changes_between_8_and_16_bits_goes_through_a_quantize():
+def test_a_quantize_stands_only_between_8_and_16_bits():
     graph = fire(softmax=True)
     small = quantize(graph, calibrate(graph, images(graph)))
     conv = small.ops[0].name
@@ -163,7 +163,7 @@ def test_only_what_changes_between_8_and_16_bits_goes_through_a_quantize():
     )
 
 
-def test_tflite_runtime_cannot_turn_8_into_16_bits_and_says_so():
+def test_tflite_runtime_refuses_16_bit_layers():
     graph = fire()
     wide = with_int16_layers(quantize(graph, calibrate(graph, images(graph))), ["*"])
     with pytest.raises(FormatError, match="tflite-runtime cannot load the file"):
@@ -188,7 +188,7 @@ def test_random_networks_of_16_bits_are_planned_to_the_byte(tmp_path):
     check()
 
 
-def test_plans_do_not_claim_what_they_cannot_know(tmp_path):
+def test_plans_refuse_targets_with_unknown_kernels(tmp_path):
     graph = fire()
     path = tmp_path / "half.tflite"
     half = with_float16_weights(graph)
@@ -220,7 +220,7 @@ def test_plans_do_not_claim_what_they_cannot_know(tmp_path):
         plan(path, "litert")
 
 
-def test_what_cannot_be_is_refused_in_a_line():
+def test_unsupported_precisions_are_refused():
     graph = fire()
     small = in_any_8_bits(graph)
     with pytest.raises(UsageError, match=r"no layer is called 'fire\*'; names run from conv0 to fullyconnected"):
@@ -245,7 +245,7 @@ def test_what_cannot_be_is_refused_in_a_line():
         ExportConfig(int16_layers=("conv*",), sram_bytes=1024)
 
 
-def test_layers_without_weight_or_with_one_of_zeros_stay_what_they_are():
+def test_zero_weights_and_layers_without_weights_are_unchanged():
     build = GraphBuilder((1, 4, 4, 2))
     graph = build.graph(build.linear(build.conv("input", 3), 4))
     zeros = {
@@ -262,7 +262,7 @@ def test_layers_without_weight_or_with_one_of_zeros_stay_what_they_are():
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, noise):
-    """squeezenet_micro in every precision, its last layers of 16 bits."""
+    """squeezenet_micro in every precision, with its last layers in 16 bits."""
     network = load_network("squeezenet_micro", random_init=True, num_classes=3, input_size=(24, 24))
     anything = Tolerance(sqnr_db=-100, agreement=0, formats_agreement=0)
     return export(
@@ -280,7 +280,7 @@ def mixed(tmp_path_factory, noise):
     )
 
 
-def test_every_precision_is_exported_with_its_size_and_its_agreement(mixed):
+def test_every_precision_is_exported_with_size_and_agreement(mixed):
     report = json.loads((mixed.out / "export.json").read_text())
     assert report["int16_layers"] == ["classifier*", "output"]
     sizes = {path.name: path.stat().st_size for path in mixed.files}
@@ -304,7 +304,7 @@ def test_other_runtimes_pass_the_golden_check_of_mixed_files(mixed):
             assert session.check().passed
 
 
-def test_commands_take_files_of_every_precision_or_say_why_not(mixed, command, noise, tmp_path):
+def test_commands_accept_every_precision_or_give_the_reason(mixed, command, noise, tmp_path):
     for precision in ("float16", "dynamic", "int8"):
         file = mixed.out / f"model.{precision}.tflite"
         assert json.loads(command("plan", file, "--json").out)["arena_bytes"] > 0

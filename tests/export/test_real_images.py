@@ -19,7 +19,7 @@ def network(data_dir) -> Network:
 
 @pytest.fixture(scope="module")
 def published(data_dir, network, tmp_path_factory) -> Export:
-    """The four files, through the gate with its own tolerance."""
+    """The four files, exported with the default tolerance."""
     return export(
         network.module,
         tmp_path_factory.mktemp("v11"),
@@ -35,14 +35,14 @@ def published(data_dir, network, tmp_path_factory) -> Export:
 
 @pytest.fixture(scope="module")
 def pixels(data_dir, network) -> list[np.ndarray]:
-    """Forty images that were not drawn to calibrate, mostly."""
+    """Forty images, mostly not used for calibration."""
     images = sample(open_images(data_dir / "imagenet-samples.tar"), 40, seed=7)
     return [network.preprocessing.crop(images.read(name), name) for name in images.names]
 
 
 @pytest.fixture(scope="module")
 def logits(network, published, pixels) -> dict[str, np.ndarray]:
-    """Answers of torch and of every file in every runtime, (images, classes)."""
+    """Logits of torch and of every file in every runtime, (images, classes)."""
     torch = TorchClassifier(network)
     found = {"torch": np.stack([torch.predict_pixels(image) for image in pixels])}
     runs = [(file, "auto") for file in FILES] + [(FILES[1], "tflite-runtime")]
@@ -52,7 +52,7 @@ def logits(network, published, pixels) -> dict[str, np.ndarray]:
     return found
 
 
-def test_float_files_name_the_class_of_torch(logits):
+def test_float_files_predict_the_class_of_torch(logits):
     truth = logits["torch"]
     for name, found in logits.items():
         if "float32" in name:
@@ -60,13 +60,13 @@ def test_float_files_name_the_class_of_torch(logits):
             assert np.abs(found - truth).max() < 1e-3 * np.abs(truth).max(), name
 
 
-def test_int8_files_mostly_do_and_are_one(logits):
+def test_int8_files_mostly_agree_and_are_identical(logits):
     truth, onnx, tflite = logits["torch"], logits["model.int8.onnx auto"], logits["model.int8.tflite auto"]
     assert (onnx.argmax(1) == truth.argmax(1)).mean() >= 0.85
     np.testing.assert_array_equal(onnx, tflite)
 
 
-def test_tflite_runtime_is_near(published, pixels, logits):
+def test_tflite_runtime_is_close(published, pixels, logits):
     with Session(published.out / "model.int8.tflite", "tflite-runtime", threads=2) as session:
         step = session.contract.output.scale
         assert step is not None
@@ -81,13 +81,13 @@ def test_files_pass_their_own_check(published, file):
             assert session.check().passed
 
 
-def test_the_arena_is_what_tflite_micro_takes(published, arena_head):
+def test_the_planned_arena_equals_tflite_micros(published, arena_head):
     data = (published.out / "model.int8.tflite").read_bytes()
     assert plan(data).arena_bytes == plan(published.out / "model.int8.onnx").arena_bytes == 982_144
     assert arena_head(data) == 982_144
 
 
-def test_the_report_tells_where_the_images_are_from(published, data_dir, network):
+def test_the_report_names_the_source_of_the_images(published, data_dir, network):
     report = json.loads((published.out / "export.json").read_text())
     assert report == json.loads(json.dumps(published.report))
     assert report["checkpoint_sha256"] == network.sha256
@@ -99,7 +99,7 @@ def test_the_report_tells_where_the_images_are_from(published, data_dir, network
         assert result.sqnr_db > (60 if "float32" in result.file else 12)
 
 
-def test_a_image_is_what_it_is(published, data_dir):
+def test_real_images_are_classified(published, data_dir):
     images = open_images(data_dir / "imagenet-samples.tar")
     drawn = sample(images, 60, seed=3)
     with Session(published.out / "model.int8.tflite", threads=2) as session:

@@ -1,4 +1,4 @@
-"""Which integers weights become: none that a kernel of 16-bit sums saturates on, all of 8 bits, or 7."""
+"""Weight grids: free of saturation in kernels with 16-bit sums, full 8-bit, or 7-bit."""
 
 from typing import get_args
 
@@ -31,12 +31,12 @@ def layers(graph: Graph) -> list[ops.Layer]:
 
 
 def constant(graph: Graph, op: ops.Layer) -> Tensor:
-    """The weight of a layer, which has the same name in the float graph and in the integer one."""
+    """The weight of a layer; it has the same name in the float and the int8 graph."""
     return graph.constant(graph.producers[op.output].inputs[1])
 
 
 def weight(graph: Graph, op: ops.Layer) -> np.ndarray:
-    """Integers of a layer, (outputs, columns)."""
+    """Integer weights of a layer, (outputs, columns)."""
     data = constant(graph, op).data
     assert data is not None
     return data.reshape(len(data), -1).astype(int)
@@ -48,7 +48,7 @@ def real(graph: Graph, op: ops.Layer) -> np.ndarray:
 
 
 def largest_sum(graph: Graph) -> int:
-    """Over the pairs of all layers that any kernel adds."""
+    """The largest sum of a pair that any kernel adds, over all layers."""
     sums = [
         np.abs(weight(graph, op)[:, walk].sum(axis=2)).max(initial=0)
         for op in layers(graph)
@@ -65,7 +65,7 @@ def assert_cannot_saturate(graph: Graph) -> None:
 
 
 def graph_of(name: str, seed: int) -> Graph:
-    """A network of one layer; ``everything`` has one of each behind another."""
+    """A network of one layer; ``everything`` is a sequence of one of each kind."""
     build = GraphBuilder((1, 6, 6, {"odd": 5, "one": 1}.get(name, 6)), seed)
     if name == "linear":
         return build.graph(build.linear("input", 7))
@@ -90,19 +90,19 @@ def test_no_pair_saturates_and_little_is_lost(name):
             expected = real(graph, op)
             lost, most = (((real(network, op) - expected) ** 2).sum(axis=1) for network in (safe, narrow))
             assert (lost <= most * (1 + 1e-5)).all()
-    # It would saturate otherwise.
+    # On the full grid it would saturate.
     assert largest_sum(full) > LIMIT
 
 
 @settings(max_examples=30)
 @given(graphs(), st.integers(0, 1000))
-def test_no_network_saturates_unless_asked_to(graph, seed):
+def test_no_network_saturates_by_default_or_in_7_bits(graph, seed):
     assert_cannot_saturate(quantize(graph, some_ranges(graph, seed)))
     assert_cannot_saturate(quantize(graph, some_ranges(graph, seed), None, "7-bit"))
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_ranges_are_used_to_their_ends(name):
+def test_weights_use_the_whole_range(name):
     graph = graph_of(name, 1)
     for kind, largest in (("full", 127), ("7-bit", 64)):
         network = quantize(graph, some_ranges(graph, 1), None, kind)
@@ -112,7 +112,7 @@ def test_ranges_are_used_to_their_ends(name):
             np.testing.assert_allclose(np.array(scale) * largest, np.abs(real(graph, op)).max(axis=1), rtol=1e-6)
 
 
-def test_depthwise_layers_keep_all_of_8_bits():
+def test_depthwise_layers_use_all_8_bits():
     build = GraphBuilder((1, 6, 6, 6))
     graph = build.graph(build.conv("input", 6, (3, 3), 6))
     safe, full = (quantize(graph, some_ranges(graph, 0), None, kind) for kind in ("saturation-free", "full"))
@@ -121,11 +121,11 @@ def test_depthwise_layers_keep_all_of_8_bits():
     assert_cannot_saturate(safe)
 
 
-def test_a_channel_without_offending_pairs_keeps_its_scale():
+def test_a_channel_without_excessive_pairs_keeps_its_scale():
     build = GraphBuilder((1, 1, 1, 4))
     graph = build.graph(build.conv("input", 3))
     name = graph.ops[0].inputs[1]
-    # The largest beside the smallest, beside an equal one, and beside its opposite.
+    # The largest weight next to the smallest, to an equal one, and to its negative.
     graph.tensors[name].data[:] = np.float32(
         [[1, 0.001, 0.3, -0.3], [1, 1, 0.5, -0.5], [1, -1, 0.2, 0.2]]
     ).reshape(3, 1, 1, 4)  # fmt: skip
@@ -135,7 +135,7 @@ def test_a_channel_without_offending_pairs_keeps_its_scale():
     assert weight(safe, safe.ops[0]).tolist() == [[127, 0, 38, -38], [64, 64, 32, -32], [127, -127, 25, 25]]
 
 
-def test_the_less_important_weight_of_a_pair_gives_way():
+def test_the_less_important_weight_of_a_pair_is_reduced():
     grid = WeightGrid(pairs=(np.array([[0, 1]]),))
     steps = np.array([[100.0, 100.0], [-100.0, -100.0], [100.0, -100.0], [127.4, 2.6]])
     assert round_to_grid(steps, grid, np.array([1.0, 1.0])).tolist() == [[64, 64], [-64, -64], [100, -100], [126, 2]]
@@ -145,7 +145,7 @@ def test_the_less_important_weight_of_a_pair_gives_way():
     assert round_to_grid(steps, WeightGrid(64), np.ones(2)).max() == 64
 
 
-def test_scales_are_fitted_where_cutting_costs_more():
+def test_scales_are_widened_if_reducing_pairs_costs_more():
     grid = WeightGrid(pairs=(np.array([[0, 1]]),))
     rows = np.float32([[1, 1], [1, 0.001]])
     scales = np.float32([1 / 127, 1 / 127])
@@ -153,7 +153,7 @@ def test_scales_are_fitted_where_cutting_costs_more():
     found = fit_scales(rows, scales, grid, np.ones(2))
     assert found[0] == pytest.approx(1 / 64)
     assert found[1] == scales[1]
-    # A column that nothing comes through is cut, for one that would be rounded.
+    # A column with zero input is reduced in favour of its partner.
     rows = np.float32([[1, 1, 1 / 127]])
     assert fit_scales(rows, scales[:1], grid, np.array([1.0, 1e-9, 1.0])) == scales[0]
 
@@ -166,7 +166,7 @@ def correlated(columns: int, seed: int) -> Moments:
 
 @pytest.mark.parametrize("kind", RANGES)
 @pytest.mark.parametrize("name", ["even", "odd", "one", "linear"])
-def test_weights_that_make_up_for_each_other_stay_within_their_range(name, kind):
+def test_compensated_weights_stay_within_their_range(name, kind):
     for seed in range(3):
         graph = graph_of(name, seed)
         moments = {op.name: correlated(real(graph, op).shape[1], seed) for op in layers(graph)}
@@ -177,7 +177,7 @@ def test_weights_that_make_up_for_each_other_stay_within_their_range(name, kind)
             assert_cannot_saturate(network)
 
 
-def test_making_up_for_each_other_pays_on_every_grid():
+def test_compensation_reduces_the_error_on_every_grid():
     graph = graph_of("odd", 0)
     (op,) = layers(graph)
     expected, moments = real(graph, op), correlated(45, 0)
@@ -191,7 +191,7 @@ def test_making_up_for_each_other_pays_on_every_grid():
         assert output_error(real(found, op)) < 0.7 * output_error(real(nearest, op))
 
 
-def test_moments_of_real_inputs_leave_no_pair_either():
+def test_moments_of_real_inputs_leave_no_excessive_pair():
     graph = graph_of("everything", 0)
     random = np.random.default_rng(0)
     samples = [random.standard_normal((1, 6, 6, 6), np.float32) for _ in range(4)]
@@ -227,7 +227,7 @@ def test_training_computes_with_the_integers_of_the_file(kind, graph, seed):
 
 
 def integers_in_training(module: FakeQuantized, network: Graph, seed: int) -> list[np.ndarray]:
-    """The weights that one pass multiplies with, layer by layer, in the graph's order."""
+    """The integer weights of one forward pass, layer by layer, in the graph's order."""
     found = []
     functional = torch.nn.functional
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""From torch to a graph: the same answers, names of modules, refusals that say where."""
+"""Tracing torch modules: equal outputs, names of modules, and refusals with the module's name."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ class Fire(nn.Module):
 
 @st.composite
 def modules(draw) -> tuple[nn.Module, tuple[int, int, int, int]]:
-    """Random stacks of the layers that networks for small devices are made of, and an input's shape."""
+    """Random stacks of layers common in networks for small devices, with an input shape."""
     channels, rows, columns = draw(st.integers(2, 4)), draw(st.integers(9, 16)), draw(st.integers(9, 16))
     shape = (1, channels, rows, columns)
     layers: list[nn.Module] = []
@@ -69,7 +69,7 @@ def modules(draw) -> tuple[nn.Module, tuple[int, int, int, int]]:
 
 
 def shaken(module: nn.Module) -> nn.Module:
-    """Statistics of batch norms as after a training, and weights that let something through."""
+    """Random batch norm parameters and statistics, as after training, that let signals pass."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             for values in (part.weight, part.running_var):
@@ -79,7 +79,7 @@ def shaken(module: nn.Module) -> nn.Module:
     return module
 
 
-def answers(graph: Graph, x: torch.Tensor) -> dict[str, np.ndarray]:
+def run_everywhere(graph: Graph, x: torch.Tensor) -> dict[str, np.ndarray]:
     image = x.numpy()
     nhwc = np.ascontiguousarray(image.transpose(0, 2, 3, 1))
     found = {"onnxruntime": Session(write_onnx(graph)).run(image)}
@@ -95,14 +95,14 @@ def assert_traced(module: nn.Module, shape: tuple[int, int, int, int]) -> Graph:
     x = torch.randn(shape)
     with torch.inference_mode():
         expected = module.eval()(x).numpy()
-    for backend, found in answers(graph, x).items():
+    for backend, found in run_everywhere(graph, x).items():
         np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=backend)
     return graph
 
 
 @settings(max_examples=8)
 @given(modules())
-def test_torch_and_three_runtimes_give_one_answer(drawn):
+def test_torch_and_three_runtimes_agree(drawn):
     module, shape = drawn
     torch.manual_seed(0)
     assert_traced(shaken(module), shape)
@@ -124,7 +124,7 @@ def test_torch_and_three_runtimes_give_one_answer(drawn):
     ],
     ids=lambda value: str(value).replace("\n", "") if isinstance(value, nn.Module) else str(value),
 )
-def test_layers_in_the_shapes_that_go_wrong(layer, size):
+def test_layers_in_difficult_shapes(layer, size):
     torch.manual_seed(0)
     assert_traced(shaken(nn.Sequential(layer, nn.Conv2d(_channels(layer, size), 4, 1))), (1, 3, size, size))
 
@@ -133,7 +133,7 @@ def _channels(layer: nn.Module, size: int) -> int:
     return layer.eval()(torch.zeros(1, 3, size, size)).shape[1]
 
 
-def test_batch_norm_goes_into_the_convolution_before_it():
+def test_batch_norm_is_folded_into_the_preceding_convolution():
     torch.manual_seed(0)
     module = shaken(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()))
     graph = trace(module, (1, 3, 8, 8))
@@ -146,7 +146,7 @@ def test_batch_norm_goes_into_the_convolution_before_it():
     np.testing.assert_allclose(graph.tensors[graph.ops[0].inputs[2]].real(), bias, atol=1e-6)
 
 
-def test_batch_norm_that_something_else_looks_behind_stays():
+def test_batch_norm_after_a_shared_convolution_is_kept():
     class Both(nn.Module):
         def __init__(self):
             super().__init__()
@@ -160,7 +160,7 @@ def test_batch_norm_that_something_else_looks_behind_stays():
     assert len(graph.ops) == 3
 
 
-def test_operations_are_called_after_their_modules():
+def test_operations_are_named_after_their_modules():
     module = nn.Sequential()
     module.add_module("stem", nn.Conv2d(3, 4, 3))
     module.add_module("act", nn.ReLU())
@@ -187,7 +187,7 @@ def test_a_module_used_twice_is_two_operations(shared):
     for data in (write_onnx(graph), write_tflite(graph)):
         again = read_graph(data)
         x = torch.randn(1, 3, 8, 8)
-        for found, expected in zip(answers(again, x).values(), answers(graph, x).values(), strict=True):
+        for found, expected in zip(run_everywhere(again, x).values(), run_everywhere(graph, x).values(), strict=True):
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -219,7 +219,7 @@ def test_an_unknown_operation_is_named_with_its_module(layer, said):
         trace(Inside(layer), (1, 3, 12, 12))
 
 
-def test_what_cannot_be_traced_is_told_in_a_line():
+def test_untraceable_modules_end_in_one_line():
     class Choosing(nn.Module):
         def forward(self, x):
             return x * 2 if x.sum() > 0 else x
@@ -231,7 +231,7 @@ def test_what_cannot_be_traced_is_told_in_a_line():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_module_keeps_its_mode_and_its_numbers(training):
+def test_a_module_keeps_its_mode_and_state(training):
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train(training)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     trace(module, (1, 3, 8, 8))
@@ -250,7 +250,7 @@ def test_a_frozen_part_stays_frozen():
     assert not module[1].training
 
 
-def test_padding_that_counts_is_an_operation_of_its_own():
+def test_padding_that_counts_becomes_a_separate_operation():
     graph = trace(nn.AvgPool2d(3, 2, padding=1), (1, 3, 8, 8))
     kinds: list[type[Op]] = [type(op) for op in graph.ops]
     assert kinds == [ops.Pad, ops.AveragePool]

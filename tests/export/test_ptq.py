@@ -1,4 +1,4 @@
-"""Efforts of int8: calibrators, equalization, learned weights."""
+"""Post-training quantization: calibrators, equalization, GPTQ and tuned weights."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ SIZE = 12
 
 
 def fire(seed: int = 0) -> Graph:
-    """A small network with a join and a bypass: its channels are scaled alike where they meet."""
+    """A small network with a concatenation and a bypass, whose tensors share scales."""
     build = GraphBuilder((1, SIZE, SIZE, 3), seed)
     x = build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1), activation="relu")
     squeeze = build.conv(x, 4, activation="relu")
@@ -45,7 +45,7 @@ def images(count: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def uneven(graph: Graph, factor: float = 100.0) -> Graph:
-    """The same function with every other channel of the first layer ``factor`` times as loud."""
+    """The same function with every other channel of the first layer multiplied by ``factor``."""
     first, second = (op for op in graph.ops[:2] if isinstance(op, ops.Conv))
     factors = np.where(np.arange(4) % 2, factor, 1.0)
     tensors = dict(graph.tensors)
@@ -75,7 +75,7 @@ def test_an_equalized_network_is_the_same_function(graph):
     np.testing.assert_allclose(run_outputs(found, samples), expected, atol=1e-4 * max(np.abs(expected).max(), 1e-3))
 
 
-def test_equalization_brings_channels_together():
+def test_equalization_evens_out_channels():
     graph, samples = uneven(fire()), images(10)
     peaks = [channel_peaks(network, samples) for network in (graph, equalize(graph, channel_peaks(graph, samples)))]
     squeeze = graph.ops[1].output
@@ -98,19 +98,19 @@ def test_calibrators_keep_the_bulk_and_only_minmax_an_outlier(name, signed):
     assert found.low <= 0 if signed else found.low == 0
 
 
-def test_tensors_that_share_a_scale_are_seen_as_one():
+def test_tensors_that_share_a_scale_share_a_histogram():
     graph, samples = fire(), images(6)
     join = next(op for op in graph.ops if isinstance(op, ops.Concat))
     ranges = calibrate(graph, samples, "mse")
     assert {ranges[name] for name in join.inputs} == {ranges[join.output]}
-    # The values of the join are those of its parts, and are counted once.
+    # The concatenation only forwards values: they are counted once.
     (counted,) = (
         found for name, found in collect_histograms(graph, samples).items() if name in (*join.inputs, join.output)
     )
     assert int(counted.counts.sum()) == 2 * SIZE * SIZE * 4 * len(samples)
 
 
-def test_good_equalizes_where_that_helps():
+def test_good_equalizes_if_that_helps():
     graph, samples = uneven(fire()), images(24)
     fast, good = (quantize_network(graph, samples, effort) for effort in ("fast", "good"))
     assert good.equalized
@@ -120,12 +120,12 @@ def test_good_equalizes_where_that_helps():
     assert noise(graph, good.graph, fresh) < noise(graph, fast.graph, fresh) / 2
 
 
-def test_a_calibrator_that_is_given_is_taken():
+def test_a_given_calibrator_is_used():
     for effort in ("fast", "good", "best"):
         assert quantize_network(fire(), images(4), effort, "percentile").calibrator == "percentile"
 
 
-def test_learned_weights_answer_better_and_the_same_again():
+def test_tuned_weights_are_better_and_deterministic():
     graph, samples = fire(3), images(30)
     ranges = calibrate(graph, samples)
     once, again = (quantize(tune_weights(graph, ranges, samples, seed=2), ranges) for _ in range(2))
@@ -133,7 +133,7 @@ def test_learned_weights_answer_better_and_the_same_again():
     assert noise(graph, once, images(30, seed=7)) < noise(graph, quantize(graph, ranges), images(30, seed=7))
 
 
-def test_layers_that_share_their_weights_are_learned():
+def test_layers_that_share_weights_are_tuned():
     build = GraphBuilder((1, SIZE, SIZE, 3))
     once = build.conv("input", 3, (3, 3), padding=(1, 1, 1, 1), groups=3)
     graph = build.graph(build.conv(build.conv(once, 3, (3, 3), padding=(1, 1, 1, 1), groups=3), 5))
@@ -155,7 +155,7 @@ def test_compensated_weights_round_to_what_quantize_gives():
         if isinstance(op, ops.Conv):
             rounded, wanted = (network.tensors[f"{op.output}/weight"] for network in (found, expected))
             assert wanted.quantization is not None
-            # A largest weight that was lowered makes the steps of its channel a little finer.
+            # If the largest weight of a channel was lowered, the channel's steps are slightly finer.
             np.testing.assert_allclose(rounded.real(), wanted.real(), atol=2 * max(wanted.quantization.scale))
 
 

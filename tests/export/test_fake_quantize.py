@@ -1,4 +1,4 @@
-"""What training computes through fake quantization beside what the runtimes make of the int8 graph."""
+"""Fake quantization in torch against the runtimes on the int8 graph."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from firebox.runtime.graph.reference import run_reference
 
 
 def drawn_ranges(graph: Graph, seed: int) -> dict[str, Range]:
-    """Ranges on both sides of zero or on one."""
+    """Random ranges, with zero inside or at an end."""
     random = np.random.default_rng(seed)
     lows = random.uniform(-1.5, 1.5, len(graph.activations)).clip(max=0)
     return {tensor.name: Range(float(low), 2.0) for tensor, low in zip(graph.activations, lows, strict=True)}
@@ -47,7 +47,7 @@ def in_torch(module: FakeQuantized, images: np.ndarray) -> torch.Tensor:
 
 @settings(max_examples=40)
 @given(graphs(), st.integers(0, 1000))
-def test_runtimes_answer_as_training_computed(graph, seed):
+def test_runtimes_compute_what_training_computed(graph, seed):
     same_as_runtimes(graph, seed)
 
 
@@ -60,7 +60,7 @@ def test_transposed_images_keep_their_scale():
 
 
 def same_as_runtimes(graph: Graph, seed: int) -> Graph:
-    """The int8 graph, after torch and all runtimes were seen to keep what is promised of it."""
+    """The int8 graph, after comparing torch and all runtimes within the documented steps."""
     module = FakeQuantized(graph, drawn_ranges(graph, seed))
     network = quantize(module.graph(), module.ranges())
     source, result = (network.tensors[name].quantization for name in graph.inputs + graph.outputs)
@@ -70,7 +70,7 @@ def same_as_runtimes(graph: Graph, seed: int) -> Graph:
     with torch.no_grad():
         real = module(torch.from_numpy(source.dequantize(x).transpose(0, 3, 1, 2))).numpy()
     trained = result.quantize(real.transpose(0, 2, 3, 1) if real.ndim == 4 else real, "int8").astype(int)
-    # Softmax, which only ever comes last, takes exponentials of other makers.
+    # Softmax, always last, uses each runtime's own exponential.
     promises = {promise(network, op) for op in network.ops if not isinstance(op, ops.Softmax)}
     most = 1 if any(isinstance(op, ops.Softmax) for op in network.ops) else 0
     expected = values[network.outputs[0]].astype(int)
@@ -84,7 +84,7 @@ def same_as_runtimes(graph: Graph, seed: int) -> Graph:
 @settings(max_examples=10)
 @given(graphs(), st.integers(0, 1000))
 def test_each_operation_alone_is_within_a_step_of_the_reference_in_every_runtime(graph, seed):
-    """Also in those that rescale in fixed point, whose steps the layers behind multiply."""
+    """Runtimes with fixed-point rescaling are included; later layers would amplify their differences."""
     network = quantize(graph, drawn_ranges(graph, seed))
     values = run_reference(network, some_input(network, seed))
     for op in network.ops:
@@ -99,7 +99,7 @@ def test_each_operation_alone_is_within_a_step_of_the_reference_in_every_runtime
 
 @settings(max_examples=20)
 @given(graphs(), st.integers(0, 1000))
-def test_ranges_and_weights_come_back_as_they_went_in(graph, seed):
+def test_ranges_and_weights_round_trip(graph, seed):
     ranges = drawn_ranges(graph, seed)
     module = FakeQuantized(graph, ranges)
     before, after = quantize(graph, ranges), quantize(module.graph(), module.ranges())
@@ -125,7 +125,7 @@ def test_scales_and_weights_are_learned():
     assert losses[-1] < 0.5 * losses[0]
     assert (module.scales != before).all()
     learned = quantize(module.graph(), module.ranges())
-    # In the ratios that the file has.
+    # Exact ratios, as in the file.
     exact = module.exact(module.scales.tolist())
     assert np.abs(np.array(exact) / module.scales.detach().numpy() - 1).max() < 0.03
     for tensor in graph.activations:
@@ -134,7 +134,7 @@ def test_scales_and_weights_are_learned():
         assert quantization.scale[0] in exact
 
 
-def test_a_scale_alone_is_learned_towards_the_least_error():
+def test_learning_a_single_scale_minimizes_the_error():
     build = GraphBuilder((1, 4, 4, 3))
     graph = build.graph(build.conv("input", 5, (3, 3)))
     images = samples(graph, 200)
@@ -153,7 +153,7 @@ def test_a_scale_alone_is_learned_towards_the_least_error():
     assert errors[-1] < 0.2 * errors[0]
 
 
-def test_the_scale_of_a_softmax_stays():
+def test_the_scale_of_a_softmax_is_fixed():
     build = GraphBuilder((1, 4, 4, 2))
     graph = build.graph(build.add(ops.Softmax, build.linear("input", 4)))
     module = FakeQuantized(graph, drawn_ranges(graph, 0))
@@ -165,7 +165,7 @@ def test_the_scale_of_a_softmax_stays():
     assert (module.scales.grad[~fixed] != 0).all()
 
 
-def test_bfloat16_moves_no_output_far():
+def test_bfloat16_changes_outputs_little():
     graph = fire_network()
     images = samples(graph, 8)
     module = FakeQuantized(graph, calibrate(graph, list(images)))
@@ -176,7 +176,7 @@ def test_bfloat16_moves_no_output_far():
     assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
 
 
-def test_what_cannot_be_learned_through_is_told():
+def test_unsupported_graphs_are_refused():
     graph = fire_network()
     ranges = drawn_ranges(graph, 0)
     with pytest.raises(UnsupportedError, match="pass the float network"):
