@@ -188,7 +188,7 @@ def test_unsupported_graphs_are_refused():
     module = FakeQuantized(graph, ranges)
     with torch.no_grad():
         module.scales[0] = -1
-    with pytest.raises(QuantizationError, match="scale of activation 'input' is -1"):
+    with pytest.raises(QuantizationError, match="activation 'input' has scale -1"):
         in_torch(module, samples(graph, 1))
     with torch.no_grad():
         module.scales[0] = 1
