@@ -1,4 +1,4 @@
-"""Devices by name, for budgets: how much on-chip memory each has, as ``devices.toml`` and files of users say."""
+"""Devices and their on-chip memory, from ``devices.toml`` and files of users."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from ..units import parse_size
 PRESETS = Path(__file__).with_name("devices.toml")
 KINDS = ("phone core", "DSP", "single-board computer", "microcontroller")
 
-# The file of the user's own devices, beside what the command line names.
+# Names a file with the user's own devices.
 _VARIABLE = "FIREBOX_DEVICES"
 _NEEDED = ("name", "kind", "memory", "sram", "source")
 _ALLOWED = (*_NEEDED, "flash")
@@ -25,9 +25,9 @@ _MAX_FILE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Device:
-    """A chip or core: ``memory`` says what its ``sram_bytes`` are, ``source`` where the numbers are from.
+    """A chip or core: ``memory`` names the memory of ``sram_bytes``, ``source`` cites the figures.
 
-    ``flash_bytes`` is ``None`` where there is no flash or each board has its own.
+    ``flash_bytes`` is ``None`` if there is no flash or it depends on the board.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Device:
 
 
 def known_devices(devices: Path | None = None) -> dict[str, Device]:
-    """Every device by its id: the presets, those of the file ``$FIREBOX_DEVICES``, those of ``devices``; later wins.
+    """All devices by id: presets, the file in ``$FIREBOX_DEVICES``, then the file ``devices``; later files win.
 
     Raises as ``read_devices`` does.
     """
@@ -49,25 +49,25 @@ def known_devices(devices: Path | None = None) -> dict[str, Device]:
 
 
 def load_devices(files: Iterable[Path]) -> dict[str, Device]:
-    """The devices of some files by their ids; of two with one id, the later. Raises as ``read_devices`` does."""
+    """The devices of several files by id; later files win. Raises as ``read_devices`` does."""
     return {device.id: device for path in files for device in read_devices(path)}
 
 
 def read_devices(path: Path) -> list[Device]:
     """The devices of a TOML file in the form of ``devices.toml``.
 
-    Raises ``UsageError`` when there is no such file and ``FormatError`` for anything in it that is not as it must be.
+    Raises ``UsageError`` if the file does not exist and ``FormatError`` if its content is invalid.
     """
     try:
         tables = tomllib.loads(read_file(path, _MAX_FILE_BYTES).decode())
     except (ValueError, RecursionError) as error:
-        # Errors of tomllib and of decoding are both ValueErrors.
+        # tomllib and decode both raise subclasses of ValueError.
         raise FormatError(f"{path} is not TOML: {' '.join(str(error).split())}") from error
     return [_device(f"{path}: device {name!r}", name, table) for name, table in tables.items()]
 
 
 def find_device(name: str, devices: Mapping[str, Device]) -> Device:
-    """The device of that id. Raises ``UsageError`` with near matches."""
+    """The device with that id. Raises ``UsageError`` with near matches."""
     found = devices.get(name.lower())
     if found is None:
         hint = suggestion(name.lower(), devices, "`firebox devices` lists them")
@@ -76,14 +76,14 @@ def find_device(name: str, devices: Mapping[str, Device]) -> Device:
 
 
 def budget(sram: str | None, device: str | None, devices: Path | None = None) -> int | None:
-    """Bytes of SRAM from a size or, instead, from a device's name; ``None`` when neither is given.
+    """Bytes of SRAM from a size or from a device's name; ``None`` if neither is given.
 
-    Raises ``UsageError`` when both are, or for one that is not known, and as ``read_devices`` does for ``devices``.
+    Raises ``UsageError`` if both are given or one is invalid, and as ``read_devices`` does.
     """
     if sram is not None and device is not None:
-        raise UsageError(f"--sram {sram} and --device {device} are two budgets; give one of them")
+        raise UsageError(f"--sram {sram} and --device {device} are two budgets; pass only one")
     if devices is not None and device is None:
-        raise UsageError(f"--devices {devices} names devices to choose from; give --device with the name of one")
+        raise UsageError(f"--devices {devices} has no effect without --device; pass --device NAME")
     if device is not None:
         return find_device(device, known_devices(devices)).sram_bytes
     return parse_size(sram) if sram is not None else None
@@ -91,18 +91,18 @@ def budget(sram: str | None, device: str | None, devices: Path | None = None) ->
 
 def _device(where: str, name: str, table: Any) -> Device:
     if not _ID.fullmatch(name):
-        raise FormatError(f"{where} has a name that is not made of a-z, 0-9 and '-'")
+        raise FormatError(f"{where} has an invalid name; use a-z, 0-9 and '-'")
     if not isinstance(table, dict):
         raise FormatError(f"{where} is not a table; write [{name}] and its values below")
     for key in table:
         if key not in _ALLOWED:
-            raise FormatError(f"{where} has a {key!r}, which is none of {', '.join(_ALLOWED)}")
+            raise FormatError(f"{where} has an unknown key {key!r}; use {', '.join(_ALLOWED)}")
     for key in _NEEDED:
         if key not in table:
             raise FormatError(f"{where} has no {key}")
     kind = _text(where, "kind", table)
     if kind not in KINDS:
-        raise FormatError(f"{where} has kind {kind!r}, which is none of {', '.join(KINDS)}")
+        raise FormatError(f"{where} has kind {kind!r}; use {', '.join(KINDS)}")
     return Device(
         id=name,
         name=_text(where, "name", table),
@@ -117,7 +117,7 @@ def _device(where: str, name: str, table: Any) -> Device:
 def _text(where: str, key: str, table: Mapping[str, Any]) -> str:
     value = table[key]
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise FormatError(f"{where} has a {key} that is not one line of text: {value!r}")
+        raise FormatError(f"{where} has {key} {value!r}; write one line of text")
     return value
 
 
@@ -128,4 +128,4 @@ def _size(where: str, key: str, table: Mapping[str, Any]) -> int:
     try:
         return parse_size(value)
     except UsageError as error:
-        raise FormatError(f"{where} has a {key} that is no size: {error}") from error
+        raise FormatError(f"{where} has an invalid {key}: {error}") from error

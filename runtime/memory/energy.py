@@ -1,8 +1,8 @@
-"""Energy of one inference in 45 nm CMOS, as a bracket, from the bytes it moves and the arithmetic it does.
+"""Energy of one inference in 45 nm CMOS, as lower and upper bounds from its traffic and arithmetic.
 
-The figures are those of Horowitz (Computing's Energy Problem, ISSCC 2014) as Han et al. took them (Learning both
-Weights and Connections, arXiv 1506.02626, table 1). They compare schedules and precisions of one network; the chip in
-a given phone differs, so a figure of joules is planned, never measured.
+The figures are from Horowitz, Computing's Energy Problem, ISSCC 2014, as used by Han et al., Learning both Weights and
+Connections, arXiv 1506.02626, table 1. They serve to compare schedules and precisions of one network. Chips in phones
+differ, so energy is always planned, never measured.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,7 @@ Schedule = Literal["layer by layer", "tiled"]
 
 _WORD_BYTES = 4
 _PJ_PER_MJ = 1e9
-# Picojoules of a 32-bit access and of 32-bit operations. An 8-bit multiplication alone would take less than the integer
-# one here; the paper's table has 32 bits only.
+# Picojoules of 32-bit accesses and operations. 8-bit multiplication takes less, but the paper's table has only 32 bits.
 DRAM_PJ = 640.0
 SRAM_PJ = 5.0
 INT_MAC_PJ = 3.1 + 0.1
@@ -29,8 +28,8 @@ FLOAT_MAC_PJ = 3.7 + 0.9
 class Energy:
     """Millijoules of one inference.
 
-    At the low end every operation fetches each operand from SRAM once, packed into 32-bit words, and registers do the
-    rest; at the high end every multiply-accumulate also fetches its weight and its input, an access each. DRAM and
+    At the low end each operation fetches each operand from SRAM once, packed into 32-bit words, and reuses it from
+    registers. At the high end each multiply-accumulate also fetches its weight and its input, one access each. DRAM and
     arithmetic are the same in both.
     """
 
@@ -41,21 +40,21 @@ class Energy:
 
     @property
     def low_mj(self) -> float:
-        """With all reuse in registers."""
+        """Total with full reuse in registers."""
         return self.dram_mj + self.arithmetic_mj + self.sram_low_mj
 
     @property
     def high_mj(self) -> float:
-        """With none."""
+        """Total without reuse."""
         return self.dram_mj + self.arithmetic_mj + self.sram_high_mj
 
     def to_json(self) -> dict[str, float]:
-        """Figures with their units, for programs."""
+        """Figures by name; names carry the unit."""
         return {"energy_low_mj": self.low_mj, "energy_high_mj": self.high_mj, **vars(self)}
 
 
 def energy(moved: Traffic, macs: int, precision: Precision) -> Energy:
-    """What it takes to move those bytes and do so many multiply-accumulates of that precision."""
+    """Energy of the traffic and of ``macs`` multiply-accumulates at a precision."""
     low_pj = moved.operand_bytes / _WORD_BYTES * SRAM_PJ
     return Energy(
         dram_mj=moved.dram_bytes / _WORD_BYTES * DRAM_PJ / _PJ_PER_MJ,
@@ -67,7 +66,7 @@ def energy(moved: Traffic, macs: int, precision: Precision) -> Energy:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One way to run a network under a budget. All figures are planned."""
+    """One way to run a network within a budget. All figures are planned."""
 
     schedule: Schedule
     precision: Precision
@@ -78,7 +77,7 @@ class Scenario:
     energy: Energy
 
     def to_json(self) -> dict[str, Any]:
-        """Figures with their units, for programs."""
+        """Figures by name; names carry the unit."""
         how = {"schedule": self.schedule, "precision": self.precision, "weights": self.weights, "source": "planned"}
         sizes = {"stored_weight_bytes": self.stored_weight_bytes, "macs": self.macs}
         return how | sizes | self.traffic.to_json() | self.energy.to_json()
@@ -87,10 +86,10 @@ class Scenario:
 def scenarios(
     model: str | Path | bytes | Graph, sram_bytes: int, tiled: str | Path | bytes | Graph | None = None
 ) -> list[Scenario]:
-    """Every way to run a model with ``sram_bytes`` for activations: schedule, precision, weights resident or streamed.
+    """All ways to run a model with ``sram_bytes`` for activations: schedules, precisions, resident or streamed weights.
 
-    ``tiled`` is the same network cut to fit. Raises ``FormatError`` or ``UnsupportedError`` for a file that cannot be
-    read.
+    ``tiled`` is the same network after ``fit``. Raises ``FormatError`` or ``UnsupportedError`` for a file that cannot
+    be read.
     """
     found = []
     schedules: list[tuple[Schedule, Any]] = [("layer by layer", model)]

@@ -1,7 +1,7 @@
-"""The heap of this process to the page: what is taken now, and the most that was taken while something ran.
+"""The heap of this process, to the page: its current size, and its peak during a function call.
 
-glibc keeps a high-water mark of the memory that it has mapped (``malloc_stats``). Here every larger allocation is
-made to be mapped, so that the mark is that of the heap; resident memory would be far too coarse.
+glibc keeps a high-water mark of mapped memory (``malloc_stats``). ``Heap`` makes glibc map every allocation of a page
+or more, so that the mark is the peak of the heap. Resident memory would be far too coarse.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import UnsupportedError
 
-# mallopt's parameters (malloc.h); everything of a page or more is mapped for itself, and nothing taken in advance.
+# Parameters of mallopt (malloc.h): map each allocation of a page or more separately, and nothing in advance.
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
@@ -30,15 +30,15 @@ class _Info(ctypes.Structure):
 
 
 class Heap:
-    """glibc's heap. Making one changes how this process allocates for good: use a process of its own.
+    """glibc's heap. The constructor changes how this process allocates, permanently: use a separate process.
 
-    Raises ``UnsupportedError`` where the C library is not glibc 2.33 or newer.
+    Raises ``UnsupportedError`` if the C library is not glibc 2.33 or newer.
     """
 
     def __init__(self):
         self._libc = ctypes.CDLL(None)
         if not hasattr(self._libc, "mallinfo2"):
-            raise UnsupportedError("the heap can only be measured with glibc 2.33 or newer; leave out the measurement")
+            raise UnsupportedError("the heap can only be measured with glibc 2.33 or newer; plan without --measure")
         self._libc.mallinfo2.restype = _Info
         self._libc.malloc.restype = ctypes.c_void_p
         self._libc.malloc.argtypes = [ctypes.c_size_t]
@@ -47,12 +47,12 @@ class Heap:
         self._libc.mallopt(_M_MMAP_MAX, 1 << 16)
 
     def used_bytes(self) -> int:
-        """What is taken now."""
+        """Allocated bytes."""
         info = self._libc.mallinfo2()
         return info.uordblks + info.hblkhd
 
     def peak_bytes(self, run: Callable[[], Any]) -> int:
-        """The most that ``run`` takes on top of what is taken already; what is smaller than a page, at its end."""
+        """Peak of the heap during ``run`` above its size before; allocations below a page count as of the end."""
         self._fill()
         before = self._libc.mallinfo2()
         run()
@@ -60,7 +60,7 @@ class Heap:
         return self._mark() - before.hblkhd + after.uordblks - before.uordblks
 
     def _fill(self) -> None:
-        """Take for good what could serve unseen: gaps of a page or more, and what is free below the mark."""
+        """Allocate the gaps of a page or more and the space below the mark: reuse of them would go unnoticed."""
         mapped = self._libc.mallinfo2().hblkhd
         while self._libc.mallinfo2().hblkhd == mapped:
             self._libc.malloc(_PAGE)
@@ -73,7 +73,7 @@ class Heap:
 
 
 def captured(report: Callable[[], Any]) -> str:
-    """What a function of a C library writes to the descriptors of stdout and stderr, past Python."""
+    """Text that a function of a C library writes to the file descriptors of stdout and stderr."""
     flush = ctypes.CDLL(None).fflush
     with tempfile.TemporaryFile() as file:
         flush(None)

@@ -1,11 +1,11 @@
-"""LiteRT's arena, as ``arena_planner.cc`` and ``simple_memory_arena.cc`` lay it out.
+"""The arena of LiteRT, following ``arena_planner.cc`` and ``simple_memory_arena.cc``.
 
-Inputs stay for the whole inference and lie first; then the largest first, of one size the older one, each in the
-smallest gap that takes it, at multiples of 64 bytes. Some operations write over their input. Of the reference kernels
-only a mean has temporaries.
+Inputs are allocated first, for the whole inference. Other tensors follow by size, the largest first (of two equal
+sizes the earlier one), each in the smallest gap that is large enough, aligned to 64 bytes. Some operations run in
+place. Of the reference kernels only a mean has temporaries.
 
-With XNNPACK the arena holds what it leaves to others: inputs, outputs, and what goes in and out of the operations that
-its delegate does not take (as of LiteRT 2.3). All else is in a workspace of its own.
+With XNNPACK the arena holds only inputs, outputs, and the operands of operations that its delegate does not take (as of
+LiteRT 2.3). Other tensors are in XNNPACK's own workspace.
 """
 
 import math
@@ -21,15 +21,15 @@ from .hybrid import hybrid_weight
 
 ALIGNMENT = 64
 
-# A tensor of one number is never shared.
+# Scalars are never shared.
 _SCALAR_BYTES = 4
-# Operands of a concat that XNNPACK's delegate takes.
+# Numbers of operands of a concat that XNNPACK's delegate takes.
 _JOINED = range(2, 6)
 
 
 @dataclass(frozen=True)
 class _Node:
-    """What the interpreter runs in one step: an operation, or the operations that a delegate has taken."""
+    """One step of the interpreter: an operation, or operations taken by a delegate."""
 
     operations: tuple[Op, ...]
     inputs: tuple[str, ...]
@@ -38,12 +38,12 @@ class _Node:
 
     @classmethod
     def of(cls, op: Op) -> "_Node":
-        """An operation by itself."""
+        """A node of one operation."""
         return cls((op,), op.inputs, (op.output,))
 
     @property
     def op(self) -> Op | None:
-        """The operation, unless a delegate has it."""
+        """The operation, or ``None`` for a delegate."""
         return None if self.delegated else self.operations[0]
 
 
@@ -84,7 +84,7 @@ def lay_out_xnnpack(graph: Graph) -> Layout:
 
 
 def _partition(graph: Graph) -> list[_Node]:
-    """Whatever can run next and is of one kind, delegated or not, is run together (``graph_info.cc``)."""
+    """Nodes in execution order: consecutive delegated operations form one node (``graph_info.cc``)."""
     known = {name for name, tensor in graph.tensors.items() if tensor.data is not None} | set(graph.inputs)
     left, nodes = list(graph.ops), []
     while left:
@@ -139,7 +139,7 @@ def _arena(graph: Graph, nodes: Sequence[_Node]) -> Layout:
 
 
 def _in_operations(live: LiveRange, nodes: Sequence[_Node], ends: Sequence[int]) -> LiveRange:
-    """A live in steps of the interpreter as one in operations."""
+    """Convert a live range from steps of the interpreter to operations."""
     first = ends[live.first] - len(nodes[live.first].operations) if nodes else 0
     last = ends[live.last] - 1 if nodes else 0
     return LiveRange(live.tensor, live.nbytes, (Block(first, last, 0, live.nbytes),))
@@ -172,7 +172,7 @@ def _together(one: LiveRange, other: LiveRange) -> bool:
 
 
 def _shared(graph: Graph, nodes: Sequence[_Node]) -> dict[str, str]:
-    """Which output lies in the place of which activation, of those that operations write over their input."""
+    """For each operation that runs in place, its output and the activation that it overwrites."""
     uses = Counter(name for node in nodes for name in node.inputs) + Counter((*graph.inputs, *graph.outputs))
     shared: dict[str, str] = {}
     for node in nodes:
@@ -183,7 +183,7 @@ def _shared(graph: Graph, nodes: Sequence[_Node]) -> dict[str, str]:
             tensor = graph.tensors[name]
             if name in graph.inputs or tensor.data is not None:
                 continue
-            # A reshape does not change the values, so others may still read them.
+            # A reshape keeps the values, so other operations may still read them.
             if isinstance(op, ops.Reshape):
                 shared[op.output] = shared.get(name, name)
                 break
@@ -195,7 +195,7 @@ def _shared(graph: Graph, nodes: Sequence[_Node]) -> dict[str, str]:
 
 
 def _live_ranges(graph: Graph, nodes: Sequence[_Node], shared: Mapping[str, str]) -> list[LiveRange]:
-    """The live in steps of the interpreter of every activation that has a place of its own in the arena."""
+    """Live ranges, in steps of the interpreter, of the activations that have a buffer of their own."""
     end = max(len(nodes) - 1, 0)
     first = dict.fromkeys(graph.inputs, 0) | {name: step for step, node in enumerate(nodes) for name in node.outputs}
     last = first | dict.fromkeys((*graph.inputs, *(shared.get(name, name) for name in graph.outputs)), end)
@@ -212,7 +212,7 @@ def _live_ranges(graph: Graph, nodes: Sequence[_Node], shared: Mapping[str, str]
 
 
 def _temporaries(graph: Graph, op: Op | None, step: int) -> list[LiveRange]:
-    """A mean keeps the index it is at, the axes, and a 32-bit sum for each output value."""
+    """Temporaries of a mean: its index, the axes, and a 32-bit sum per output value."""
     if not isinstance(op, ops.GlobalAveragePool):
         return []
     sizes = (4 * len(graph.tensors[op.inputs[0]].shape), 4 * 2, 4 * math.prod(graph.tensors[op.output].shape))

@@ -1,12 +1,12 @@
-"""What tflite-micro takes beside the planned activations: scratch memory, and the tail of its arena.
+"""The arena of tflite-micro: activations and scratch memory at its head, persistent memory in its tail.
 
-Its allocator hands out memory for the moment from the head of the arena and memory that lasts from the tail: its own
-state, a ``TfLiteEvalTensor`` for each tensor, a ``NodeAndRegistration`` for each operation, the options of each
-operation, what each kernel keeps, and a ``TfLiteTensor`` for each input and output (``micro_allocator.cc`` and
-``micro_interpreter.cc``, in this order). Sizes are those of a 64-bit host and of the allocator of the Python package
-(``tflite-micro`` 0.dev2026), which also records what it hands out; with 32-bit pointers it is less.
+The allocator takes temporary memory from the head and persistent memory from the tail: its own state, a
+``TfLiteEvalTensor`` per tensor, a ``NodeAndRegistration`` per operation, the options of each operation, the data of
+each kernel, and a ``TfLiteTensor`` per input and output (``micro_allocator.cc`` and ``micro_interpreter.cc``, in this
+order). Sizes hold for a 64-bit host and the recording allocator of the Python package (``tflite-micro`` 0.dev2026);
+with 32-bit pointers they are smaller.
 
-All figures are those of the file that ``write_tflite`` makes of a graph.
+All figures apply to the file that ``write_tflite`` writes for a graph.
 """
 
 import math
@@ -18,18 +18,18 @@ from ..graph import Graph, Op, ops
 from .allocation import ALIGNMENT, Block, Layout, LiveRange, align, allocate, live_ranges
 from .hybrid import hybrid_weight
 
-# The allocators, the memory planner and the table of the one subgraph.
+# Allocators, memory planner and the subgraph table.
 _FIXED = 488
 EVAL_TENSOR = 24
 _NODE = 64
 _POINTER = 8
-# A TfLiteTensor and its TfLiteAffineQuantization, without the zero points.
+# TfLiteTensor and TfLiteAffineQuantization, without the zero points.
 _TENSOR = 64
 _QUANTIZATION = 24
 _SCRATCH_HANDLE = 8
-# 513 values of 16 bits.
+# 513 16-bit values.
 _TABLE = 2 * 513
-# What the allocator keeps at the head while it prepares the operations and plans.
+# Temporary memory at the head while the allocator prepares operations and plans.
 _SCRATCH_REQUEST = 16
 _SCRATCH_REQUESTS_OF_AN_OP = 12
 _ALLOCATION_INFO = 32
@@ -38,7 +38,7 @@ _PLANNED_BUFFER = 40
 
 @dataclass(frozen=True)
 class _Kernel:
-    """Bytes that an operation keeps: its options as they are parsed, with their alignment, and its kernel's data."""
+    """Persistent bytes of an operation: its parsed options with their alignment, and the data of its kernel."""
 
     options: int
     data: int
@@ -101,24 +101,24 @@ def lay_out(graph: Graph, offsets: Mapping[str, int]) -> Layout:
 
 
 def tail_bytes(graph: Graph) -> int:
-    """Bytes of the tail: all that lasts, beside the activations."""
+    """Bytes of the tail."""
     return _Arena.of(legalize(graph)).tail
 
 
 def total_bytes(graph: Graph, head_bytes: int) -> int:
-    """The smallest ``arena_size`` for an arena of ``head_bytes`` for activations and scratch.
+    """The smallest ``arena_size`` for ``head_bytes`` of activations and scratch.
 
-    That is head and tail, but for the tiniest networks, whose head is smaller than what preparing and planning need.
+    It is the sum of head and tail, except for tiny networks, whose preparation needs more than the head.
     """
     arena = _Arena.of(legalize(graph))
     return max(arena.tail + align(head_bytes), align(arena.peak))
 
 
 def op_tail_bytes(graph: Graph, op: Op) -> int:
-    """What one more operation and its output add to the tail, without the constants that it may share with others.
+    """Bytes that an operation and its output add to the tail, without constants, which operations may share.
 
-    But for about 20 bytes of alignment the tail is the sum of these, of 24 bytes for each input and each constant
-    (weights, biases and ``constants``), and of 712 bytes, for one input and one output, both quantized.
+    Up to about 20 bytes of alignment, the tail is the sum of these, 24 bytes for each input and each constant
+    (weights, biases and ``constants``), and 712 bytes for one quantized input and one quantized output.
     """
     pad = pad_before(graph, op)
     kernel = _kernel(op)
@@ -136,7 +136,7 @@ def part_tail_bytes(graph: Graph) -> int:
 
 
 def scratch_buffers(graph: Graph, op: Op) -> tuple[int, ...]:
-    """Bytes of each buffer that the kernel of an operation asks for while it runs: only a mean does."""
+    """Bytes of each scratch buffer that the kernel of an operation requests; only a mean requests any."""
     if not isinstance(op, ops.GlobalAveragePool):
         return ()
     x, y = (graph.tensors[name] for name in (op.inputs[0], op.output))
@@ -146,12 +146,12 @@ def scratch_buffers(graph: Graph, op: Op) -> tuple[int, ...]:
 
 
 def scratch_bytes(graph: Graph, op: Op) -> int:
-    """Bytes that the kernel of an operation needs in the arena while it runs, each buffer aligned."""
+    """Scratch bytes of an operation in the arena, with each buffer aligned."""
     return sum(map(align, scratch_buffers(graph, op)))
 
 
 def constants(op: Op) -> tuple[Hashable, ...]:
-    """What tells apart the small constants that are operands in TFLite and attributes in a graph."""
+    """Keys of the small constants that are tensors in TFLite and attributes in a graph; equal ones are shared."""
     match op:
         case ops.GlobalAveragePool():
             return ("rows_and_columns",)
@@ -168,14 +168,14 @@ def constants(op: Op) -> tuple[Hashable, ...]:
 
 @dataclass
 class _Arena:
-    """The allocator at work: how far the tail has grown, and the most that head and tail needed so far."""
+    """The state of the allocator: the size of the tail, and the peak of head and tail together."""
 
     tail: int = _FIXED
     peak: int = 0
 
     @classmethod
     def of(cls, graph: Graph) -> "_Arena":
-        """Everything up to the first inference, in tflite-micro's order."""
+        """The state before the first inference; allocations follow the order of tflite-micro."""
         arena = cls()
         tensors = len({*graph.inputs, *(name for op in graph.ops for name in (*op.inputs, op.output))})
         tensors += len({constant for op in graph.ops for constant in constants(op)})
@@ -196,21 +196,21 @@ class _Arena:
         return arena
 
     def keep(self, nbytes: int, alignment: int = ALIGNMENT) -> None:
-        """Memory from the tail; what takes nothing is not aligned either."""
+        """Allocate from the tail; an empty allocation does not align it."""
         if nbytes:
             self.tail = align(self.tail + nbytes, alignment)
 
     def lend(self, nbytes: int) -> None:
-        """Memory from the head for a moment."""
+        """Allocate temporarily from the head."""
         self.peak = max(self.peak, self.tail + nbytes)
 
     def _prepare(self, graph: Graph) -> int:
-        """Prepare each operation, with a ``TfLiteTensor`` for each operand; the number of scratch buffers."""
+        """Prepare each operation, with a ``TfLiteTensor`` per operand; returns the number of scratch buffers."""
         scratch = 0
         for op in graph.ops:
             for array in _channel_arrays(graph, op):
                 self.keep(array)
-            # A convolution asks for each of its operands a second time before it gives the first back.
+            # A convolution requests each operand twice before it releases the first.
             times = 2 if isinstance(op, ops.Conv) else 1
             self.lend(_requests(scratch) + times * sum(_tensor_bytes(graph, n) for n in (*op.inputs, op.output)))
             scratch += len(scratch_buffers(graph, op))
@@ -222,22 +222,22 @@ def _kernel(op: Op) -> _Kernel:
 
 
 def _channel_arrays(graph: Graph, op: Op) -> tuple[int, ...]:
-    """Multipliers and shifts for each output channel: of every operation, even where several share a weight.
+    """Bytes of the arrays per output channel, multipliers and shifts, which operations do not share.
 
-    A softmax of 16 bits has its two tables there, of exponentials and of reciprocals.
+    For a 16-bit softmax, its tables of exponentials and reciprocals.
     """
     if isinstance(op, ops.Softmax) and graph.tensors[op.inputs[0]].dtype == "int16":
         return (align(_TABLE),) * 2
     weight = graph.tensors[op.inputs[1]] if isinstance(op, ops.Layer) else None
     per_channel = weight is not None and weight.quantization is not None and weight.quantization.axis is not None
-    # A convolution's kernel has the arrays for floats too.
+    # The kernel of a convolution allocates the arrays for floats, too.
     if isinstance(op, ops.Conv) or per_channel:
         return (align(4 * graph.tensors[op.output].shape[-1]),) * 2
     return ()
 
 
 def _tensor_bytes(graph: Graph, name: str) -> int:
-    """A ``TfLiteTensor`` with its quantization; the zero points are a counted array."""
+    """Bytes of a ``TfLiteTensor`` with its quantization; the zero points are an array with a length."""
     quantization = graph.tensors[name].quantization
     if quantization is None:
         return _TENSOR

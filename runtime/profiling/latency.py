@@ -1,4 +1,4 @@
-"""How long a file takes on this machine, what memory it needs, and whether it fits a budget."""
+"""Latency and memory of a file on this machine, with a verdict on a budget."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from ..progress import SILENT, Advance, Progress
 _WARM_UP = 3
 _MIN_RUNS = 30
 _MAX_RUNS = 20_000
-# The median has settled when that of the second half is this close to that of the first.
+# The median has settled if the medians of the first and the second half differ by less than this.
 _SETTLED = 0.02
 _OP_RUNS = 20
 
@@ -26,8 +26,8 @@ _OP_RUNS = 20
 class Profile:
     """Latency in milliseconds over ``runs`` inferences after a warm-up, and the account of the memory.
 
-    ``target`` is what the memory is planned for; ``settled`` says whether the median stood still before the time was
-    up; ``op_ms`` is ``None`` where the backend does not tell the time of single operations.
+    Memory is planned for ``target``. ``settled`` is false if the time limit came before a stable median. ``op_ms`` is
+    ``None`` if the backend does not report per-operation timing.
     """
 
     model: str
@@ -47,7 +47,7 @@ class Profile:
     target: str = "tflm"
 
     def to_json(self) -> dict[str, Any]:
-        """Figures with their units, for programs."""
+        """Figures by name; names carry the unit."""
         verdict = self.verdict.to_json() if self.verdict else None
         return asdict(self) | {"memory": memory_json(self.memory), "verdict": verdict}
 
@@ -61,10 +61,11 @@ def profile(
     max_seconds: float = 10.0,
     progress: Progress = SILENT,
 ) -> Profile:
-    """Load a file, run it until its median latency has settled (at most ``max_seconds``), and account for its memory.
+    """Load a file, run it until its median latency settles (at most ``max_seconds``), and account for its memory.
 
-    The memory is planned for tflite-micro, or for a static compiler where that has no kernels for the file; the verdict
-    holds it against ``sram`` bytes. ``progress`` advances once an inference. Raises as ``Session`` and ``plan`` do.
+    Memory is planned for tflite-micro, or for a static compiler if tflite-micro has no kernels for the file; the
+    verdict is on a budget of ``sram`` bytes. ``progress`` advances once per inference. Raises as ``Session`` and
+    ``plan`` do, and ``UsageError`` for a time limit that is not positive.
     """
     if not 0 < max_seconds < float("inf"):
         raise UsageError(f"time limit {max_seconds} is not a positive number of seconds")
@@ -74,14 +75,14 @@ def profile(
     session = Session(model, backend, threads, check="off")
     load_ms = (time.perf_counter() - start) * 1000
     with session:
-        # Values as a network sees them: constant inputs can be faster than real ones.
+        # Random values: constant inputs can be faster than real ones.
         x = _random_input(session)
         first_ms = _time(session, x)
         after = resident_bytes()
         with progress.task("measuring") as advance:
             times, settled = _repeat(session, x, max_seconds, advance)
         op_ms = session.op_times_ms(x, _OP_RUNS)
-    # The check of the golden pair is not what is measured.
+    # A second session checks the golden pair, so that the check is not measured.
     with Session(model, backend, threads) as checked:
         facts = checked.facts
     return Profile(
@@ -102,7 +103,7 @@ def profile(
 
 
 def resident_bytes() -> int | None:
-    """Memory of this process that is in RAM, or ``None`` where the system does not tell."""
+    """Resident memory of this process, or ``None`` if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
@@ -137,7 +138,7 @@ def _time(session: Session, x: np.ndarray) -> float:
 
 
 def _repeat(session: Session, x: np.ndarray, max_seconds: float, advance: Advance) -> tuple[list[float], bool]:
-    """Times after the warm-up, and whether their median settled; the number of runs grows until it does."""
+    """Latencies after the warm-up, and whether their median settled; the number of runs doubles until it does."""
     for _ in range(_WARM_UP):
         session.run(x)
     times: list[float] = []

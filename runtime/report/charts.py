@@ -1,7 +1,7 @@
-"""The images of a report as bokeh figures: blocks of memory over operations, and bars of what each operation costs.
+"""The charts of a report as bokeh figures: memory over time, and the cost of each operation.
 
-Colours that differ between a light and a dark page are the page's own (bokeh reads ``--bk-*`` from its style sheet);
-those of the blocks and bars stand on both with a contrast of 3:1 or more (WCAG 2.2, 1.4.11).
+Colours that depend on the light or dark theme come from the page (bokeh reads ``--bk-*`` from its style sheet). The
+colours of blocks and bars have a contrast of 3:1 or more on both (WCAG 2.2, 1.4.11).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 KIB = 1024
 
-# What a tensor is, in the words of the legend, and its colour.
+# Kinds of tensors, as named in the legend, and their colours.
 COLOURS: Mapping[str, str] = {
     "input": "#7b8794",
     "squeeze": "#d97706",
@@ -41,13 +41,13 @@ _KINDS: Mapping[str, str] = {
     "Pad": "slice or pad",
 }
 _FRAME = "#0e1116"
-# Above this many operations frames around blocks and bars would hide them.
+# With more operations than this, outlines would hide blocks and bars.
 _MANY = 150
 _LONGEST_NAME = 120
 
 
 def load_bokeh() -> Any:
-    """The package. Raises ``MissingExtraError`` without the extra ``report``."""
+    """Import bokeh. Raises ``MissingExtraError`` without the extra ``report``."""
     try:
         import bokeh
     except ImportError as error:
@@ -56,17 +56,16 @@ def load_bokeh() -> Any:
 
 
 def printable(name: str) -> str:
-    """A foreign name for people: nothing in it that cannot be seen or turns the text round, and of bearable length."""
+    """A name from a file, safe to display: shortened, and without control or bidirectional characters."""
     shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     half = _LONGEST_NAME // 2
     return shown if len(shown) <= _LONGEST_NAME else f"{shown[: half - 1]}…{shown[-half:]}"
 
 
 def tensor_kind(graph: Graph, name: str) -> str:
-    """What a tensor is: one of the keys of ``COLOURS``.
+    """The kind of a tensor: a key of ``COLOURS``.
 
-    A squeeze is a 1x1 convolution with fewer channels behind it than before it (Iandola et al., arXiv 1602.07360,
-    section 3.2).
+    A squeeze is a 1x1 convolution that reduces the number of channels (Iandola et al., arXiv 1602.07360, section 3.2).
     """
     op = graph.producers.get(name)
     if op is None:
@@ -78,18 +77,18 @@ def tensor_kind(graph: Graph, name: str) -> str:
 
 
 def shape_text(graph: Graph, name: str) -> str:
-    """Sizes and type: ``1 x 55 x 55 x 64 int8``."""
+    """Shape and type: ``1 x 55 x 55 x 64 int8``."""
     tensor = graph.tensors[name]
     return f"{' x '.join(map(str, tensor.shape))} {tensor.dtype}"
 
 
 def steps(plan: MemoryPlan) -> int:
-    """Length of the axis of time; a graph without operations still has its input."""
+    """Length of the time axis, at least 1: a graph without operations still has its input."""
     return max(len(plan.graph.ops), 1)
 
 
 def time_range(plan: MemoryPlan) -> "Range1d":
-    """Operations are counted from 1, each half a step to both sides of its number."""
+    """The time axis: operation n, counted from 1, covers n - 0.5 to n + 0.5."""
     from bokeh.models import Range1d
 
     bounds = (0.5, steps(plan) + 0.5)
@@ -97,7 +96,7 @@ def time_range(plan: MemoryPlan) -> "Range1d":
 
 
 def memory_range(plans: Iterable[MemoryPlan], budget: int | None) -> "Range1d":
-    """KiB from 0 to a little above all that is drawn, the budget too."""
+    """The memory axis in KiB, from 0 to slightly above all plans and the budget."""
     from bokeh.models import Range1d
 
     top = max(plan.total_bytes or plan.arena_bytes for plan in plans)
@@ -105,7 +104,7 @@ def memory_range(plans: Iterable[MemoryPlan], budget: int | None) -> "Range1d":
 
 
 def memory_chart(plan: MemoryPlan, times: "Range1d", sizes: "Range1d", budget: int | None = None) -> "figure":
-    """One rectangle a block: along x while it lives, along y where it lies in the arena; the budget is dashed."""
+    """One rectangle per block: its live range along x, its bytes in the arena along y. A dashed line is the budget."""
     from bokeh.models import Span
 
     chart = _figure(times, sizes, "arena, KiB")
@@ -121,7 +120,7 @@ def memory_chart(plan: MemoryPlan, times: "Range1d", sizes: "Range1d", budget: i
         quads,
         [
             ("tensor", "@tensor"),
-            ("what", "@what"),
+            ("kind", "@what"),
             ("size", "@size"),
             ("offset", "@offset"),
             ("alive", "@alive"),
@@ -138,7 +137,7 @@ def memory_chart(plan: MemoryPlan, times: "Range1d", sizes: "Range1d", budget: i
 def bar_chart(
     plan: MemoryPlan, times: "Range1d", label: str, bars: Mapping[str, Sequence[float]], text: Callable[[float], str]
 ) -> "figure":
-    """A bar an operation; of two series the first stands, paler, behind the second. ``text`` writes a value out."""
+    """One bar per operation; of two series, the first is drawn paler behind the second. ``text`` formats a value."""
     from bokeh.models import Range1d
 
     top = max((max(values, default=0) for values in bars.values()), default=0)
@@ -192,7 +191,7 @@ def _block(plan: MemoryPlan, buffer: Buffer, block: Block, kind: str, what: str)
 
 
 def _overhead(chart: "figure", plan: MemoryPlan) -> None:
-    """What the runtime keeps beside the arena, where that is known: a band above it from the first to the last."""
+    """The overhead of the runtime, if known, as a band above the arena over the whole time axis."""
     if not plan.total_bytes:
         return
     size = plan.total_bytes - plan.arena_bytes
@@ -206,7 +205,7 @@ def _overhead(chart: "figure", plan: MemoryPlan) -> None:
     sides: dict[str, Any] = {side: side for side in ("left", "right", "bottom", "top")}
     colours: dict[str, Any] = dict.fromkeys(("fill_color", "line_color", "hatch_color"), OVERHEAD_COLOUR)
     band = chart.quad(source=_source(columns), fill_alpha=0.25, hatch_pattern="/", **sides, **colours)
-    _hover(chart, band, [("beside the arena", "runtime overhead"), ("size", "@size")])
+    _hover(chart, band, [("outside the arena", "runtime overhead"), ("size", "@size")])
 
 
 def _figure(times: "Range1d", values: "Range1d", label: str, *, tools: bool = True) -> "figure":
@@ -219,7 +218,7 @@ def _figure(times: "Range1d", values: "Range1d", label: str, *, tools: bool = Tr
         sizing_mode="stretch_both",
         tools="xpan,xbox_zoom,xzoom_in,xzoom_out,reset" if tools else "",
         toolbar_location="above" if tools else None,
-        # With no tool active a finger scrolls the page.
+        # Without an active tool, a finger scrolls the page.
         active_drag=None,
         active_scroll=None,
         background_fill_color=None,
@@ -227,7 +226,7 @@ def _figure(times: "Range1d", values: "Range1d", label: str, *, tools: bool = Tr
         outline_line_color=None,
         min_border_left=78,
         min_border_right=8,
-        # Widths differ; the plot follows them.
+        # Follow the width of the page.
         min_width=120,
     )
     chart.toolbar.logo = None
@@ -252,7 +251,7 @@ def _hover(
         "show_arrow": False,
         "visible": False,
     }
-    # Bokeh's own table of tips has a blue that is too pale on white. What stands for an @ is put in as text.
+    # Bokeh's default tooltip has a blue that is too pale on white. Values of @ fields are inserted as text.
     lines = [f'<div><span style="color: var(--muted)">{label}</span> {value}</div>' for label, value in tips]
     chart.add_tools(HoverTool(renderers=[renderer], tooltips="".join(lines), mode=mode, **look))
 

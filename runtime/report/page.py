@@ -1,4 +1,4 @@
-"""A report on one page that needs nothing but a browser: the verdict, the memory over time, what operations cost."""
+"""The self-contained HTML page of a report: verdict, memory over time, and cost of each operation."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ from .summary import op_times
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 
-# Bokeh draws again when asked to; the colours of axes come from the page, which knows of the change by itself.
+# The colours of axes come from the page; bokeh must redraw its charts to use them.
 _FOLLOW_THEME = """
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const document of Bokeh.documents) document.roots().forEach(chart => chart.change.emit())
@@ -38,10 +38,10 @@ def report_html(
     data: bytes | None = None,
     account: Sequence[MemoryLine] | None = None,
 ) -> str:
-    """One self-contained page about ``after``, beside ``before`` where that is given.
+    """A self-contained page about ``after``, compared with ``before`` if that is given.
 
-    ``verdict`` brings the budget, ``profile`` the times, ``data`` (the bytes of the file) size and SHA-256. The
-    ``account`` is that of the profile or else of the plan, unless it is given. Raises ``MissingExtraError`` without the
+    ``verdict`` provides the budget, ``profile`` the latency, and ``data``, the bytes of the file, its size and SHA-256.
+    ``account`` defaults to the account of the profile, or else of the plan. Raises ``MissingExtraError`` without the
     extra ``report``.
     """
     charts.load_bokeh()
@@ -100,19 +100,19 @@ def _embed(figures: dict[str, Any]) -> tuple[str, dict[str, str]]:
 
 
 def _library() -> list[str]:
-    """The scripts of bokeh itself."""
+    """The scripts of bokeh."""
     from bokeh.resources import Resources
 
     return list(Resources(mode="inline", components=["bokeh"], log_level="warn").js_raw)
 
 
 def _csp_hash(script: str) -> str:
-    """What the page's policy lets run: these very bytes, and no other script (CSP level 3, section 8.3)."""
+    """The hash by which the page's policy allows a script, and no other (CSP level 3, section 8.3)."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _verdict(after: MemoryPlan, before: MemoryPlan | None, verdict: Verdict | None) -> str:
-    look, mark, text = "none", "○", "No budget was given"
+    look, mark, text = "none", "○", "No budget given"
     if verdict is not None:
         look, mark = _MARKS[verdict.fits]
         text = verdict.text()[:1].upper() + verdict.text()[1:]
@@ -128,8 +128,8 @@ def _verdict(after: MemoryPlan, before: MemoryPlan | None, verdict: Verdict | No
 def _needs(plan: MemoryPlan) -> str:
     arena = f"the arena takes {format_size(plan.arena_bytes)}"
     if plan.total_bytes is None:
-        return f"{arena[:1].upper()}{arena[1:]}; what the runtime needs beside it is not known."
-    return f"{format_size(plan.total_bytes)} in all, of which {arena}."
+        return f"{arena[:1].upper()}{arena[1:]}; the overhead of the runtime is unknown."
+    return f"{format_size(plan.total_bytes)} in total, of which {arena}."
 
 
 def _key_figures(after: MemoryPlan, before: MemoryPlan | None, profile: Profile | None) -> str:
@@ -137,10 +137,12 @@ def _key_figures(after: MemoryPlan, before: MemoryPlan | None, profile: Profile 
         ("Arena", *_figure(lambda plan: plan.arena_bytes, format_size, after, before)),
         ("Multiply-accumulates", *_figure(lambda plan: plan.graph.macs, _millions, after, before)),
         ("Operations", f"{len(after.graph.ops):,}", f"before {len(before.graph.ops):,}" if before else ""),
-        ("Weights", format_size(after.weight_bytes), "beside the arena, in flash"),
+        ("Weights", format_size(after.weight_bytes), "in flash, not in the arena"),
     ]
     if profile is not None:
-        rows.append(("Time", f"{profile.p50_ms:,.2f} ms", f"median with {profile.backend}, threads: {profile.threads}"))
+        rows.append(
+            ("Latency", f"{profile.p50_ms:,.2f} ms", f"median on {profile.backend}, threads: {profile.threads}")
+        )
     return "\n".join(
         f"<div><dt>{label}</dt><dd>{value}{f'<small>{escape(note)}</small>' if note else ''}</dd></div>"
         for label, value, note in rows
@@ -150,12 +152,12 @@ def _key_figures(after: MemoryPlan, before: MemoryPlan | None, profile: Profile 
 def _figure(
     value: Callable[[MemoryPlan], int], text: Callable[[int], str], after: MemoryPlan, before: MemoryPlan | None
 ) -> tuple[str, str]:
-    """A figure as text, and how it was before."""
+    """A figure as text, and its value before."""
     if before is None:
         return text(value(after)), ""
     new, old = value(after), value(before)
     change = f", {new / old - 1:+.1%}".replace("-", "\N{MINUS SIGN}") if old else ""
-    return text(new), "as before" if new == old else f"before {text(old)}{change}"
+    return text(new), "unchanged" if new == old else f"before {text(old)}{change}"
 
 
 def _millions(macs: int) -> str:
@@ -194,8 +196,8 @@ def _peak(plan: MemoryPlan) -> str:
     names = ", ".join(f"{printable(buffer.tensor)} ({format_size(buffer.nbytes)})" for buffer in alive)
     at = f"operation {plan.peak_step + 1}, {peak.kind} {printable(peak.name)}" if peak else "the input"
     return (
-        f"The arena takes {format_size(plan.arena_bytes)}. Most is alive during {at}: "
-        f"{format_size(plan.alive_bytes(plan.peak_step))} in {names}."
+        f"The arena takes {format_size(plan.arena_bytes)}. Its peak is at {at}, with "
+        f"{format_size(plan.alive_bytes(plan.peak_step))} alive: {names}."
     )
 
 
@@ -203,13 +205,13 @@ def _costs(after: MemoryPlan, profile: Profile | None, divisions: dict[str, str]
     found = op_times(after.graph, profile)
     parts = []
     if found is not None:
-        text = f"Mean time of each operation, measured. The runtime spends {found[1]:,.3f} ms on steps of its own."
-        parts.append(_chart("time", "Time", text, divisions["time"], low=True))
+        text = f"Measured mean latency per operation. Other steps of the runtime take {found[1]:,.3f} ms."
+        parts.append(_chart("time", "Latency", text, divisions["time"], low=True))
     elif profile is not None:
-        parts.append(f"<p>{escape(profile.backend)} does not tell the time of single operations.</p>")
+        parts.append(f"<p>Per-operation timing is not available from {escape(profile.backend)}.</p>")
     else:
-        parts.append("<p>Time was not measured.</p>")
-    text = "Pale: all that is alive during the operation. Full: what it makes."
+        parts.append("<p>Latency was not measured.</p>")
+    text = "Pale: tensors alive during the operation. Solid: its output."
     parts.append(_chart("bytes", "Bytes", text, divisions["bytes"], low=True))
     parts.append(_chart("macs", "Multiply-accumulates", _millions(after.graph.macs), divisions["macs"], low=True))
     return "\n".join(parts)
@@ -217,7 +219,7 @@ def _costs(after: MemoryPlan, profile: Profile | None, divisions: dict[str, str]
 
 def _chart(key: str, title: str, text: str, division: str, *, low: bool = False) -> str:
     heading = f'<h3 id="{key}-title">{title}</h3>' if title else ""
-    label = f'aria-labelledby="{key}-title"' if title else 'aria-label="Memory over the inference"'
+    label = f'aria-labelledby="{key}-title"' if title else 'aria-label="Memory over time"'
     look = "chart low" if low else "chart"
     return (
         f'<figure {label}>{heading}<figcaption id="{key}-text">{escape(text)}</figcaption>'
@@ -242,7 +244,7 @@ def _operations(plan: MemoryPlan, profile: Profile | None) -> str:
         ]
         for step, op in enumerate(graph.ops)
     ]
-    return _table("Operations in their order", columns, rows, heading=1, figures={0, 4, 5, 6, 7})
+    return _table("Operations in execution order", columns, rows, heading=1, figures={0, 4, 5, 6, 7})
 
 
 def _account(account: Iterable[MemoryLine]) -> str:
@@ -255,13 +257,13 @@ def _account(account: Iterable[MemoryLine]) -> str:
         ]
         for line in account
     ]
-    return _table("What an inference needs", ["memory", "size", "bytes", "source"], rows, figures={1, 2})
+    return _table("Memory of an inference", ["memory", "size", "bytes", "source"], rows, figures={1, 2})
 
 
 def _table(
     caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, figures: set[int], heading: int = 0
 ) -> str:
-    """``heading`` is the column that names a row; those in ``figures`` are aligned to the right."""
+    """A table; column ``heading`` names the row, and columns in ``figures`` are right-aligned."""
     looks = [' class="figure"' if index in figures else "" for index in range(len(columns))]
     tags = ["th" if index == heading else "td" for index in range(len(columns))]
     scopes = [' scope="row"' if index == heading else "" for index in range(len(columns))]
@@ -287,10 +289,10 @@ def _facts(plan: MemoryPlan, profile: Profile | None, data: bytes | None) -> str
     if data is not None:
         facts += [("file", f"{format_size(len(data))} ({len(data):,} bytes)"), ("SHA-256", sha256(data))]
     if profile is not None:
-        settled = "" if profile.settled else "; the median had not settled"
+        settled = "" if profile.settled else "; the median did not settle"
         facts += [
-            ("measured with", f"{profile.backend}, threads: {profile.threads}, runs: {profile.runs}{settled}"),
+            ("measured on", f"{profile.backend}, threads: {profile.threads}, runs: {profile.runs}{settled}"),
             ("p50, p90, p99", f"{profile.p50_ms:,.3f}, {profile.p90_ms:,.3f}, {profile.p99_ms:,.3f} ms"),
-            ("loading, first run", f"{profile.load_ms:,.1f}, {profile.first_ms:,.1f} ms"),
+            ("load, first inference", f"{profile.load_ms:,.1f}, {profile.first_ms:,.1f} ms"),
         ]
     return "\n".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in facts)

@@ -1,4 +1,4 @@
-"""The figures of a report for other programs: a CSV with the columns of Arm's Vela, node data for Model Explorer."""
+"""The figures of a report for other tools: a CSV with the columns of Arm's Vela, and node data for Model Explorer."""
 
 import csv
 import io
@@ -12,10 +12,10 @@ from ..profiling import Profile
 
 _KIB = 1024
 
-# From little to much; dark enough at its end for Model Explorer to set the text in white.
+# From low to high; the end is dark enough for Model Explorer to use white text.
 _GRADIENT = ({"stop": 0, "bgColor": "#ffffff"}, {"stop": 0.5, "bgColor": "#f6b26b"}, {"stop": 1, "bgColor": "#a61c00"})
 
-# Names and units of ``write_summary_metrics_csv`` in Vela's stats_writer.py, as far as the meaning is the same:
+# Columns with the same meaning as in ``write_summary_metrics_csv`` of Vela's stats_writer.py, with its names and units:
 # arena_cache_size (the budget) and sram_memory_used (the arena) in KiB, inference_time in seconds.
 _VELA_COLUMNS = (
     "experiment",
@@ -52,10 +52,10 @@ def summary_csv(
     *,
     network: str | None = None,
 ) -> str:
-    """A line a plan, called by its key (Vela's ``experiment``); ``profile`` and ``verdict`` are about the last of them.
+    """One line per plan, named by its key (Vela's ``experiment``); ``profile`` and ``verdict`` belong to the last plan.
 
-    Columns that Vela has are called as there, in its units (KiB, seconds); ours follow with theirs in the name. What
-    is not known is empty.
+    Vela's columns come first, with its names and units (KiB, seconds); the names of firebox's own columns carry the
+    unit. Unknown values are empty.
     """
     text = io.StringIO()
     columns: list[str] = [*_VELA_COLUMNS, *_OWN_COLUMNS]
@@ -101,7 +101,7 @@ def _measured(profile: Profile | None, macs: int) -> dict[str, Any]:
     return {
         "inferences_per_second": 1 / seconds,
         "inference_time": seconds,
-        # An operation of Vela's is a multiplication or an addition.
+        # Vela counts multiplications and additions separately.
         "nn_tops": 2 * macs / seconds / 1e12,
         "backend": profile.backend,
         "threads": profile.threads,
@@ -111,11 +111,11 @@ def _measured(profile: Profile | None, macs: int) -> dict[str, Any]:
 
 
 def model_explorer_node_data(plan: MemoryPlan, profile: Profile | None = None) -> dict[str, str]:
-    """Custom node data for Google's Model Explorer: JSON by what it shows, ``alive_bytes``, ``macs`` and so on.
+    """Custom node data for Google's Model Explorer: the JSON of one file per figure (``alive_bytes``, ``macs``, ...).
 
-    A file of node data holds one value a node, so there are as many as figures. Nodes are named by the tensor they
-    make, and no graph is named, so that the data goes to the graph that is open (``GraphNodeData`` in Model Explorer's
-    ``node_data_builder.py``). ``time_ms`` is there when the profile tells the time of operations.
+    A file holds one value per node. Nodes are named by their output tensor; without the name of a graph, Model Explorer
+    applies the data to the open graph (``GraphNodeData`` in its ``node_data_builder.py``). ``time_ms`` is included if
+    the profile has per-operation timing.
     """
     graph = plan.graph
     figures: dict[str, dict[str, float]] = {
@@ -130,18 +130,18 @@ def model_explorer_node_data(plan: MemoryPlan, profile: Profile | None = None) -
 
 
 def node_data(values: Mapping[str, float]) -> str:
-    """One figure of the nodes for Model Explorer, by the tensors that they make."""
-    # Of values that are all the same Model Explorer cannot make a gradient.
+    """Node data of one figure for Model Explorer; ``values`` by output tensor."""
+    # Model Explorer cannot draw a gradient over equal values.
     gradient = _GRADIENT if len(set(values.values())) > 1 else ()
     results = {name: {"value": value} for name, value in values.items()}
     return json.dumps({"results": results, "gradient": gradient}, indent=1, allow_nan=False)
 
 
 def op_times(graph: Graph, profile: Profile | None) -> tuple[dict[str, float], float] | None:
-    """Milliseconds of each operation by name, and of what the runtime does besides; ``None`` if it does not tell.
+    """Milliseconds of each operation by name, and of all other steps; ``None`` without per-operation timing.
 
-    A runtime may split an operation, as ``features.0`` into ``features.0/linear`` and ``features.0/relu``: a part
-    counts for the operation with the longest name that begins its own.
+    A runtime may split an operation, such as ``features.0`` into ``features.0/linear`` and ``features.0/relu``: a part
+    counts towards the operation with the longest matching prefix.
     """
     if profile is None or profile.op_ms is None:
         return None

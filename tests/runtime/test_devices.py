@@ -23,7 +23,7 @@ source = "my own notes, page 1"
 
 
 @pytest.fixture(autouse=True)
-def none_of_the_users(monkeypatch):
+def no_user_devices(monkeypatch):
     monkeypatch.delenv("FIREBOX_DEVICES", raising=False)
 
 
@@ -51,7 +51,7 @@ def test_the_presets_cover_every_kind():
 @pytest.mark.parametrize(
     ("name", "nbytes"), [("stm32h743", 524_288), ("raspberry-pi-4", 1_048_576), ("cortex-a55", 131_072)]
 )
-def test_some_that_many_know(name, nbytes):
+def test_sizes_of_well_known_devices(name, nbytes):
     assert budget(None, name) == nbytes
 
 
@@ -66,7 +66,7 @@ def test_a_budget_is_a_size_or_a_device():
         find_device("µ", known_devices())
 
 
-def test_devices_of_ones_own_are_added_and_the_later_counts(mine, tmp_path, monkeypatch):
+def test_user_devices_are_added_and_later_files_win(mine, tmp_path, monkeypatch):
     assert known_devices(mine)["mine"] == Device(
         "mine", "My board", "microcontroller", "SRAM", 98_304, 1_000_000, "my own notes, page 1"
     )
@@ -85,28 +85,28 @@ def test_devices_of_ones_own_are_added_and_the_later_counts(mine, tmp_path, monk
     [
         ("mine = 3", "device 'mine' is not a table"),
         ("[[mine]]", "device 'mine' is not a table"),
-        ("[Mine]", "device 'Mine' has a name that is not made of"),
-        ('["a\\nb"]', "has a name that is not made of"),
+        ("[Mine]", "device 'Mine' has an invalid name"),
+        ('["a\\nb"]', "has an invalid name"),
         ("[mine]", "has no name"),
-        (MINE.replace("source", "sauce"), "has a 'sauce', which is none of"),
+        (MINE.replace("source", "sauce"), "has an unknown key 'sauce'; use name, "),
         (MINE.replace('source = "my own notes, page 1"', ""), "has no source"),
-        (MINE.replace("my own notes, page 1", " "), "has a source that is not one line of text"),
-        (MINE.replace("my own notes, page 1", "one\\ntwo"), "has a source that is not one line of text"),
-        (MINE.replace("My board", "\\u001b[31m"), "has a name that is not one line of text"),
-        (MINE.replace("microcontroller", "toaster"), "kind 'toaster', which is none of phone core"),
+        (MINE.replace("my own notes, page 1", " "), "has source ' '; write one line of text"),
+        (MINE.replace("my own notes, page 1", "one\\ntwo"), "has source 'one\\ntwo'; write one line of text"),
+        (MINE.replace("My board", "\\u001b[31m"), "has name '\\x1b[31m'; write one line of text"),
+        (MINE.replace("microcontroller", "toaster"), "kind 'toaster'; use phone core"),
         (MINE.replace('"96KiB"', "true"), "has sram True; write for example"),
         (MINE.replace('"96KiB"', "96.5"), "has sram 96.5; write for example"),
         (MINE.replace('"96KiB"', "nan"), "has sram nan; write for example"),
-        (MINE.replace("96KiB", "96KB"), "has a sram that is no size: size '96KB' has an unknown unit"),
-        (MINE.replace("1000000", "0"), "has a flash that is no size"),
-        (MINE.replace("1000000", "-5"), "has a flash that is no size"),
+        (MINE.replace("96KiB", "96KB"), "has an invalid sram: size '96KB' has an unknown unit"),
+        (MINE.replace("1000000", "0"), "has an invalid flash: "),
+        (MINE.replace("1000000", "-5"), "has an invalid flash: "),
         (MINE.replace("1000000", "9" * 5000), "is not TOML"),
         (MINE + MINE, "is not TOML"),
         ("a = " + "[" * 5000, "is not TOML"),
         ("[mine", "is not TOML"),
     ],
 )
-def test_files_that_are_wrong_are_told_in_one_line(text, said, tmp_path):
+def test_invalid_files_are_reported_in_one_line(text, said, tmp_path):
     path = tmp_path / "devices.toml"
     path.write_text(text)
     with pytest.raises(FormatError) as caught:
@@ -116,7 +116,7 @@ def test_files_that_are_wrong_are_told_in_one_line(text, said, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_no_text_too_large_or_not_there(tmp_path):
+def test_files_that_are_binary_too_large_or_missing(tmp_path):
     path = tmp_path / "devices.toml"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(FormatError, match="is not TOML"):
@@ -130,7 +130,7 @@ def test_files_that_are_no_text_too_large_or_not_there(tmp_path):
 
 @settings(max_examples=200)
 @given(st.floats(0, 1), st.integers(0, 20), st.binary(max_size=8))
-def test_any_change_of_a_file_is_read_or_refused(tmp_path_factory, where, cut, instead):
+def test_any_corruption_of_a_file_is_read_or_rejected(tmp_path_factory, where, cut, instead):
     data = PRESETS.read_bytes()
     start = int(where * len(data))
     path = tmp_path_factory.getbasetemp() / "changed.toml"
@@ -139,7 +139,7 @@ def test_any_change_of_a_file_is_read_or_refused(tmp_path_factory, where, cut, i
         assert all(isinstance(device, Device) for device in read_devices(path))
 
 
-def test_the_command_lists_them(command, mine):
+def test_the_command_lists_devices(command, mine):
     ran = command("devices")
     assert ran.code == 0
     assert "stm32h743" in ran.out
@@ -152,7 +152,7 @@ def test_the_command_lists_them(command, mine):
     assert (bad.code, bad.err) == (2, "error: no such file: /none.toml\n")
 
 
-def test_a_plan_is_judged_by_a_device(command, exported):
+def test_a_device_is_the_budget_of_plan_and_profile(command, exported):
     model = exported / "model.int8.tflite"
     ran = command("plan", model, "--device", "stm32f411", "--json")
     assert (ran.code, json.loads(ran.out)["verdict"]["sram_bytes"]) == (0, 131_072)

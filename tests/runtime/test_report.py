@@ -1,4 +1,4 @@
-"""The page of a report: what is in it, that it asks for nothing, and how it looks in a real browser."""
+"""The page of a report: its content, that it loads nothing, and its look in a real browser."""
 
 import base64
 import csv
@@ -32,7 +32,7 @@ HOSTILE = "</script></title><img src=https://a.example/x onerror=alert(1)>'\"&`$
 
 
 def fire(name: str = "") -> MemoryPlan:
-    """A Fire module and what comes before and after it; ``name`` is put before every tensor's."""
+    """The plan of a Fire module with a convolution before and after it; ``name`` prefixes all tensor names."""
     build = GraphBuilder((1, 32, 32, 3))
     squeezed = build.conv(build.conv("input", 32), 8)
     wide = [build.conv(squeezed, 32), build.conv(squeezed, 32, (3, 3), padding=(1, 1, 1, 1))]
@@ -51,7 +51,7 @@ def profiled(planned: MemoryPlan, op_ms: dict[str, float] | None, verdict: Verdi
 
 
 class Seen(HTMLParser):
-    """Elements, text and everything that could make a browser load something."""
+    """Elements, text and everything by which a page could load something."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -89,7 +89,7 @@ class Seen(HTMLParser):
 
 @settings(max_examples=15)
 @given(graphs(), graphs())
-def test_a_page_about_any_network_is_whole_and_asks_for_nothing(graph, earlier):
+def test_the_page_of_any_network_is_complete_and_loads_nothing(graph, earlier):
     after, before = plan(graph), plan(earlier)
     html = report_html(after, before, after.verdict(1024))
     seen = Seen(html)
@@ -102,7 +102,7 @@ def test_a_page_about_any_network_is_whole_and_asks_for_nothing(graph, earlier):
     assert 1_000_000 < len(html) < 2_000_000
 
 
-def test_the_policy_lets_only_the_scripts_of_the_page_run():
+def test_the_policy_allows_only_the_scripts_of_the_page():
     html = report_html(fire())
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
@@ -114,7 +114,7 @@ def test_the_policy_lets_only_the_scripts_of_the_page_run():
     assert "unsafe-inline" not in policy[1].partition("style-src")[0]
 
 
-def test_names_of_a_foreign_file_are_text():
+def test_names_from_a_file_are_text_not_markup():
     planned = fire(HOSTILE)
     html = report_html(planned, planned, profile=profiled(planned, {}), name=HOSTILE)
     seen = Seen(html)
@@ -126,7 +126,7 @@ def test_names_of_a_foreign_file_are_text():
     assert report_html(plan(Graph("\udcff", {"\udcff": Tensor("\udcff", (1,))}, (), ("\udcff",), ("\udcff",))))
 
 
-def test_names_of_any_length_are_bearable():
+def test_long_names_are_shortened():
     assert printable("features.0/expand1x1") == "features.0/expand1x1"
     long = printable("a" * 50_000 + "end")
     assert len(long) == 120
@@ -134,7 +134,7 @@ def test_names_of_any_length_are_bearable():
 
 
 @pytest.mark.parametrize(("budget", "said"), [(2**20, "Fits 1,024.0 KiB"), (1024, "Does not fit 1.0 KiB")])
-def test_the_verdict_is_said_in_words(budget, said):
+def test_the_verdict_is_in_words(budget, said):
     planned = fire()
     text = Seen(report_html(planned, None, planned.verdict(budget))).text
     assert said in text
@@ -142,16 +142,16 @@ def test_the_verdict_is_said_in_words(budget, said):
     assert "Before" not in text
 
 
-def test_what_is_not_known_is_said():
+def test_unknown_figures_are_marked():
     planned = fire()
     text = Seen(report_html(plan(planned.graph, "litert"))).text
-    assert "what the runtime needs beside it is not known" in text
+    assert "the overhead of the runtime is unknown" in text
     assert "unknown" in text
-    assert "No budget was given" in text
-    assert "Time was not measured" in text
+    assert "No budget given" in text
+    assert "Latency was not measured" in text
     data = b"the file"
     text = Seen(report_html(planned, profile=profiled(planned, None), data=data)).text
-    assert "onnxruntime does not tell the time of single operations" in text
+    assert "Per-operation timing is not available from onnxruntime" in text
     assert "20,000" in text
     assert "8 B (8 bytes)" in text
 
@@ -172,7 +172,7 @@ def test_kinds_of_tensors():
     assert tensor_kind(graph, graph.outputs[0]) == "other"
 
 
-def test_without_bokeh_the_message_says_what_to_install(monkeypatch):
+def test_without_bokeh_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "bokeh", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'firebox\[report\]'"):
         report_html(fire())
@@ -205,12 +205,12 @@ def test_node_data_names_every_operation_by_its_tensor():
     macs = json.loads(found["macs"])
     assert sum(node["value"] for node in macs["results"].values()) == planned.graph.macs
     assert [stop["stop"] for stop in macs["gradient"]] == [0, 0.5, 1]
-    # All the same: nothing to colour.
+    # Equal values have no gradient.
     assert json.loads(found["time_ms"])["gradient"] == []
     assert "time_ms" not in model_explorer_node_data(planned)
 
 
-def test_parts_of_an_operation_count_for_it():
+def test_parts_of_an_operation_count_towards_it():
     planned = fire()
     first, second = (op.name for op in planned.graph.ops[:2])
     parts = {f"{first}/linear": 1.0, f"{first}/relu_token_3": 2.0, second: 4.0, "Transpose": 8.0}
@@ -221,7 +221,7 @@ def test_parts_of_an_operation_count_for_it():
     assert set(times) == {op.name for op in planned.graph.ops}
 
 
-def test_the_command_writes_all_it_is_asked_for(command, exported, tmp_path):
+def test_the_command_writes_page_table_and_node_data(command, exported, tmp_path):
     model, before = exported / "model.int8.onnx", exported / "model.int8.tflite"
     options = ("--before", before, "--sram", "1KiB", "--measure-time", "--seconds", "0.1", "--json")
     files = ("-o", tmp_path / "r.html", "--csv", tmp_path / "r.csv", "--node-data", tmp_path / "nodes")
@@ -232,7 +232,7 @@ def test_the_command_writes_all_it_is_asked_for(command, exported, tmp_path):
     assert sorted(values["files"]) == sorted(str(path) for path in tmp_path.rglob("*.*"))
     text = Seen((tmp_path / "r.html").read_text()).text
     assert "model.int8.onnx" in text
-    assert "Mean time of each operation" in text
+    assert "Measured mean latency per operation" in text
     assert [row["experiment"] for row in csv.DictReader((tmp_path / "r.csv").read_text().splitlines())] == [
         "before",
         "after",
@@ -248,7 +248,7 @@ def test_the_command_writes_all_it_is_asked_for(command, exported, tmp_path):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A tab of Chromium; where there is none the images are not looked at, but in CI that is a failure."""
+    """A tab of Chromium; without Chromium the browser tests are skipped, except in CI, where they fail."""
     command = find_chromium()
     if command is None:
         if os.environ.get("CI"):
@@ -260,7 +260,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
-    """A page with every chart, with names that would do harm."""
+    """A page with every chart and hostile names."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     after, before = fire(HOSTILE), fire()
     profile = profiled(after, {op.name: 0.1 for op in after.graph.ops})
@@ -273,14 +273,14 @@ def look(page: Page) -> np.ndarray:
 
 
 def chart(page: Page, index: int) -> dict[str, float]:
-    """Where a chart lies in the window, scrolled there."""
+    """Scroll to a chart; its rectangle in the window."""
     find = f"document.querySelectorAll('.chart')[{index}]"
     page.evaluate(f"{find}.scrollIntoView({{block: 'center'}})")
     return page.evaluate(f"{find}.getBoundingClientRect().toJSON()")
 
 
 def amount(image: np.ndarray, colour: str) -> int:
-    """Pixels of a colour, give or take what a browser blends."""
+    """Number of pixels of a colour, with a tolerance for blending."""
     wanted = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
     return int((abs(image - wanted).max(axis=2) < 6).sum())
 
@@ -324,7 +324,7 @@ def test_colours_follow_the_theme_at_once(page, drawn):
 def test_hovering_names_the_tensor(page, drawn, index):
     page.open(drawn, 1280, dark=False)
     box = chart(page, index)
-    # The first operations, right of the axis, at the foot of the arena.
+    # The first operations, right of the axis, at the bottom of the arena.
     page.hover(box["left"] + 110, box["bottom"] - 90)
     tips = (
         "[...document.querySelectorAll('.bk-Tooltip')].map(tip => tip.shadowRoot.querySelector('.bk-tooltip-content'))"
