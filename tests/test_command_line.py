@@ -1,4 +1,4 @@
-"""The commands: what they print where, and their exit codes."""
+"""The commands: their output on stdout and stderr, and their exit codes."""
 
 import json
 import os
@@ -43,11 +43,11 @@ def test_help_of_every_command_has_an_example(command, name):
     assert ran.err == ""
 
 
-def test_help_of_export_gives_the_tolerance(command):
-    told = " ".join(command("export", "--help").out.split())
+def test_help_of_export_shows_the_default_tolerance(command):
+    shown = " ".join(command("export", "--help").out.split())
     tolerance = Tolerance()
-    assert f"the network's class. [default: {tolerance.agreement:g}]" in told
-    assert f"of int8, in dB. [default: {tolerance.sqnr_db:g}]" in told
+    assert f"the network's class. [default: {tolerance.agreement:g}]" in shown
+    assert f"of int8, in dB. [default: {tolerance.sqnr_db:g}]" in shown
 
 
 def test_the_command_itself():
@@ -67,13 +67,13 @@ def test_the_command_itself():
 
 
 def one_object(text: str) -> dict:
-    """The JSON object that is all of standard output."""
+    """Standard output, which must be exactly one JSON object."""
     values = json.loads(text)
     assert isinstance(values, dict)
     return values
 
 
-def test_plan_in_json_and_for_people(command, model):
+def test_plan_as_json_and_as_tables(command, model):
     values = one_object(command("plan", model, "--json").out)
     ends = [buffer["offset"] + buffer["nbytes"] for buffer in values["buffers"]]
     assert 0 <= values["arena_bytes"] - max(ends) < 16
@@ -92,7 +92,7 @@ def test_tables_keep_names_whole_on_a_terminal_of_80_columns(model):
     with subprocess.Popen([*firebox, "plan", str(model)], stdout=theirs, env=os.environ | {"TERM": "dumb"}) as running:
         os.close(theirs)
         shown = b""
-        with suppress(OSError):  # How Linux says that the other end was closed.
+        with suppress(OSError):  # Linux reports the closed end as an error.
             while part := os.read(ours, 1 << 16):
                 shown += part
     os.close(ours)
@@ -113,7 +113,7 @@ def test_the_verdict_is_the_exit_code(model, exported):
     assert "does not fit 1.0 KiB" in late.out
 
 
-def test_profile_measures_and_judges(command, model):
+def test_profile_measures_and_has_a_verdict(command, model):
     ran = command("profile", model, "--seconds", "0.2", "--json", "--sram", "16B")
     assert ran.code == 3
     values = one_object(ran.out)
@@ -125,7 +125,7 @@ def test_profile_measures_and_judges(command, model):
     assert "fits 1,024.0 MiB" in people.out
 
 
-def test_classify_names_and_scores(command, model, image):
+def test_classify_prints_classes_and_scores(command, model, image):
     values = one_object(command("classify", model, image, "--top", "2", "--json").out)
     (answers,) = values.values()
     assert list(values) == [str(image)]
@@ -178,7 +178,7 @@ def test_models_in_json(command):
 
 
 @pytest.mark.parametrize("size", ["512kb", "-1", "0", "", "0KiB", "abc", "1.5B"])
-def test_sizes_that_are_none(command, model, size):
+def test_invalid_sizes_are_usage_errors(command, model, size):
     for name in ("plan", "profile"):
         ran = command(name, model, f"--sram={size}")
         assert ran.code == 2, (name, size)
@@ -242,12 +242,12 @@ def test_damaged_files_are_exit_code_1(command, model, exported, image, tmp_path
         ran = command(*arguments, cwd=tmp_path)
         assert ran.code == 1, (arguments, ran.err)
         assert ran.out == "", arguments
-        # LiteRT greets on standard error.
+        # LiteRT logs its version to stderr.
         (line,) = [line for line in ran.err.splitlines() if not line.startswith("INFO: ")]
         assert line.startswith("error: ")
 
 
-def test_a_reader_that_goes_away_leaves_the_verdict(model):
+def test_a_closed_pipe_keeps_the_exit_code(model):
     command = f"{sys.executable} -c 'from firebox.runtime.commands.main import main; main()' plan {model} --sram 1KiB"
     ran = subprocess.run(
         ["bash", "-c", f"{command} | head -1 >/dev/null; echo ${{PIPESTATUS[0]}}"],
@@ -259,7 +259,7 @@ def test_a_reader_that_goes_away_leaves_the_verdict(model):
     assert ran.stderr == ""
 
 
-def test_output_that_cannot_be_written_is_told(model):
+def test_output_that_cannot_be_written_is_an_error(model):
     command = [sys.executable, "-c", PROGRAM, "plan", str(model), "--json"]
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -269,10 +269,10 @@ def test_output_that_cannot_be_written_is_told(model):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_has_a_script(shell):
+def test_completion_scripts_exist(shell):
     script = Path(sys.executable).parent / "firebox"
     if not script.exists():
-        pytest.skip("firebox is not installed beside this Python")
+        pytest.skip("the firebox script is not installed next to this Python")
     environment = {"_FIREBOX_COMPLETE": f"{shell}_source", "PATH": "/usr/bin:/bin"}
     ran = subprocess.run([script], capture_output=True, text=True, check=False, env=environment)
     if shell == "bash" and shutil.which("bash") is None:
@@ -281,7 +281,7 @@ def test_completion_has_a_script(shell):
     assert "Traceback" not in ran.stderr
 
 
-def test_the_demo_goes_the_whole_way_and_replaces_only_itself(tmp_path, monkeypatch):
+def test_the_demo_runs_and_replaces_only_its_own_files(tmp_path, monkeypatch):
     from firebox.model_zoo import demo
 
     def stopped(*arguments: object, **options: object) -> None:
@@ -333,13 +333,13 @@ def test_only_regular_files_are_replaced(command, model, tmp_path):
     assert "neither a folder" in images.err
 
 
-def test_a_name_with_a_line_end_stays_in_one_line(command):
+def test_a_name_with_a_line_break_is_escaped(command):
     ran = command("plan", "one\ntwo\x1b[31m.tflite")
     assert ran.code == 2
     assert ran.err == "error: no such file: one\\ntwo\\x1b[31m.tflite\n"
 
 
-def test_a_closed_standard_output_keeps_the_verdict(model):
+def test_a_closed_standard_output_keeps_the_exit_code(model):
     for name, expected in ((str(model), 3), ("none.tflite", 2)):
         shell = [sys.executable, "-c", PROGRAM, "plan", name, "--sram", "1B"]
         ran = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *shell], stderr=subprocess.PIPE, text=True, check=False)

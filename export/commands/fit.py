@@ -100,7 +100,7 @@ def show_fit(report: Mapping[str, Any], title: str) -> None:
 
 
 def _note_missing(report: Mapping[str, Any]) -> None:
-    """What was left out because a package is not installed."""
+    """Note the steps that were skipped because a package is not installed."""
     from ...runtime.memory import find_target
 
     runtime = find_target(report["target"]).runtime

@@ -45,7 +45,7 @@ class MeasuredArena:
         return arena, *tail, MemoryLine(total, self.total_bytes, "measured")
 
     def verdict(self, sram_bytes: int) -> Verdict:
-        """Whether the total fits a budget."""
+        """The verdict on a budget, by the total."""
         return Verdict(sram_bytes, self.arena_bytes, "measured", self.total_bytes)
 
     def to_json(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def _smallest(data: bytes, low: int, high: int) -> int:
 
 
 def _fits(data: bytes, arena_size: int, run: bool = False) -> bool:
-    """Whether tflite-micro can prepare a file in an arena; in a child process, since it may abort."""
+    """True if tflite-micro can prepare a file in an arena; tried in a child process, since it may abort."""
     from tflite_micro.python.tflite_micro import runtime
 
     child = os.fork()

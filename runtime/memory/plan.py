@@ -97,7 +97,7 @@ class MemoryPlan:
         return max((sum(b.end - b.offset for b in scratch if b.first == step) for step in steps), default=0)
 
     def verdict(self, sram_bytes: int) -> "Verdict":
-        """Whether the total fits a budget, or the arena if the total is unknown."""
+        """The verdict on a budget, by the total or, if that is unknown, by the arena."""
         return Verdict(sram_bytes, self.arena_bytes, total_bytes=self.total_bytes)
 
     @property
@@ -152,7 +152,7 @@ def _line(name: str, nbytes: int | None) -> MemoryLine:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the memory of a network fits an SRAM budget, by planned or measured figures (``arena_source``).
+    """A verdict on an SRAM budget, by planned or measured figures (``arena_source``).
 
     It judges ``total_bytes``, the whole demand. If that is unknown it judges the arena alone: the scratch memory of
     kernels and the overhead of the runtime are not included.
@@ -175,7 +175,7 @@ class Verdict:
 
     @property
     def fits(self) -> bool:
-        """Whether the figure is at most the budget."""
+        """True if the figure is at most the budget."""
         return self.margin_bytes >= 0
 
     @property

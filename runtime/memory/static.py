@@ -47,7 +47,7 @@ def _views(graph: Graph) -> dict[str, str]:
 
 
 def _is_contiguous(graph: Graph, op: ops.Slice) -> bool:
-    """Whether a slice takes whole rows."""
+    """True for a slice of whole rows."""
     shape = graph.tensors[op.inputs[0]].shape
     return len(shape) == 4 and shape[0] == 1 and op.size[2:] == shape[2:]
 

@@ -17,9 +17,10 @@ _ONNXRUNTIME_ALIGNMENT = 256
 class Runtime:
     """A Python package that runs files of one ``format``, and can report the memory of a run.
 
-    ``measure`` takes the bytes of a file, and whether to search for the smallest arena instead of reading what the
-    runtime reports. It runs in a process of its own, so it must be a function of a module. ``measures_heap`` says that
-    its ``total_bytes`` are the heap of that process, with copies of the weights, not the demand for SRAM.
+    ``measure(data, exact)`` runs a file and returns its memory as the runtime reports it, or the smallest arena found
+    by search if ``exact``. It must be a function of a module, since it runs in a process of its own. With
+    ``measures_heap``, its ``total_bytes`` are the heap of that process, with copies of the weights, not the demand for
+    SRAM.
     """
 
     format: Format

@@ -129,5 +129,5 @@ def _nbytes(tensor: Tensor, precision: Precision) -> int:
 
 
 def _is_bias(tensor: Tensor) -> bool:
-    """Whether a tensor is a constant of one dimension; biases have 32 bits at every precision."""
+    """True for constants of one dimension; biases have 32 bits at every precision."""
     return tensor.data is not None and len(tensor.shape) == 1

@@ -1,4 +1,4 @@
-"""``firebox fit`` and ``firebox export --sram``: what they write, say and return, and what bad input ends in."""
+"""``firebox fit`` and ``firebox export --sram``: files, output, exit codes, and errors for bad input."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ def model(exported) -> Path:
 
 @pytest.fixture(scope="module")
 def budget(model) -> int:
-    """Less than the model needs, and more than the least that can be reached."""
+    """A budget below the model's demand and above the smallest possible one."""
     total = plan(model).total_bytes
     assert total is not None
     return total * 9 // 10
@@ -38,16 +38,16 @@ def fitted(command, model, budget, tmp_path_factory) -> tuple[Path, dict]:
     return out, json.loads(ran.out)
 
 
-def test_a_fit_is_written_in_both_formats_with_all_that_was_found_out(fitted, model, budget):
-    out, said = fitted
+def test_a_fit_is_written_in_both_formats_with_its_reports(fitted, model, budget):
+    out, printed = fitted
     planned = plan(out / "model.int8.fit.tflite")
-    assert planned.total_bytes == said["after"]["total_bytes"] == said["measured"]["total_bytes"] <= budget
-    assert said["before"]["total_bytes"] == plan(model).total_bytes
-    assert said["verdict"]["fits"] and said["stages"]
-    assert set(said["compared_images"]) >= {"litert", "onnxruntime", "tflite-micro"}
+    assert planned.total_bytes == printed["after"]["total_bytes"] == printed["measured"]["total_bytes"] <= budget
+    assert printed["before"]["total_bytes"] == plan(model).total_bytes
+    assert printed["verdict"]["fits"] and printed["stages"]
+    assert set(printed["compared_images"]) >= {"litert", "onnxruntime", "tflite-micro"}
     report = json.loads((out / "fit.json").read_text())
     assert {name: report[name] for name in ("before", "after", "stages")} == {
-        name: said[name] for name in ("before", "after", "stages")
+        name: printed[name] for name in ("before", "after", "stages")
     }
     assert set(report["files"]) == {"model.int8.fit.tflite", "model.int8.fit.onnx"}
     rows = list(csv.DictReader((out / "fit.csv").read_text().splitlines()))
@@ -56,7 +56,7 @@ def test_a_fit_is_written_in_both_formats_with_all_that_was_found_out(fitted, mo
     assert "model.int8.fit.tflite" in page
 
 
-def test_the_files_keep_their_contract_and_their_answers(fitted, model, noise):
+def test_the_files_keep_their_contract_and_outputs(fitted, model, noise):
     out, _ = fitted
     with Session(model) as before:
         for name in ("model.int8.fit.tflite", "model.int8.fit.onnx"):
@@ -67,7 +67,7 @@ def test_the_files_keep_their_contract_and_their_answers(fitted, model, noise):
                 np.testing.assert_allclose(after.predict(image), before.predict(image), atol=1e-6)
 
 
-def test_an_onnx_file_is_fitted_as_well_and_for_people(command, exported, budget, noise, tmp_path):
+def test_an_onnx_file_is_fitted_and_shown_as_tables(command, exported, budget, noise, tmp_path):
     ran = command("fit", exported / "model.int8.onnx", "--sram", budget, "-o", tmp_path / "out", "--images", noise)
     assert ran.code == 0, ran.err
     assert "the same integers as before on 12 images" in ran.out
@@ -75,34 +75,34 @@ def test_an_onnx_file_is_fitted_as_well_and_for_people(command, exported, budget
     assert (tmp_path / "out" / "model.int8.fit.tflite").exists()
 
 
-def test_what_fits_already_is_left_as_it_is(command, model, tmp_path):
+def test_a_model_that_fits_is_unchanged(command, model, tmp_path):
     ran = command("fit", model, "--sram", "1MiB", "-o", tmp_path / "out", "--json")
     assert ran.code == 0
-    said = json.loads(ran.out)
-    assert said["stages"] == [] and said["extra_macs"] == 0
+    report = json.loads(ran.out)
+    assert report["stages"] == [] and report["extra_macs"] == 0
 
 
-def test_a_budget_beyond_all_memory_is_not_taken_from_it(command, model, tmp_path):
+def test_a_huge_budget_is_not_allocated(command, model, tmp_path):
     ran = command("fit", model, "--sram", 2**63 - 1, "-o", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["verdict"]["fits"]
 
 
-def test_what_cannot_fit_says_what_it_could_and_what_would_help(command, model, tmp_path):
+def test_without_a_fit_the_smallest_arena_and_alternatives_are_reported(command, model, tmp_path):
     ran = command("fit", model, "--sram", "4KiB", "-o", tmp_path / "out", "--json")
     assert ran.code == 3
-    said = json.loads(ran.out)
-    assert said["smallest_bytes"] > said["sram_bytes"] == 4096
-    assert said["binding"]
-    changes = {found["change"]: found["about_bytes"] for found in said["alternatives"]}
+    report = json.loads(ran.out)
+    assert report["smallest_bytes"] > report["sram_bytes"] == 4096
+    assert report["binding"]
+    changes = {found["change"]: found["about_bytes"] for found in report["alternatives"]}
     assert "without its bypasses" in changes and "with 50% of its channels" in changes
-    assert f"{said['smallest_bytes']:,} bytes is the least" in ran.err
+    assert f"{report['smallest_bytes']:,} bytes is the least" in ran.err
     assert not (tmp_path / "out").exists()
-    again = command("fit", model, "--sram", said["smallest_bytes"], "-o", tmp_path / "out")
+    again = command("fit", model, "--sram", report["smallest_bytes"], "-o", tmp_path / "out")
     assert again.code == 0, again.err
 
 
-def test_export_fits_in_one_go(noise, tmp_path):
+def test_export_fits_the_int8_files(noise, tmp_path):
     network = load_network("squeezenet_micro", random_init=True, num_classes=3, input_size=(24, 24))
     anything = Tolerance(float_error=1e-3, sqnr_db=-100, agreement=0, formats_agreement=0)
 
@@ -139,8 +139,8 @@ def foreign(path: Path, kind: str, batch: int | str = 1) -> Path:
     return path
 
 
-def test_a_file_of_another_maker_is_fitted_from_its_first_integers_to_its_last(command, exported, tmp_path):
-    """As onnxruntime's quantizer writes them: float32 in and out, integers between."""
+def test_the_integer_part_of_a_foreign_file_is_fitted(command, exported, tmp_path):
+    """A file as from onnxruntime's quantizer: float32 input and output around integers."""
     inner = read_graph(exported / "model.int8.tflite")
     source, target = inner.tensors[inner.inputs[0]], inner.tensors[inner.outputs[0]]
     outer = [Tensor(name, tensor.shape) for name, tensor in (("real", source), ("answer", target))]
@@ -150,14 +150,14 @@ def test_a_file_of_another_maker_is_fitted_from_its_first_integers_to_its_last(c
     total = plan(inner).total_bytes
     ran = command("fit", tmp_path / "foreign.onnx", "--sram", total * 9 // 10, "-o", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
-    said = json.loads(ran.out)
-    assert said["integer_ends"] and said["stages"]
+    report = json.loads(ran.out)
+    assert report["integer_ends"] and report["stages"]
     fitted = read_graph(tmp_path / "out" / "foreign.fit.tflite")
     assert {tensor.dtype for tensor in fitted.activations} == {"int8"}
     assert fitted.tensors[fitted.inputs[0]].quantization == source.quantization
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(command, model, exported, tmp_path):
+def test_bad_input_is_one_line_and_writes_nothing(command, model, exported, tmp_path):
     out = tmp_path / "out"
     float_model = exported / "model.float32.tflite"
     file = tmp_path / "file"
@@ -200,18 +200,18 @@ def test_images_need_a_contract(command, tmp_path, noise):
     assert command("fit", tmp_path / "hand.onnx", "--sram", "64KiB", "-o", tmp_path / "out").code == 0
 
 
-def test_what_was_fitted_already_is_left_as_it_is(command, fitted, budget, tmp_path):
+def test_a_fitted_file_is_not_changed_again(command, fitted, budget, tmp_path):
     out, _ = fitted
     ran = command("fit", out / "model.int8.fit.tflite", "--sram", budget, "-o", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
-    said = json.loads(ran.out)
-    assert said["stages"] == []
-    assert said["before"] == said["after"]
-    assert plan(tmp_path / "out" / "model.int8.fit.fit.tflite").total_bytes == said["after"]["total_bytes"] <= budget
+    report = json.loads(ran.out)
+    assert report["stages"] == []
+    assert report["before"] == report["after"]
+    assert plan(tmp_path / "out" / "model.int8.fit.fit.tflite").total_bytes == report["after"]["total_bytes"] <= budget
 
 
-def test_a_runtime_that_cannot_run_the_network_at_all_is_left_out(command, tmp_path):
-    # tflite-micro joins ten tensors at most.
+def test_runtimes_that_cannot_run_the_network_are_skipped(command, tmp_path):
+    # tflite-micro's concat takes at most ten tensors.
     build = GraphBuilder((1, 6, 6, 3))
     joined = build.add(ops.Concat, *["input"] * 12, axis=2)
     model = tmp_path / "wide.tflite"
@@ -227,7 +227,7 @@ def test_a_runtime_that_cannot_run_the_network_at_all_is_left_out(command, tmp_p
     assert not (tmp_path / "late").exists()
 
 
-def test_a_flat_network_that_cannot_fit_is_refused_in_one_line(command, tmp_path):
+def test_a_flat_network_that_cannot_fit_has_no_alternatives(command, tmp_path):
     build = GraphBuilder((1, 4096))
     model = tmp_path / "flat.tflite"
     model.write_bytes(write_tflite(in_any_8_bits(build.graph(build.linear("input", 10)))))

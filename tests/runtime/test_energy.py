@@ -24,24 +24,24 @@ def in_8_bits(graph: Graph) -> Graph:
 
 
 def wide() -> Graph:
-    """input 128 -> conv0 1024 -> conv1 256 -> conv2 128 values, each 8x8 and so many channels."""
+    """Three convolutions with 8x8 activations: 128 values in the input, then 1024, 256 and 128."""
     build = GraphBuilder((1, 8, 8, 2))
     return build.graph(build.conv(build.conv(build.conv("input", 16), 4), 2))
 
 
-def test_with_room_for_all_only_input_and_output_move():
+def test_without_spilling_only_input_and_output_move():
     moved = traffic(wide(), 1024 + 256, "int8", "resident")
     assert moved == Traffic(
         dram_read_bytes=128,
         dram_written_bytes=128,
         weight_bytes=0,
-        # Activations, weights and biases of 32 bits.
+        # Activations, weights and 32-bit biases.
         operand_bytes=(128 + 1024) + (1024 + 256) + (256 + 128) + (32 + 64 + 8) + 4 * (16 + 4 + 2),
         spilled=(),
     )
 
 
-def test_the_largest_at_the_peak_is_spilled_first():
+def test_the_largest_tensor_at_the_peak_is_spilled_first():
     moved = traffic(wide(), 1024 + 256 - 1, "int8", "resident")
     assert moved.spilled == ("conv0",)
     assert (moved.dram_read_bytes, moved.dram_written_bytes) == (128 + 1024, 1024 + 128)
@@ -58,21 +58,21 @@ def test_streamed_weights_are_read_with_their_biases():
     assert weight_bytes(wide(), "float32") == 4 * (32 + 64 + 8 + 16 + 4 + 2)
 
 
-def test_what_is_spilled_is_read_by_everyone_who_uses_it():
+def test_spilled_tensors_are_read_once_per_use():
     build = GraphBuilder((1, 4, 4, 4))
     wide = build.conv("input", 8)
     graph = build.graph(build.add(ops.Concat, build.conv(wide, 1), build.conv(wide, 1), wide))
-    # The output, which goes to DRAM anyway, is the first: that costs nothing.
+    # The output is spilled first, at no cost: it goes to DRAM anyway.
     assert traffic(graph, 64 + 128, "int8", "resident").spilled == ("concat3",)
     assert traffic(graph, 64 + 128, "int8", "resident").dram_bytes == 64 + 160
     moved = traffic(graph, 0, "int8", "resident")
-    # 64 in; 128 and twice 16 written, and read by three and by one; 160 out.
+    # Input 64, output 160. 128 and twice 16 are spilled; three operations read the first, one each the others.
     assert moved.dram_read_bytes == 64 + 3 * 128 + 2 * 16
     assert moved.dram_written_bytes == 128 + 2 * 16 + 160
 
 
 def tiled() -> Graph:
-    """A 3x3 convolution of 8x8x2 values to 16 channels and a pool of it, in two stripes of rows."""
+    """A 3x3 convolution of 8x8x2 values to 16 channels, followed by a pool, in two stripes of rows."""
     build = GraphBuilder((1, 8, 8, 2))
     weight, bias = build.constant(16, 3, 3, 2), build.constant(16)
     stripes = []
@@ -91,14 +91,14 @@ def test_stripes_read_their_own_rows_and_their_weights_again():
     spilled = traffic(tiled(), 0, "int8", "resident")
     stripe = 5 * 8 * 2
     assert spilled.dram_read_bytes == 2 * (stripe + stripe + 4 * 8 * 16 + 128)
-    # What the second pool needs: the first one's rows, its own, and the convolution's.
+    # Live at the second pool: the output rows of both pools, and those of the convolution.
     needed = 128 + 128 + 4 * 8 * 16
     assert traffic(tiled(), needed, "int8", "resident").spilled == ()
     assert traffic(tiled(), needed - 1, "int8", "resident").spilled
 
 
 @settings(max_examples=60)
-# A network that cuts its input reads less than all of it.
+# A network that slices its input reads only a part of it.
 @given(graphs(leave_out=("slice",)), st.sampled_from(["float32", "int8"]))
 def test_without_limit_the_traffic_is_compulsory(graph, precision):
     width = 4 if precision == "float32" else 1
@@ -124,7 +124,7 @@ def test_less_sram_never_moves_less(graph, one, other):
 
 
 @settings(max_examples=60)
-# An average pool of an even number of values has weights in int8, which it has not in float.
+# An average pool over an even number of values has weights in int8 but not in float.
 @given(graphs(("average",)), sizes)
 def test_int8_moves_a_quarter_of_float32(graph, sram):
     narrow = traffic(graph, sram, "int8", "resident")
@@ -139,13 +139,13 @@ def test_int8_moves_a_quarter_of_float32(graph, sram):
 
 @settings(max_examples=60)
 @given(graphs())
-def test_what_fits_by_plan_spills_nothing(graph):
+def test_nothing_is_spilled_if_the_plan_fits(graph):
     assert traffic(graph, plan(graph).arena_bytes, "float32", "resident").spilled == ()
 
 
 @settings(max_examples=60)
 @given(graphs(), sizes)
-def test_the_bracket_is_one(graph, sram):
+def test_the_low_end_is_below_the_high_end(graph, sram):
     for scenario in scenarios(graph, sram):
         found = scenario.energy
         assert 0 < found.dram_mj + found.arithmetic_mj < found.low_mj <= found.high_mj
@@ -155,7 +155,7 @@ def test_the_bracket_is_one(graph, sram):
 def test_a_billion_connections_at_20_hz_take_12_8_watts_of_dram():
     """Han et al., Deep Compression (arXiv 1510.00149), section 1: 20 Hz x 1 G x 640 pJ = 12.8 W."""
     inputs, outputs = 40_000, 25_000
-    # One zero, seen a billion times.
+    # A single zero, broadcast to a billion weights.
     weight = Tensor("weight", (outputs, inputs), data=np.broadcast_to(np.float32(0), (outputs, inputs)))
     bias = Tensor("bias", (outputs,), data=np.zeros(outputs, np.float32))
     ends = [Tensor("input", (1, inputs)), Tensor("output", (1, outputs))]
@@ -170,7 +170,7 @@ def test_a_billion_connections_at_20_hz_take_12_8_watts_of_dram():
 
 def test_the_table_of_45_nm():
     nothing = Traffic(0, 0, 0, 0, ())
-    # 0.9 + 3.7 pJ, 0.1 + 3.1 pJ; and two accesses of 5 pJ at the high end.
+    # 0.9 + 3.7 pJ and 0.1 + 3.1 pJ; the high end adds two accesses of 5 pJ.
     assert energy(nothing, 10**9, "float32").low_mj == pytest.approx(4.6)
     assert energy(nothing, 10**9, "int8").low_mj == pytest.approx(3.2)
     assert energy(nothing, 10**9, "int8").high_mj == pytest.approx(13.2)

@@ -16,7 +16,7 @@ from firebox.runtime.memory import Verdict, measure_arena, tflm
 
 
 def in_8_bits(graph: Graph) -> Graph:
-    """Any 8 bits: lifetimes and sizes do not depend on the values."""
+    """Quantized with arbitrary ranges: live ranges and sizes do not depend on values."""
     return quantize(graph, {tensor.name: Range(-1, 1) for tensor in graph.activations})
 
 
@@ -32,7 +32,7 @@ ARENAS = {
 
 
 @pytest.mark.parametrize("name", sorted(ARENAS))
-def test_the_plan_of_every_network_is_what_it_takes(name, tmp_path):
+def test_the_plan_of_every_network_is_its_measured_memory(name, tmp_path):
     network = load_network(name, random_init=True)
     size = network.preprocessing.size
     graph = in_8_bits(trace(network.module, (1, network.preprocessing.depth, *size), name))
@@ -62,10 +62,10 @@ def test_random_networks_are_planned_as_tflite_micro_allocates_them(arena_head):
     check()
 
 
-def test_random_networks_run_in_what_is_planned_for_them_and_in_little_less(tmp_path):
+def test_random_networks_run_in_the_planned_arena_and_not_in_a_much_smaller_one(tmp_path):
     path = tmp_path / "model.tflite"
 
-    # Each measurement is a process: what fails is shown as it was drawn.
+    # Each measurement is a process, so failing examples are not shrunk.
     @settings(max_examples=20, phases=[Phase.generate])
     @given(graphs(), st.booleans())
     def check(graph, floats):
@@ -79,7 +79,7 @@ def test_random_networks_run_in_what_is_planned_for_them_and_in_little_less(tmp_
     check()
 
 
-def test_what_an_operation_adds_to_the_tail():
+def test_the_tail_is_a_sum_over_operations():
     @settings(max_examples=100)
     @given(graphs())
     def check(graph):
@@ -88,15 +88,15 @@ def test_what_an_operation_adds_to_the_tail():
         constants = len(graph.tensors) - len(graph.activations) + len(small)
         added = sum(tflm.op_tail_bytes(graph, op) for op in graph.ops) + 24 * (len(graph.inputs) + constants)
         fixed = tflm.tail_bytes(graph) - added
-        # Allocators, planner, one input and one output; what is left over is alignment.
+        # Allocators, planner, one input and one output; the rest is alignment.
         assert 690 <= fixed <= 730
 
     check()
 
 
 @st.composite
-def lifetimes(draw) -> Graph:
-    """Graphs of additions and joins in any order, so that buffers of many sizes live for any time."""
+def live_ranges(draw) -> Graph:
+    """Graphs of additions and concats in any order, so that sizes and live ranges vary."""
     tensors = [Tensor("input", (1, 1, 1, draw(st.integers(1, 40))))]
     operations: list[Op] = []
     for index in range(draw(st.integers(1, 25))):
@@ -114,10 +114,10 @@ def lifetimes(draw) -> Graph:
 
 
 @settings(max_examples=200)
-@given(lifetimes())
-def test_a_plan_holds_what_it_promises(graph):
+@given(live_ranges())
+def test_live_buffers_do_not_overlap(graph):
     planned = plan(graph)
-    # Without operations that lead nowhere.
+    # Without operations that no output depends on.
     graph = planned.graph
     assert [buffer.tensor for buffer in planned.buffers] == [tensor.name for tensor in graph.activations]
     spans = {buffer.tensor: (buffer.first, buffer.last) for buffer in planned.buffers}
@@ -136,7 +136,7 @@ def test_a_plan_holds_what_it_promises(graph):
     assert plan(graph) == planned
 
 
-def test_the_peak_is_named_with_what_is_alive_there():
+def test_the_peak_is_reported_with_its_live_tensors():
     build = GraphBuilder((1, 8, 8, 2))
     wide = build.conv(build.conv("input", 16), 4)
     planned = plan(build.graph(build.conv(wide, 2)))
@@ -169,7 +169,7 @@ def test_a_verdict_is_an_exit_code():
     }
 
 
-def test_what_leads_nowhere_takes_no_room():
+def test_operations_without_effect_on_the_output_need_no_memory():
     build = GraphBuilder((1, 8, 8, 2))
     x = build.conv("input", 2)
     build.conv("input", 64)

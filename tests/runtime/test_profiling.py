@@ -30,7 +30,7 @@ def test_a_profile_accounts_for_time_and_memory(exported, file):
     assert values["memory"]["arena"] == {"bytes": memory["arena"].nbytes, "source": "planned"}
 
 
-def test_a_profile_ends_in_its_time_even_when_nothing_settles(exported, monkeypatch):
+def test_the_time_limit_ends_a_profile_that_does_not_settle(exported, monkeypatch):
     from firebox.runtime.profiling import latency as profiling
 
     monkeypatch.setattr(profiling, "_SETTLED", -1.0)
@@ -43,7 +43,7 @@ def test_a_profile_ends_in_its_time_even_when_nothing_settles(exported, monkeypa
 
 
 class Knowing:
-    """A classifier that reads the answer off the image's brightness, and can be made to lie."""
+    """A classifier by brightness, which is always right, or wrong for two of three classes with ``lies``."""
 
     classes = ("class0", "class1", "class2")
     class_ids = ()

@@ -18,34 +18,34 @@ from firebox.runtime.memory import measure as arena
 
 
 def fire() -> Graph:
-    """Two expanding convolutions, joined and made small: 4, 4 and 8 KiB at the join."""
+    """A Fire module: 4, 4 and 8 KiB are alive at the concat."""
     build = GraphBuilder((1, 16, 16, 2))
     squeezed = build.conv("input", 2)
     joined = build.add(ops.Concat, build.conv(squeezed, 4), build.conv(squeezed, 4))
     return build.graph(build.conv(joined, 1))
 
 
-def test_a_static_compiler_writes_straight_into_a_concat():
+def test_a_static_compiler_writes_into_the_output_of_a_concat():
     planned = plan(fire(), "static")
     assert dict(planned.layout.views) == {"conv1": "concat3", "conv2": "concat3"}
     assert planned.arena_bytes == planned.total_bytes == 16 * 16 * (8 + 2) * 4
     assert plan(fire()).arena_bytes == 16 * 16 * (4 + 4 + 8) * 4
 
 
-def test_a_static_compiler_looks_at_rows_and_shapes_where_they_are():
+def test_for_a_static_compiler_row_slices_and_reshapes_are_views():
     build = GraphBuilder((1, 8, 8, 2))
     x = build.conv("input", 4)
     top = build.add(ops.Slice, x, begin=(0, 0, 0, 0), size=(1, 4, 8, 4))
     left = build.add(ops.Slice, x, begin=(0, 0, 0, 0), size=(1, 8, 4, 4))
     flat = build.add(ops.Reshape, build.conv(top, 1), shape=(1, 32))
     planned = plan(build.graph(build.linear(flat, 3), build.conv(left, 1)), "static")
-    # Columns are not in one piece.
+    # Columns are not contiguous.
     assert dict(planned.layout.views) == {"slice1": "conv0", "reshape4": "conv3"}
 
 
 @settings(max_examples=100)
 @given(graphs())
-def test_every_activation_has_a_place_on_every_target(graph):
+def test_every_activation_is_allocated_on_every_target(graph):
     for target in TARGETS:
         planned = plan(graph, target)
         places = {buffer.tensor: buffer for buffer in planned.buffers}
@@ -64,7 +64,7 @@ def test_every_activation_has_a_place_on_every_target(graph):
         assert json.loads(json.dumps(planned.to_json()))["target"] == target
 
 
-def test_litert_writes_over_inputs_where_planned(tmp_path):
+def test_litert_runs_operations_in_place_as_planned(tmp_path):
     build = GraphBuilder((1, 8, 8, 4))
     x = build.add(ops.AveragePool, "input", window=(1, 1))
     total = build.add(ops.Add, build.conv(x, 4), x)
@@ -77,7 +77,7 @@ def test_litert_writes_over_inputs_where_planned(tmp_path):
     assert measure_arena(path, "litert-reference").arena_bytes == planned.arena_bytes
 
 
-def test_what_onnxruntime_takes_of_floats_is_what_is_planned(tmp_path):
+def test_the_memory_of_a_float_network_in_onnxruntime_is_as_planned(tmp_path):
     build = GraphBuilder((1, 64, 64, 3))
     graph = build.graph(build.conv(build.conv(build.conv("input", 16), 32), 4))
     path = tmp_path / "model.onnx"
@@ -89,7 +89,7 @@ def test_what_onnxruntime_takes_of_floats_is_what_is_planned(tmp_path):
     assert not found.verdict(found.total_bytes - 1).fits
 
 
-def test_every_input_is_fed_to_onnxruntime_when_it_is_measured(tmp_path):
+def test_networks_with_two_inputs_are_measured_in_onnxruntime(tmp_path):
     build = GraphBuilder((1, 8, 8, 3))
     graph = build.graph(build.add(ops.Add, build.conv("input", 3), "input"))
     two = Graph(graph.name, graph.tensors, graph.ops[1:], ("input", graph.ops[0].output), graph.outputs)
@@ -113,12 +113,12 @@ def test_tiny_networks_need_more_than_head_and_tail(tmp_path):
     graph = build.graph(build.conv(build.conv("input", 2), 2))
     path = tmp_path / "model.tflite"
     path.write_bytes(write_tflite(quantize(graph, {tensor.name: Range(-1, 1) for tensor in graph.activations})))
-    told, exact = measure_arena(path, "tflm"), measure_arena(path, "tflm", exact=True)
-    assert told.total_bytes == told.arena_bytes + (told.tail_bytes or 0) < exact.total_bytes
+    reported, exact = measure_arena(path, "tflm"), measure_arena(path, "tflm", exact=True)
+    assert reported.total_bytes == reported.arena_bytes + (reported.tail_bytes or 0) < exact.total_bytes
     assert 0 <= (plan(path).total_bytes or 0) - exact.total_bytes <= 256
 
 
-def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, exported, monkeypatch):
+def test_targets_and_files_that_cannot_be_measured_are_errors(tmp_path, exported, monkeypatch):
     with pytest.raises(UsageError, match="target 'esp' is not one of tflm, "):
         plan(fire(), "esp")
     with pytest.raises(UnsupportedError, match="'static' is planned only"):
@@ -136,7 +136,7 @@ def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, exported, monkeypat
         measure_arena(exported / "model.int8.tflite", "tflm")
 
 
-def test_plan_measures_beside_what_it_planned(command, exported):
+def test_the_command_plans_and_measures(command, exported):
     model = exported / "model.int8.tflite"
     ran = command("plan", model, "--measure", "--json", "--sram", "1MiB")
     values = json.loads(ran.out)

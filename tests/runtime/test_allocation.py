@@ -1,4 +1,4 @@
-"""Activations in an arena: as tflite-micro places them, and with rows that die one by one."""
+"""Allocation of activations in an arena: as tflite-micro does it, and with rows that are freed one by one."""
 
 from collections.abc import Sequence
 from itertools import combinations, pairwise
@@ -17,7 +17,7 @@ from firebox.runtime.memory.allocation import ALIGNMENT
 
 @st.composite
 def drawn_ranges(draw, most: int = 12) -> list[LiveRange]:
-    """Activations of any size that live for any time, some of them row by row, in the order of their birth."""
+    """Live ranges of any size and length, some of them row by row, ordered by their first operation."""
     found = []
     for index in range(draw(st.integers(1, most))):
         first = draw(st.integers(0, 15))
@@ -31,7 +31,7 @@ def drawn_ranges(draw, most: int = 12) -> list[LiveRange]:
 
 
 def assert_apart(buffers: Sequence[Buffer]) -> None:
-    """No two blocks that live at the same time share a byte, and none lies below the arena."""
+    """Assert that no two live blocks share a byte and that no offset is negative."""
     for one, other in combinations(buffers, 2):
         for a in one.blocks:
             for b in other.blocks:
@@ -40,8 +40,8 @@ def assert_apart(buffers: Sequence[Buffer]) -> None:
     assert all(block.offset >= 0 for buffer in buffers for block in buffer.blocks)
 
 
-def assert_placed(found: Sequence[Buffer], wanted: Sequence[LiveRange]) -> None:
-    """All of them, in their order, unchanged but for where they lie."""
+def assert_allocated(found: Sequence[Buffer], wanted: Sequence[LiveRange]) -> None:
+    """Assert that the buffers are the live ranges, in the same order, at aligned offsets, and do not overlap."""
     assert [buffer.tensor for buffer in found] == [live.tensor for live in wanted]
     for buffer, live in zip(found, wanted, strict=True):
         assert buffer == live.at(buffer.offset)
@@ -50,7 +50,7 @@ def assert_placed(found: Sequence[Buffer], wanted: Sequence[LiveRange]) -> None:
 
 
 def most_alive(wanted: Sequence[LiveRange]) -> int:
-    """No placement ends lower."""
+    """A lower bound of every allocation."""
     blocks = [block for live in wanted for block in live.blocks]
     steps = range(max(block.last for block in blocks) + 1)
     return max(sum(b.end - b.offset for b in blocks if b.first <= step <= b.last) for step in steps)
@@ -58,16 +58,16 @@ def most_alive(wanted: Sequence[LiveRange]) -> int:
 
 @settings(max_examples=150)
 @given(drawn_ranges())
-def test_nothing_that_lives_at_the_same_time_shares_a_byte(wanted):
+def test_live_tensors_share_no_byte(wanted):
     found = allocate(wanted)
-    assert_placed(found, wanted)
+    assert_allocated(found, wanted)
     assert max(buffer.end for buffer in found) >= most_alive(wanted)
     assert allocate(wanted) == found
 
 
 @settings(max_examples=150)
 @given(st.data(), drawn_ranges())
-def test_what_is_fixed_stays_and_is_kept_clear_of(data, wanted):
+def test_fixed_buffers_stay_and_are_not_overlapped(data, wanted):
     fixed = []
     for live in data.draw(st.lists(st.sampled_from(wanted), unique=True)):
         pinned = live.at(ALIGNMENT * data.draw(st.integers(0, 100)))
@@ -75,7 +75,7 @@ def test_what_is_fixed_stays_and_is_kept_clear_of(data, wanted):
     there = {buffer.tensor for buffer in fixed}
     free = [live for live in wanted if live.tensor not in there]
     found = allocate(free, fixed=fixed)
-    assert_placed(found, free)
+    assert_allocated(found, free)
     assert_apart([*found, *fixed])
 
 
@@ -89,7 +89,7 @@ def clash(buffer: Buffer, others: Sequence[Buffer]) -> bool:
 
 @settings(max_examples=40)
 @given(drawn_ranges(most=6), st.integers(85, 150))
-def test_packed_is_never_above_the_limit(wanted, percent):
+def test_an_allocation_within_a_limit_never_exceeds_it(wanted, percent):
     limit = most_alive(wanted) * percent // 100
     found = allocate_within(wanted, limit)
     if percent < 100 and limit // ALIGNMENT < most_alive(wanted) // ALIGNMENT:
@@ -97,32 +97,32 @@ def test_packed_is_never_above_the_limit(wanted, percent):
     if max(buffer.end for buffer in allocate(wanted)) <= limit:
         assert found is not None
     if found is not None:
-        assert_placed(found, wanted)
+        assert_allocated(found, wanted)
         assert max(buffer.end for buffer in found) <= limit
         assert allocate_within(wanted, limit) == found
 
 
-def test_nothing_is_packed_into_less_than_it_is():
+def test_a_tensor_does_not_fit_a_limit_below_its_size():
     (alone,) = [LiveRange("t0", 40, (Block(0, 0, 0, 48),))]
     assert allocate_within([alone], 47) is None
     assert allocate_within([alone], 48) == (alone.at(0),)
 
 
 def chain(*sizes: int) -> list[LiveRange]:
-    """A network without branches: each activation is made of the one before."""
+    """A network without branches: each activation is computed from the one before."""
     return [LiveRange(f"t{i}", size, (Block(max(i - 1, 0), i, 0, size),)) for i, size in enumerate(sizes)]
 
 
-def test_a_chain_is_packed_into_what_is_alive_at_once():
+def test_a_chain_fits_its_peak_of_live_bytes():
     wanted = chain(160, 320, 64, 400, 16, 320, 96, 384)
     found = allocate_within(wanted, most_alive(wanted))
     assert found is not None
-    assert_placed(found, wanted)
+    assert_allocated(found, wanted)
     assert allocate_within(wanted, most_alive(wanted) - 1) is None
 
 
 def rows_of(height: int, width: int = 16) -> Graph:
-    """An activation that is cut into rows, each of which becomes as many bytes again."""
+    """An activation sliced into rows, each of which is convolved to a row of the same size."""
     build = GraphBuilder((1, height, width, 1))
     x = build.conv("input", 4)
     for row in range(height):
@@ -130,20 +130,20 @@ def rows_of(height: int, width: int = 16) -> Graph:
     return in_any_8_bits(build.graph(*(op.output for op in build.ops if isinstance(op, ops.Conv) and op.output != x)))
 
 
-def test_rows_die_one_by_one_where_only_slices_read_them():
+def test_rows_are_freed_one_by_one_if_only_slices_read_them():
     graph = rows_of(4)
     (_, whole, *_) = live_ranges(graph)
     (_, live, *_) = live_ranges(graph, rowwise=True)
     assert whole.blocks == (Block(0, 7, 0, 256),)
     assert live.blocks == tuple(Block(0, 1 + 2 * row, 64 * row, 64 * (row + 1)) for row in range(4))
     assert (live.first, live.last, live.nbytes) == (0, 7, 256)
-    # Two of them read as they are again, all live as long as that.
+    # A later reader of the whole activation keeps all rows alive.
     build = GraphBuilder((1, 4, 4, 2))
     x = build.conv("input", 4)
     top = build.conv(build.add(ops.Slice, x, begin=(0, 0, 0, 0), size=(1, 2, 4, 4)), 2)
     (_, live, *_) = live_ranges(build.graph(top, build.conv(x, 4)), rowwise=True)
     assert [block.last for block in live.blocks] == [3]
-    # Rows that nothing reads live while they are made.
+    # Rows without readers are alive only while they are written.
     build = GraphBuilder((1, 4, 4, 4))
     x = build.conv("input", 4)
     part = build.add(ops.Slice, x, begin=(0, 1, 0, 0), size=(1, 2, 4, 4))
@@ -153,7 +153,7 @@ def test_rows_die_one_by_one_where_only_slices_read_them():
         (1, 64, 192),
         (0, 192, 256),
     ]
-    # An output stays.
+    # An output stays alive to the end.
     build = GraphBuilder((1, 4, 4, 4))
     x = build.conv("input", 4)
     part = build.conv(build.add(ops.Slice, x, begin=(0, 1, 0, 0), size=(1, 2, 4, 4)), 1)
@@ -183,7 +183,7 @@ def test_rows_are_never_freed_before_they_are_read(graph):
 
 
 @pytest.mark.parametrize("kinds", [("groups",), ("groups", "average", "slice")])
-def test_places_are_those_of_tflite_micro(arena_head, kinds):
+def test_offsets_are_those_of_tflite_micro(arena_head, kinds):
     @settings(max_examples=25)
     @given(graphs(leave_out=kinds), st.integers(0, 100))
     def check(graph, seed):
