@@ -1,4 +1,4 @@
-"""The whole way on real scans of digits: train, export, compare, plan, profile."""
+"""The demo: train, export, compare, plan and profile a small network on scanned digits."""
 
 import json
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from .training.trainer import TrainingResult, train
 from .training_config import TrainingConfig
 from .weights.checkpoint import FILE_NAME, read_checkpoint
 
-# Measuring four files is to take seconds, not minutes.
+# Keeps the measurement of four files to seconds.
 _PROFILE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found: the training, the network and its files on unseen images, and a profile of each file."""
+    """Results of the demo: training, evaluations of network and files on unseen images, and a profile per file."""
 
     training: TrainingResult
     evaluations: tuple[Evaluation, ...]
@@ -32,10 +32,10 @@ class Demo:
 
 
 def run_demo(out: str | Path, sram: int, seed: int = 0, *, progress: Progress = SILENT) -> Demo:
-    """Train ``squeezenet_micro`` on digits into ``out``, export it, and hold its four files against ``sram`` bytes.
+    """Train ``squeezenet_micro`` on digits in ``out``, export it, and judge the files by ``sram``, a budget in bytes.
 
-    The images that accuracies are measured on are used neither to train nor to calibrate. An earlier demo in the
-    same folder is replaced.
+    Accuracies are measured on images used neither for training nor for calibration. An earlier demo in the same folder
+    is replaced.
     """
     out = Path(out)
     config = TrainingConfig(model="squeezenet_micro", data="digits", seed=seed)
@@ -61,7 +61,7 @@ def run_demo(out: str | Path, sram: int, seed: int = 0, *, progress: Progress = 
 
 
 def _remove_earlier(run: Path, config: TrainingConfig) -> None:
-    """Remove the training of an earlier demo, and nothing that is not one."""
+    """Remove the run of an earlier demo, but no other run."""
     if not (run / FILE_NAME).is_file():
         return
     earlier = read_checkpoint(run / FILE_NAME).training

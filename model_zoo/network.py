@@ -1,4 +1,4 @@
-"""From what a user names (a zoo model, a run folder, a checkpoint) to a network for use."""
+"""Networks ready for use: by name, from a run folder or a checkpoint; as a classifier, and as exported files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -27,19 +27,19 @@ from .weights.files import Weights, head_classes, load_weights, load_weights_int
 from .weights.imagenet import imagenet_classes
 from .weights.names import find_weights
 
-# What may differ between a zoo entry and weights of that entry: the task, how conv10 is
-# surrounded, and whether batch norm has been folded.
+# Fields in which weights may differ from their zoo entry: the task, the surroundings of conv10, and whether batch norm
+# is folded.
 _FREE = {"num_classes", "in_channels", "input_size", "dropout", "head_padding", "batch_norm"}
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network ready for use: the module in eval mode, its images and its classes.
+    """A network ready for use: the module in eval mode, with its preprocessing and classes.
 
-    ``classes`` has one name per output; ``class_ids`` too (WordNet ids), or is empty. ``sha256`` is
-    that of the file the weights came from, empty for random ones; ``training`` is the config of the
-    training that made them, where it is known. ``ranges`` are those of its activations that it was
-    trained with, fake-quantized (see ``fake_quantized``); empty for a network that was not.
+    ``classes`` has one name per output; ``class_ids`` has one WordNet id per output, or is empty. ``sha256`` is the
+    hash of the weight file, empty for random weights. ``training`` is the config of the training, if known.
+    ``ranges`` are the activation ranges of quantization-aware training (see ``fake_quantized``), and empty after any
+    other training.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Network:
 
     @property
     def config(self) -> NetworkConfig:
-        """The config the module was built from."""
+        """The config of the module."""
         return self.module.config
 
 
@@ -68,17 +68,16 @@ def load_network(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Network:
-    """A network from a zoo name with ``weights``, from a run folder, or from a checkpoint.
+    """Load a network by zoo name and ``weights``, or from a run folder or a checkpoint.
 
-    ``weights`` are a file, a run folder, or a name (``imagenet`` is downloaded, see ``find_weights``);
-    none are those that come with firebox. Sizes that are not given follow the weights, then the zoo.
-    Random weights must be asked for with ``random_init`` and are drawn by ``seed``. Raises
-    ``UsageError``, ``CheckpointError`` and ``DownloadError``.
+    ``weights`` is a file, a run folder or a name (``imagenet`` is downloaded, see ``find_weights``); by default the
+    weights in the package are used. Sizes default to those of the weights, then of the zoo. ``random_init`` draws
+    random weights by ``seed`` instead. Raises ``UsageError``, ``CheckpointError`` and ``DownloadError``.
     """
     name = str(spec)
     if name in list_models():
         if weights is not None and random_init:
-            raise UsageError(f"model {name!r}: weights and random weights contradict each other; leave one of them out")
+            raise UsageError(f"model {name!r} cannot have both weights and random weights; leave one of them out")
         found = (
             Weights("", "", {})
             if random_init
@@ -87,10 +86,10 @@ def load_network(
         config = _zoo_config(name, found, num_classes, in_channels, input_size)
         return _build(name, config, found, random_init, seed)
     if weights is not None or random_init or num_classes or in_channels or input_size:
-        raise UsageError(f"weights and sizes go with a name from the zoo ({', '.join(list_models())}), not with {name}")
+        raise UsageError(f"weights and sizes need a zoo name ({', '.join(list_models())}), not {name}")
     found = load_weights(_checkpoint_of(Path(spec)))
     if found.config is None:
-        raise UsageError(f"{name} does not say which network it is of; give a name from the zoo with it")
+        raise UsageError(f"{name} holds weights without a config; pass it as weights of a zoo name")
     return _build(found.model, found.config, found)
 
 
@@ -102,28 +101,27 @@ def create_model(
     weights: str | Path | None = None,
     **overrides: Any,
 ) -> NetworkModule:
-    """A zoo network, in training mode; with new weights any value of its config can be changed.
+    """Create the torch module of a zoo network, in training mode.
 
-    ``create_model("squeezenet1_1", num_classes=10, bypass="simple")``. With ``weights``, a file or a name (``default``:
-    those that come with firebox; ``imagenet``: downloaded), it is the network that they are of. Raises ``UsageError``,
-    ``CheckpointError`` and ``DownloadError``.
+    Without ``weights`` any value of the config can be changed: ``create_model("squeezenet1_1", num_classes=10,
+    bypass="simple")``. ``weights`` is a file or a name (``default``: in the package; ``imagenet``: downloaded); they
+    determine the config. Raises ``UsageError``, ``CheckpointError`` and ``DownloadError``.
     """
     if weights is not None:
         if overrides:
-            raise UsageError(f"{', '.join(overrides)} of {name} cannot be changed with weights; leave one of them out")
+            raise UsageError(f"{', '.join(overrides)} of {name} cannot be changed together with weights; leave one out")
         sizes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
         return load_network(name, weights, **sizes).module.train()
     return build_network(model_config(name, num_classes, in_channels, input_size, **overrides))
 
 
 def fit_preprocessing(preprocessing: Preprocessing, config: NetworkConfig) -> Preprocessing:
-    """The same preprocessing for the input size and the channels of a config.
+    """The preprocessing adapted to the input size and channels of a config.
 
-    The margin around the crop keeps its share, and a single channel gets the average of mean and
-    std.
+    The margin around the crop scales with the size; a single channel gets the average mean and std.
     """
     if config.in_channels not in (1, 3):
-        raise UsageError(f"images have 1 or 3 channels, the network {config.in_channels}; preprocess them yourself")
+        raise UsageError(f"images have 1 or 3 channels, not {config.in_channels}; preprocess inputs yourself")
     if config.input_size != preprocessing.size:
         resize = preprocessing.resize and round(preprocessing.resize * max(config.input_size) / max(preprocessing.size))
         preprocessing = replace(preprocessing, size=config.input_size, resize=resize)
@@ -144,11 +142,11 @@ def _checkpoint_of(path: Path) -> Path:
 
 
 def weights_in(path: Path) -> Path:
-    """The file itself, or the checkpoint of a run folder."""
+    """The path itself, or the checkpoint in it if it is a run folder."""
     if not path.is_dir():
         return path
     if not (path / FILE_NAME).is_file():
-        raise UsageError(f"{path} is no run folder: it has no {FILE_NAME}")
+        raise UsageError(f"{path} is not a run folder: it has no {FILE_NAME}")
     return path / FILE_NAME
 
 
@@ -159,18 +157,18 @@ def _zoo_config(
     in_channels: int | None,
     input_size: tuple[int, int] | None,
 ) -> NetworkConfig:
-    """The config of a zoo name with the sizes that were given, otherwise of the weights."""
+    """The config of a zoo name; sizes that are not given are those of the weights."""
     config = model_config(name)
     if weights.config is not None:
         if weights.config.family != config.family:
             raise CheckpointError(
-                f"{weights.source} is of another network: a {weights.config.family}; {name} is a {config.family}"
+                f"{weights.source} is of another network: a {weights.config.family}, and {name} is a {config.family}"
             )
         for field in fields(config):
             ours, theirs = getattr(config, field.name), getattr(weights.config, field.name)
             if field.name not in _FREE and ours != theirs:
                 raise CheckpointError(
-                    f"{weights.source} is of another network: {field.name} is {theirs!r}, in {name} {ours!r}"
+                    f"{weights.source} is of another network: {field.name} {theirs!r}, not {ours!r} as in {name}"
                 )
         config = weights.config
     elif weights.tensors and (classes := head_classes(weights.tensors, _head(config))):
@@ -207,33 +205,33 @@ def _build(name: str, config: NetworkConfig, weights: Weights, random_init: bool
 
 @dataclass(frozen=True)
 class TorchClassifier:
-    """Answers pixels as a ``Session`` does, on the module's device: in float32, or in the int8 it was trained with."""
+    """A network as a ``Classifier`` on its module's device, in float32, or in int8 if it was trained in int8."""
 
     network: Network
 
     @cached_property
     def module(self) -> nn.Module:
-        """What computes the answers."""
+        """The module that computes the logits."""
         return fake_quantized(self.network.module, self.network.ranges) if self.network.ranges else self.network.module
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images were prepared in training."""
+        """Preprocessing of images, as in training."""
         return self.network.preprocessing
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """A name for each output."""
+        """Names of the outputs."""
         return self.network.classes
 
     @property
     def class_ids(self) -> tuple[str, ...]:
-        """An id for each output, or nothing."""
+        """Ids of the outputs, or an empty tuple."""
         return self.network.class_ids
 
     @property
     def answer(self) -> Literal["logits"]:
-        """What the output is: networks of the zoo leave the softmax out."""
+        """Kind of output: zoo networks have no softmax."""
         return "logits"
 
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
@@ -253,9 +251,9 @@ def export_network(
     *,
     progress: Progress = SILENT,
 ) -> Export:
-    """Write a network's files into ``out``, calibrated and compared on ``images``; raises as ``export`` does.
+    """Export a network to files in ``out``, calibrated and compared on ``images``; raises as ``export`` does.
 
-    One that was trained for int8 keeps the ranges and the weights it was trained with.
+    A network trained in int8 keeps its ranges and weights.
     """
     return export(
         network.module,

@@ -206,7 +206,10 @@ def test_invalid_sizes_are_usage_errors(command, model, size):
         (("evaluate", "squeezenet9", "--data", "digits"), "squeezenet9"),
         (("evaluate", "{model}", "--data", "digits", "--images", "0"), "a sample of 0"),
         (("export", "squeezenet9", "--calibrate", "digits"), "squeezenet9"),
-        (("export", "squeezenet1_1", "--calibrate", "digits"), "no weights come with it; pass --weights imagenet, "),
+        (
+            ("export", "squeezenet1_1", "--calibrate", "digits"),
+            "no weights for it; pass --weights imagenet, ",
+        ),
         (("export", "squeezenet1_1", "--images", "0"), "0 calibration images"),
         (("models", "mobilenet*"), "no model matches"),
         (("demo", "--sram", "12kb"), "unknown unit"),

@@ -1,4 +1,4 @@
-"""The networks that SqueezeNet is compared with, as layers; no torch."""
+"""Baselines that SqueezeNet is compared with, as layers; no torch."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -27,9 +27,9 @@ from .registry import CIFAR, IMAGENET, ZooEntry, register
 
 @dataclass(frozen=True)
 class AlexNetConfig(LayeredConfig):
-    """AlexNet as Caffe has it (Krizhevsky et al., NIPS 2012, section 3.5): three convolutions in two groups.
+    """AlexNet as in Caffe (Krizhevsky et al., NIPS 2012, section 3.5): three convolutions have two groups.
 
-    Without local response normalization, which holds no parameters and is no operation of our formats.
+    It has no local response normalization, which has no parameters and no operation in the export formats.
     """
 
     family: ClassVar[str] = "alexnet"
@@ -38,7 +38,7 @@ class AlexNetConfig(LayeredConfig):
 
     @property
     def features(self) -> Sequence:
-        """Five convolutions, three of them before a pool."""
+        """Five convolutions; the first, second and last precede a pool."""
         pool = Pool("max", 3, 2)
         return Sequence(
             (
@@ -58,10 +58,10 @@ class AlexNetConfig(LayeredConfig):
 
 @dataclass(frozen=True)
 class VGGConfig(LayeredConfig):
-    """VGG (arXiv 1409.1556, table 1; the defaults are D): stages of 3x3 convolutions with pools between.
+    """VGG (arXiv 1409.1556, table 1; by default configuration D): stages of 3x3 convolutions and pools.
 
-    Stage ``i`` has ``depths[i]`` convolutions of ``widths[i]`` filters; ``hidden`` are the fully connected
-    layers before the head.
+    Stage ``i`` has ``depths[i]`` convolutions with ``widths[i]`` filters; ``hidden`` are the widths of the fully
+    connected layers before the head.
     """
 
     family: ClassVar[str] = "vgg"
@@ -71,16 +71,16 @@ class VGGConfig(LayeredConfig):
     hidden: tuple[int, ...] = (4096, 4096)
 
     def check_family(self) -> None:
-        """Raises ``UsageError`` for a value of the family's own that makes no network."""
+        """Raise ``UsageError`` if a field of the family has a value that does not make a network."""
         check_counts("depths", self.depths, highest=64)
         check_counts("widths", self.widths)
         check_counts("hidden", self.hidden, lowest_length=0)
         if len(self.depths) != len(self.widths):
-            raise UsageError(f"depths {self.depths} and widths {self.widths} are not of as many stages")
+            raise UsageError(f"depths {self.depths} and widths {self.widths} differ in length; give one per stage")
 
     @property
     def features(self) -> Sequence:
-        """The stages, each with a 2x2 pool behind."""
+        """The stages, each followed by a 2x2 pool."""
         layers: list[Layer] = []
         for depth, width in zip(self.depths, self.widths, strict=True):
             layers += self.conv(width, 3, padding=1) * depth
@@ -95,10 +95,11 @@ class VGGConfig(LayeredConfig):
 
 @dataclass(frozen=True)
 class NINConfig(LayeredConfig):
-    """Network in network for ImageNet, as the authors' Caffe model has it (arXiv 1312.4400).
+    """Network in network for ImageNet, as in the authors' Caffe model (arXiv 1312.4400).
 
-    Four stages, each a convolution of ``widths[i]`` filters and two 1x1 convolutions; the last 1x1 convolution is the
-    head, averaged. No ReLU follows it (see ``SqueezeNetConfig.head_relu``).
+    Each of the four stages is a convolution with ``widths[i]`` filters and two 1x1 convolutions; the last 1x1
+    convolution is the head, followed by a global average pool. The head has no ReLU (see
+    ``SqueezeNetConfig.head_relu``).
     """
 
     family: ClassVar[str] = "nin"
@@ -106,14 +107,14 @@ class NINConfig(LayeredConfig):
     widths: tuple[int, ...] = (96, 256, 384, 1024)
 
     def check_family(self) -> None:
-        """Raises ``UsageError`` for a value of the family's own that makes no network."""
+        """Raise ``UsageError`` if a field of the family has a value that does not make a network."""
         check_counts("widths", self.widths)
         if len(self.widths) != 4:
-            raise UsageError(f"widths {self.widths} are not of four stages")
+            raise UsageError(f"widths {self.widths} has {len(self.widths)} values; give 4, one per stage")
 
     @property
     def features(self) -> Sequence:
-        """All but the head; three pools."""
+        """All layers but the head, with three pools."""
         first, second, third, fourth = self.widths
         pool = Pool("max", 3, 2, ceil=True)
         return Sequence(
@@ -128,12 +129,12 @@ class NINConfig(LayeredConfig):
 
     @property
     def classifier(self) -> Sequence:
-        """A 1x1 convolution, averaged."""
+        """A 1x1 convolution and a global average pool."""
         return Sequence((Conv(self.num_classes, 1), GlobalAveragePool()))
 
 
-# GoogLeNet's modules in table 1 of its article: filters of the 1x1 convolution, of the 3x3 and the 5x5 one with those
-# that reduce before them, and of the projection behind the pool; a max pool where a number of stages ends.
+# Inception modules by stage (table 1), each with its numbers of filters: 1x1; 3x3 reduction, 3x3; 5x5 reduction, 5x5;
+# pool projection. A max pool separates the stages.
 _INCEPTIONS = (
     ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
     (
@@ -145,16 +146,16 @@ _INCEPTIONS = (
     ),
     ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)),
 )
-# Channels of modules 4a and 4d, whose output the auxiliary classifiers take, at 14x14.
+# Output channels of modules 4a and 4d, at 14x14: the inputs of the auxiliary classifiers.
 _AUXILIARY_INPUTS = (512, 528)
 
 
 @dataclass(frozen=True)
 class GoogLeNetConfig(LayeredConfig):
-    """GoogLeNet, the first Inception network with 5x5 branches (arXiv 1409.4842, table 1), as it is used.
+    """GoogLeNet, the first Inception network with 5x5 branches (arXiv 1409.4842, table 1), for inference.
 
-    Without local response normalization, which holds no parameters. The auxiliary classifiers are only there in the
-    article's training: ``with_auxiliary`` counts them.
+    It has no local response normalization, which has no parameters. The paper uses the auxiliary classifiers in
+    training only; ``with_auxiliary`` counts them.
     """
 
     family: ClassVar[str] = "googlenet"
@@ -163,7 +164,7 @@ class GoogLeNetConfig(LayeredConfig):
 
     @property
     def features(self) -> Sequence:
-        """Stem, and nine Inception modules in three stages with pools between."""
+        """Stem, then nine Inception modules in three stages separated by pools."""
         pool = Pool("max", 3, 2, ceil=True)
         stem = (*self.conv(64, 7, 2, 3), pool, *self.conv(64, 1), *self.conv(192, 3, padding=1), pool)
         first, second, third = (tuple(self._inception(*sizes) for sizes in stage) for stage in _INCEPTIONS)
@@ -171,7 +172,7 @@ class GoogLeNetConfig(LayeredConfig):
 
     @property
     def classifier(self) -> Sequence:
-        """Global average and one fully connected layer."""
+        """Global average pool and one fully connected layer."""
         return self.averaging_head()
 
     @property
@@ -193,7 +194,7 @@ class GoogLeNetConfig(LayeredConfig):
 
 @dataclass(frozen=True)
 class CIFARStyleConfig(LayeredConfig):
-    """What networks for CIFAR-10's images begin with."""
+    """A network with the defaults for CIFAR-10: 32x32 images, 10 classes, batch norm, no dropout."""
 
     num_classes: int = 10
     input_size: tuple[int, int] = (32, 32)
@@ -205,9 +206,9 @@ class CIFARStyleConfig(LayeredConfig):
 class ResNetConfig(CIFARStyleConfig):
     """Residual network for small images (arXiv 1512.03385, section 4.2): three stages of (depth - 2) / 6 blocks.
 
-    ``width`` is that of the first stage and doubles twice. ``shortcut`` is what joins stages: "pad" (the paper's
-    option A, of which the published figures are) leaves rows and columns out and adds channels of zeros, "project"
-    (option B) is a 1x1 convolution.
+    ``width`` is the number of filters in the first stage and doubles in each further stage. ``shortcut`` connects
+    stages: "pad" (the paper's option A, used for its published figures) subsamples and zero-pads the channels,
+    "project" (option B) is a 1x1 convolution.
     """
 
     family: ClassVar[str] = "resnet"
@@ -217,11 +218,11 @@ class ResNetConfig(CIFARStyleConfig):
     shortcut: Literal["pad", "project"] = "pad"
 
     def check_family(self) -> None:
-        """Raises ``UsageError`` for a value of the family's own that makes no network."""
+        """Raise ``UsageError`` if a field of the family has a value that does not make a network."""
         self.check_between(1, LIMIT // 4, "width")
         self.check_between(8, 1202, "depth")
         if self.depth % 6 != 2:
-            raise UsageError(f"depth {self.depth} is not 6 n + 2, such as 20 or 56")
+            raise UsageError(f"depth {self.depth} is not 6 n + 2; use a depth such as 20 or 56")
 
     @property
     def features(self) -> Sequence:
@@ -236,7 +237,7 @@ class ResNetConfig(CIFARStyleConfig):
 
     @property
     def classifier(self) -> Sequence:
-        """Global average and one fully connected layer."""
+        """Global average pool and one fully connected layer."""
         return self.averaging_head()
 
     def _block(self, width: int, stride: int) -> Residual:
@@ -249,11 +250,11 @@ class ResNetConfig(CIFARStyleConfig):
 
 @dataclass(frozen=True)
 class DenseNetConfig(CIFARStyleConfig):
-    """DenseNet for small images (arXiv 1608.06993, sections 3 and 4.2): each layer gets the output of all before it.
+    """DenseNet for small images (arXiv 1608.06993, sections 3 and 4.2): each layer gets the outputs of all before it.
 
-    Three blocks; every layer adds ``growth`` channels. With ``bottleneck`` (DenseNet-B) a layer is two convolutions,
-    the first of which gives 4 ``growth`` channels. Transitions keep the share ``compression`` of the channels; with
-    less than 1 (DenseNet-C) the stem has 2 ``growth`` filters instead of 16.
+    It has three blocks, in which every layer adds ``growth`` channels. With ``bottleneck`` (DenseNet-B) a layer is two
+    convolutions, the first with 4 ``growth`` filters. Transitions keep a fraction ``compression`` of the channels;
+    below 1 (DenseNet-C) the stem has 2 ``growth`` filters instead of 16.
     """
 
     family: ClassVar[str] = "densenet"
@@ -264,18 +265,18 @@ class DenseNetConfig(CIFARStyleConfig):
     compression: float = 1.0
 
     def check_family(self) -> None:
-        """Raises ``UsageError`` for a value of the family's own that makes no network."""
+        """Raise ``UsageError`` if a field of the family has a value that does not make a network."""
         self.check_between(1, 1024, "growth")
         self.check_between(7, 1000, "depth")
         if (self.depth - 4) % (6 if self.bottleneck else 3):
-            form = "6 n + 4, such as 40 or 100" if self.bottleneck else "3 n + 4, such as 22 or 40"
+            form = "6 n + 4; use 40 or 100" if self.bottleneck else "3 n + 4; use 22 or 40"
             raise UsageError(f"depth {self.depth} is not {form}")
         if not 0 < self.compression <= 1:
-            raise UsageError(f"compression {self.compression} is not above 0 and up to 1")
+            raise UsageError(f"compression {self.compression} is not above 0 and at most 1")
 
     @property
     def features(self) -> Sequence:
-        """Stem, and dense blocks with transitions between."""
+        """Stem, then dense blocks separated by transitions."""
         channels = 16 if self.compression == 1 else 2 * self.growth
         per_block = (self.depth - 4) // (6 if self.bottleneck else 3)
         layers: list[Layer] = [self._conv(channels, 3)]
@@ -289,7 +290,7 @@ class DenseNetConfig(CIFARStyleConfig):
 
     @property
     def classifier(self) -> Sequence:
-        """Global average and one fully connected layer."""
+        """Global average pool and one fully connected layer."""
         return self.averaging_head()
 
     def _layer(self) -> Concat:
@@ -305,70 +306,70 @@ class DenseNetConfig(CIFARStyleConfig):
 
 
 def check_counts(name: str, values: tuple[int, ...], highest: int = LIMIT, lowest_length: int = 1) -> None:
-    """Raises ``UsageError`` for a tuple of the wrong length or with a number that is not between 1 and ``highest``."""
+    """Raise ``UsageError`` for a tuple of the wrong length, or with a number that is not from 1 to ``highest``."""
     if not lowest_length <= len(values) <= 16 or not all(1 <= value <= highest for value in values):
         raise UsageError(f"{name} {values} are not {lowest_length} to 16 numbers between 1 and {highest}")
 
 
 @register
 def alexnet() -> ZooEntry:
-    """AlexNet with its convolutions in two groups, what SqueezeNet is measured against."""
+    """AlexNet with grouped convolutions, the baseline of the SqueezeNet paper."""
     config = AlexNetConfig()
     return ZooEntry(config, replace(IMAGENET, size=config.input_size), "arXiv 1602.07360, table 2", 57.2, 80.3)
 
 
 @register
 def vgg16() -> ZooEntry:
-    """VGG with 16 layers, configuration D."""
+    """VGG with 16 layers (configuration D)."""
     return ZooEntry(VGGConfig(), IMAGENET, "arXiv 1409.1556, table 3 (D, one scale)", 74.4, 91.9)
 
 
 @register
 def nin() -> ZooEntry:
-    """Network in network: no fully connected layers."""
+    """Network in network, without fully connected layers."""
     return ZooEntry(NINConfig(), IMAGENET, "arXiv 1312.4400; accuracy of the authors' Caffe model", 59.36)
 
 
 @register
 def googlenet() -> ZooEntry:
-    """GoogLeNet without the auxiliary classifiers of its training."""
+    """GoogLeNet without auxiliary classifiers."""
     return ZooEntry(GoogLeNetConfig(), IMAGENET, "arXiv 1409.4842, table 3 (one model, one crop)", top5=89.93)
 
 
 @register
 def resnet20() -> ZooEntry:
-    """Residual network of 20 layers for 32x32 images."""
+    """Residual network with 20 layers for 32x32 images."""
     return ZooEntry(ResNetConfig(), CIFAR, "arXiv 1512.03385, table 6 (CIFAR-10)", 91.25)
 
 
 @register
 def resnet56() -> ZooEntry:
-    """Residual network of 56 layers for 32x32 images."""
+    """Residual network with 56 layers for 32x32 images."""
     return ZooEntry(ResNetConfig(depth=56), CIFAR, "arXiv 1512.03385, table 6 (CIFAR-10)", 93.03)
 
 
 @register
 def densenet40() -> ZooEntry:
-    """DenseNet of 40 layers that grow by 12 channels, for 32x32 images."""
+    """DenseNet with 40 layers and growth 12, for 32x32 images."""
     return ZooEntry(DenseNetConfig(), CIFAR, "arXiv 1608.06993, table 2 (CIFAR-10+)", 94.76)
 
 
 @register
 def densenet_bc100() -> ZooEntry:
-    """DenseNet-BC of 100 layers that grow by 12 channels, for 32x32 images."""
+    """DenseNet-BC with 100 layers and growth 12, for 32x32 images."""
     config = DenseNetConfig(depth=100, bottleneck=True, compression=0.5)
     return ZooEntry(config, CIFAR, "arXiv 1608.06993, table 2 (CIFAR-10+)", 95.49)
 
 
 @register
 def densenet22() -> ZooEntry:
-    """The DenseNet of 40 layers with half as many in each block, for experiments on a CPU."""
+    """densenet40 with half as many layers in each block, for experiments on a CPU."""
     return ZooEntry(DenseNetConfig(depth=22), CIFAR, "firebox; for CIFAR-10")
 
 
 @register
 def vgg_cifar() -> ZooEntry:
-    """Eight convolutions of VGG's configuration A, narrower, with batch norm, for 32x32 images."""
+    """VGG configuration A with fewer filters and batch norm, for 32x32 images."""
     config = VGGConfig(
         num_classes=10,
         input_size=(32, 32),

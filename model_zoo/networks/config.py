@@ -1,4 +1,4 @@
-"""What the configs of all networks of the zoo share: sizes, checks, JSON; no torch."""
+"""The config base class of all networks: sizes, checks and JSON; no torch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,10 +16,11 @@ _FIRST_FAMILY = "squeezenet"
 
 @dataclass(frozen=True)
 class NetworkConfig(ABC):
-    """The shape of a network as plain numbers; its subclasses are the families of the zoo.
+    """The architecture of a network as plain numbers; each subclass is a family.
 
-    ``family`` tells them apart in files. ``input_size`` is (height, width). ``batch_norm`` puts one beside each
-    convolution, where the family has them. Raises ``UsageError`` with the value that makes no network.
+    ``family`` identifies the subclass in files; defining it registers the subclass. ``input_size`` is (height, width).
+    ``batch_norm`` adds batch norm to the convolutions, where the family places it. Raises ``UsageError`` for values
+    that do not make a network.
     """
 
     family: ClassVar[str]
@@ -46,12 +47,12 @@ class NetworkConfig(ABC):
     @property
     @abstractmethod
     def parameters(self) -> int:
-        """Number of trained values."""
+        """Number of trainable parameters."""
 
     @property
     @abstractmethod
     def macs(self) -> int:
-        """Multiply-accumulates of all convolutions and fully connected layers for one image."""
+        """Multiply-accumulates of the convolutions and fully connected layers for one image."""
 
     @property
     def batch_norm_folds(self) -> bool:
@@ -59,13 +60,13 @@ class NetworkConfig(ABC):
         return True
 
     def check_between(self, lowest: int, highest: int, *names: str) -> None:
-        """Raises ``UsageError`` for the first of the fields that is not in the range."""
+        """Raise ``UsageError`` for the first field whose value is out of range."""
         for name in names:
             if not lowest <= getattr(self, name) <= highest:
                 raise UsageError(f"{name} {getattr(self, name)} is not between {lowest} and {highest}")
 
     def check_parameters(self) -> None:
-        """Raises ``UsageError`` for more than any machine that we know of trains."""
+        """Raise ``UsageError`` for more parameters than can be trained in practice."""
         if self.parameters > _MOST_PARAMETERS:
             raise UsageError(
                 f"{self.parameters:,} parameters are more than {_MOST_PARAMETERS:,}; use a narrower network"

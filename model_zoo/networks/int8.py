@@ -1,4 +1,4 @@
-"""Networks that compute in torch what their int8 files will: how quantization-aware training begins."""
+"""Fake-quantized networks for quantization-aware training: torch modules that compute what their int8 files will."""
 
 import copy
 from collections.abc import Mapping
@@ -18,21 +18,21 @@ from .build import build_network
 from .modules import NetworkModule
 
 _LAYERS = (nn.Conv2d, nn.Linear)
-# Training images that the ranges of activations begin with.
+# Training images for the initial activation ranges.
 _CALIBRATION_IMAGES = 100
-# How many times as fine the steps of a global average may be as those of what it averages.
+# Largest ratio between the scale of a global average pool's input and that of its output.
 _FINEST = 4
 
 
 def without_batch_norm(network: NetworkModule) -> NetworkModule:
-    """The same network in eval mode, each batch norm folded into the convolution before it.
+    """A copy of the network in eval mode with each batch norm folded into the convolution before it.
 
-    (Jacob et al., arXiv 1712.05877, section 3.2). Raises ``UsageError`` where it precedes the convolutions.
+    (Jacob et al., arXiv 1712.05877, section 3.2.) Raises ``UsageError`` if batch norm precedes the convolutions.
     """
     if network.config.batch_norm and not network.config.batch_norm_folds:
         raise UsageError(
-            f"a {network.config.family} has batch norm before its convolutions, where it cannot be folded to train in "
-            "int8; firebox export quantizes it as it is"
+            f"{network.config.family} has batch norm before its convolutions, where it cannot be folded for training "
+            "in int8; use firebox export, which quantizes without training"
         )
     folded = build_network(replace(network.config, batch_norm=False)).eval()
     targets = iter(part for part in folded.modules() if isinstance(part, _LAYERS))
@@ -46,12 +46,12 @@ def without_batch_norm(network: NetworkModule) -> NetworkModule:
 
 
 def fake_quantized(module: NetworkModule, ranges: Mapping[str, Range]) -> FakeQuantized:
-    """A network without batch norm as it answers in int8; both share their weights.
+    """A network without batch norm as a module that computes in int8; both share their weights.
 
-    Raises ``QuantizationError`` for ranges of another network.
+    Raises ``QuantizationError`` if the ranges belong to another network.
     """
     config = module.config
-    # Equal constants are one in a traced graph, and biases of zero are none: names come from a network of random ones.
+    # Tracing merges equal constants and drops zero biases; tracing random parameters keeps all names.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         drawn = build_network(config)
@@ -70,7 +70,7 @@ def calibrated(
     *,
     progress: Progress = SILENT,
 ) -> dict[str, Range]:
-    """The ranges of a network's activations on some of the images, drawn by ``seed``."""
+    """The activation ranges of a network on a sample of the images, drawn by ``seed``."""
     graph = trace(module, (1, module.config.in_channels, *module.config.input_size))
     chosen = sample(images, _CALIBRATION_IMAGES, seed)
     samples = [preprocessing.normalize(image)[None] for image in preprocessing.crop_all(chosen)]
@@ -79,10 +79,10 @@ def calibrated(
 
 
 def _no_finer(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """Wider ranges for global averages, and all that shares their scales, whose steps would be too fine.
+    """Wider ranges for global average pools with too small a scale, and for all activations that share that scale.
 
-    Kernels in fixed point differ by a step of what they average; finer steps of the average only tell them apart, and
-    training has no use for them.
+    Fixed-point kernels differ by one step of their input; a much finer output scale would only expose these
+    differences, and training gains nothing from it.
     """
     groups, found = scale_groups(graph), dict[str, Range]()
     for op in graph.ops:

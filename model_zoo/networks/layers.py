@@ -1,6 +1,6 @@
-"""A small language of layers: one description of a network, of which its figures and its torch module are made.
+"""Layers as data: one description of a network that gives both its figures and its torch module.
 
-``count`` computes the figures without torch; ``layered.py`` makes the module.
+``count`` computes the figures without torch; ``modules.py`` builds the module.
 """
 
 from abc import abstractmethod
@@ -27,7 +27,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Linear:
-    """Fully connected layer; takes what ``Flatten`` gives."""
+    """Fully connected layer on the output of ``Flatten``."""
 
     outputs: int
 
@@ -39,19 +39,19 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class Relu:
-    """Rectifier."""
+    """Rectified linear unit."""
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """Zeroes this share of the values while training."""
+    """Zeroes a fraction ``share`` of the values in training."""
 
     share: float
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Maximum or average of a square window; in ceil mode the last window may hang over the end."""
+    """Max or average pool with a square window; in ceil mode the last window may extend past the edge."""
 
     kind: Literal["max", "average"]
     kernel: int
@@ -62,17 +62,17 @@ class Pool:
 
 @dataclass(frozen=True)
 class GlobalAveragePool:
-    """Mean over rows and columns."""
+    """Mean over height and width."""
 
 
 @dataclass(frozen=True)
 class Flatten:
-    """All values of an image in one row."""
+    """All values of an image in one dimension."""
 
 
 @dataclass(frozen=True)
 class Subsample:
-    """Every ``stride``-th row and column, with channels of zeros behind up to ``out_channels``; nothing is trained."""
+    """Every ``stride``-th row and column, zero-padded to ``out_channels`` channels; no parameters."""
 
     out_channels: int
     stride: int
@@ -80,21 +80,21 @@ class Subsample:
 
 @dataclass(frozen=True)
 class Sequence:
-    """One layer after the other; the empty one is the identity."""
+    """Layers applied in order; the empty sequence is the identity."""
 
     layers: "tuple[Layer, ...]" = ()
 
 
 @dataclass(frozen=True)
 class Concat:
-    """Branches side by side, their channels joined."""
+    """Parallel branches, concatenated along the channels."""
 
     branches: tuple[Sequence, ...]
 
 
 @dataclass(frozen=True)
 class Residual:
-    """Sum of a body and a shortcut."""
+    """Sum of the outputs of a body and a shortcut."""
 
     body: Sequence
     shortcut: Sequence
@@ -117,7 +117,7 @@ Layer = (
 
 
 class Shape(NamedTuple):
-    """Of an activation, without the batch; what ``Flatten`` gives has height and width 1."""
+    """Shape of an activation without the batch; the output of ``Flatten`` has height and width 1."""
 
     channels: int
     height: int
@@ -126,10 +126,10 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Count:
-    """Figures of layers for one image: the shape they put out, trained values, multiply-accumulates.
+    """Figures of layers for one image: output shape, parameters and multiply-accumulates.
 
-    ``fully_connected`` is how many of the parameters are in fully connected layers; additions, biases,
-    batch norm and pools count for nothing among the multiply-accumulates.
+    ``fully_connected`` is the number of parameters in fully connected layers. Additions, biases, batch norm and pools
+    add no multiply-accumulates.
     """
 
     shape: Shape
@@ -138,11 +138,11 @@ class Count:
     fully_connected: int = 0
 
     def then(self, layer: Layer) -> "Count":
-        """With one more layer behind."""
-        return self.beside(count(layer, self.shape))
+        """The figures with one more layer appended."""
+        return self.add(count(layer, self.shape))
 
-    def beside(self, other: "Count") -> "Count":
-        """With the other's parameters and work; the shape is the other's."""
+    def add(self, other: "Count") -> "Count":
+        """The sums of both figures, with the other's shape."""
         return Count(
             other.shape,
             self.parameters + other.parameters,
@@ -152,7 +152,7 @@ class Count:
 
 
 def count(layer: Layer, shape: Shape) -> Count:
-    """What a layer puts out, holds and computes for an input of that shape. Raises ``UsageError`` for a small one."""
+    """Figures of a layer for an input shape. Raises ``UsageError`` if the input is too small."""
     channels, height, width = shape
     match layer:
         case Conv(out_channels, kernel, groups=groups, bias=bias):
@@ -180,17 +180,17 @@ def count(layer: Layer, shape: Shape) -> Count:
         case Concat(branches):
             total, joined = Count(shape), 0
             for branch in branches:
-                total = total.beside(count(branch, shape))
+                total = total.add(count(branch, shape))
                 joined += total.shape.channels
-            return total.beside(Count(total.shape._replace(channels=joined)))
+            return total.add(Count(total.shape._replace(channels=joined)))
         case Residual(body, shortcut):
-            return count(shortcut, shape).beside(count(body, shape))
+            return count(shortcut, shape).add(count(body, shape))
         case Relu() | Dropout():
             return Count(shape)
 
 
 def sequences(layer: Layer) -> Iterator[Sequence]:
-    """All sequences in a layer, itself among them."""
+    """All sequences in a layer, including itself."""
     parts: tuple[Layer, ...] = ()
     match layer:
         case Sequence(layers):
@@ -207,7 +207,7 @@ def sequences(layer: Layer) -> Iterator[Sequence]:
 
 
 def batch_norm_follows_convolutions(layer: Layer) -> bool:
-    """Whether each batch norm comes right behind a convolution, so that it can be folded into it."""
+    """Whether each batch norm directly follows a convolution, so that it can be folded into it."""
     return all(
         isinstance(before, Conv)
         for sequence in sequences(layer)
@@ -218,9 +218,9 @@ def batch_norm_follows_convolutions(layer: Layer) -> bool:
 
 @dataclass(frozen=True)
 class LayeredConfig(NetworkConfig):
-    """A network that its layers describe: ``features``, then ``classifier``.
+    """A network described by layers: ``features``, then ``classifier``.
 
-    Layers in ``features`` are blocks that can be frozen or exchanged one by one.
+    Each layer in ``features`` is a block that can be frozen or replaced on its own.
     """
 
     def __post_init__(self) -> None:
@@ -233,36 +233,36 @@ class LayeredConfig(NetworkConfig):
         self.check_parameters()
 
     def check_family(self) -> None:
-        """Raises ``UsageError`` for a value of the family's own that makes no network."""
+        """Raise ``UsageError`` if a field of the family has a value that does not make a network."""
 
     @property
     @abstractmethod
     def features(self) -> Sequence:
-        """From the image to the features."""
+        """Layers from the image to the features."""
 
     @property
     @abstractmethod
     def classifier(self) -> Sequence:
-        """From the features to the logits."""
+        """Layers from the features to the logits."""
 
     @property
     def input_shape(self) -> Shape:
-        """Of an image."""
+        """Shape of an image."""
         return Shape(self.in_channels, *self.input_size)
 
     @cached_property
     def figures(self) -> Count:
-        """Figures of the whole network."""
+        """Figures of the network."""
         return Count(self.input_shape).then(self.features).then(self.classifier)
 
     @property
     def parameters(self) -> int:
-        """Number of trained values."""
+        """Number of trainable parameters."""
         return self.figures.parameters
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of all convolutions and fully connected layers for one image."""
+        """Multiply-accumulates of the convolutions and fully connected layers for one image."""
         return self.figures.macs
 
     @property
@@ -271,26 +271,26 @@ class LayeredConfig(NetworkConfig):
         return batch_norm_follows_convolutions(self.features)
 
     def conv(self, out_channels: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1) -> list[Layer]:
-        """A convolution, batch norm if the network has it, and ReLU."""
+        """Convolution, batch norm if the network has it, and ReLU."""
         return [*self.linear_conv(out_channels, kernel, stride, padding, groups), Relu()]
 
     def linear_conv(
         self, out_channels: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1
     ) -> list[Layer]:
-        """A convolution and batch norm if the network has it."""
-        # A bias before batch norm would be subtracted again with the mean.
+        """Convolution, and batch norm if the network has it."""
+        # Batch norm would subtract a bias again with the mean.
         convolution = Conv(out_channels, kernel, stride, padding, groups, bias=not self.batch_norm)
         return [convolution, BatchNorm()] if self.batch_norm else [convolution]
 
     def head(self, *hidden: int) -> Sequence:
-        """Fully connected layers with ReLU and dropout, then the head."""
+        """Hidden fully connected layers with ReLU and dropout, then the head."""
         layers: list[Layer] = [Flatten()]
         for width in hidden:
             layers += [Linear(width), Relu(), Dropout(self.dropout)]
         return Sequence((*layers, Linear(self.num_classes)))
 
     def averaging_head(self) -> Sequence:
-        """Global average, dropout, and one fully connected layer."""
+        """Global average pool, dropout and one fully connected layer."""
         return Sequence((GlobalAveragePool(), Flatten(), Dropout(self.dropout), Linear(self.num_classes)))
 
 
@@ -298,7 +298,7 @@ def _windows(layer: Conv | Pool, shape: Shape, channels: int) -> Shape:
     height, width = (_places(layer, length) for length in (shape.height, shape.width))
     if min(height, width) < 1:
         raise UsageError(
-            f"a {layer.kernel}x{layer.kernel} window has no place in {shape.height}x{shape.width}; use a larger input"
+            f"a {layer.kernel}x{layer.kernel} window does not fit into {shape.height}x{shape.width}; use a larger input"
         )
     return Shape(channels, height, width)
 
@@ -308,5 +308,5 @@ def _places(layer: Conv | Pool, length: int) -> int:
     if not (isinstance(layer, Pool) and layer.ceil):
         return room // layer.stride + 1
     places = -(-room // layer.stride) + 1
-    # A window that would begin behind the image is left out.
+    # A window that would start past the image is dropped.
     return places - 1 if (places - 1) * layer.stride >= length + layer.padding else places

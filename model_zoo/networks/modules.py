@@ -1,4 +1,4 @@
-"""What the networks of the zoo share as torch modules."""
+"""Torch modules: the base class of all networks, and networks built from layers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +29,7 @@ from .layers import (
 
 
 class NetworkModule(nn.Module):
-    """A network of the zoo: features, and a classifier whose last layer with weights is the head.
+    """A zoo network: features, then a classifier whose last layer with weights is the head.
 
     (N, in_channels, H, W) to logits (N, num_classes).
     """
@@ -45,7 +45,7 @@ class NetworkModule(nn.Module):
         return torch.flatten(self.classifier(self.features(x)), 1)
 
     def initialise(self, draw: Callable[[Tensor], object]) -> None:
-        """Draw new weights: N(0, 0.01) in the head, as ``draw`` does elsewhere; biases are zero."""
+        """Initialize weights: N(0, 0.01) in the head, by ``draw`` elsewhere; biases are zero."""
         head = head_prefix(self)
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -60,15 +60,15 @@ class NetworkModule(nn.Module):
 
 
 def head_prefix(module: nn.Module) -> str:
-    """What the names of the head's parameters begin with: the last layer with weights, which alone knows the classes.
+    """Prefix of the head's parameter names; the head is the last layer with weights.
 
-    The order is that of the module, so that a network is built to know it; on the meta device at no cost.
+    The order of layers is known only from a built module; building one on the meta device costs nothing.
     """
     return [f"{name}." for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)][-1]
 
 
 class LayeredNetwork(NetworkModule):
-    """A network made of its config's layers; new weights are He's (arXiv 1502.01852, section 2.2)."""
+    """A network built from its config's layers, with He initialization (arXiv 1502.01852, section 2.2)."""
 
     config: LayeredConfig
 
@@ -80,7 +80,7 @@ class LayeredNetwork(NetworkModule):
 
 
 class ConcatModule(nn.Module):
-    """(N, C, H, W) through each branch, joined along the channels."""
+    """Parallel branches, concatenated along the channels."""
 
     def __init__(self, branches: list[nn.Module]):
         super().__init__()
@@ -92,7 +92,7 @@ class ConcatModule(nn.Module):
 
 
 class ResidualModule(nn.Module):
-    """(N, C, H, W) through body and shortcut, added."""
+    """Sum of the outputs of a body and a shortcut."""
 
     def __init__(self, body: nn.Module, shortcut: nn.Module):
         super().__init__()
@@ -104,9 +104,9 @@ class ResidualModule(nn.Module):
 
 
 class SubsampleModule(nn.Module):
-    """Rows and columns left out, and channels of zeros behind, as a convolution with a constant kernel.
+    """Subsampling with zero-padded channels, as a convolution with a constant kernel.
 
-    So that every format that knows convolutions can say it.
+    A convolution exists in every export format; a slice with padding does not in all.
     """
 
     kernel: Tensor

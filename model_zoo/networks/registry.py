@@ -1,4 +1,4 @@
-"""The networks of the zoo by name: ``@register`` adds one, ``create_model`` builds one."""
+"""Registry of networks: ``@register`` adds one by name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +15,7 @@ CIFAR = Preprocessing(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class PublicFile:
-    """Weights that others publish: where, and the first hexadecimal digits of their SHA-256."""
+    """A published weight file: its URL and the first hexadecimal digits of its SHA-256."""
 
     url: str
     sha256: str
@@ -23,9 +23,9 @@ class PublicFile:
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A network with what is published: accuracies in percent, where they stand, and weights by name.
+    """A network with its preprocessing and published figures: accuracies in percent, and weights by name.
 
-    Accuracies are those on ImageNet unless ``source`` says otherwise.
+    Accuracies are on ImageNet unless ``source``, the publication, names other images.
     """
 
     config: NetworkConfig
@@ -40,18 +40,18 @@ _ENTRIES: dict[str, ZooEntry] = {}
 
 
 def register(entry: Callable[[], ZooEntry]) -> Callable[[], ZooEntry]:
-    """Put what the function returns into the zoo, under the function's name."""
+    """Decorator: add the entry that the function returns to the zoo, under the function's name."""
     _ENTRIES[entry.__name__] = entry()
     return entry
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that match a glob such as ``squeezenet1_*``, sorted."""
+    """Sorted names that match a glob pattern such as ``squeezenet1_*``."""
     return sorted(name for name in _ENTRIES if fnmatchcase(name, pattern))
 
 
 def find_model(name: str) -> ZooEntry:
-    """The entry of that name. Raises ``UsageError`` with near matches."""
+    """The entry of a name. Raises ``UsageError`` that suggests similar names."""
     if name not in _ENTRIES:
         raise UsageError(f"no model {name!r} in the zoo; {suggestion(name, _ENTRIES)}")
     return _ENTRIES[name]
@@ -64,7 +64,7 @@ def model_config(
     input_size: tuple[int, int] | None = None,
     **overrides: Any,
 ) -> NetworkConfig:
-    """The config of a zoo network with some of its values changed. Raises ``UsageError``."""
+    """The config of a zoo network with the given values changed. Raises ``UsageError``."""
     config = find_model(name).config
     known = {value.name for value in fields(config)}
     for key in overrides.keys() - known:

@@ -1,4 +1,4 @@
-"""The shape of a SqueezeNet as plain numbers, above all the paper's metaparameters; no torch."""
+"""SqueezeNet configs: the paper's metaparameters, and the SqueezeNets of the zoo; no torch."""
 
 import math
 from collections.abc import Iterator
@@ -11,8 +11,7 @@ from .registry import CIFAR, IMAGENET, PublicFile, ZooEntry, register
 
 Bypass = Literal["none", "simple", "complex"]
 
-# Layers after which the feature map is halved; conv1 is layer 1 and the fire modules count on from
-# 2.
+# Layers followed by a max pool; conv1 is layer 1, fire modules are numbered from 2.
 DELAYED = (1, 4, 8)
 EARLY = (1, 3, 5)
 
@@ -22,7 +21,7 @@ _TORCHVISION = "https://download.pytorch.org/models"
 
 @dataclass(frozen=True)
 class FireSize:
-    """Channels of one fire module: its input, the squeeze layer and both expand layers."""
+    """Channels of a fire module: input, squeeze layer and both expand layers."""
 
     in_channels: int
     squeeze: int
@@ -31,7 +30,7 @@ class FireSize:
 
     @property
     def out_channels(self) -> int:
-        """Channels after the concatenation of both expand layers."""
+        """Channels of the concatenated expand layers."""
         return self.expand1x1 + self.expand3x3
 
 
@@ -39,15 +38,13 @@ class FireSize:
 class SqueezeNetConfig(NetworkConfig):
     """Metaparameters of a SqueezeNet (arXiv 1602.07360, section 5.1); the defaults are v1.0.
 
-    Fire module ``i`` (from 0) has ``base_e + incr_e * (i // freq)`` expand filters, the share
-    ``pct3x3`` of them 3x3, and ``squeeze_ratio`` (the paper's SR) times as many squeeze filters.
-    ``pools`` are the layers after which a 3x3 stride-2 max pool sits: ``DELAYED`` (v1.0), ``EARLY``
-    (v1.1) or any other positions. ``bypass`` is that of section 6, added behind the expand layers'
-    ReLU, or before it with ``bypass_before_relu``, as residual networks have it (arXiv 1512.03385).
-    ``head_padding`` pads conv10, as the original Caffe network does. ``head_relu`` is the paper's
-    ReLU after conv10: a class whose answers are negative everywhere gets no gradient from there on,
-    which loses classes when training starts from new weights at high rates. Raises ``UsageError``
-    with the value that makes no network.
+    Fire module ``i`` (from 0) has ``base_e + incr_e * (i // freq)`` expand filters, a fraction ``pct3x3`` of them 3x3,
+    and ``squeeze_ratio`` (the paper's SR) times as many squeeze filters. ``pools`` are the layers followed by a 3x3
+    stride-2 max pool: ``DELAYED`` (v1.0), ``EARLY`` (v1.1) or others. ``bypass`` is the bypass of section 6, added
+    after the ReLU of the expand layers, or before it with ``bypass_before_relu``, as in residual networks (arXiv
+    1512.03385). ``head_padding`` pads conv10, as the original Caffe network does. ``head_relu`` is the paper's ReLU
+    after conv10: a class with only negative logits gets no gradient, so training from new weights at high learning
+    rates loses classes. Raises ``UsageError`` for values that do not make a network.
     """
 
     family: ClassVar[str] = "squeezenet"
@@ -90,7 +87,7 @@ class SqueezeNetConfig(NetworkConfig):
 
     @property
     def fires(self) -> tuple[FireSize, ...]:
-        """The fire modules in order, fire2 first; filters rounded to whole numbers, halves up."""
+        """The fire modules in order, fire2 first; numbers of filters are rounded half up."""
         sizes: list[FireSize] = []
         channels = self.stem_channels
         for index in range(self.num_fires):
@@ -103,9 +100,9 @@ class SqueezeNetConfig(NetworkConfig):
 
     @property
     def stage_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of what conv1 and each fire module put out, and of what conv10 gets.
+        """Height and width of the outputs of conv1 and the fire modules, then of the input of conv10.
 
-        Numbers below 1 mean that the input is too small.
+        Values below 1 mean that the input is too small.
         """
         height, width = (
             (length + 2 * self.stem_padding - self.stem_kernel) // self.stem_stride + 1 for length in self.input_size
@@ -119,8 +116,8 @@ class SqueezeNetConfig(NetworkConfig):
 
     @property
     def parameters(self) -> int:
-        """Number of trained values, in closed form."""
-        # Batch norm replaces the bias by a scale and a shift per channel; conv10 has none.
+        """Number of trainable parameters, in closed form."""
+        # Batch norm replaces the bias by a scale and a shift per channel; conv10 has no batch norm.
         extra = 2 if self.batch_norm else 1
         body = sum(outputs * (inputs + extra) for inputs, outputs, _ in self._convolutions())
         return body + self.num_classes * (self.fires[-1].out_channels + 1)
@@ -134,7 +131,7 @@ class SqueezeNetConfig(NetworkConfig):
         return body + self.fires[-1].out_channels * self.num_classes * head
 
     def _convolutions(self) -> Iterator[tuple[int, int, int]]:
-        """Weights per filter, filters, and index into ``stage_sizes``, of all but conv10."""
+        """Weights per filter, filters and index into ``stage_sizes`` of each convolution but conv10."""
         yield self.in_channels * self.stem_kernel**2, self.stem_channels, 0
         for stage, fire in enumerate(self.fires, start=1):
             yield fire.in_channels, fire.squeeze, stage
@@ -168,7 +165,7 @@ def _nearest(number: float) -> int:
 
 
 def _pooled(length: int) -> int:
-    # Ceil mode: the last window may hang over the end.
+    # In ceil mode the last window may extend past the edge.
     return -(-(length - _POOL_KERNEL) // _POOL_STRIDE) + 1
 
 
@@ -181,7 +178,7 @@ def squeezenet1_0() -> ZooEntry:
 
 @register
 def squeezenet1_1() -> ZooEntry:
-    """SqueezeNet v1.1: a 3x3 stem of 64 filters and early pools, 2.4 times less work than v1.0."""
+    """SqueezeNet v1.1: a 3x3 stem with 64 filters and early pools, 2.4 times fewer MACs than v1.0."""
     config = SqueezeNetConfig(stem_channels=64, stem_kernel=3, pools=EARLY)
     public = {"imagenet": PublicFile(f"{_TORCHVISION}/squeezenet1_1-b8a52dc0.pth", "b8a52dc0")}
     return ZooEntry(config, IMAGENET, "authors' repository; accuracy of torchvision's weights", 58.178, 80.624, public)
@@ -189,17 +186,16 @@ def squeezenet1_1() -> ZooEntry:
 
 @register
 def squeezenet1_0_simple_bypass() -> ZooEntry:
-    """v1.0 with the input of fire3, 5, 7 and 9 added to their output."""
+    """v1.0 with simple bypass around fire3, 5, 7 and 9."""
     config = SqueezeNetConfig(bypass="simple")
     return ZooEntry(config, IMAGENET, "arXiv 1602.07360, section 6, table 3", 60.4, 82.5)
 
 
 @register
 def squeezenet1_0_complex_bypass() -> ZooEntry:
-    """v1.0 with 1x1 convolutions as bypass of fire2, 4, 6 and 8 beside the simple bypass.
+    """v1.0 with simple bypass, and 1x1 convolutions as bypass around fire2, 4, 6 and 8.
 
-    Its 1,589,672 float32 parameters are 6.4 MB. Table 3 prints 7.7 MB, which no reading of section
-    6 reproduces.
+    Its 1,589,672 float32 parameters take 6.4 MB. Table 3 states 7.7 MB, which section 6 does not explain.
     """
     config = SqueezeNetConfig(bypass="complex")
     return ZooEntry(config, IMAGENET, "arXiv 1602.07360, section 6, table 3", 58.8, 82.0)
@@ -207,7 +203,7 @@ def squeezenet1_0_complex_bypass() -> ZooEntry:
 
 @register
 def squeezenet_cifar() -> ZooEntry:
-    """Six fire modules for 32x32 images: stride-1 stem, batch norm, bypass before the ReLU."""
+    """Six fire modules for 32x32 images, with a stride-1 stem, batch norm, and bypass before the ReLU."""
     config = SqueezeNetConfig(
         num_classes=10,
         input_size=(32, 32),
@@ -230,7 +226,7 @@ def squeezenet_cifar() -> ZooEntry:
 
 @register
 def squeezenet_cifar_small() -> ZooEntry:
-    """The sibling of squeezenet_cifar with four fire modules and a fifth of its parameters."""
+    """A smaller squeezenet_cifar: four fire modules and a fifth of the parameters."""
     config = squeezenet_cifar().config
     small = replace(config, stem_channels=32, num_fires=4, base_e=64, incr_e=80, freq=2, pools=(1, 3))
     return ZooEntry(small, CIFAR, "firebox; for CIFAR-10")

@@ -1,4 +1,4 @@
-"""SqueezeNet as a torch module, built from its config; the names inside are torchvision's."""
+"""SqueezeNet as a torch module, with the parameter names of torchvision."""
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +8,11 @@ from .squeezenet import FireSize, SqueezeNetConfig
 
 
 class Fire(nn.Module):
-    """Fire module (section 3.1): 1x1 squeeze, then 1x1 and 3x3 expand side by side, concatenated.
+    """Fire module (section 3.1): a 1x1 squeeze layer, then parallel 1x1 and 3x3 expand layers, concatenated.
 
-    (N, in_channels, H, W) to (N, expand1x1 + expand3x3, H, W). With bypass (section 6) the input is
-    added to the output: as it is where the channels agree, through a 1x1 convolution where they
-    differ and ``complex`` allows it. ``bypass_before_relu`` takes the sum before the ReLU of the
-    expand layers.
+    (N, in_channels, H, W) to (N, expand1x1 + expand3x3, H, W). With bypass (section 6) the input is added to the
+    output, directly if the channels agree, and through a 1x1 convolution if they differ and the bypass is "complex".
+    With ``bypass_before_relu`` the sum comes before the ReLU of the expand layers.
     """
 
     def __init__(self, size: FireSize, config: SqueezeNetConfig):
@@ -46,18 +45,18 @@ class Fire(nn.Module):
         expanded3x3 = self.expand3x3_activation(self.expand3x3_norm(self.expand3x3(squeezed)))
         for part in (expanded1x1, expanded3x3):
             if part.requires_grad and not isinstance(self.activation, nn.Identity):
-                # Gradients of a join are slices, with which batch norm on the CPU takes many times as long.
+                # The gradient of a concatenation is a strided slice, on which batch norm is many times slower on CPU.
                 part.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
         expanded = torch.cat([expanded1x1, expanded3x3], 1)
         return self.activation(expanded if self.bypass is None else expanded + self.bypass(x))
 
 
 class SqueezeNet(NetworkModule):
-    """The whole network: stem, fire modules with max pools between them, and a convolutional head.
+    """SqueezeNet: stem, fire modules with max pools between them, and a convolutional head.
 
-    (N, in_channels, H, W) to logits (N, num_classes). The head is dropout, conv10, ReLU and a
-    global average pool, so any input at least as large as ``config.input_size`` works. State dicts
-    of torchvision's load unchanged. New weights are Glorot's (xavier), as in the paper.
+    (N, in_channels, H, W) to logits (N, num_classes). The head is dropout, conv10, ReLU and a global average pool, so
+    inputs may be larger than ``config.input_size``. torchvision's state dicts load unchanged. Weights are initialized
+    by Glorot's method (xavier), as in the paper.
     """
 
     config: SqueezeNetConfig
@@ -101,7 +100,7 @@ def _conv(
     padding: int = 0,
     stride: int = 1,
 ) -> nn.Conv2d:
-    # A bias before batch norm would be subtracted again with the mean.
+    # Batch norm would subtract a bias again with the mean.
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=not batch_norm)
 
 

@@ -1,9 +1,9 @@
-"""A checkpoint: one safetensors file with all that is needed to go on, or to use the weights.
+"""Checkpoints: safetensors files with everything needed to use a network or to resume its training.
 
-Tensors are called ``model.NAME`` with the network's own names, and ``scale.NAME`` where they are int8
-(``compact``); what only goes on with the training is called ``learning.NAME``, ``optimizer.SLOT.NAME`` and
-``callbacks.CALLBACK.KEY``. The metadata entry ``firebox`` of the safetensors header is a JSON object; nothing is
-ever unpickled. The digest of the tensors stands there, too, for the format itself notices no changed bit.
+Tensor names are ``model.NAME`` for weights by their names in the network, ``scale.NAME`` for the scales of int8 weights
+(see ``compact``), and ``learning.NAME``, ``optimizer.SLOT.NAME`` and ``callbacks.CALLBACK.KEY`` for training state.
+The metadata entry ``firebox`` of the safetensors header is a JSON object; nothing is ever unpickled. It includes a
+digest of the tensors, because safetensors itself does not detect changed bits.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ FILE_NAME = "checkpoint.safetensors"
 
 _KEY, _DIGEST = "firebox", "tensors_sha256"
 _FORMAT_VERSION = 2
-# In the first version the optimizer's only state was called momentum.
+# Version 1 names the optimizer's only state momentum.
 _READ_VERSIONS = (1, 2)
 _MOMENTUM = "momentum"
-# The largest integer of a kernel in a compact file.
+# Largest integer in the int8 kernels of a compact file.
 _LARGEST = 127
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training at the end of ``epoch`` (0: before the first step).
+    """State of a training after ``epoch`` epochs (0: before the first step).
 
     ``model`` is the name in the zoo. ``images`` are the numbers of training and validation images, ``images_sha256``
     the digest of their names and classes (empty in files of older versions). ``weights`` are the weights to use; if
@@ -68,14 +68,14 @@ class Checkpoint:
 
 
 def pack_compact(checkpoint: Checkpoint) -> bytes:
-    """The bytes of a file to ship: no state of the training, and kernels in int8 with ``scale.NAME`` beside them."""
+    """Serialize a checkpoint for shipping: without training state, and with int8 kernels and their ``scale.NAME``."""
     small, scales = compact(checkpoint.weights)
     kept = replace(checkpoint, weights=small, learning={}, optimizer={}, callbacks={})
     return pack_checkpoint(kept, scales)
 
 
 def pack_checkpoint(checkpoint: Checkpoint, scales: Mapping[str, Tensor] | None = None) -> bytes:
-    """The bytes of the file; equal checkpoints give equal bytes. ``scales`` are those of weights in int8."""
+    """Serialize a checkpoint; equal checkpoints give equal bytes. ``scales`` are the scales of int8 weights."""
     header = {
         "format_version": _FORMAT_VERSION,
         "model": checkpoint.model,
@@ -107,15 +107,15 @@ def pack_checkpoint(checkpoint: Checkpoint, scales: Mapping[str, Tensor] | None 
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint in a file. Raises ``UsageError`` or, if damaged, ``CheckpointError``."""
+    """Read a checkpoint from a file. Raises ``UsageError``, and ``CheckpointError`` for damaged files."""
     tensors, metadata = read_safetensors(read_file(path), str(path))
     return unpack_checkpoint(tensors, metadata, str(path))
 
 
 def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Checkpoint:
-    """The checkpoint in what ``read_safetensors`` gives. Raises ``CheckpointError``."""
+    """The checkpoint in the tensors and metadata of a safetensors file. Raises ``CheckpointError``."""
     if not is_checkpoint(metadata):
-        raise CheckpointError(f"{source} holds weights but no training; give a checkpoint that firebox train wrote")
+        raise CheckpointError(f"{source} holds weights but no training; pass a checkpoint written by firebox train")
     groups: dict[str, dict[str, Tensor]] = {
         name: {} for name in ("model", "scale", "learning", "optimizer", "callbacks")
     }
@@ -133,11 +133,11 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     try:
         header = json.loads(metadata[_KEY])
         if header.get(_DIGEST) not in (None, _digest(tensors)):
-            raise CheckpointError(f"{source} is damaged: its tensors are not those that were written; copy it again")
+            raise CheckpointError(f"{source} is damaged: its tensors do not match their digest; copy it again")
         if header["format_version"] not in _READ_VERSIONS:
             raise CheckpointError(
                 f"{source} has format version {header['format_version']!r}, this firebox reads up to "
-                f"{_FORMAT_VERSION}; update it"
+                f"{_FORMAT_VERSION}; update firebox"
             )
         trained, validated = header["pictures"]
         checkpoint = Checkpoint(
@@ -164,12 +164,12 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         raise CheckpointError(f"the header of {source} cannot be read: {error}") from error
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
     if (preprocessing.size, preprocessing.depth) != (config.input_size, config.in_channels):
-        raise CheckpointError(f"{source} contradicts itself: its preprocessing does not give the network's input")
+        raise CheckpointError(f"{source} contradicts itself: its preprocessing does not match the network's input")
     if min(checkpoint.epoch, checkpoint.step) < 0:
-        raise CheckpointError(f"{source} contradicts itself: it ends before its first step")
+        raise CheckpointError(f"{source} contradicts itself: its epoch or step is negative")
     if len(checkpoint.classes) != config.num_classes:
         raise CheckpointError(f"{source} names {len(checkpoint.classes)} classes for {config.num_classes} outputs")
-    # So that a network takes no more memory than its file does.
+    # A damaged config must not make a network larger than the file.
     values = sum(tensor.numel() for tensor in checkpoint.weights.values())
     if config.parameters > values:
         raise CheckpointError(
@@ -179,7 +179,7 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, types, shapes and bytes."""
+    """SHA-256 of names, types, shapes and bytes."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -194,14 +194,14 @@ def _range(low: float, high: float) -> Range:
 
 
 def is_checkpoint(metadata: Mapping[str, str]) -> bool:
-    """Whether the metadata of a safetensors file is that of a training; bare weights have none."""
+    """Whether the metadata of a safetensors file is a checkpoint's; bare weights have none."""
     return _KEY in metadata
 
 
 def read_safetensors(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file. Raises ``CheckpointError`` naming ``source``."""
+    """Tensors and metadata of a safetensors file. Raises ``CheckpointError`` that names ``source``."""
     try:
-        # The library checks every length and offset against the file before it takes memory.
+        # safetensors checks every length and offset against the file before it allocates memory.
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
@@ -211,29 +211,29 @@ def read_safetensors(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[
 
 
 def compact(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Kernels as int8 with their scales, float32 of shape (out,), by the same names; all else as it is.
+    """Quantize kernels to int8, with float32 scales of shape (out,) under the same names; other tensors are unchanged.
 
-    The largest weight of each output channel becomes 127 of its scale's steps, as in exported files.
+    The scale of an output channel maps its largest absolute weight to 127, as in exported files.
     """
     small, scales = dict(weights), dict[str, Tensor]()
     for name, weight in weights.items():
         if weight.ndim > 1:
             scale = weight.flatten(1).abs().amax(1).float() / _LARGEST
-            # A channel of zeros has any scale.
+            # A channel of zeros may have any scale.
             scales[name] = torch.where(scale > 0, scale, 1.0)
             small[name] = (weight.float() / _along(scales[name], weight)).round().to(torch.int8)
     return small, scales
 
 
 def expand(small: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that ``compact`` stored, as float32. Raises ``CheckpointError`` for scales that do not fit them."""
+    """Dequantize the weights of ``compact`` to float32. Raises ``CheckpointError`` for scales that do not fit them."""
     weights = dict(small)
     for name, scale in scales.items():
         weight = small.get(name)
         if weight is None or weight.dtype != torch.int8 or not scale.is_floating_point():
             raise CheckpointError(f"the scale of {name} belongs to no int8 tensor; copy the file again")
         if weight.ndim < 2 or scale.shape != weight.shape[:1]:
-            raise CheckpointError(f"the scale of {name} is of shape {tuple(scale.shape)} for {tuple(weight.shape)}")
+            raise CheckpointError(f"the scale of {name} has shape {tuple(scale.shape)} for {tuple(weight.shape)}")
         weights[name] = weight.float() * _along(scale.float(), weight)
     return weights
 

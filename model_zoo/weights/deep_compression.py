@@ -1,9 +1,9 @@
-"""The published Deep Compression (arXiv 1510.00149) of SqueezeNet v1.0, a ``.net`` file.
+"""Reader of ``.net`` files: SqueezeNet v1.0 compressed by Deep Compression (arXiv 1510.00149).
 
-Little-endian. First 26 uint32, the number of stored entries of each convolution in network order.
-Then, for each convolution: 256 float32 codebook, float32 biases, n uint8 codes, and ceil(n / 2)
-bytes of 4-bit gaps, low nibble first. Entry k belongs at position sum(gap_j + 1 for j <= k) - 1 of
-the flat (out, in, height, width) weight; every other weight takes code 0.
+Files are little-endian. They begin with 26 uint32: the number of stored entries of each convolution, in network order.
+For each convolution follow a codebook of 256 float32, float32 biases, n uint8 codes, and ceil(n / 2) bytes of 4-bit
+gaps, low nibble first. Entry k is at position sum(gap_j + 1 for j <= k) - 1 of the flat (out, in, height, width)
+weight; all other weights have code 0.
 """
 
 import numpy as np
@@ -15,9 +15,8 @@ from ...runtime.images import Preprocessing
 from ..networks.squeezenet import SqueezeNetConfig
 from ..networks.squeezenet_module import SqueezeNet
 
-# The Caffe network pads conv10 by one. Accuracy hardly tells, the logits do: on ImageNet images the
-# cross-entropy is lowest at temperature 1 with the padding, and only after scaling the logits by
-# 169/225 without it.
+# The Caffe network pads conv10 by one. Accuracy hardly depends on it, but logits do: on ImageNet images the
+# cross-entropy is lowest at temperature 1 with the padding, and only after scaling the logits by 169/225 without it.
 CONFIG = SqueezeNetConfig(input_size=(227, 227), head_padding=1)
 
 PREPROCESSING = Preprocessing(
@@ -33,7 +32,7 @@ _CODEBOOK = 256
 
 
 def decode_network(data: bytes, source: str) -> dict[str, Tensor]:
-    """The state dict of the network that ``CONFIG`` describes. Raises ``CheckpointError``."""
+    """State dict of the network with ``CONFIG``. Raises ``CheckpointError``."""
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in SqueezeNet(CONFIG).state_dict().items()}
     weights = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
@@ -62,14 +61,14 @@ def decode_network(data: bytes, source: str) -> dict[str, Tensor]:
 
 
 def _counts(data: bytes, source: str, shapes: list[tuple[int, ...]]) -> np.ndarray:
-    """Entries per convolution, once the length of the file agrees with them."""
+    """Number of entries of each convolution, checked against the length of the file."""
     if len(data) < 4 * len(shapes):
         raise CheckpointError(f"{source} has {len(data)} bytes, too few for the table of a compressed SqueezeNet")
     counts = np.frombuffer(data, "<u4", len(shapes))
     for number, (count, shape) in enumerate(zip(counts.tolist(), shapes, strict=True), start=1):
         if count > np.prod(shape):
             raise CheckpointError(
-                f"{source} is no compressed SqueezeNet: convolution {number} stores {count:,} of "
+                f"{source} is not a compressed SqueezeNet: convolution {number} stores {count:,} of "
                 f"{np.prod(shape):,} weights"
             )
     wanted = counts.nbytes + sum(
@@ -77,5 +76,5 @@ def _counts(data: bytes, source: str, shapes: list[tuple[int, ...]]) -> np.ndarr
         for count, shape in zip(counts.tolist(), shapes, strict=True)
     )
     if len(data) != wanted:
-        raise CheckpointError(f"{source} has {len(data):,} bytes where its table says {wanted:,}; copy it again")
+        raise CheckpointError(f"{source} has {len(data):,} bytes, its table requires {wanted:,}; copy it again")
     return counts

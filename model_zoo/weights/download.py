@@ -1,4 +1,4 @@
-"""A public file over the network, for those who ask for it: resumed where it was cut, checked, kept in a cache."""
+"""Downloads of published files: resumable, checked by SHA-256, and cached."""
 
 import hashlib
 import os
@@ -25,10 +25,10 @@ _PARTIAL, _NOT_SATISFIABLE = 206, 416
 
 
 def downloads_folder() -> Path:
-    """The folder of downloads, ``cache_folder()``. Raises ``DownloadError`` for a user without a home."""
+    """The download folder, ``cache_folder()``. Raises ``DownloadError`` if the user has no home folder."""
     folder = cache_folder()
     if folder is None:
-        raise DownloadError("this user has no home folder to keep downloads in; set FIREBOX_CACHE to one")
+        raise DownloadError("the user has no home folder for downloads; set FIREBOX_CACHE to a folder")
     return folder
 
 
@@ -40,21 +40,21 @@ def fetch(
     limit_bytes: int = _LIMIT_BYTES,
     progress: Progress = SILENT,
 ) -> Path:
-    """The file at a URL, from ``folder`` (``downloads_folder()``) if it is there, else downloaded with progress.
+    """Download the file at a URL into ``folder`` (by default ``downloads_folder()``), unless it is there.
 
-    ``sha256`` are the first hexadecimal digits of its SHA-256; nothing else is ever returned. What has come before a
-    connection broke stays beside it as ``NAME.part``, and the next call goes on from there. One process at a time
-    downloads a file, holding ``NAME.lock``; others wait for it. Raises ``DownloadError`` (no connection, no such file,
-    cut, another hash, more than ``limit_bytes``, neither https nor this machine) and ``WriteError``.
+    ``sha256`` holds the first hexadecimal digits of the SHA-256; a file with another hash is never returned. After an
+    interruption the partial file stays as ``NAME.part``, and the next call resumes it. Only one process downloads a
+    file, holding ``NAME.lock``; others wait for it. Raises ``DownloadError`` (no connection, no such file, truncated,
+    wrong hash, more than ``limit_bytes``, neither https nor this machine) and ``WriteError``.
     """
     path = (folder or downloads_folder()) / PurePosixPath(urlsplit(url).path).name
     try:
         if not _has_hash(path, sha256):
             path.parent.mkdir(parents=True, exist_ok=True)
             with _alone(path, progress):
-                # Another process may have brought it in the meantime.
+                # Another process may have downloaded it in the meantime.
                 if not _has_hash(path, sha256):
-                    _bring(url, sha256, path, limit_bytes, progress)
+                    _complete(url, sha256, path, limit_bytes, progress)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {reason(error)}") from error
     return path
@@ -62,7 +62,7 @@ def fetch(
 
 @contextmanager
 def _alone(path: Path, progress: Progress) -> Iterator[None]:
-    """Wait until no other process downloads ``path``. The lock of one that was killed is gone with it."""
+    """Wait until no other process downloads ``path``. The lock of a killed process is released with it."""
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         lock.acquire(blocking=False)
@@ -75,16 +75,16 @@ def _alone(path: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _bring(url: str, sha256: str, path: Path, limit_bytes: int, progress: Progress) -> None:
-    """Download what is not there yet, and rename it to ``path`` if it is the file."""
+def _complete(url: str, sha256: str, path: Path, limit_bytes: int, progress: Progress) -> None:
+    """Download the missing bytes, and rename the file to ``path`` if its hash is right."""
     part = path.with_name(f"{path.name}.part")
     if not _has_hash(part, sha256):
         _download(url, part, limit_bytes, progress)
     if not _has_hash(part, sha256):
         part.unlink()
         raise DownloadError(
-            f"{url} has another SHA-256 than {sha256}…, so it is not the file it should be and was removed; "
-            "try again later, or pass a file of your own"
+            f"{url} does not have the SHA-256 {sha256}…, so its download was removed; try again later, or pass a file "
+            "of your own"
         )
     part.replace(path)
 
@@ -97,7 +97,7 @@ def _has_hash(path: Path, sha256: str) -> bool:
 
 
 def _download(url: str, part: Path, limit_bytes: int, progress: Progress) -> None:
-    """Append to ``part`` what it lacks, or write it anew where the server cannot go on in the middle."""
+    """Append the missing bytes to ``part``, or download all of it if the server does not support ranges."""
     with _request(url, part) as response:
         start = _start(url, response, part)
         total = start + response.length if response.length is not None else None
@@ -121,7 +121,7 @@ def _download(url: str, part: Path, limit_bytes: int, progress: Progress) -> Non
 
 
 def _request(url: str, part: Path) -> HTTPResponse:
-    """The answer of the server to a request for what ``part`` lacks."""
+    """The server's response to a request for the bytes that ``part`` lacks."""
     _check_url(url)
     size = _size(part)
     headers = {"User-Agent": "firebox"} | ({"Range": f"bytes={size}-"} if size else {})
@@ -130,28 +130,28 @@ def _request(url: str, part: Path) -> HTTPResponse:
     except HTTPError as error:
         error.close()
         if error.code == _NOT_SATISFIABLE and size:
-            # The part is as long as the file, or longer, and yet it is not the file.
+            # The part is at least as long as the file and has another hash.
             part.unlink()
             return _request(url, part)
         raise DownloadError(
-            f"cannot download {url}: the server answers {error.code} {error.reason}; try again later, or pass a file "
+            f"cannot download {url}: the server responds {error.code} {error.reason}; try again later, or pass a file "
             "of your own"
         ) from error
     except (URLError, HTTPException, OSError, ValueError) as error:
-        # A ValueError is about an address that the server redirects to.
+        # ValueError: the server redirects to an invalid URL.
         raise DownloadError(
             f"cannot download {url}: {_why(error)}; check the connection, or pass a file of your own"
         ) from error
 
 
 def _start(url: str, response: HTTPResponse, part: Path) -> int:
-    """The position at which the answer begins: the end of the part, or 0 from a server that cannot go on."""
+    """Position at which the response starts: the end of the part, or 0 if the server does not support ranges."""
     if response.status != _PARTIAL:
         return 0
     size = _size(part)
     found = response.headers.get("Content-Range", "")
     if not found.startswith(f"bytes {size}-"):
-        raise DownloadError(f"{url} was asked for from byte {size} and answers {found!r}; remove {part} and try again")
+        raise DownloadError(f"{url} was requested from byte {size} and sent {found!r}; remove {part} and try again")
     return size
 
 
@@ -168,25 +168,25 @@ def _chunks(url: str, response: HTTPResponse) -> Iterator[bytes]:
 
 
 def _cut(url: str, where: str) -> DownloadError:
-    return DownloadError(f"the download of {url} was cut {where}; run the same again, and it goes on from there")
+    return DownloadError(f"the download of {url} was interrupted {where}; run the command again to resume it")
 
 
 def _check_size(url: str, found_bytes: int, limit_bytes: int) -> None:
     if found_bytes > limit_bytes:
         raise DownloadError(
-            f"{url} has {found_bytes:,} bytes or more, the limit is {limit_bytes:,}; download it yourself"
+            f"{url} has at least {found_bytes:,} bytes, more than the limit of {limit_bytes:,}; download it yourself"
         )
 
 
 def _check_url(url: str) -> None:
-    """Nothing is fetched that others could change on the way."""
+    """Raise ``DownloadError`` for URLs whose content others could change on the way."""
     parts = urlsplit(url)
     if parts.scheme != "https" and (parts.scheme != "http" or parts.hostname not in _THIS_MACHINE):
-        raise DownloadError(f"{url} is not fetched: only https is; download it yourself, and pass the file")
+        raise DownloadError(f"{url} is not https; download it yourself, and pass the file")
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Redirections are followed to places where the file could have been in the first place."""
+    """Follows redirects only to URLs that ``fetch`` accepts."""
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         try:

@@ -1,4 +1,4 @@
-"""Weights from files of three kinds, each checked, and put into a network only if they fit."""
+"""Weights from .safetensors, .pth and .net files, checked before they are loaded into a network."""
 
 import io
 import zipfile
@@ -26,7 +26,7 @@ from .imagenet import imagenet_classes
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict and what its file knows of its network, preprocessing, classes and training."""
+    """A state dict, with the config, preprocessing, classes and training in its file, if any."""
 
     source: str
     sha256: str
@@ -41,9 +41,9 @@ class Weights:
 
 
 def load_weights(path: str | Path) -> Weights:
-    """Weights of a ``.safetensors`` file (bare or a checkpoint), a ``.pth`` or a ``.net``.
+    """Read weights from a ``.safetensors`` file (bare tensors or a checkpoint), a ``.pth`` or a ``.net`` file.
 
-    Raises ``UsageError`` for another kind of file and ``CheckpointError`` for one that is damaged.
+    Raises ``UsageError`` for other kinds of files and ``CheckpointError`` for damaged files.
     """
     path = Path(path)
     readers = {
@@ -64,9 +64,9 @@ def load_weights(path: str | Path) -> Weights:
 def load_weights_into(module: nn.Module, weights: Weights, replace_head: bool = False) -> None:
     """Copy weights into a network of the same architecture.
 
-    With ``replace_head`` the classifier keeps its new weights where theirs has another number of
-    classes, or is not there. Raises ``CheckpointError`` for weights of another network and for
-    values that are not finite; then nothing is copied.
+    With ``replace_head`` the network keeps its own head if the head in ``weights`` has another number of classes or is
+    missing. Raises ``CheckpointError`` for weights of another network and for values that are not finite; nothing is
+    copied then.
     """
     source, state = weights.source, dict(weights.tensors)
     own, head = module.state_dict(), head_prefix(module)
@@ -75,21 +75,22 @@ def load_weights_into(module: nn.Module, weights: Weights, replace_head: bool = 
         state.update({name: value for name, value in own.items() if name.startswith(head)})
     elif theirs not in (None, ours):
         raise CheckpointError(
-            f"{source} has a head of {theirs} classes, the network one of {ours}; ask for {theirs} or replace the head"
+            f"{source} has a head for {theirs} classes, the network for {ours}; set num_classes to {theirs} or replace "
+            "the head"
         )
     for name in own:
         if name not in state:
-            raise CheckpointError(f"{source} is of another network: it has no {name}")
+            raise CheckpointError(f"{source} is of another network: missing key {name}")
     for name, tensor in state.items():
         if name not in own:
-            raise CheckpointError(f"{source} is of another network: it has {name}, this one has not")
+            raise CheckpointError(f"{source} is of another network: unexpected key {name}")
         alike = tensor.shape == own[name].shape and tensor.is_floating_point() == own[name].is_floating_point()
         if not alike or tensor.is_complex():
             found, wanted = (f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in (tensor, own[name]))
             raise CheckpointError(f"{source} is of another network: {name} is {found} instead of {wanted}")
         if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(
-                f"{source} cannot be used: {name} holds values that are not finite; train again with a lower rate"
+                f"{source} cannot be used: {name} has values that are not finite; train with a lower learning rate"
             )
     module.load_state_dict(state)
 
@@ -97,9 +98,9 @@ def load_weights_into(module: nn.Module, weights: Weights, replace_head: bool = 
 def network_from(
     checkpoint: Checkpoint, weights: Mapping[str, Tensor] | None = None, *, source: str = "the checkpoint"
 ) -> NetworkModule:
-    """The network of a checkpoint with its weights, or with ``weights`` in their place, in training mode.
+    """Build the network of a checkpoint with its weights, or with ``weights`` instead, in training mode.
 
-    ``source`` names the checkpoint in errors. Raises ``CheckpointError`` for weights of another network.
+    ``source`` names the checkpoint in error messages. Raises ``CheckpointError`` for weights of another network.
     """
     module = build_network(checkpoint.config)
     load_weights_into(module, Weights(source, "", checkpoint.weights if weights is None else weights))
@@ -107,10 +108,7 @@ def network_from(
 
 
 def head_classes(tensors: Mapping[str, Tensor], prefix: str) -> int | None:
-    """How many classes the head in a state dict has; ``None`` where there is no head.
-
-    ``prefix`` is what ``head_prefix`` finds in the network.
-    """
+    """Number of classes of the head in a state dict, or ``None`` without a head; ``prefix`` is from ``head_prefix``."""
     head = tensors.get(f"{prefix}weight")
     return len(head) if head is not None and head.ndim in (2, 4) else None
 
@@ -152,8 +150,7 @@ def _from_pth(data: bytes, source: str) -> Weights:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
-        # Whatever the unpickler stumbles over, from a cut file to code that is not run, is the
-        # file's fault.
+        # The unpickler raises many types of errors, for truncated files and for code that it does not run.
         first = str(error).partition(". ")[0].partition("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{source} is not a plain state dict of tensors ({first}); nothing in it was run"
@@ -172,15 +169,15 @@ def _from_pth(data: bytes, source: str) -> Weights:
 
 
 def _check_archive(data: bytes, source: str) -> None:
-    """Refuse a zip that is cut, or whose members would unpack to more than the file itself."""
+    """Raise ``CheckpointError`` for a truncated zip, or one that would unpack to more than its own size."""
     if not data.startswith(b"PK"):
         return
-    # NotImplementedError is zipfile's for a version that it does not know.
+    # zipfile raises NotImplementedError for unknown versions.
     try:
         members = zipfile.ZipFile(io.BytesIO(data)).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{source} is cut short or damaged ({error}); copy it again") from error
+        raise CheckpointError(f"{source} is truncated or damaged ({error}); copy it again") from error
     if sum(member.file_size for member in members) > len(data):
         raise CheckpointError(
-            f"{source} would unpack to more than its {len(data):,} bytes; torch stores tensors plainly"
+            f"{source} would unpack to more than its {len(data):,} bytes; save it uncompressed with torch.save"
         )

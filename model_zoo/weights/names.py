@@ -1,4 +1,4 @@
-"""Weights that a name stands for: those that come with firebox, and public ones, downloaded when asked for."""
+"""Weights by name: weights in the package, and published weights that are downloaded."""
 
 from pathlib import Path
 
@@ -6,22 +6,22 @@ from ...runtime.errors import UsageError
 from ...runtime.progress import SILENT, Progress
 from ..networks.registry import find_model, list_models
 
-# Name of the weights that come with firebox, and their folder: checkpoints without the state of an optimizer.
+# Name and folder of the weights in the package: checkpoints without training state.
 DEFAULT = "default"
 _FOLDER = Path(__file__).parent / "shipped"
 
 
 def weight_names(model: str) -> list[str]:
-    """Names of the weights that there are for a network of the zoo, those that need no download first."""
+    """Names of the weights available for a zoo network; weights that need no download come first."""
     public = sorted(find_model(model).public)
     return [DEFAULT, *public] if _shipped(model).is_file() else public
 
 
 def find_weights(model: str, weights: str | Path | None = None, *, progress: Progress = SILENT) -> Path:
-    """The file of weights for a network of the zoo, from a name (nothing: ``default``) or from a path.
+    """The file of a zoo network's weights, by name (by default ``default``) or path.
 
-    Public weights (``imagenet``) are downloaded into the cache unless they are there. A ``Path`` is never taken for a
-    name. Raises ``UsageError`` for a name that the network has no weights of, and ``DownloadError``.
+    Published weights (``imagenet``) are downloaded to the cache, unless they are in it. A ``Path`` is never read as a
+    name. Raises ``UsageError`` for a name the network has no weights for, and ``DownloadError``.
     """
     names = weight_names(model)
     name = DEFAULT if weights is None else weights
@@ -29,7 +29,7 @@ def find_weights(model: str, weights: str | Path | None = None, *, progress: Pro
         return Path(name)
     if name not in names:
         others = "".join(f"--weights {other}, " for other in names if other != DEFAULT)
-        missing = "no weights come with it" if name == DEFAULT else f"it has no weights {name!r}"
+        missing = "the package has no weights for it" if name == DEFAULT else f"it has no weights {name!r}"
         raise UsageError(
             f"model {model!r}: {missing}; pass {others}--weights FILE, or a run folder that firebox train wrote"
         )
@@ -50,6 +50,6 @@ def _known() -> set[str]:
 
 
 def _looks_like_name(weights: str) -> bool:
-    """No folder, no ending, and nothing of that name here."""
+    """Whether it has no folder and no suffix, and no such file exists."""
     path = Path(weights)
     return path.name == weights and not path.suffix and not path.exists()

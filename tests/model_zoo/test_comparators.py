@@ -252,7 +252,7 @@ def test_densenets_are_not_trained_in_int8(firebox, images, tmp_path):
     assert firebox("train", "densenet22", "--data", images, "--epochs", 1, "--out", tmp_path / "run").code == 0
     outcome = firebox("train", "--qat", tmp_path / "run", "--out", tmp_path / "int8")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "a densenet has batch norm before its convolutions, where it cannot be folded" in outcome.err
+    assert "densenet has batch norm before its convolutions, where it cannot be folded" in outcome.err
     assert not (tmp_path / "int8").exists()
 
 
@@ -268,12 +268,12 @@ def test_densenets_are_not_trained_in_int8(firebox, images, tmp_path):
         ("densenet", {"compression": 0.0}, "compression 0.0"),
         ("densenet", {"growth": 1000, "depth": 998 // 3 * 3 + 1}, "parameters are more than"),
         ("densenet", {"input_size": (3, 3)}, "input size (3, 3) is too small"),
-        ("vgg", {"widths": (8,)}, "are not of as many stages"),
+        ("vgg", {"widths": (8,)}, "differ in length; give one per stage"),
         ("vgg", {"depths": ()}, "depths ()"),
         ("vgg", {"hidden": (0,)}, "hidden (0,)"),
         ("vgg", {"hidden": (1, 2.5)}, "hidden (1, 2.5)"),
         ("vgg", {"input_size": (31, 31)}, "input size (31, 31) is too small"),
-        ("nin", {"widths": (8, 8)}, "are not of four stages"),
+        ("nin", {"widths": (8, 8)}, "has 2 values; give 4, one per stage"),
         ("alexnet", {"input_size": (32, 32)}, "input size (32, 32) is too small"),
         ("googlenet", {"wings": 2}, "unknown key 'wings'"),
     ],
@@ -306,7 +306,7 @@ def test_a_checkpoint_of_no_network_is_told(residual, tmp_path, change, said):
 
 
 def test_weights_of_another_family_are_told(trained):
-    with pytest.raises(CheckpointError, match="is of another network: a squeezenet; resnet20 is a resnet"):
+    with pytest.raises(CheckpointError, match="is of another network: a squeezenet, and resnet20 is a resnet"):
         load_network("resnet20", trained.checkpoint)
 
 

@@ -130,7 +130,7 @@ def test_a_damaged_file_in_the_cache_is_not_used(server, folder):
 def test_a_cut_download_goes_on_where_it_was_cut(server, folder, cuts):
     for server.cut_after in cuts:
         said = refusal(server, folder)
-        assert "was cut after" in said
+        assert "was interrupted after" in said
         assert "300,000 bytes; run the same again" in said
     server.cut_after = None
     assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
@@ -208,7 +208,7 @@ def test_another_hash_is_refused_and_nothing_is_kept(server, folder, first):
         refusal(server, folder)
         server.cut_after = None
     server.content = bytes(100) + CONTENT[100:-1] + b"x"
-    assert f"has another SHA-256 than {SHA256}…" in refusal(server, folder)
+    assert f"does not have the SHA-256 {SHA256}…" in refusal(server, folder)
     assert kept(folder) == []
     server.content = CONTENT
     assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
@@ -233,7 +233,7 @@ def test_a_server_that_does_not_tell_the_length_cannot_fill_the_disk(server, fol
 @pytest.mark.parametrize(("status", "said"), [(404, "404 Not Found"), (503, "503 Service Unavailable")])
 def test_what_the_server_answers_is_told(server, folder, status, said):
     server.status = status
-    assert f"cannot download {server.url}: the server answers {said}" in refusal(server, folder)
+    assert f"cannot download {server.url}: the server responds {said}" in refusal(server, folder)
     assert kept(folder) == []
 
 
@@ -265,8 +265,8 @@ def test_redirects_are_followed_to_where_files_may_come_from(server, folder):
     moved = server.url.replace("weights.bin", "moved.bin")
     assert fetch(moved, SHA256, folder).read_bytes() == CONTENT
     refused = {
-        "http://example.org/x.bin": "http://example.org/x.bin is not fetched: only https is",
-        "ftp://example.org/x.bin": "ftp://example.org/x.bin is not fetched: only https is",
+        "http://example.org/x.bin": "http://example.org/x.bin is not https",
+        "ftp://example.org/x.bin": "ftp://example.org/x.bin is not https",
         "file:///etc/passwd": "is not allowed",
         "http://[x": "cannot download",
     }

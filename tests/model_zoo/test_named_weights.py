@@ -106,9 +106,9 @@ def test_a_damaged_package_is_told(shipped):
 def test_without_any_the_line_says_what_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(named_weights, "_FOLDER", tmp_path)
     for load in (load_network, lambda name: create_model(name, weights="default")):
-        with pytest.raises(UsageError, match=r"no weights come with it; pass --weights imagenet, --weights FILE, or"):
+        with pytest.raises(UsageError, match=r"no weights for it; pass --weights imagenet, --weights FILE, or"):
             load("squeezenet1_1")
-        with pytest.raises(UsageError, match=r"no weights come with it; pass --weights FILE, or"):
+        with pytest.raises(UsageError, match=r"the package has no weights for it; pass --weights FILE, or"):
             load(MODEL)
     with pytest.raises(UsageError, match="has no weights 'imagenet'"):
         load_network(MODEL, "imagenet")

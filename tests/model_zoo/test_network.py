@@ -57,14 +57,14 @@ def test_random_weights_are_the_seeds_and_leave_torchs_generator_alone():
 @pytest.mark.parametrize(
     ("spec", "options", "said"),
     [
-        ("squeezenet1_1", {}, "no weights come with it; pass --weights imagenet, --weights FILE, or a run folder"),
+        ("squeezenet1_1", {}, "no weights for it; pass --weights imagenet, --weights FILE, or a run folder"),
         ("squeezenet1_1", {"weights": "x.pth"}, "no such file: x.pth"),
-        ("squeezenet1_1", {"weights": "x.pth", "random_init": True}, "contradict"),
+        ("squeezenet1_1", {"weights": "x.pth", "random_init": True}, "cannot have both weights"),
         ("squeezenet1_l", {}, "did you mean squeezenet1_1"),
         ("wings", {}, "no model 'wings' in the zoo; choose one of alexnet,"),
         ("runs/nowhere", {}, "no such run folder or checkpoint: runs/nowhere"),
-        (".", {}, "is no run folder"),
-        (".", {"random_init": True}, "go with a name from the zoo"),
+        (".", {}, "is not a run folder"),
+        (".", {"random_init": True}, "need a zoo name"),
         ("squeezenet1_1", {"random_init": True, "in_channels": 2}, "1 or 3 channels"),
         ("squeezenet1_1", {"random_init": True, "input_size": (9, 9)}, "too small"),
     ],
@@ -76,12 +76,12 @@ def test_specs_that_name_no_network(spec, options, said):
 
 
 def test_a_checkpoint_is_not_mistaken_for_another_network(trained, tmp_path):
-    with pytest.raises(CheckpointError, match="of another network: stem_channels is 32, in"):
+    with pytest.raises(CheckpointError, match="of another network: stem_channels 32, not"):
         load_network("squeezenet1_1", trained.checkpoint)
-    with pytest.raises(CheckpointError, match="a head of 3 classes, the network one of 5"):
+    with pytest.raises(CheckpointError, match="a head for 3 classes, the network for 5"):
         load_network("squeezenet_micro", trained.checkpoint, num_classes=5)
     torch.save(create_model("squeezenet_micro").state_dict(), tmp_path / "bare.pth")
-    with pytest.raises(UsageError, match="give a name from the zoo"):
+    with pytest.raises(UsageError, match="as weights of a zoo name"):
         load_network(tmp_path / "bare.pth")
 
 

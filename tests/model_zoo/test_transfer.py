@@ -122,7 +122,7 @@ def test_initial_weights_may_be_published_ones(data_dir, other, tmp_path):
         ({"model": "squeezenet_cifar"}, CheckpointError, "is of another network"),
         ({"learn": 8}, UsageError, "the network has 7 blocks before its head, not 8; train fewer blocks"),
         ({"images_per_class": 50}, DataError, "has 5 images, not 50; use fewer"),
-        ({"network": {"bypass": "complex"}}, CheckpointError, "it has no features"),
+        ({"network": {"bypass": "complex"}}, CheckpointError, "missing key features"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

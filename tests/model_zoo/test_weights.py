@@ -77,8 +77,8 @@ def test_compressed_network_is_decoded(tmp_path):
     [
         (b"", "0 bytes, too few"),
         (compressed()[:90], "90 bytes, too few"),
-        (compressed()[:-1], "its table says"),
-        (compressed() + b"x", "its table says"),
+        (compressed()[:-1], "its table requires"),
+        (compressed() + b"x", "its table requires"),
         (compressed({0: 100_000_000}), "convolution 1 stores 100,000,000"),
         (compressed({1: 1500}), "features.3.squeeze has an entry past"),
     ],
@@ -167,7 +167,7 @@ def test_head_of_another_size_is_replaced_only_when_asked(tmp_path, micro, micro
     path.write_bytes(micro_safetensors)
     other = create_model("squeezenet_micro", num_classes=3)
     fresh = other.classifier[1].weight.clone()
-    with pytest.raises(CheckpointError, match="a head of 10 classes, the network one of 3"):
+    with pytest.raises(CheckpointError, match="a head for 10 classes, the network for 3"):
         load_weights_into(other, load_weights(path))
     load_weights_into(other, load_weights(path), replace_head=True)
     assert torch.equal(other.classifier[1].weight, fresh)
