@@ -56,7 +56,7 @@ class NetworkConfig(ABC):
 
     @property
     def batch_norm_folds(self) -> bool:
-        """Whether each batch norm follows a convolution and can be folded into it."""
+        """True if each batch norm follows a convolution and can be folded into it."""
         return True
 
     def check_between(self, lowest: int, highest: int, *names: str) -> None:

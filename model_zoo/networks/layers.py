@@ -207,7 +207,7 @@ def sequences(layer: Layer) -> Iterator[Sequence]:
 
 
 def batch_norm_follows_convolutions(layer: Layer) -> bool:
-    """Whether each batch norm directly follows a convolution, so that it can be folded into it."""
+    """True if each batch norm directly follows a convolution, so that it can be folded into it."""
     return all(
         isinstance(before, Conv)
         for sequence in sequences(layer)
@@ -267,7 +267,7 @@ class LayeredConfig(NetworkConfig):
 
     @property
     def batch_norm_folds(self) -> bool:
-        """Whether each batch norm follows a convolution and can be folded into it."""
+        """True if each batch norm follows a convolution and can be folded into it."""
         return batch_norm_follows_convolutions(self.features)
 
     def conv(self, out_channels: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1) -> list[Layer]:

@@ -194,7 +194,7 @@ def _range(low: float, high: float) -> Range:
 
 
 def is_checkpoint(metadata: Mapping[str, str]) -> bool:
-    """Whether the metadata of a safetensors file is a checkpoint's; bare weights have none."""
+    """True if the metadata of a safetensors file is a checkpoint's; bare weights have none."""
     return _KEY in metadata
 
 

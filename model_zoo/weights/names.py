@@ -50,6 +50,6 @@ def _known() -> set[str]:
 
 
 def _looks_like_name(weights: str) -> bool:
-    """Whether it has no folder and no suffix, and no such file exists."""
+    """True for a name without folder and suffix, if no file has that name."""
     path = Path(weights)
     return path.name == weights and not path.suffix and not path.exists()

@@ -1,4 +1,4 @@
-"""``firebox evaluate --combine``: runs, checkpoints and exported files as one ensemble."""
+"""``firebox evaluate --combine``: ensembles of runs, checkpoints and exported files."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def second(trained, images, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("combine", ["vote", "softmax", "logits"])
-def test_runs_and_files_of_other_input_sizes_are_one_ensemble(firebox, trained, second, exported, images, combine):
+def test_runs_and_files_of_different_input_sizes_form_an_ensemble(firebox, trained, second, exported, images, combine):
     names = (trained.out, second / "checkpoint.safetensors", exported / "model.int8.tflite")
     found = firebox("evaluate", *names, "--combine", combine, "--data", images, "--json")
     assert found.code == 0, found.err
@@ -46,7 +46,7 @@ def test_the_table_has_a_row_for_the_ensemble(firebox, trained, second, images):
     assert rows[-1].lstrip().startswith("ensemble (vote)")
 
 
-def test_a_member_of_other_classes_is_named(firebox, trained, images, paint, tmp_path):
+def test_a_member_with_other_classes_is_named_in_the_error(firebox, trained, images, paint, tmp_path):
     data = paint(tmp_path / "two", classes=2)
     other = train(TrainingConfig(data=str(data), epochs=1, batch_size=8), tmp_path / "run").out
     found = firebox("evaluate", trained.out, other, "--combine", "softmax", "--data", images)
@@ -56,7 +56,7 @@ def test_a_member_of_other_classes_is_named(firebox, trained, images, paint, tmp
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_one_model_is_no_ensemble(firebox, trained, images, times):
+def test_one_model_is_not_an_ensemble(firebox, trained, images, times):
     found = firebox("evaluate", *[trained.out] * times, "--combine", "vote", "--data", images)
     assert (found.code, found.out) == (2, "")
     (line,) = found.err.splitlines()

@@ -43,7 +43,7 @@ def configs(draw) -> SqueezeNetConfig:
 
 @settings(max_examples=100)
 @given(configs())
-def test_any_config_that_is_accepted_is_the_network_it_describes(config):
+def test_every_valid_config_builds_the_network_it_describes(config):
     network = SqueezeNet(config)
     assert sum(parameter.numel() for parameter in network.parameters()) == config.parameters
 
@@ -73,14 +73,14 @@ def test_parameters_over_the_design_space_of_section_5(ratio, pct3x3, parameters
     assert SqueezeNetConfig(squeeze_ratio=ratio, pct3x3=pct3x3).parameters == parameters
 
 
-def test_pools_delay_or_hasten_the_same_network():
+def test_pool_positions_change_macs_but_not_parameters():
     delayed, early = SqueezeNetConfig(pools=DELAYED), SqueezeNetConfig(pools=EARLY)
     assert delayed.parameters == early.parameters
     assert delayed.macs > early.macs
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"num_classes": 0}, "num_classes 0"),
         ({"num_classes": True}, "num_classes True"),
@@ -98,21 +98,21 @@ def test_pools_delay_or_hasten_the_same_network():
         ({"stem_padding": 7}, "stem_padding 7"),
     ],
 )
-def test_a_value_that_makes_no_network_is_named(change, said):
+def test_invalid_values_are_named(change, message):
     with pytest.raises(UsageError) as error:
         SqueezeNetConfig(**change)
-    assert said in str(error.value)
+    assert message in str(error.value)
     with pytest.raises(FormatError):
         SqueezeNetConfig.from_json(SqueezeNetConfig().to_json() | change)
 
 
 @pytest.mark.parametrize("values", [None, [], {"wings": 2}, {"pools": "1"}, {"base_e": None}])
-def test_json_that_is_no_config_is_refused(values):
+def test_invalid_json_is_refused(values):
     with pytest.raises(FormatError):
         SqueezeNetConfig.from_json(values)
 
 
-def test_json_says_the_family_and_files_without_one_are_of_squeezenets():
+def test_json_names_the_family_and_defaults_to_squeezenet():
     config = SqueezeNetConfig(num_classes=3)
     values = config.to_json()
     assert values.pop("family") == "squeezenet"
@@ -120,12 +120,12 @@ def test_json_says_the_family_and_files_without_one_are_of_squeezenets():
 
 
 @pytest.mark.parametrize("family", ["wings", "", None, 3, ["squeezenet"]])
-def test_a_family_that_is_not_known_is_named(family):
+def test_unknown_families_are_named(family):
     with pytest.raises(FormatError, match="no family"):
         NetworkConfig.from_json(SqueezeNetConfig().to_json() | {"family": family})
 
 
 @pytest.mark.parametrize("values", [None, [], 3, "squeezenet"])
-def test_json_that_is_no_object_is_refused(values):
+def test_json_other_than_an_object_is_refused(values):
     with pytest.raises(FormatError, match="JSON object"):
         NetworkConfig.from_json(values)

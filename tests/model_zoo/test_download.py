@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that can be cut, slow to understand, or lying."""
+"""Downloads from a local server that interrupts, ignores ranges, or sends wrong bytes."""
 
 import hashlib
 import socket
@@ -21,59 +21,61 @@ from firebox.runtime.errors import DownloadError, WriteError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()[:8]
-# Where the server waits if it is told to: two chunks of the client.
+# Position at which a paused server waits: two chunks of the client.
 HALF = 131_072
 
 
 @dataclass
 class Server:
-    """How the server behaves, and the ranges that it was asked for."""
+    """Behaviour of the server, and the ranges requested from it."""
 
     url: str = ""
     content: bytes = CONTENT
     cut_after: int | None = None
     ranges: bool = True
-    tells_length: bool = True
-    says_length: int | None = None
+    sends_length: bool = True
+    claimed_length: int | None = None
     wrong_range: bool = False
     always_partial: bool = False
     status: int = 200
     redirect: str = ""
     go_on: threading.Event = field(default_factory=threading.Event)
-    asked: list[str | None] = field(default_factory=list)
+    requested: list[str | None] = field(default_factory=list)
 
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[Server]:
-    told = Server()
-    told.go_on.set()
+    behaviour = Server()
+    behaviour.go_on.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            told.asked.append(wanted := self.headers["Range"])
-            if told.redirect and self.path.endswith("moved.bin"):
+            behaviour.requested.append(wanted := self.headers["Range"])
+            if behaviour.redirect and self.path.endswith("moved.bin"):
                 self.send_response(302)
-                self.send_header("Location", told.redirect)
+                self.send_header("Location", behaviour.redirect)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            if told.status != 200:
-                self.send_error(told.status)
+            if behaviour.status != 200:
+                self.send_error(behaviour.status)
                 return
-            start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and told.ranges else 0
-            if start >= len(told.content):
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and behaviour.ranges else 0
+            if start >= len(behaviour.content):
                 self.send_error(416)
                 return
-            body = told.content[start:][: told.cut_after]
-            self.send_response(206 if start or told.always_partial else 200)
+            body = behaviour.content[start:][: behaviour.cut_after]
+            self.send_response(206 if start or behaviour.always_partial else 200)
             if start:
-                first = 7 if told.wrong_range else start
-                self.send_header("Content-Range", f"bytes {first}-{len(told.content) - 1}/{len(told.content)}")
-            if told.tells_length:
-                self.send_header("Content-Length", str(told.says_length or len(told.content) - start))
+                first = 7 if behaviour.wrong_range else start
+                self.send_header(
+                    "Content-Range", f"bytes {first}-{len(behaviour.content) - 1}/{len(behaviour.content)}"
+                )
+            if behaviour.sends_length:
+                self.send_header("Content-Length", str(behaviour.claimed_length or len(behaviour.content) - start))
             self.end_headers()
             self.wfile.write(body[:HALF])
-            told.go_on.wait(CEILING)
+            behaviour.go_on.wait(CEILING)
             # The client may have been killed.
             with suppress(ConnectionError):
                 self.wfile.write(body[HALF:])
@@ -83,10 +85,10 @@ def server(monkeypatch) -> Iterator[Server]:
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    told.url = f"http://127.0.0.1:{running.server_port}/models/weights.bin"
+    behaviour.url = f"http://127.0.0.1:{running.server_port}/models/weights.bin"
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield told
+    yield behaviour
     running.shutdown()
     running.server_close()
     thread.join()
@@ -98,12 +100,12 @@ def folder(tmp_path) -> Path:
 
 
 def kept(folder: Path) -> list[str]:
-    """Names of the files that are there, locks aside."""
+    """Names of the files in the folder, without locks."""
     return [path.name for path in folder.glob("*") if path.suffix != ".lock"]
 
 
 def refusal(server: Server, folder: Path, **more: int) -> str:
-    """The one line of the error, after which the folder holds no file but perhaps a part."""
+    """The error message, after checking that the folder holds at most a partial file."""
     with pytest.raises(DownloadError) as error:
         fetch(server.url, SHA256, folder, **more)
     assert not (folder / "weights.bin").exists()
@@ -116,7 +118,7 @@ def test_a_file_is_downloaded_once_and_kept(server, folder):
     assert path == folder / "weights.bin"
     assert path.read_bytes() == CONTENT
     assert fetch(server.url, SHA256, folder) == path
-    assert server.asked == [None]
+    assert server.requested == [None]
     assert kept(folder) == ["weights.bin"]
 
 
@@ -127,21 +129,21 @@ def test_a_damaged_file_in_the_cache_is_not_used(server, folder):
 
 
 @pytest.mark.parametrize("cuts", [[1], [131_072], [100_000, 70_000, 1], [299_999]])
-def test_a_cut_download_goes_on_where_it_was_cut(server, folder, cuts):
+def test_an_interrupted_download_resumes(server, folder, cuts):
     for server.cut_after in cuts:
-        said = refusal(server, folder)
-        assert "was interrupted after" in said
-        assert "300,000 bytes; run the same again" in said
+        message = refusal(server, folder)
+        assert "was interrupted after" in message
+        assert "300,000 bytes; run the same again" in message
     server.cut_after = None
     assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
-    assert server.asked == [None, *(f"bytes={sum(cuts[: n + 1])}-" for n in range(len(cuts)))]
+    assert server.requested == [None, *(f"bytes={sum(cuts[: n + 1])}-" for n in range(len(cuts)))]
     assert not (folder / "weights.bin.part").exists()
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_two_processes_do_not_spoil_each_others_download(server, folder, killed):
+def test_two_processes_download_a_file_once(server, folder, killed):
     server.go_on.clear()
-    # The server is silent until the second process has begun.
+    # The server is silent until the second process has started.
     program = (
         f"{QUIET}; import sys; from firebox.model_zoo.weights import download; from pathlib import Path; "
         f"download._TIMEOUT_S = {CEILING}; print(download.fetch(sys.argv[1], sys.argv[2], Path(sys.argv[3])))"
@@ -161,19 +163,19 @@ def test_two_processes_do_not_spoil_each_others_download(server, folder, killed)
     assert (second.returncode, out, err) == (0, f"{folder / 'weights.bin'}\n", "")
     assert killed or first.returncode == 0
     assert (folder / "weights.bin").read_bytes() == CONTENT
-    assert server.asked == ([None, f"bytes={HALF}-"] if killed else [None])
+    assert server.requested == ([None, f"bytes={HALF}-"] if killed else [None])
     assert kept(folder) == ["weights.bin"]
 
 
-def test_a_server_that_cannot_go_on_starts_again(server, folder):
+def test_without_range_support_the_download_starts_again(server, folder):
     server.cut_after = 1000
     refusal(server, folder)
     server.ranges, server.cut_after = False, None
     assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=1000-"]
+    assert server.requested == [None, "bytes=1000-"]
 
 
-def test_a_server_that_sends_another_range_is_not_believed(server, folder):
+def test_a_response_with_another_range_is_refused(server, folder):
     server.cut_after = 1000
     refusal(server, folder)
     server.wrong_range = True
@@ -181,28 +183,28 @@ def test_a_server_that_sends_another_range_is_not_believed(server, folder):
     assert (folder / "weights.bin.part").read_bytes() == CONTENT[:1000]
 
 
-def test_a_part_that_was_not_asked_for_is_not_believed(server, folder):
+def test_a_partial_response_without_a_range_request_is_refused(server, folder):
     server.always_partial = True
     assert "was asked for from byte 0" in refusal(server, folder)
 
 
-def test_a_whole_part_needs_no_server(server, folder):
+def test_a_complete_part_needs_no_server(server, folder):
     folder.mkdir(parents=True)
     (folder / "weights.bin.part").write_bytes(CONTENT)
     assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
-    assert server.asked == []
+    assert server.requested == []
 
 
 @pytest.mark.parametrize("extra", [b"", b"more"])
-def test_a_part_as_long_as_the_file_that_is_not_the_file_is_given_up(server, folder, extra):
+def test_a_complete_part_with_another_hash_is_discarded(server, folder, extra):
     folder.mkdir(parents=True)
     (folder / "weights.bin.part").write_bytes(bytes(len(CONTENT)) + extra)
     assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
-    assert server.asked == [f"bytes={len(CONTENT) + len(extra)}-", None]
+    assert server.requested == [f"bytes={len(CONTENT) + len(extra)}-", None]
 
 
 @pytest.mark.parametrize("first", [0, 5000])
-def test_another_hash_is_refused_and_nothing_is_kept(server, folder, first):
+def test_a_file_with_another_hash_is_removed(server, folder, first):
     if first:
         server.cut_after = first
         refusal(server, folder)
@@ -214,30 +216,30 @@ def test_another_hash_is_refused_and_nothing_is_kept(server, folder, first):
     assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
 
 
-def test_what_is_too_large_is_refused_before_anything_is_written(server, folder):
+def test_too_large_files_are_refused_before_anything_is_written(server, folder):
     assert "has 300,000 bytes or more, the limit is 299,999" in refusal(server, folder, limit_bytes=299_999)
     assert kept(folder) == []
-    server.says_length = 2 * 1024**3
+    server.claimed_length = 2 * 1024**3
     assert "the limit is 1,073,741,824" in refusal(server, folder)
     assert kept(folder) == []
 
 
-def test_a_server_that_does_not_tell_the_length_cannot_fill_the_disk(server, folder):
-    server.tells_length = False
+def test_a_response_without_a_length_cannot_fill_the_disk(server, folder):
+    server.sends_length = False
     assert "or more, the limit is 100,000" in refusal(server, folder, limit_bytes=100_000)
     left = sum(path.stat().st_size for path in folder.iterdir())
     assert left <= 100_000
     assert fetch(server.url, SHA256, folder).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(("status", "said"), [(404, "404 Not Found"), (503, "503 Service Unavailable")])
-def test_what_the_server_answers_is_told(server, folder, status, said):
+@pytest.mark.parametrize(("status", "message"), [(404, "404 Not Found"), (503, "503 Service Unavailable")])
+def test_the_error_names_the_status_of_the_server(server, folder, status, message):
     server.status = status
-    assert f"cannot download {server.url}: the server responds {said}" in refusal(server, folder)
+    assert f"cannot download {server.url}: the server responds {message}" in refusal(server, folder)
     assert kept(folder) == []
 
 
-def test_without_a_network_a_line_says_so_and_the_part_stays(server, folder):
+def test_without_a_connection_the_part_is_kept(server, folder):
     server.cut_after = 1000
     refusal(server, folder)
     with socket.socket() as unused:
@@ -254,13 +256,13 @@ def test_without_a_network_a_line_says_so_and_the_part_stays(server, folder):
     "url",
     ["http://example.org/weights.bin", "ftp://127.0.0.1/weights.bin", "file:///etc/weights.bin", "weights.bin"],
 )
-def test_only_https_leaves_this_machine(server, folder, url):
+def test_only_https_urls_are_allowed(server, folder, url):
     server.url = url
     assert "only https is" in refusal(server, folder)
     assert kept(folder) == []
 
 
-def test_redirects_are_followed_to_where_files_may_come_from(server, folder):
+def test_redirects_are_followed_to_allowed_urls_only(server, folder):
     server.redirect = server.url
     moved = server.url.replace("weights.bin", "moved.bin")
     assert fetch(moved, SHA256, folder).read_bytes() == CONTENT
@@ -270,19 +272,19 @@ def test_redirects_are_followed_to_where_files_may_come_from(server, folder):
         "file:///etc/passwd": "is not allowed",
         "http://[x": "cannot download",
     }
-    for server.redirect, said in refused.items():
-        with pytest.raises(DownloadError, match=said):
+    for server.redirect, message in refused.items():
+        with pytest.raises(DownloadError, match=message):
             fetch(moved, SHA256, folder / "other")
         assert kept(folder / "other") == []
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(server, tmp_path):
+def test_a_file_in_place_of_the_folder_is_an_error(server, tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(WriteError, match="a file has the name of a needed folder"):
         fetch(server.url, SHA256, tmp_path / "cache")
 
 
-def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
+def test_the_cache_folder_is_configurable(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("FIREBOX_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -293,7 +295,7 @@ def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
     assert downloads_folder() == tmp_path / "mine"
 
 
-def test_a_user_without_a_home_is_told(monkeypatch):
+def test_a_user_without_a_home_gets_an_error(monkeypatch):
     for name in ("FIREBOX_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError))

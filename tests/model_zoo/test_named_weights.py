@@ -1,4 +1,4 @@
-"""Weights by name: those that come with firebox, and public ones, here from a cache."""
+"""Weights by name: in the package, and published weights from the cache."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 FILES = sorted(named_weights._FOLDER.glob("*.safetensors"))
 
 
-def test_what_ships_is_small_and_has_its_card():
+def test_weights_in_the_package_are_small_and_documented():
     assert FILES and sum(file.stat().st_size for file in FILES) <= 1_000_000
     card = (DOCS / "weights.md").read_text()
     for file in FILES:
@@ -33,7 +33,7 @@ def test_what_ships_is_small_and_has_its_card():
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
-def test_what_ships_knows_the_images(name, data_dir):
+def test_weights_in_the_package_are_accurate(name, data_dir):
     test = sample(open_images(data_dir / "cifar10-images.tar").split("test"), 500, 0)
     network = load_network(name)
     assert network.classes == test.classes
@@ -44,7 +44,7 @@ def test_what_ships_knows_the_images(name, data_dir):
 
 @pytest.fixture
 def shipped(trained, tmp_path, monkeypatch) -> Path:
-    """A package with weights of squeezenet_micro, as they are shipped."""
+    """A package with weights of squeezenet_micro in the shipped form."""
     (tmp_path / f"{MODEL}.safetensors").write_bytes(pack_compact(read_checkpoint(trained.checkpoint)))
     monkeypatch.setattr(named_weights, "_FOLDER", tmp_path)
     return tmp_path / f"{MODEL}.safetensors"
@@ -52,7 +52,7 @@ def shipped(trained, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def public(tmp_path, monkeypatch) -> Path:
-    """A cache that holds public weights of squeezenet_micro, whose address leads nowhere."""
+    """A cache with published weights of squeezenet_micro, whose URL does not exist."""
     monkeypatch.setenv("FIREBOX_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "cache" / "micro.pth"
     path.parent.mkdir()
@@ -63,7 +63,7 @@ def public(tmp_path, monkeypatch) -> Path:
     return path
 
 
-def test_weights_that_come_with_firebox_are_those_of_a_bare_name(shipped, trained):
+def test_a_bare_name_loads_the_weights_in_the_package(shipped, trained):
     found, run = load_network(MODEL), load_network(trained.out)
     assert found.sha256 == hashlib.sha256(shipped.read_bytes()).hexdigest()
     assert (found.classes, found.preprocessing, found.config) == (run.classes, run.preprocessing, run.config)
@@ -76,7 +76,7 @@ def test_weights_that_come_with_firebox_are_those_of_a_bare_name(shipped, traine
     torch.testing.assert_close(model.state_dict(), found.module.state_dict())
 
 
-def test_the_commands_take_them(shipped, trained, firebox):
+def test_commands_accept_weights_by_name(shipped, trained, firebox):
     (listed,) = json.loads(firebox("models", MODEL, "--json").out)["models"]
     assert listed["weights"] == ["default"]
     assert "default" in firebox("models", MODEL).out
@@ -84,11 +84,11 @@ def test_the_commands_take_them(shipped, trained, firebox):
     ran = firebox("evaluate", MODEL, trained.out, "--data", data, "--json")
     assert ran.code == 0, ran.err
     first, second = (model["agreement_with_first"] for model in json.loads(ran.out)["models"])
-    # Kernels are shipped in int8.
+    # Shipped kernels are int8.
     assert (first, second >= 0.9) == (1, True)
 
 
-def test_a_network_with_weights_is_the_one_that_they_are_of(shipped):
+def test_weights_determine_the_config(shipped):
     with pytest.raises(CheckpointError, match="a head of 3 classes, the network one of 7"):
         create_model(MODEL, num_classes=7, weights="default")
     with pytest.raises(UsageError, match="bypass of squeezenet_micro cannot be changed with weights"):
@@ -97,13 +97,13 @@ def test_a_network_with_weights_is_the_one_that_they_are_of(shipped):
         load_network(MODEL, "default", random_init=True)
 
 
-def test_a_damaged_package_is_told(shipped):
+def test_damaged_weights_in_the_package_are_an_error(shipped):
     shipped.write_bytes(shipped.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match=str(shipped)):
         load_network(MODEL)
 
 
-def test_without_any_the_line_says_what_there_is(tmp_path, monkeypatch):
+def test_the_error_for_missing_weights_lists_alternatives(tmp_path, monkeypatch):
     monkeypatch.setattr(named_weights, "_FOLDER", tmp_path)
     for load in (load_network, lambda name: create_model(name, weights="default")):
         with pytest.raises(UsageError, match=r"no weights for it; pass --weights imagenet, --weights FILE, or"):
@@ -116,18 +116,18 @@ def test_without_any_the_line_says_what_there_is(tmp_path, monkeypatch):
         load_network("squeezenet1_0", "imagnet")
 
 
-def test_public_weights_come_from_the_cache(public, trained, firebox):
+def test_published_weights_come_from_the_cache(public, trained, firebox):
     assert load_network(MODEL, "imagenet").sha256 == hashlib.sha256(public.read_bytes()).hexdigest()
     (listed,) = json.loads(firebox("models", MODEL, "--json").out)["models"]
     assert "imagenet" in listed["weights"]
     data = trained.out.parent / "images"
     ran = firebox("evaluate", MODEL, "--weights", "imagenet", "--data", data, "--json")
-    # A bare state dict does not know its classes.
+    # A bare state dict has no class names.
     assert ran.code == 1
     assert "is not one of the model's 3 classes" in ran.err
 
 
-def test_nothing_but_the_file_itself_is_taken_from_the_cache(public, firebox):
+def test_a_cached_file_with_another_hash_is_not_used(public, firebox):
     public.write_bytes(public.read_bytes() + b"x")
     with pytest.raises(DownloadError, match="connection refused"):
         load_network(MODEL, "imagenet")
@@ -137,7 +137,7 @@ def test_nothing_but_the_file_itself_is_taken_from_the_cache(public, firebox):
     assert line.startswith("error: cannot download https://127.0.0.1:1/micro.pth: connection refused")
 
 
-def test_a_path_is_no_name(public, trained, tmp_path, monkeypatch):
+def test_a_path_is_not_read_as_a_name(public, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "imagenet").symlink_to(trained.out)
     for path in ("./imagenet", Path("imagenet"), trained.checkpoint):
@@ -146,7 +146,7 @@ def test_a_path_is_no_name(public, trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_0", "squeezenet1_1"])
-def test_torchvisions_files_are_named_by_their_hash(name):
+def test_torchvision_urls_contain_the_hash(name):
     file = find_model(name).public["imagenet"]
     assert file.url.startswith("https://")
     assert file.url.endswith(f"/{name}-{file.sha256}.pth")

@@ -15,7 +15,7 @@ from firebox.runtime.graph import ops
 from firebox.runtime.images import match_labels, open_images, sample
 
 
-def test_run_folder_checkpoint_and_zoo_name_are_the_same_network(trained):
+def test_run_folder_checkpoint_and_zoo_name_give_the_same_network(trained):
     networks = [
         load_network(trained.out),
         load_network(str(trained.checkpoint)),
@@ -31,7 +31,7 @@ def test_run_folder_checkpoint_and_zoo_name_are_the_same_network(trained):
         assert torch.equal(network.module(x), networks[0].module(x))
 
 
-def test_weights_without_a_story_take_the_zoos(tmp_path):
+def test_bare_weights_take_preprocessing_and_classes_from_the_zoo(tmp_path):
     torch.save(create_model("squeezenet1_1").state_dict(), tmp_path / "big.pth")
     network = load_network("squeezenet1_1", tmp_path / "big.pth")
     assert network.preprocessing.resize == 256
@@ -42,7 +42,7 @@ def test_weights_without_a_story_take_the_zoos(tmp_path):
     assert (network.preprocessing.size, network.preprocessing.resize) == ((112, 112), 128)
 
 
-def test_random_weights_are_the_seeds_and_leave_torchs_generator_alone():
+def test_random_weights_depend_on_the_seed_and_leave_torchs_generator_alone():
     state = torch.random.get_rng_state()
     first, again, other = (
         load_network("squeezenet_micro", random_init=True, in_channels=1, seed=seed).module for seed in (0, 0, 1)
@@ -55,7 +55,7 @@ def test_random_weights_are_the_seeds_and_leave_torchs_generator_alone():
 
 
 @pytest.mark.parametrize(
-    ("spec", "options", "said"),
+    ("spec", "options", "message"),
     [
         ("squeezenet1_1", {}, "no weights for it; pass --weights imagenet, --weights FILE, or a run folder"),
         ("squeezenet1_1", {"weights": "x.pth"}, "no such file: x.pth"),
@@ -69,10 +69,10 @@ def test_random_weights_are_the_seeds_and_leave_torchs_generator_alone():
         ("squeezenet1_1", {"random_init": True, "input_size": (9, 9)}, "too small"),
     ],
 )
-def test_specs_that_name_no_network(spec, options, said):
+def test_specs_without_a_network_are_errors(spec, options, message):
     with pytest.raises(UsageError) as error:
         load_network(spec, **options)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_checkpoint_is_not_mistaken_for_another_network(trained, tmp_path):
@@ -85,7 +85,7 @@ def test_a_checkpoint_is_not_mistaken_for_another_network(trained, tmp_path):
         load_network(tmp_path / "bare.pth")
 
 
-def test_a_changed_header_never_ends_in_someone_elses_error(trained, tmp_path):
+def test_a_changed_header_raises_only_firebox_errors(trained, tmp_path):
     data = trained.checkpoint.read_bytes()
     header = int.from_bytes(data[:8], "little")
     random = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def test_a_changed_header_never_ends_in_someone_elses_error(trained, tmp_path):
 def test_published_weights_recognize_real_images(data_dir: Path, name, file, size, top1, top5):
     network = load_network(name, data_dir / file)
     assert network.preprocessing.size == network.config.input_size == size
-    # Sixty images: enough to tell right from swapped channels, few enough for a test.
+    # Sixty images distinguish correct from swapped channels and keep the test short.
     images = sample(open_images(data_dir / "imagenet-samples.tar"), 60)
     labels = torch.from_numpy(match_labels(images, network.classes, network.class_ids))
     dataset = load_images(images, network.preprocessing)
@@ -119,7 +119,7 @@ def test_published_weights_recognize_real_images(data_dir: Path, name, file, siz
     assert found[1] >= top5
 
 
-def test_a_bypass_before_the_relu_is_a_residual_sum_and_reaches_the_files(images, tmp_path):
+def test_a_bypass_before_the_relu_is_exported_as_a_residual_sum(images, tmp_path):
     torch.manual_seed(0)
     fire = create_model("squeezenet_micro", bypass_before_relu=True).features[4].eval()
     x = torch.randn(2, 64, 8, 8)

@@ -10,11 +10,11 @@ from firebox.runtime.errors import UsageError
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_every_entry_is_a_network_for_its_images(name):
+def test_every_entry_builds_a_network_for_its_preprocessing(name):
     entry = find_model(name)
     config, preprocessing = entry.config, entry.preprocessing
     assert (preprocessing.size, preprocessing.depth) == (config.input_size, config.in_channels)
-    # Large networks have shapes only.
+    # Large networks are built on the meta device.
     device = torch.device("meta" if config.parameters > 10_000_000 else "cpu")
     with device:
         network = create_model(name, num_classes=7, in_channels=1).eval()
@@ -41,14 +41,14 @@ def test_published_parameter_counts(name, classes, parameters):
     assert model_config(name, classes).parameters == parameters
 
 
-def test_small_networks_keep_their_promises():
+def test_small_networks_stay_small():
     assert model_config("squeezenet_cifar", 10).parameters <= 750_000
     assert model_config("squeezenet_cifar_small", 10).parameters <= 150_000
     assert model_config("squeezenet_micro", 10).parameters < 100_000
 
 
 @pytest.mark.parametrize(("name", "gmacs"), [("squeezenet1_0", 0.82), ("squeezenet1_1", 0.35)])
-def test_published_work(name, gmacs):
+def test_published_macs(name, gmacs):
     assert find_model(name).config.macs / 1e9 == pytest.approx(gmacs, abs=0.005)
 
 
@@ -78,7 +78,7 @@ def test_bypass_adds_the_input_of_odd_fires():
     assert torch.equal(bypass.features[3](x), plain.features[3](x))
 
 
-def test_initial_weights_are_those_of_the_paper():
+def test_initial_weights_follow_the_paper():
     network = create_model("squeezenet1_0")
     head = network.classifier[1]
     assert head.weight.std().item() == pytest.approx(0.01, rel=0.02)
@@ -93,7 +93,7 @@ def test_overrides_change_the_network():
     assert "features.4.squeeze_norm.running_var" in network.state_dict()
 
 
-def test_globs():
+def test_list_models_matches_glob_patterns():
     assert list_models("squeezenet1_1") == ["squeezenet1_1"]
     assert list_models("squeezenet1_0*") == [
         "squeezenet1_0",
@@ -103,7 +103,7 @@ def test_globs():
     assert list_models("x*") == []
 
 
-def test_unknown_names_come_with_near_ones():
+def test_unknown_names_suggest_similar_ones():
     with pytest.raises(UsageError, match=r"no model 'squeezenet1\.1'.*squeezenet1_1"):
         create_model("squeezenet1.1")
     with pytest.raises(UsageError, match="no 'bypas'; did you mean bypass"):

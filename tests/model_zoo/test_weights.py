@@ -28,7 +28,7 @@ def micro_safetensors(micro) -> bytes:
 
 
 def compressed(counts: dict[int, int] | None = None) -> bytes:
-    """A network in the layout of the Deep Compression file: one entry a convolution, code 1."""
+    """A Deep Compression file with one entry of code 1 per convolution."""
     shapes = [(96, 147)]
     channels = 96
     for index in range(8):
@@ -46,7 +46,7 @@ def compressed(counts: dict[int, int] | None = None) -> bytes:
     return data
 
 
-def test_safetensors_and_pth_give_back_the_weights(tmp_path, micro, micro_safetensors):
+def test_safetensors_and_pth_files_restore_the_weights(tmp_path, micro, micro_safetensors):
     (tmp_path / "bare.safetensors").write_bytes(micro_safetensors)
     torch.save(micro.state_dict(), tmp_path / "new.pth")
     torch.save(micro.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
@@ -62,7 +62,7 @@ def test_compressed_network_is_decoded(tmp_path):
     path.write_bytes(compressed())
     weights = load_weights(path)
     first = weights.tensors["features.0.weight"].flatten()
-    # The only entry has a gap of 2: positions 0 and 1 take code 0.
+    # The only entry has a gap of 2, so positions 0 and 1 have code 0.
     assert first[2] == 0.5
     assert first.count_nonzero() == 1
     assert torch.equal(weights.tensors["features.0.bias"], torch.arange(96.0))
@@ -73,7 +73,7 @@ def test_compressed_network_is_decoded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "0 bytes, too few"),
         (compressed()[:90], "90 bytes, too few"),
@@ -84,18 +84,18 @@ def test_compressed_network_is_decoded(tmp_path):
     ],
     ids=["empty", "cut table", "cut", "longer", "impossible count", "gaps too wide"],
 )
-def test_damaged_compressed_network_is_refused(tmp_path, data, said):
+def test_damaged_compressed_network_is_refused(tmp_path, data, message):
     path = tmp_path / "bad.net"
     path.write_bytes(data)
     with pytest.raises(CheckpointError) as error:
         load_weights(path)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert str(path) in str(error.value)
 
 
 @settings(max_examples=60)
 @given(data=st.data(), suffix=st.sampled_from([".safetensors", ".pth", ".net"]))
-def test_no_cut_or_garbled_file_gets_through(tmp_path_factory, data, suffix, micro, micro_safetensors):
+def test_truncated_and_garbled_files_are_refused(tmp_path_factory, data, suffix, micro, micro_safetensors):
     stream = io.BytesIO()
     torch.save({"a": torch.arange(6.0)}, stream)
     whole = {".safetensors": micro_safetensors, ".pth": stream.getvalue(), ".net": compressed()}
@@ -148,13 +148,13 @@ def test_zip_bombs_and_other_pickles_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing.pth", "weights.h5", "."])
-def test_what_is_no_weight_file_is_bad_usage(tmp_path, name):
+def test_other_files_are_a_usage_error(tmp_path, name):
     with pytest.raises(UsageError):
         load_weights(tmp_path / name)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused_by_name(tmp_path, micro, value):
+def test_values_that_are_not_finite_are_named_and_refused(tmp_path, micro, value):
     state = {name: tensor.clone() for name, tensor in micro.state_dict().items()}
     state["features.4.expand3x3.weight"][1, 2, 0, 0] = value
     safetensors.torch.save_file(state, tmp_path / "nan.safetensors")
@@ -162,7 +162,7 @@ def test_values_that_are_not_finite_are_refused_by_name(tmp_path, micro, value):
         load_weights_into(micro, load_weights(tmp_path / "nan.safetensors"))
 
 
-def test_head_of_another_size_is_replaced_only_when_asked(tmp_path, micro, micro_safetensors):
+def test_a_head_of_another_size_is_replaced_only_on_request(tmp_path, micro, micro_safetensors):
     path = tmp_path / "ten.safetensors"
     path.write_bytes(micro_safetensors)
     other = create_model("squeezenet_micro", num_classes=3)

@@ -1,4 +1,4 @@
-"""The networks that SqueezeNet is compared with: their figures, and the way from training to files."""
+"""Baselines: their figures, training, checkpoints and exported files."""
 
 import json
 from dataclasses import replace
@@ -69,19 +69,19 @@ def test_published_parameter_counts(name, parameters):
     assert model_config(name).parameters == parameters
 
 
-def test_parameters_that_articles_count_otherwise():
+def test_parameters_that_papers_count_differently():
     googlenet, vgg = find_model("googlenet").config, find_model("vgg16").config
     assert isinstance(googlenet, GoogLeNetConfig)
     assert googlenet.with_auxiliary == 13_378_280
     assert isinstance(vgg, VGGConfig)
     assert vgg.figures.fully_connected == 123_642_856
-    # Projections of 16 to 32 and of 32 to 64 channels, each with batch norm.
+    # Projections from 16 to 32 and from 32 to 64 channels, each with batch norm.
     added = model_config("resnet20", shortcut="project").parameters - model_config("resnet20").parameters
     assert added == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
 
 
 def counted(config: NetworkConfig) -> tuple[int, int, tuple[int, ...]]:
-    """Parameters, multiply-accumulates and shape of the output, of the torch module itself."""
+    """Parameters, multiply-accumulates and output shape, counted on the torch module."""
     macs = 0
 
     def add(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
@@ -99,7 +99,7 @@ def counted(config: NetworkConfig) -> tuple[int, int, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_figures_are_those_of_the_module(name):
+def test_figures_match_the_module(name):
     config = find_model(name).config
     assert counted(config) == (config.parameters, config.macs, (1, config.num_classes))
 
@@ -142,18 +142,18 @@ def configs(draw) -> NetworkConfig:
 
 @settings(max_examples=60)
 @given(configs())
-def test_any_config_that_is_accepted_is_the_network_it_describes(config):
+def test_every_valid_config_builds_the_network_it_describes(config):
     assert counted(config) == (config.parameters, config.macs, (1, config.num_classes))
     assert NetworkConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_a_shortcut_without_parameters_leaves_out_and_adds_zeros():
+def test_a_shortcut_without_parameters_subsamples_and_pads_with_zeros():
     x = torch.randn(2, 3, 7, 8)
     expected = torch.cat([x[:, :, ::2, ::2], torch.zeros(2, 2, 4, 4)], 1)
     assert torch.equal(SubsampleModule(3, 5, 2)(x), expected)
 
 
-def test_a_dense_layer_keeps_all_that_came_before():
+def test_a_dense_layer_keeps_all_earlier_outputs():
     network = create_model("densenet22").eval()
     x = torch.randn(1, 3, 32, 32)
     before = network.features[:3](x)
@@ -163,7 +163,7 @@ def test_a_dense_layer_keeps_all_that_came_before():
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_the_head_is_the_layer_that_knows_the_classes(name):
+def test_the_head_has_one_output_per_class(name):
     shapes = []
     for classes in (3, 5):
         with torch.device("meta"):
@@ -173,7 +173,7 @@ def test_the_head_is_the_layer_that_knows_the_classes(name):
     assert differing == {f"{head_prefix(network)}weight", f"{head_prefix(network)}bias"}
 
 
-def test_weights_tell_their_classes_and_heads_are_replaced(tmp_path):
+def test_the_number_of_classes_follows_the_weights_and_heads_are_replaced(tmp_path):
     weights = create_model("resnet20", num_classes=4, width=4).state_dict()
     save_file(weights, tmp_path / "four.safetensors")
     network = create_model("resnet20", num_classes=3, width=4)
@@ -203,7 +203,7 @@ def test_training_writes_a_network_that_loads_again(firebox, images, tmp_path, n
 
 
 def small_network(name: str, size: int, **changes) -> Network:
-    """A network of the zoo in small, whose batch norms have seen images."""
+    """A small variant of a zoo network with batch norm statistics of random images."""
     torch.manual_seed(0)
     module = create_model(name, num_classes=3, input_size=(size, size), **changes)
     for _ in range(3):
@@ -257,7 +257,7 @@ def test_densenets_are_not_trained_in_int8(firebox, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "change", "said"),
+    ("family", "change", "message"),
     [
         ("resnet", {"depth": 21}, "depth 21 is not 6 n + 2"),
         ("resnet", {"depth": 20_000}, "depth 20000"),
@@ -278,15 +278,15 @@ def test_densenets_are_not_trained_in_int8(firebox, images, tmp_path):
         ("googlenet", {"wings": 2}, "unknown key 'wings'"),
     ],
 )
-def test_a_value_that_makes_no_network_is_named(family, change, said):
+def test_invalid_values_are_named(family, change, message):
     with pytest.raises(FormatError) as error:
         NetworkConfig.from_json({"family": family} | change)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"family": "wings"}, "no family 'wings' of networks is known, only alexnet, densenet"),
         ({"family": "vgg"}, "unknown key"),
@@ -295,22 +295,22 @@ def test_a_value_that_makes_no_network_is_named(family, change, said):
         ({"width": 900}, "contradicts itself: its network has 845,748,902 parameters, the file"),
     ],
 )
-def test_a_checkpoint_of_no_network_is_told(residual, tmp_path, change, said):
+def test_a_checkpoint_with_an_invalid_config_is_an_error(residual, tmp_path, change, message):
     with safe_open(residual, "pt") as file:
         header = json.loads(file.metadata()["firebox"])
     header["config"] |= change
     save_file(load_file(residual), tmp_path / CHECKPOINT, {"firebox": json.dumps(header)})
     with pytest.raises(CheckpointError) as error:
         load_network(tmp_path / CHECKPOINT)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_weights_of_another_family_are_told(trained):
+def test_weights_of_another_family_are_an_error(trained):
     with pytest.raises(CheckpointError, match="is of another network: a squeezenet, and resnet20 is a resnet"):
         load_network("resnet20", trained.checkpoint)
 
 
-def test_options_of_another_family_are_told():
+def test_options_of_another_family_are_an_error():
     with pytest.raises(UsageError, match="resnet20 has no 'bypass'"):
         create_model("resnet20", bypass="simple")
     assert replace(model_config("resnet20"), depth=32).parameters > model_config("resnet20").parameters
