@@ -81,7 +81,7 @@ def _layers(count: int) -> str:
 
 @cache
 def kernels_saturate() -> bool:
-    """Whether onnxruntime's kernels for uint8 activations and int8 weights saturate on this processor.
+    """True if onnxruntime's kernels for uint8 activations and int8 weights saturate on this processor.
 
     Only x86 processors without VNNI have such kernels. numpy detects AVX-512 VNNI but not AVX-VNNI, so without the
     former the kernels themselves are run, which takes a millisecond.

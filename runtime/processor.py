@@ -37,7 +37,7 @@ class Processor:
 
     @property
     def is_x86(self) -> bool:
-        """Whether the processor runs x86 kernels."""
+        """True if the processor runs x86 kernels."""
         return self.architecture in _X86
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The whole way in seconds: if this fails, look here first."""
+"""The whole pipeline in seconds: if this fails, start here."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from firebox.model_zoo import load_network
 from firebox.runtime import Session, open_images, plan, sample
 
 
-def test_a_network_becomes_files_that_run_and_are_planned(tmp_path):
+def test_a_network_is_exported_run_and_planned(tmp_path):
     network = load_network("squeezenet_micro", random_init=True, in_channels=1, num_classes=10)
     found = export(
         network.module,

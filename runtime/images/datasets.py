@@ -269,7 +269,7 @@ def _open_folder(folder: Path) -> tuple[list[str], Callable[[str], bytes]]:
 
 
 def _is_followed(path: Path, top: Path) -> bool:
-    """Whether to walk into a folder: not if it is a link to a folder above it, whose images would be listed twice."""
+    """False for a link to a folder above it, whose images would be listed twice."""
     if not path.is_symlink():
         return True
     target = path.resolve()

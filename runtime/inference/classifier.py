@@ -13,7 +13,7 @@ class Classifier(Protocol):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images become pixels."""
+        """The preprocessing of images."""
         ...
 
     @property

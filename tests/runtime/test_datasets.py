@@ -1,4 +1,4 @@
-"""Labelled images from folders and archives, splits, samples, and whose class is whose."""
+"""Labelled images from folders and archives, their splits and samples, and matching of classes."""
 
 import io
 import os
@@ -45,7 +45,7 @@ def test_folder_tar_and_zip_are_the_same_images(noise, tmp_path):
         assert archive.image(3) == folder.image(3)
 
 
-def test_what_is_no_image_is_passed_by(noise, tmp_path):
+def test_other_files_are_skipped(noise, tmp_path):
     import shutil
 
     shutil.copytree(noise, tmp_path / "more")
@@ -59,14 +59,14 @@ def test_what_is_no_image_is_passed_by(noise, tmp_path):
 
 
 def copy(noise: Path, *names: str, to: Path) -> None:
-    """Two images of a class into each of some folders."""
+    """Write two images into each folder."""
     for name in names:
         (to / name).mkdir(parents=True)
         for image in ("0.png", "1.png"):
             (to / name / image).write_bytes((noise / "class0" / image).read_bytes())
 
 
-def test_the_folder_of_a_training_is_no_class(noise, tmp_path):
+def test_the_run_folder_of_a_training_is_not_a_class(noise, tmp_path):
     folder = tmp_path / "images"
     copy(noise, "a", "b", "run", "a/deep/run", to=folder)
     for run in ("run", "a/deep/run"):
@@ -75,18 +75,18 @@ def test_the_folder_of_a_training_is_no_class(noise, tmp_path):
     for source in (folder, pack_tar(folder, tmp_path / "a.tar"), pack_zip(folder, tmp_path / "a.zip")):
         images = open_images(source)
         assert (images.classes, len(images)) == (("a", "b"), 4)
-    # Data that a training was told to write into stay data.
+    # A dataset into which a training wrote is still a dataset.
     (folder / "checkpoint.safetensors").write_bytes(b"")
     assert len(open_images(folder)) == 4
 
 
-def test_linked_folders_are_followed_but_not_in_circles(noise, tmp_path):
+def test_linked_folders_are_followed_without_cycles(noise, tmp_path):
     data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
     copy(noise, "val/a", "val/b", to=data)
     copy(noise, "train/a", "b", "c", to=elsewhere)
     (data / "train").symlink_to(elsewhere / "train")
     (elsewhere / "train" / "b").symlink_to("../b")
-    # Round and round, to itself, to what is above, and from one to the other.
+    # Links to itself, to a folder above, and from one folder to another.
     (data / "val" / "a" / "again").symlink_to(".")
     (data / "val" / "a" / "up").symlink_to(data)
     (data / "val" / "b" / "away").symlink_to(elsewhere / "c")
@@ -104,7 +104,7 @@ def test_linked_folders_are_followed_but_not_in_circles(noise, tmp_path):
     assert open_images(again).names == images.names
 
 
-def test_folders_that_link_to_each_other_come_to_an_end(noise, tmp_path):
+def test_folders_that_link_to_each_other_are_rejected(noise, tmp_path):
     names = [f"class{index}" for index in range(12)]
     copy(noise, *names, to=tmp_path)
     for one in names:
@@ -124,7 +124,7 @@ def test_only_regular_files_are_images(noise, tmp_path):
             images.read(name)
 
 
-def test_an_empty_folder_beside_the_classes_is_told(noise, tmp_path):
+def test_an_empty_class_folder_is_an_error(noise, tmp_path):
     copy(noise, "train/a", "train/b", "val/a", to=tmp_path)
     for passed in (".git", ".git/tags", "test", "train/.hidden", "train/a/more"):
         (tmp_path / passed).mkdir()
@@ -135,7 +135,7 @@ def test_an_empty_folder_beside_the_classes_is_told(noise, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_class_that_cannot_be_read_is_told(noise, tmp_path):
+def test_an_unreadable_class_folder_is_an_error(noise, tmp_path):
     copy(noise, "a", "b", "c", to=tmp_path)
     (tmp_path / "c").chmod(0)
     try:
@@ -145,7 +145,7 @@ def test_a_class_that_cannot_be_read_is_told(noise, tmp_path):
         (tmp_path / "c").chmod(0o700)
 
 
-def test_each_class_needs_a_image_to_train_on(noise, tmp_path):
+def test_each_class_needs_an_image_to_train_on(noise, tmp_path):
     copy(noise, "all/a", "all/b", to=tmp_path)
     kept, held = split_images(open_images(tmp_path / "all"), 0.99)
     assert counts(kept) == counts(held) == {0: 1, 1: 1}
@@ -155,7 +155,7 @@ def test_each_class_needs_a_image_to_train_on(noise, tmp_path):
             split_images(open_images(source))
 
 
-def test_splits_that_the_folders_name(noise, tmp_path):
+def test_folders_named_as_splits_become_splits(noise, tmp_path):
     for split, classes in (("train", 3), ("Val", 2), ("test", 3)):
         for label in range(classes):
             folder = tmp_path / split / f"class{label}"
@@ -175,7 +175,7 @@ def test_splits_that_the_folders_name(noise, tmp_path):
     assert {name.split("/")[0] for name in validated.names} == {"Val"}
 
 
-def test_compressed_and_cut_archives_are_refused(noise, tmp_path):
+def test_compressed_and_truncated_archives_are_rejected(noise, tmp_path):
     for mode in ("w:gz", "w:bz2", "w:xz"):
         path = pack_tar(noise, tmp_path / f"{mode[2:]}.tar", mode)
         with pytest.raises(DataError, match=path.name):
@@ -196,7 +196,7 @@ def test_compressed_and_cut_archives_are_refused(noise, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_damage_inside_an_archive_is_found_when_it_is_read(noise, tmp_path):
+def test_damage_inside_an_archive_is_found_on_reading(noise, tmp_path):
     data = bytearray(pack_zip(noise, tmp_path / "a.zip").read_bytes())
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         start = archive.getinfo("class1/2.png").header_offset
@@ -210,7 +210,7 @@ def test_damage_inside_an_archive_is_found_when_it_is_read(noise, tmp_path):
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_a_changed_archive_is_images_or_an_error_of_ours(data, tmp_path_factory):
+def test_a_changed_archive_gives_images_or_a_firebox_error(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     for label in ("a", "b"):
         (folder / "in" / label).mkdir(parents=True)
@@ -229,7 +229,7 @@ def test_a_changed_archive_is_images_or_an_error_of_ours(data, tmp_path_factory)
         assert "\n" not in str(error)
 
 
-def test_what_holds_no_classes(tmp_path):
+def test_sources_without_classes_are_rejected(tmp_path):
     with pytest.raises(UsageError, match="no such data"):
         open_images(tmp_path / "none")
     with pytest.raises(DataError, match="has no images in class folders"):
@@ -240,7 +240,7 @@ def test_what_holds_no_classes(tmp_path):
         open_images(tmp_path)
 
 
-def test_a_image_that_went_away_is_named(noise, tmp_path):
+def test_a_deleted_image_is_reported_by_name(noise, tmp_path):
     import shutil
 
     shutil.copytree(noise, tmp_path / "more")
@@ -250,7 +250,7 @@ def test_a_image_that_went_away_is_named(noise, tmp_path):
         images.read("class1/1.png")
 
 
-def test_digits_are_grey_and_whole():
+def test_digits_are_grey_and_complete():
     images = open_images("digits")
     assert (len(images), images.channels, images.classes) == (1797, "L", tuple("0123456789"))
     image = images.image(0)
@@ -273,7 +273,7 @@ def counts(images: LabelledImages) -> Counter:
 
 @settings(max_examples=100)
 @given(collections(), st.floats(0.01, 0.99), st.integers(0, 5))
-def test_a_split_is_disjoint_whole_stratified_and_the_seeds(images, fraction, seed):
+def test_a_split_is_disjoint_complete_stratified_and_reproducible(images, fraction, seed):
     if 1 in counts(images).values():
         with pytest.raises(DataError, match="add a second one for validation"):
             split_images(images, fraction, seed)
@@ -321,11 +321,11 @@ def named(*folders: str) -> LabelledImages:
     )
 
 
-def test_folders_belong_to_classes_by_name_or_id():
+def test_folders_match_classes_by_name_or_id():
     assert match_labels(named("cat", "dog"), ("dog", "cat")).tolist() == [1, 0]
     ids = ("n02", "n01")
     assert match_labels(named("n01_cat", "n02"), ("dog", "cat"), ids).tolist() == [1, 0]
-    # The same name twice says nothing; the ids do.
+    # A name that two classes share is ambiguous; the ids are not.
     assert match_labels(named("n01", "n02"), ("crane", "crane"), ids).tolist() == [1, 0]
     with pytest.raises(DataError, match=r"class 'crane' of named is not one of the model's 2 classes"):
         match_labels(named("crane", "n02"), ("crane", "crane"), ids)
@@ -333,7 +333,7 @@ def test_folders_belong_to_classes_by_name_or_id():
         match_labels(named("cat", "bird"), ("dog", "cat"))
 
 
-def test_arrays_of_images_stay_what_they_are(noise):
+def test_arrays_of_images_are_unchanged(noise):
     images = open_images(noise)
     data = images.read(images.names[0])
     assert isinstance(data, bytes)

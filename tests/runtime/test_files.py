@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, whatever happens on the way."""
+"""Files are written completely or not at all, even after failures and interruptions."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ def inside(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_all_files_are_written_over_what_was_there(tmp_path):
+def test_existing_files_are_replaced(tmp_path):
     out = tmp_path / "a" / "b"
     assert write_files(out, {"one": b"1", "two": "zwei ✓"}) == [out / "one", out / "two"]
     assert inside(out) == {"one": b"1", "two": "zwei ✓".encode()}
@@ -28,7 +28,7 @@ def test_all_files_are_written_over_what_was_there(tmp_path):
     assert not list(out.glob(".*"))
 
 
-def test_one_that_cannot_be_written_takes_all_back(tmp_path):
+def test_if_one_file_cannot_be_written_none_is(tmp_path):
     out = tmp_path / "out"
     (out / "taken").mkdir(parents=True)
     (out / "first").write_bytes(b"before")
@@ -38,13 +38,13 @@ def test_one_that_cannot_be_written_takes_all_back(tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["first", "taken"]
 
 
-def test_new_folders_go_again(tmp_path):
+def test_new_folders_are_removed_after_a_failure(tmp_path):
     with pytest.raises(WriteError):
         write_files(tmp_path / "new" / "deep", {"fine": b"1", "x" * 300: b"2"})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_rename_restores_the_old_files(tmp_path, monkeypatch):
     write_files(tmp_path, {"one": b"before", "two": b"before"})
     rename = Path.replace
 
@@ -72,7 +72,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename"])
-def test_only_what_a_killed_process_left_is_removed(tmp_path, call):
+def test_only_temporary_files_of_a_killed_process_are_removed(tmp_path, call):
     own = {".bashrc.old": b"1", ".thesis.part": b"2", ".a.0123456.old": b"3", "b.01234567.part": b"4", "one": b"5"}
     for name, content in own.items():
         (tmp_path / name).write_bytes(content)
@@ -97,7 +97,7 @@ def test_only_what_a_killed_process_left_is_removed(tmp_path, call):
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that root cannot write to either")
-def test_the_path_that_was_given_is_named():
+def test_errors_name_the_given_path():
     with pytest.raises(WriteError, match=r"^cannot write /proc/self/one: "):
         write_file("/proc/self/one", b"1")
     with pytest.raises(WriteError, match=r"^cannot write into /proc/self: "):
@@ -125,7 +125,7 @@ def test_a_full_disk(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_must_not_be_written(tmp_path):
+def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
         with pytest.raises(WriteError, match="no permission; choose a folder you can write to"):
@@ -138,7 +138,7 @@ def test_a_folder_that_must_not_be_written(tmp_path):
     ("code", "said"),
     [(errno.EACCES, "no permission"), (errno.EROFS, "no permission"), (errno.EDQUOT, "no space left")],
 )
-def test_why_a_file_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeypatch, code, said):
+def test_write_errors_give_the_reason_and_a_remedy(tmp_path, monkeypatch, code, said):
     def refused(self: Path, mode: str) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -148,7 +148,7 @@ def test_why_a_file_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_where_a_folder_should_be(tmp_path):
+def test_a_file_with_the_name_of_a_folder(tmp_path):
     (tmp_path / "file").write_text("kept")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(WriteError, match="cannot write"):
@@ -156,7 +156,7 @@ def test_a_file_where_a_folder_should_be(tmp_path):
     assert inside(tmp_path) == {"file": b"kept"}
 
 
-def test_what_cannot_be_read(tmp_path):
+def test_unreadable_files_are_errors(tmp_path):
     (tmp_path / "big").write_bytes(bytes(100))
     assert read_file(tmp_path / "big") == bytes(100)
     with pytest.raises(FormatError, match="has 100 bytes; the limit is 99"):

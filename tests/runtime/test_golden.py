@@ -1,4 +1,4 @@
-"""The golden pair of a file is checked when it first meets a runtime on a processor, and never again."""
+"""The golden pair of a file is checked once per runtime version and processor."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +19,12 @@ from firebox.runtime.inference.golden import check_mode, compare_golden
 from firebox.runtime.processor import this_processor
 
 BACKENDS = {"model.int8.onnx": OnnxRuntime, "model.int8.tflite": TFLite}
-ANSWERS_WRONGLY = r"the output for the golden image is off by .* \(tolerance .*\) in "
+WRONG_OUTPUT = r"the output for the golden image is off by .* \(tolerance .*\) in "
 
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch, tmp_path):
-    """No check from before, on disk or in this process."""
+    """No earlier checks, on disk or in this process."""
     monkeypatch.setenv("FIREBOX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("FIREBOX_CHECK", raising=False)
     monkeypatch.setattr(golden, "_passed", set())
@@ -37,7 +37,7 @@ def file(request, exported) -> Path:
 
 @pytest.fixture
 def runs(monkeypatch, file) -> list[int]:
-    """Grows by an entry for every inference."""
+    """A list that grows by one entry per inference."""
     backend, counted = BACKENDS[file.name], []
     run = backend.run
 
@@ -51,7 +51,7 @@ def runs(monkeypatch, file) -> list[int]:
 
 @pytest.fixture
 def faulty(monkeypatch, file) -> None:
-    """A runtime that answers with the lowest integer everywhere."""
+    """A runtime whose outputs are all the lowest integer."""
     backend = BACKENDS[file.name]
     run = backend.run
 
@@ -71,14 +71,14 @@ def test_a_pair_is_checked_once_and_remembered(file, runs, tmp_path, monkeypatch
     assert (result(file), len(runs)) == ("passed", 1)
     assert [path.is_file() for path in (tmp_path / "cache").rglob("golden/*/*")] == [True]
     assert (result(file), len(runs)) == ("remembered", 1)
-    # By another process too, and under another name.
+    # Another process and another file name change nothing.
     golden._passed.clear()
     assert (result(file.read_bytes(), check="strict"), len(runs)) == ("remembered", 1)
     monkeypatch.setenv("FIREBOX_CACHE", str(tmp_path / "elsewhere"))
     assert (result(file), len(runs)) == ("passed", 2)
 
 
-def test_facts_say_what_was_used(file):
+def test_facts_hold_backend_processor_and_weights(file):
     with Session(file) as session:
         facts = session.facts
     assert facts.backend == session.backend
@@ -88,7 +88,7 @@ def test_facts_say_what_was_used(file):
     assert facts.to_json() == {**vars(facts)}
 
 
-def test_another_version_or_processor_or_form_is_checked_again(file, runs, monkeypatch):
+def test_a_new_version_processor_or_weight_form_is_checked_again(file, runs, monkeypatch):
     assert (result(file), len(runs)) == ("passed", 1)
     with monkeypatch.context() as other:
         other.setattr("firebox.runtime.inference.session.backend_version", lambda name: "99.0")
@@ -106,9 +106,9 @@ def test_another_version_or_processor_or_form_is_checked_again(file, runs, monke
 
 
 @pytest.mark.usefixtures("faulty")
-def test_a_faulty_runtime_is_told_each_time_and_not_remembered(file, tmp_path):
+def test_a_faulty_runtime_warns_each_time_and_is_not_remembered(file, tmp_path):
     for _ in range(2):
-        with pytest.warns(WrongAnswerWarning, match=ANSWERS_WRONGLY) as caught:
+        with pytest.warns(WrongAnswerWarning, match=WRONG_OUTPUT) as caught:
             assert result(file) == "failed"
         (warning,) = caught
         assert warning.filename == __file__
@@ -116,13 +116,13 @@ def test_a_faulty_runtime_is_told_each_time_and_not_remembered(file, tmp_path):
         assert file.name in str(warning.message)
         assert str(this_processor()) in str(warning.message)
         assert "FIREBOX_CHECK=off" in str(warning.message)
-        with pytest.raises(WrongAnswerError, match=ANSWERS_WRONGLY):
+        with pytest.raises(WrongAnswerError, match=WRONG_OUTPUT):
             Session(file, check="strict")
     assert not list((tmp_path / "cache").rglob("golden/*/*"))
 
 
 @pytest.mark.usefixtures("faulty")
-def test_the_variable_chooses_where_the_caller_does_not(file, monkeypatch):
+def test_the_environment_variable_sets_the_default_mode(file, monkeypatch):
     monkeypatch.setenv("FIREBOX_CHECK", "strict")
     with pytest.raises(WrongAnswerError):
         Session(file)
@@ -135,12 +135,12 @@ def test_the_variable_chooses_where_the_caller_does_not(file, monkeypatch):
         assert result(file) == "failed"
 
 
-def test_a_session_that_does_not_check_runs_nothing(file, runs):
+def test_check_off_runs_no_inference(file, runs):
     assert (result(file, check="off"), runs) == ("off", [])
     assert result(file) == "passed"
 
 
-def test_modes_that_there_are_not_are_named(exported, monkeypatch):
+def test_unknown_modes_are_usage_errors(exported, monkeypatch):
     assert check_mode(None) == "warn"
     with pytest.raises(UsageError, match="check 'loud' is not one of warn, strict, off"):
         Session(exported / "model.int8.onnx", check="loud")
@@ -152,7 +152,7 @@ def test_modes_that_there_are_not_are_named(exported, monkeypatch):
     assert check_mode(None) == "warn"
 
 
-def test_files_without_contract_or_pair_are_left_alone(file, runs):
+def test_files_without_contract_or_pair_are_not_checked(file, runs):
     with Session(file, check="off") as session:
         contract = session.contract
     write, graph = (write_onnx if file.suffix == ".onnx" else write_tflite), read_graph(file)
@@ -161,7 +161,7 @@ def test_files_without_contract_or_pair_are_left_alone(file, runs):
     assert (result(silent, check="strict"), result(silent, check="off"), runs) == ("none", "none", [])
 
 
-def test_a_borrowed_contract_brings_no_pair(exported):
+def test_a_borrowed_contract_has_no_pair(exported):
     from firebox.model_zoo import load_network
 
     network = load_network("squeezenet_micro", random_init=True, num_classes=3, input_size=(24, 24))
@@ -170,7 +170,7 @@ def test_a_borrowed_contract_brings_no_pair(exported):
         assert session.facts.golden == "none"
 
 
-def test_without_a_folder_to_write_to_this_process_remembers(file, runs, monkeypatch, tmp_path):
+def test_without_a_writable_cache_the_process_remembers(file, runs, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("FIREBOX_CACHE", str(tmp_path / "file" / "cache"))
     assert (result(file), result(file), len(runs)) == ("passed", "remembered", 1)
@@ -181,7 +181,7 @@ def test_without_a_folder_to_write_to_this_process_remembers(file, runs, monkeyp
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_an_answer_that_is_no_number_is_wrong():
+def test_nan_and_infinity_fail():
     pair = Golden(np.zeros((1, 1, 3), np.uint8), (1.0, 2.0), 0.5)
     for answer, passed in (((1.5, 2.0), True), ((1.6, 2.0), False), ((np.nan, 2.0), False), ((1.0, np.inf), False)):
         check = compare_golden(pair, lambda pixels, answer=answer: np.array(answer, np.float32))
@@ -189,7 +189,7 @@ def test_an_answer_that_is_no_number_is_wrong():
     assert compare_golden(pair, lambda pixels: np.array([np.nan, 2.0], np.float32)).max_abs > 1e30
 
 
-def test_a_float_file_that_answers_nothing_but_nan_fails(exported, monkeypatch):
+def test_a_float_file_that_returns_nan_fails(exported, monkeypatch):
     def nothing(self, x: np.ndarray) -> np.ndarray:
         return np.full((1, 3), np.nan, np.float32)
 
@@ -198,14 +198,14 @@ def test_a_float_file_that_answers_nothing_but_nan_fails(exported, monkeypatch):
         Session(exported / "model.float32.onnx", check="strict")
 
 
-def test_an_answer_of_another_length_is_an_error(exported, monkeypatch):
+def test_an_output_of_another_length_is_an_error(exported, monkeypatch):
     monkeypatch.setattr(OnnxRuntime, "run", lambda self, x: np.zeros((1, 2), np.float32))
     with pytest.raises(FormatError, match="returned 2 values for 3 classes"):
         Session(exported / "model.float32.onnx")
 
 
 def wrong_pair(exported: Path, folder: Path) -> Path:
-    """A file whose golden pair no runtime gives."""
+    """A file with a wrong golden output."""
     source = exported / "model.int8.onnx"
     with Session(source, check="off") as session:
         contract = session.contract
@@ -216,7 +216,7 @@ def wrong_pair(exported: Path, folder: Path) -> Path:
     return path
 
 
-def test_the_command_line_warns_in_one_line_and_goes_on(exported, noise, tmp_path):
+def test_the_command_line_warns_in_one_line_and_continues(exported, noise, tmp_path):
     path, image = wrong_pair(exported, tmp_path), noise / "class0" / "0.png"
     ran = run_apart("classify", path, image, image)
     assert ran.code == 0
@@ -226,7 +226,7 @@ def test_the_command_line_warns_in_one_line_and_goes_on(exported, noise, tmp_pat
     assert "the output for the golden image is off by" in line
 
 
-def test_the_command_line_follows_the_variable(exported, noise, tmp_path, command):
+def test_the_command_line_uses_the_environment_variable(exported, noise, tmp_path, command):
     path, image = wrong_pair(exported, tmp_path), noise / "class0" / "0.png"
     strict = command("classify", path, image, environment={"FIREBOX_CHECK": "strict"})
     assert (strict.code, strict.out) == (1, "")
@@ -237,7 +237,7 @@ def test_the_command_line_follows_the_variable(exported, noise, tmp_path, comman
     assert (bad.code, len(bad.err.splitlines())) == (2, 1)
 
 
-def test_layers_that_cannot_be_helped_are_told(monkeypatch):
+def test_layers_that_may_still_saturate_are_reported(monkeypatch):
     monkeypatch.setattr("firebox.runtime.onnx_session.kernels_saturate", lambda: True)
     node = onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])
     ends = [

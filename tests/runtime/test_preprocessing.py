@@ -1,4 +1,4 @@
-"""From files of every sort to the pixels and numbers a network was trained on."""
+"""Decoding, resizing, cropping and normalizing images."""
 
 import io
 import struct
@@ -31,7 +31,7 @@ def drawn(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 def resize_and_crop(pixels: np.ndarray, resize: int, size: int) -> np.ndarray:
-    """What torchvision's Resize and CenterCrop do to a PIL image."""
+    """The result of torchvision's Resize and CenterCrop on a PIL image."""
     image = Image.fromarray(pixels)
     short, long = sorted(image.size)
     other = int(resize * long / short)
@@ -42,7 +42,7 @@ def resize_and_crop(pixels: np.ndarray, resize: int, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("width", "height"), [(256, 341), (500, 333), (224, 224), (301, 300), (90, 120), (1, 1)])
-def test_resize_and_crop_are_those_of_training(width, height):
+def test_resize_and_crop_match_torchvision(width, height):
     pixels = drawn(width, height)
     np.testing.assert_array_equal(IMAGENET.crop(pixels), resize_and_crop(pixels, 256, 224))
 
@@ -62,7 +62,7 @@ def test_without_resize_the_whole_image_is_scaled():
     np.testing.assert_array_equal(WHOLE.crop(pixels), expected)
 
 
-def test_numbers_are_those_of_the_formula():
+def test_normalization_follows_the_formula():
     pixels = drawn(5, 5)
     expected = (pixels / 255 - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)
     found = IMAGENET.normalize(pixels)
@@ -84,7 +84,7 @@ def test_grey_networks_and_grey_images():
         np.testing.assert_array_equal(grey.crop(same), flat[..., None])
 
 
-def test_16_bits_keep_their_upper_8():
+def test_16_bit_images_keep_their_upper_8_bits():
     values = np.array([[0, 255, 256, 32767], [32768, 65280, 65534, 65535]], np.uint16)
     for kind in ("PNG", "TIFF"):
         found = np.asarray(decode(encoded(Image.fromarray(values), kind)))
@@ -94,7 +94,7 @@ def test_16_bits_keep_their_upper_8():
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "P", "1", "LA", "RGBA", "YCbCr"])
-def test_other_kinds_of_images_become_rgb(mode):
+def test_images_of_other_modes_become_rgb(mode):
     image = Image.new("RGB", (6, 4), (250, 30, 20)).convert(mode)
     kind = {"CMYK": "JPEG", "YCbCr": "JPEG"}.get(mode, "PNG")
     found = WHOLE.crop(encoded(image, kind)).reshape(-1, 3)
@@ -108,7 +108,7 @@ def test_transparent_palette_of_one_pixel():
     assert np.unique(found.reshape(-1, 3), axis=0).tolist() == [[90, 100, 110]]
 
 
-def test_images_are_turned_as_the_camera_was_held():
+def test_exif_orientation_is_applied():
     pixels = drawn(6, 4)
     for orientation, turned in ((3, pixels[::-1, ::-1]), (6, np.rot90(pixels, -1)), (8, np.rot90(pixels))):
         exif = Image.Exif()
@@ -117,7 +117,7 @@ def test_images_are_turned_as_the_camera_was_held():
         np.testing.assert_array_equal(np.asarray(decode(data)), turned)
 
 
-def test_a_damaged_image_is_named():
+def test_a_damaged_image_is_reported_by_name():
     jpeg = encoded(Image.fromarray(drawn(60, 60)), "JPEG")
     png = encoded(Image.fromarray(drawn(60, 60)))
     for data in (jpeg[: len(jpeg) // 2], jpeg[:10], png[: len(png) // 2], png[:40], b"", b"just text", bytes(100)):
@@ -126,11 +126,11 @@ def test_a_damaged_image_is_named():
         assert "\n" not in str(error.value)
 
 
-# Pillow warns of tags it cannot read and of images that are only nearly too large.
+# Pillow warns about unreadable tags and about images close to its size limit.
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @settings(max_examples=200)
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]), st.data())
-def test_changed_bytes_are_a_image_or_an_error_of_ours(kind, data):
+def test_changed_bytes_are_an_image_or_a_firebox_error(kind, data):
     image = bytearray(encoded(Image.fromarray(drawn(12, 9)), kind))
     for position in data.draw(st.lists(st.integers(0, len(image) - 1), max_size=3)):
         image[position] = data.draw(st.integers(0, 255))
@@ -140,7 +140,7 @@ def test_changed_bytes_are_a_image_or_an_error_of_ours(kind, data):
         assert str(error).startswith("image ")
 
 
-def test_a_text_under_a_images_name(tmp_path):
+def test_a_text_file_named_as_an_image_is_rejected(tmp_path):
     path = tmp_path / "cat.jpg"
     path.write_text("meow")
     with pytest.raises(DataError, match=r"cat\.jpg is not an image"):
@@ -151,7 +151,7 @@ def test_a_text_under_a_images_name(tmp_path):
         WHOLE.crop(tmp_path)
 
 
-def test_a_bomb_is_not_unpacked():
+def test_a_decompression_bomb_is_rejected():
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
@@ -162,7 +162,7 @@ def test_a_bomb_is_not_unpacked():
             WHOLE.crop(data)
 
 
-def test_a_thread_of_a_image_is_not_blown_up():
+def test_a_long_thin_image_is_not_scaled():
     with pytest.raises(DataError, match="too long and thin"):
         Preprocessing(size=(224, 224), resize=256).crop(np.zeros((1, 20_000, 3), np.uint8))
 
@@ -178,17 +178,17 @@ def test_a_thread_of_a_image_is_not_blown_up():
         np.zeros((1, 4, 4, 3), np.uint8),
     ],
 )
-def test_arrays_that_are_no_images(array):
+def test_invalid_arrays_are_rejected(array):
     with pytest.raises(DataError, match="is an array of"):
         WHOLE.crop(array)
 
 
-def test_what_is_neither_file_nor_array():
+def test_other_types_are_usage_errors():
     with pytest.raises(UsageError, match="is a list; pass a path"):
         WHOLE.crop([1, 2, 3])  # pyright: ignore[reportArgumentType]
 
 
-def test_json_gives_back_the_same():
+def test_json_round_trip():
     for preprocessing in (WHOLE, IMAGENET, Preprocessing(size=(8, 8), channels="L", mean=(0.1,), std=(0.3,))):
         assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
 
@@ -206,7 +206,7 @@ def test_json_gives_back_the_same():
         ({"scale": 0.0}, "must be finite"),
     ],
 )
-def test_what_cannot_be_is_refused(change, said):
+def test_invalid_values_are_rejected(change, said):
     with pytest.raises(UsageError, match=said):
         Preprocessing(**{"size": (4, 4), **change})
     values = {**Preprocessing(size=(4, 4)).to_json(), **change}

@@ -1,4 +1,4 @@
-"""What a processor can do: by the system's list, by numpy's own question to it, or by what the user says."""
+"""The features of a processor: from the system's list, from numpy, or from the user."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ SKYLAKE = {"model name": "Some Xeon", "flags": "fpu avx2 avx512bw"}
 
 
 @pytest.fixture(autouse=True)
-def asked_anew(monkeypatch):
-    """No answer from before, and none that is left for other tests."""
+def detected_anew(monkeypatch):
+    """Clear the caches before and after the test."""
     monkeypatch.delenv(VARIABLE, raising=False)
     for cached in (this_processor, kernels_saturate):
         cached.cache_clear()
@@ -24,11 +24,11 @@ def asked_anew(monkeypatch):
 
 @pytest.fixture
 def found(monkeypatch):
-    """The processor that a system's entries and numpy's answers make."""
+    """The processor for given system entries and numpy features."""
 
-    def find(entries: dict[str, str], asked: dict[str, bool], architecture: str = "x86_64") -> Processor:
+    def find(entries: dict[str, str], detected: dict[str, bool], architecture: str = "x86_64") -> Processor:
         monkeypatch.setattr(processor, "_cpuinfo", lambda: entries)
-        monkeypatch.setattr(processor, "_detected_by_numpy", lambda: asked)
+        monkeypatch.setattr(processor, "_detected_by_numpy", lambda: detected)
         monkeypatch.setattr(processor.platform, "machine", lambda: architecture)
         monkeypatch.setattr(processor.platform, "processor", lambda: "")
         this_processor.cache_clear()
@@ -37,14 +37,14 @@ def found(monkeypatch):
     return find
 
 
-def test_this_machine_is_known_and_asked_once():
+def test_this_processor_is_detected_once():
     assert this_processor() is this_processor()
     assert set(this_processor().features) <= set(FEATURES)
     assert not this_processor().overridden
     assert processor._detected_by_numpy()
 
 
-def test_the_variable_takes_the_place_of_what_was_found(monkeypatch, found):
+def test_the_variable_replaces_the_detected_features(monkeypatch, found):
     monkeypatch.setenv(VARIABLE, " avx512_vnni , avx2,mmx")
     chosen = found(SKYLAKE, {"AVX2": True, "AVX512_CLX": False})
     assert chosen == Processor("x86_64", "Some Xeon", ("avx2", "avx512_vnni"), overridden=True)
@@ -71,7 +71,7 @@ def test_the_variable_decides_whether_kernels_saturate(monkeypatch, found, featu
     assert kernels_saturate() is saturate
 
 
-def test_kernels_are_asked_where_features_do_not_decide(monkeypatch, found):
+def test_kernels_are_run_if_features_do_not_decide(monkeypatch, found):
     monkeypatch.setattr("firebox.runtime.onnx_session._largest_products_saturate", lambda: True)
     found(SKYLAKE, {"AVX2": True})
     assert kernels_saturate()
@@ -81,7 +81,7 @@ def test_kernels_are_asked_where_features_do_not_decide(monkeypatch, found):
 
 
 @pytest.mark.parametrize(
-    ("flags", "asked", "features"),
+    ("flags", "detected", "features"),
     [
         ("avx2 avx512_vnni", {}, ("avx2", "avx512_vnni")),
         ("avx2 avx512_vnni", {"AVX2": True, "AVX512_CLX": False}, ("avx2",)),
@@ -92,18 +92,18 @@ def test_kernels_are_asked_where_features_do_not_decide(monkeypatch, found):
         ("asimd asimddp i8mm", {"ASIMD": True, "ASIMDDP": False}, ("asimd", "i8mm")),
     ],
 )
-def test_numpy_corrects_what_the_system_lists(found, flags, asked, features):
-    assert found({"flags": flags}, asked).features == features
-    assert found({"Features": flags}, asked).features == features
+def test_numpy_corrects_what_the_system_lists(found, flags, detected, features):
+    assert found({"flags": flags}, detected).features == features
+    assert found({"Features": flags}, detected).features == features
 
 
-def test_what_builds_on_avx2_is_not_there_without_it(found):
+def test_features_that_require_avx2_are_dropped_without_it(found):
     flags = {"flags": "avx2 avx512bw avx_vnni avx512_vnni amx_int8"}
     assert found(flags, {"AVX2": False}).features == ("avx512bw",)
     assert found({"flags": "avx_vnni avx512_vnni amx_int8"}, {}).features == ()
 
 
-def test_a_processor_says_in_words_what_it_is(found):
+def test_a_processor_as_text(found):
     assert str(found(SKYLAKE, {})) == "Some Xeon (avx2, avx512bw)"
     assert str(found({}, {}, "riscv64")) == "riscv64 (no int8 instructions)"
     assert str(Processor("aarch64", "", ("asimd",))) == "aarch64 (asimd)"
@@ -112,11 +112,11 @@ def test_a_processor_says_in_words_what_it_is(found):
 @pytest.mark.parametrize(
     ("architecture", "x86"), [("x86_64", True), ("AMD64", True), ("i686", True), ("aarch64", False), ("arm64", False)]
 )
-def test_kernels_of_x86_run_on_x86(architecture, x86):
+def test_x86_kernels_run_on_x86(architecture, x86):
     assert Processor(architecture, "", ()).is_x86 is x86
 
 
-def test_machines_without_a_list_are_detected_by_numpy_alone(monkeypatch):
+def test_without_a_list_numpy_detects_the_features(monkeypatch):
     def missing(path: Path) -> str:
         raise FileNotFoundError(path)
 
@@ -127,7 +127,7 @@ def test_machines_without_a_list_are_detected_by_numpy_alone(monkeypatch):
     assert str(this_processor())
 
 
-def test_the_first_processor_of_the_list_speaks_for_all(monkeypatch):
+def test_the_first_processor_of_the_list_is_used(monkeypatch):
     text = "processor\t: 0\nmodel name\t: A: the first\nflags\t\t: avx2\n\nprocessor\t: 1\nmodel name\t: the second\n"
     monkeypatch.setattr(Path, "read_text", lambda path: text)
     assert processor._cpuinfo() == {"processor": "0", "model name": "A: the first", "flags": "avx2"}

@@ -31,7 +31,7 @@ def image() -> np.ndarray:
 
 
 @pytest.mark.parametrize(("file", "backend"), RUNS)
-def test_every_file_answers_in_every_backend(exported, image, tmp_path, file, backend):
+def test_every_file_runs_in_every_backend(exported, image, tmp_path, file, backend):
     with Session(exported / file, backend) as session:
         assert session.backend == backend
         assert session.classes == ("class0", "class1", "class2")
@@ -52,7 +52,7 @@ def test_every_file_answers_in_every_backend(exported, image, tmp_path, file, ba
         np.testing.assert_array_equal(session.predict(image), answer)
 
 
-def test_the_files_agree(exported, image):
+def test_files_and_backends_agree(exported, image):
     answers = {run: Session(exported / run[0], run[1]).predict(image) for run in RUNS}
     truth = answers["model.float32.onnx", "onnxruntime"]
     step = Session(exported / "model.int8.tflite").contract.output.scale
@@ -63,7 +63,7 @@ def test_the_files_agree(exported, image):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_input_is_what_the_file_says(exported, file):
+def test_run_takes_the_shape_and_type_of_the_file(exported, file):
     with Session(exported / file) as session:
         spec = session.contract.input
         assert (session.input_shape, session.input_dtype) == (spec.shape, spec.dtype)
@@ -79,7 +79,7 @@ def test_the_input_is_what_the_file_says(exported, file):
 
 
 @pytest.mark.parametrize(("file", "backend"), [RUNS[1], RUNS[5], RUNS[6]])
-def test_threads_get_the_answers_of_one(exported, file, backend):
+def test_threads_get_the_same_outputs_as_one_thread(exported, file, backend):
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (24, 24, 3), np.uint8) for _ in range(24)]
     with Session(exported / file, backend) as session:
@@ -96,7 +96,7 @@ def test_threads_get_the_answers_of_one(exported, file, backend):
                     np.testing.assert_array_equal(answer, expected)
 
 
-def test_answers_outlive_the_next_inference(exported):
+def test_outputs_survive_the_next_inference(exported):
     for file, backend in RUNS:
         with Session(exported / file, backend) as session:
             random = np.random.default_rng(0)
@@ -106,7 +106,7 @@ def test_answers_outlive_the_next_inference(exported):
             np.testing.assert_array_equal(first, kept)
 
 
-def test_a_closed_session_says_so(exported, image):
+def test_a_closed_session_raises(exported, image):
     for file in FILES[1], FILES[3]:
         with Session(exported / file) as session:
             pass
@@ -116,7 +116,7 @@ def test_a_closed_session_says_so(exported, image):
                 use()
 
 
-def test_operations_are_timed_where_the_runtime_tells(exported):
+def test_operations_are_timed_if_the_runtime_supports_it(exported):
     with Session(exported / FILES[1]) as session:
         times = session.op_times_ms(np.zeros(session.input_shape, np.uint8), runs=2)
         assert times
@@ -138,12 +138,12 @@ def test_operations_are_timed_where_the_runtime_tells(exported):
         ("export.json", {}, "ends neither in .onnx nor in .tflite"),
     ],
 )
-def test_what_cannot_be_opened(exported, file, options, said):
+def test_invalid_arguments_are_usage_errors(exported, file, options, said):
     with pytest.raises(UsageError, match=said):
         Session(exported / file, **options)
 
 
-def test_a_missing_package_is_named_with_its_extra(exported, monkeypatch):
+def test_a_missing_package_is_reported_with_its_extra(exported, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
@@ -151,7 +151,7 @@ def test_a_missing_package_is_named_with_its_extra(exported, monkeypatch):
         Session(exported / FILES[3], "litert")
 
 
-def test_networks_of_other_shapes_are_refused_in_words():
+def test_networks_with_two_inputs_are_rejected():
     both = [Tensor(name, (1, 4, 4, 2)) for name in ("a", "b", "sum")]
     graph = Graph.of("two", both, [ops.Add(("a", "b"), "sum")], ["a", "b"], ["sum"])
     for data in (write_onnx(graph), write_tflite(graph)):
@@ -159,7 +159,7 @@ def test_networks_of_other_shapes_are_refused_in_words():
             Session(data)
 
 
-def test_a_file_of_someone_else_runs_but_has_no_story(image):
+def test_a_file_without_metadata_runs_but_does_not_classify(image):
     build = GraphBuilder((1, 4, 4, 2))
     graph = build.graph(build.conv("input", 3))
     for data in (write_onnx(graph), write_tflite(graph)):
@@ -180,7 +180,7 @@ def small_contract(**changes) -> Contract:
     return replace(contract, **changes)
 
 
-def test_a_contract_comes_back_from_its_bytes():
+def test_a_contract_survives_a_round_trip():
     contract = small_contract()
     found = Contract.from_bytes(contract.to_bytes())
     assert found.golden is not None
@@ -193,7 +193,7 @@ def test_a_contract_comes_back_from_its_bytes():
 
 
 @pytest.mark.parametrize("spec", [TensorSpec("uint8", (1,), 0.5, 128), TensorSpec("int8", (1,), 0.5, 0)])
-def test_integers_stand_for_reals_and_saturate(spec):
+def test_quantization_rounds_and_saturates(spec):
     reals = np.array([-1000.0, -0.5, 0.24, 0.25, 0.75, 1000.0], np.float32)
     integers = spec.encode(reals)
     assert str(integers.dtype) == spec.dtype
@@ -203,7 +203,7 @@ def test_integers_stand_for_reals_and_saturate(spec):
 
 
 def with_contract(changes: dict) -> list[bytes]:
-    """A network that adds nothing to its input, in both formats, under a contract with something changed."""
+    """A small network in both formats, whose contract has the given changes."""
     build = GraphBuilder((1, 4, 4, 3))
     graph = build.graph(build.linear("input", 2))
     files = []
@@ -270,7 +270,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("changes", HOSTILE, ids=lambda changes: next(f"{k}={v!r}" for k, v in changes.items()))
-def test_a_hostile_contract_ends_in_one_line(changes, image):
+def test_a_malformed_contract_is_an_error_of_one_line(changes, image):
     for data in with_contract(changes):
         with pytest.raises(FireboxError) as error:
             session = Session(data)
@@ -280,12 +280,12 @@ def test_a_hostile_contract_ends_in_one_line(changes, image):
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"version": 1}'])
-def test_a_contract_that_is_none(text):
+def test_bytes_that_are_not_a_contract_are_rejected(text):
     with pytest.raises(FormatError, match="contract is"):
         Contract.from_bytes(text)
 
 
-def test_a_golden_pair_that_was_tampered_with_does_not_pass(exported):
+def test_a_changed_golden_pair_fails(exported):
     from firebox.runtime import read_graph
 
     for file, backend in RUNS:
@@ -308,7 +308,7 @@ def test_a_golden_pair_that_was_tampered_with_does_not_pass(exported):
             session.check()
 
 
-def test_probabilities_are_not_softened_again(image):
+def test_probabilities_get_no_softmax(image):
     build = GraphBuilder((1, 4, 4, 3))
     from firebox.runtime.graph import ops
 
@@ -320,6 +320,6 @@ def test_probabilities_are_not_softened_again(image):
 
 
 @pytest.mark.parametrize("bad", [b"no image", np.zeros((4, 4), np.float32), np.zeros((0, 4, 3), np.uint8)])
-def test_a_session_refuses_what_is_no_image(exported, bad):
+def test_a_session_rejects_invalid_images(exported, bad):
     with Session(exported / FILES[3]) as session, pytest.raises(DataError):
         session.classify(bad)

@@ -22,7 +22,7 @@ from firebox.runtime.errors import UsageError
         (4096, 4096),
     ],
 )
-def test_sizes_that_are_meant(text, size):
+def test_valid_sizes(text, size):
     assert parse_size(text) == size
 
 
@@ -49,7 +49,7 @@ def test_sizes_that_are_meant(text, size):
         ("1KiB\n2", "not a positive number"),
     ],
 )
-def test_sizes_that_nobody_can_mean(text, said):
+def test_invalid_sizes_are_usage_errors(text, said):
     with pytest.raises(UsageError, match=said) as error:
         parse_size(text)
     assert error.value.exit_code == 2
@@ -63,7 +63,7 @@ def test_any_text_is_a_size_or_a_usage_error(text):
 
 
 @given(st.integers(1, 2**62))
-def test_every_whole_number_of_bytes_is_itself(size):
+def test_whole_numbers_are_bytes(size):
     assert parse_size(size) == parse_size(str(size)) == size
 
 
@@ -71,5 +71,5 @@ def test_every_whole_number_of_bytes_is_itself(size):
     ("size", "text"),
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (982_144, "959.1 KiB"), (20 * 1024**2, "20.0 MiB")],
 )
-def test_sizes_for_people(size, text):
+def test_sizes_as_text(size, text):
     assert format_size(size) == text
