@@ -15,15 +15,11 @@ if TYPE_CHECKING:
     from .contract import Contract
     from .errors import FireboxError
     from .formats.read import read_graph
-    from .graph.graph import Graph
-    from .images.datasets import LabelledImages, open_images, sample, split_images
-    from .images.preprocessing import Preprocessing
-    from .inference.ensemble import Ensemble
-    from .inference.evaluation import Evaluation, evaluate
-    from .inference.session import Facts, Prediction, Session
-    from .memory.measure import MeasuredArena, measure_arena
-    from .memory.plan import MemoryPlan, Verdict, plan
-    from .profiling.latency import Profile, profile
+    from .graph import Graph
+    from .images import LabelledImages, Preprocessing, open_images, sample, split_images
+    from .inference import Ensemble, Evaluation, Facts, Prediction, Session, evaluate
+    from .memory import MeasuredArena, MemoryPlan, Verdict, measure_arena, plan
+    from .profiling import Profile, profile
     from .units import format_size, parse_size
 else:
     __getattr__, __dir__ = attach(
@@ -32,15 +28,11 @@ else:
             "contract": ("Contract",),
             "errors": ("FireboxError",),
             "formats.read": ("read_graph",),
-            "graph.graph": ("Graph",),
-            "images.datasets": ("LabelledImages", "open_images", "sample", "split_images"),
-            "images.preprocessing": ("Preprocessing",),
-            "inference.ensemble": ("Ensemble",),
-            "inference.evaluation": ("Evaluation", "evaluate"),
-            "inference.session": ("Facts", "Prediction", "Session"),
-            "memory.measure": ("MeasuredArena", "measure_arena"),
-            "memory.plan": ("MemoryPlan", "Verdict", "plan"),
-            "profiling.latency": ("Profile", "profile"),
+            "graph": ("Graph",),
+            "images": ("LabelledImages", "Preprocessing", "open_images", "sample", "split_images"),
+            "inference": ("Ensemble", "Evaluation", "Facts", "Prediction", "Session", "evaluate"),
+            "memory": ("MeasuredArena", "MemoryPlan", "Verdict", "measure_arena", "plan"),
+            "profiling": ("Profile", "profile"),
             "units": ("format_size", "parse_size"),
         },
     )

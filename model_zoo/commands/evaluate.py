@@ -12,7 +12,7 @@ from ...runtime.errors import UsageError
 from ...runtime.formats.read import format_of
 from ...runtime.images import LabelledImages, open_images, sample, split_images
 from ...runtime.inference import Classifier, Combine, Ensemble, Session, evaluate, installed_backends
-from ...runtime.inference.backends import BACKENDS
+from ...runtime.inference.installed import BACKENDS
 from ...runtime.inference.session import check_threads
 from ...runtime.progress import SILENT, Progress
 from ..networks.registry import list_models

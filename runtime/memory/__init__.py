@@ -9,6 +9,8 @@ from .plan import MemoryLine, MemoryPlan, Verdict, plan
 from .targets import TARGETS, TFLM, Runtime, Target, find_target, register
 
 __all__ = [
+    "TARGETS",
+    "TFLM",
     "Block",
     "Buffer",
     "Device",
@@ -19,8 +21,6 @@ __all__ = [
     "MemoryPlan",
     "Runtime",
     "Scenario",
-    "TARGETS",
-    "TFLM",
     "Target",
     "Verdict",
     "align",
