@@ -83,6 +83,7 @@ tables: $(READY) $(STOCK)/.ready
 	$(BIN)/python benchmarks/fit.py
 	$(BIN)/python benchmarks/quantization.py --stock $(STOCK)/bin/python
 	$(BIN)/python benchmarks/effort.py
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/qat.py
 	$(BIN)/python benchmarks/precisions.py
 	$(BIN)/python benchmarks/zoo.py

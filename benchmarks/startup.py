@@ -138,9 +138,9 @@ def instructions(command: Sequence[str]) -> int:
 def page(trees: Sequence[str], found: Mapping[tuple[str, str], Cost], rounds: int) -> list[str]:
     names = list(dict.fromkeys(name for _, name in found))
     figures = {
-        "processor time": lambda cost: cost.processor_ms,
-        "wall-clock time": lambda cost: cost.wall_ms,
-        "instructions": lambda cost: cost.instructions,
+        "Processor time": lambda cost: cost.processor_ms,
+        "Wall-clock time": lambda cost: cost.wall_ms,
+        "Instructions": lambda cost: cost.instructions,
     }
     parts = [
         "# Start-up time",
@@ -148,9 +148,10 @@ def page(trees: Sequence[str], found: Mapping[tuple[str, str], Cost], rounds: in
         f"Every case runs {rounds} times in a new process, in turns with the others. The tables show the least "
         "processor and wall-clock time, and the instructions of one run under valgrind; in brackets the ratio to "
         "`import numpy` in the same environment. All figures include the start of Python. The names of `firebox` and "
-        "`firebox.runtime` are imported on first use; `from firebox.runtime import *` imports all of them."
-        + (" *before* is the version of the environment that `--before` names." if "before" in trees else ""),
+        "`firebox.runtime` are imported on first use; `from firebox.runtime import *` imports all of them.",
     ]
+    if "before" in trees:
+        parts.append("*before* is the version of the environment that `--before` names.")
     for title, figure in figures.items():
         if any(figure(cost) is None for cost in found.values()):
             continue
@@ -158,12 +159,12 @@ def page(trees: Sequence[str], found: Mapping[tuple[str, str], Cost], rounds: in
             (f"`{name}`", *(_cell(figure(found[tree, name]), figure(found[tree, _NUMPY]), title) for tree in trees))
             for name in names
         ]
-        parts += [f"## {title.capitalize()}", table(("case", *trees), rows)]
+        parts += [f"## {title}", table(("case", *trees), rows)]
     return [*parts, surroundings()]
 
 
 def _cell(value: float, numpy: float, title: str) -> str:
-    text = f"{value / 1e6:,.0f} M" if title == "instructions" else f"{value:,.0f} ms"
+    text = f"{value / 1e6:,.0f} M" if title == "Instructions" else f"{value:,.0f} ms"
     return f"{text} ({value / numpy:.2f})"
 
 
