@@ -51,7 +51,7 @@ class ProcessGroup:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this process writes files and reports progress."""
+        """True for the process that writes files and reports progress."""
         return self.rank == 0
 
     def shard(self, batch: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class ProcessGroup:
 
 
 def is_leader() -> bool:
-    """Whether this process reports for all processes of ``torchrun``; true without torchrun."""
+    """True for the process that reports for all processes of ``torchrun``, and without torchrun."""
     return _environment("WORLD_SIZE", 1) == 1 or _environment("RANK", 0) == 0
 
 

@@ -23,12 +23,12 @@ class Layer:
 
     @property
     def normed(self) -> bool:
-        """Whether batch norm follows, so that the norm of the kernel has no effect."""
+        """True if batch norm follows, so that the norm of the kernel has no effect."""
         return any(isinstance(part, nn.BatchNorm2d) for part in self.parts)
 
     @property
     def trainable(self) -> bool:
-        """Whether any parameter of the layer requires gradients."""
+        """True if any parameter of the layer requires gradients."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
 

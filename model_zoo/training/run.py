@@ -53,7 +53,7 @@ class Run:
 
     @property
     def is_new(self) -> bool:
-        """Whether the folder has no checkpoint yet."""
+        """True if the folder has no checkpoint yet."""
         return not (self.folder / FILE_NAME).exists()
 
     def begin(self, checkpoint: Checkpoint) -> None:
