@@ -74,7 +74,9 @@ _OPTIONS = (
     _option("--weight-decay", float, "Weight decay of kernels, except Muon's."),
     _option("--schedule", click.Choice(get_args(Schedule)), "Decay of the learning rate to 0."),
     _option("--power", float, "Exponent of the polynomial schedule."),
-    _option("--warmup", int, "Warm-up epochs.  [default: 1 if --schedule lasts five epochs or more, else 0]"),
+    _option(
+        "--warmup", int, "Warm-up epochs.  [default: 1 for five epochs or more, 0 with --snapshots or --freezeout]"
+    ),
     _option("--label-smoothing", float, "Share of the target that is spread over all classes."),
     _option("--dropout", float, "Dropout before the head.  [default: as in the zoo]"),
     _option("--input-size", int, "Height and width of the input.  [default: as in the zoo or --start]"),
