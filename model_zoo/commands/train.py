@@ -103,7 +103,7 @@ _OPTIONS = (
     ),
     _option("--start", str, "Run, checkpoint or file with initial weights; other classes get a new head."),
     _option(
-        "--learn", str, "Layers to train: all, head (on features computed once), or the head and the last N blocks."
+        "--learn", str, "Layers to train: all, head (on features computed once), or N: the head and the last N blocks."
     ),
     _option("--layer-decay", float, "Factor of the learning rate from each block to the block below it."),
     _option("--teacher", str, "Teacher run or checkpoint to distil from; repeat to average several.", multiple=True),
