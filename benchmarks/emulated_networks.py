@@ -16,9 +16,9 @@ from torch import nn
 from firebox.export import ExportConfig, write_onnx
 from firebox.model_zoo import export_network, load_network, model_config
 from firebox.model_zoo.networks import SqueezeNet
-from firebox.runtime import LabelledImages, Preprocessing, open_images, read_graph, sample
+from firebox.runtime import Graph, LabelledImages, Preprocessing, open_images, read_graph, sample
 from firebox.runtime.exactness.check import check_saturation
-from firebox.runtime.graph import Graph, Quantization, Tensor, ops
+from firebox.runtime.graph import Quantization, Tensor, ops
 from firebox.runtime.graph.reference import run_reference
 
 

@@ -32,8 +32,8 @@ from fit_growth import SIZES, measure_growth
 from fit_growth import page as growth_page
 from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
 
-from firebox.export import ExportConfig
-from firebox.export.fit import DoesNotFitError, Fit, fit, needed
+from firebox.export import ExportConfig, Fit, fit
+from firebox.export.fit import DoesNotFitError, needed
 from firebox.export.fit.files import file_contents
 from firebox.export.fit.segments import Stage
 from firebox.model_zoo import export_network, load_network

@@ -10,8 +10,8 @@ from typing import TypeVar
 import numpy as np
 from common import table, terminal
 
-from firebox.export import quantize
-from firebox.export.fit.search import Fit, fit, needed
+from firebox.export import Fit, fit, quantize
+from firebox.export.fit import needed
 from firebox.export.quantization import Range
 from firebox.runtime import Graph, plan
 from firebox.runtime.graph import Op, Tensor, ops

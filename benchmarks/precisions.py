@@ -26,11 +26,10 @@ from pairs import RATIO_COLUMNS, Comparison, Ratios, bind, measure
 from firebox.export import Export, ExportConfig
 from firebox.export.parity import Precision
 from firebox.model_zoo import export_network
-from firebox.runtime import LabelledImages, Session, open_images
+from firebox.runtime import LabelledImages, Session, format_size, open_images
 from firebox.runtime.errors import FormatError
 from firebox.runtime.inference import installed_backends
 from firebox.runtime.inference.installed import BACKENDS
-from firebox.runtime.units import format_size
 
 _NETWORK = "squeezenet1_1"
 _PRECISIONS = get_args(Precision)

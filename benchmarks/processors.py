@@ -36,16 +36,13 @@ from pairs import RATIO_COLUMNS, Comparison
 from pairs import measure as time_pairs
 from weight_ranges import FOLDS, Result, kept
 
-from firebox.export import ExportConfig
+from firebox.export import ExportConfig, trace, write_tflite
 from firebox.export.activations import run_outputs
-from firebox.export.formats.tflite_writer import write_tflite
 from firebox.export.quantization import quantize_network
-from firebox.export.trace import trace
 from firebox.model_zoo import Network as ZooNetwork
 from firebox.model_zoo import export_network, load_network
-from firebox.runtime import Session, open_images, sample
+from firebox.runtime import Graph, Session, open_images, sample
 from firebox.runtime.files import read_file
-from firebox.runtime.graph import Graph
 from firebox.runtime.inference import golden
 from firebox.runtime.onnx_session import kernels_saturate, open_onnx, session_options
 from firebox.runtime.processor import this_processor

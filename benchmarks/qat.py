@@ -20,9 +20,9 @@ from common import (
     write_page,
 )
 
-from firebox.export import ExportConfig, Tolerance, quantize, write_tflite
+from firebox.export import ExportConfig, FakeQuantized, Tolerance, quantize, write_tflite
 from firebox.export.activations import run_activations
-from firebox.export.quantization import FakeQuantized, Range
+from firebox.export.quantization import Range
 from firebox.model_zoo import (
     Network,
     TorchClassifier,
@@ -37,9 +37,8 @@ from firebox.model_zoo.networks import fake_quantized
 from firebox.model_zoo.training import quantized_config
 from firebox.model_zoo.weights import read_checkpoint
 from firebox.model_zoo.weights.checkpoint import FILE_NAME
-from firebox.runtime import LabelledImages, Preprocessing, Session, open_images, sample, split_images
+from firebox.runtime import Graph, LabelledImages, Preprocessing, Session, open_images, sample, split_images
 from firebox.runtime.formats.read import format_of
-from firebox.runtime.graph import Graph
 from firebox.runtime.inference import Classifier, installed_backends
 
 _MODEL = "squeezenet_cifar_small"

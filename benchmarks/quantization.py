@@ -41,14 +41,13 @@ from quantization_page import FOLDS, LITERT, ONNX, Figures, File, Result, page
 
 import firebox.export
 import firebox.runtime
-from firebox.export import ExportConfig, write_onnx
+from firebox.export import ExportConfig, trace, write_onnx
 from firebox.export.formats.contract_writer import contract_for_file
 from firebox.export.parity import compare
 from firebox.export.quantization import Effort, calibration_samples, quantize_network, with_int16_layers
-from firebox.export.trace import trace
 from firebox.model_zoo import Network, TorchClassifier, export_network
-from firebox.runtime import LabelledImages, Session, open_images
-from firebox.runtime.contract import KEY, Contract, TensorSpec
+from firebox.runtime import Contract, LabelledImages, Session, open_images
+from firebox.runtime.contract import KEY, TensorSpec
 from firebox.runtime.files import sha256, write_file
 from firebox.runtime.images import match_labels
 

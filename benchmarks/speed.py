@@ -29,14 +29,7 @@ from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
 
 from firebox.export import ExportConfig
 from firebox.model_zoo import TorchClassifier, export_network, load_network
-from firebox.runtime import (
-    Evaluation,
-    LabelledImages,
-    Preprocessing,
-    Session,
-    evaluate,
-    open_images,
-)
+from firebox.runtime import Evaluation, LabelledImages, Preprocessing, Session, evaluate, open_images
 from firebox.runtime.inference import Classifier, installed_backends
 from firebox.runtime.inference.installed import BACKENDS
 

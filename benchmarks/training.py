@@ -40,8 +40,8 @@ from firebox.model_zoo.training.log import read_log
 from firebox.model_zoo.training.run import SNAPSHOTS
 from firebox.model_zoo.weights import read_checkpoint
 from firebox.model_zoo.weights.checkpoint import FILE_NAME
-from firebox.runtime import LabelledImages
-from firebox.runtime.errors import FireboxError, UsageError
+from firebox.runtime import FireboxError, LabelledImages
+from firebox.runtime.errors import UsageError
 from firebox.runtime.files import sha256, write_file, write_files
 
 _FOLDER = Path(__file__).resolve().parent.parent / "build" / "training"

@@ -14,10 +14,9 @@ import click
 import numpy as np
 from common import IMAGES, REFERENCES, data_option, load_reference, terminal
 
+from firebox.export import trace, write_onnx
 from firebox.export.activations import run_outputs
-from firebox.export.formats.onnx_writer import write_onnx
 from firebox.export.quantization import WeightRange, quantize_network
-from firebox.export.trace import trace
 from firebox.model_zoo import Network
 from firebox.runtime import Graph, LabelledImages, open_images
 from firebox.runtime.exactness.check import check_saturation

@@ -29,9 +29,8 @@ from firebox.model_zoo.training.log import LOG, read_log
 from firebox.model_zoo.training.run import CONFIG, CURVES
 from firebox.model_zoo.weights import Checkpoint, pack_compact, read_checkpoint
 from firebox.model_zoo.weights.checkpoint import FILE_NAME
-from firebox.runtime import LabelledImages, Session, open_images, split_images
+from firebox.runtime import LabelledImages, Session, format_size, open_images, split_images
 from firebox.runtime.files import sha256, write_file, write_files
-from firebox.runtime.units import format_size
 
 _PACKAGE = Path(__file__).resolve().parent.parent / "model_zoo" / "weights" / "shipped"
 # The size limit of all files together, in bytes.
