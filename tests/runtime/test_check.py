@@ -132,7 +132,7 @@ FILES = {
     "integers of a known domain": (foreign_operator("com.microsoft", "QMoE"), UNDECIDED, "QMoE of domain com.micro"),
     "reals of a known domain": (foreign_operator("com.microsoft", "Gelu"), CANNOT, None),
     "branches": (branches(), UNDECIDED, "If, Loop, Scan"),
-    "function": (with_function(), UNDECIDED, "functions of the file's own"),
+    "function": (with_function(), UNDECIDED, "the file's own functions"),
 }
 
 
