@@ -176,7 +176,7 @@ def test_an_older_checkpoint_is_resumed(started, tmp_path):
     file = started / "checkpoint.safetensors"
     tensors, metadata = read_safetensors(file.read_bytes(), "")
     header = json.loads(metadata["firebox"])
-    for name in ("tensors_sha256", "images_sha256", "teachers_sha256"):
+    for name in ("tensors_sha256", "pictures_sha256", "teachers_sha256"):
         del header[name]
     del header["training"]["teachers"]
     file.write_bytes(safetensors.torch.save(tensors, {"firebox": json.dumps(header)}))
