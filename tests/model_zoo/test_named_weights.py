@@ -89,7 +89,7 @@ def test_commands_accept_weights_by_name(shipped, trained, firebox):
 
 
 def test_weights_determine_the_config(shipped):
-    with pytest.raises(CheckpointError, match="a head of 3 classes, the network one of 7"):
+    with pytest.raises(CheckpointError, match="a head for 3 classes, the network for 7"):
         create_model(MODEL, num_classes=7, weights="default")
     with pytest.raises(UsageError, match="bypass of squeezenet_micro cannot be changed with weights"):
         create_model(MODEL, weights="default", bypass="none")
