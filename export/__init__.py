@@ -9,20 +9,33 @@ torch is imported to trace a module, to tune weights and for ``FakeQuantized``; 
 from typing import TYPE_CHECKING
 
 from ..runtime.lazy import attach
-from .blame import Blame, BlameFiles, blame, blame_files
-from .exporter import Export, ExportConfig, export
-from .fit.files import FitFiles, fit_file
-from .fit.search import Fit, fit
-from .formats.onnx_writer import write_onnx
-from .formats.tflite_writer import write_tflite
-from .parity import Parity, Tolerance
-from .quantization import calibrate, quantize
-from .trace import trace
 
 if TYPE_CHECKING:
-    from .quantization import FakeQuantized
+    from .blame import Blame, BlameFiles, blame, blame_files
+    from .exporter import Export, ExportConfig, export
+    from .fit.files import FitFiles, fit_file
+    from .fit.search import Fit, fit
+    from .formats.onnx_writer import write_onnx
+    from .formats.tflite_writer import write_tflite
+    from .parity import Parity, Tolerance
+    from .quantization import FakeQuantized, calibrate, quantize
+    from .trace import trace
 else:
-    __getattr__, __dir__ = attach(__name__, {"quantization": ("FakeQuantized",)}, {"torch": "export"})
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            "blame": ("Blame", "BlameFiles", "blame", "blame_files"),
+            "exporter": ("Export", "ExportConfig", "export"),
+            "fit.files": ("FitFiles", "fit_file"),
+            "fit.search": ("Fit", "fit"),
+            "formats.onnx_writer": ("write_onnx",),
+            "formats.tflite_writer": ("write_tflite",),
+            "parity": ("Parity", "Tolerance"),
+            "quantization": ("FakeQuantized", "calibrate", "quantize"),
+            "trace": ("trace",),
+        },
+        {"torch": "export"},
+    )
 
 __all__ = [
     "Blame",

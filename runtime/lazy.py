@@ -6,12 +6,12 @@ A face lists its names for type checkers and for Python:
         from .session import Prediction, Session
     else:
         __getattr__, __dir__ = attach(__name__, {"session": ("Prediction", "Session")})
-
-A name must differ from the names of the package's submodules: Python binds those to the package when it imports them.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
+from types import ModuleType
 
 
 def attach(
@@ -19,10 +19,19 @@ def attach(
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of ``package``, for the names that each of its ``modules`` provides.
 
+    A public name may equal the name of a submodule (``blame`` of ``blame/``); the package then gives the public name.
     ``extras`` maps third-party packages that the modules import to the extra that installs them; if one is missing,
     ``MissingExtraError`` is raised.
     """
     homes = {name: module for module, names in modules.items() for name in names}
+
+    class Face(ModuleType):
+        def __setattr__(self, name: str, value: object) -> None:
+            # Python binds an imported submodule to its package, which would hide the public name.
+            if name not in homes or not isinstance(value, ModuleType):
+                super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = Face
 
     def load(name: str) -> object:
         if name not in homes:
@@ -37,10 +46,10 @@ def attach(
 
             raise MissingExtraError(missing, (extras or {})[missing]) from error
         # Later uses find the name in the package and do not come here again.
-        setattr(import_module(package), name, value)
+        setattr(sys.modules[package], name, value)
         return value
 
     def names() -> list[str]:
-        return sorted(import_module(package).__all__)
+        return sorted(sys.modules[package].__all__)
 
     return load, names

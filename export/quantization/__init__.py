@@ -6,19 +6,33 @@
 from typing import TYPE_CHECKING
 
 from ...runtime.lazy import attach
-from .calibration import calibrate
-from .gptq import Moments, input_moments
-from .precisions import with_float16_weights, with_int8_weights, with_int16_layers
-from .ptq import Effort, PTQResult, calibration_samples, quantize_network
-from .quantize import quantize, with_input_type
-from .ranges import CALIBRATORS, Calibrator, Range
-from .scales import scale_groups
-from .weight_grid import DEFAULT_RANGE, WeightRange
 
 if TYPE_CHECKING:
+    from .calibration import calibrate
     from .fake_quantize import FakeQuantized
+    from .gptq import Moments, input_moments
+    from .precisions import with_float16_weights, with_int8_weights, with_int16_layers
+    from .ptq import Effort, PTQResult, calibration_samples, quantize_network
+    from .quantize import quantize, with_input_type
+    from .ranges import CALIBRATORS, Calibrator, Range
+    from .scales import scale_groups
+    from .weight_grid import DEFAULT_RANGE, WeightRange
 else:
-    __getattr__, __dir__ = attach(__name__, {"fake_quantize": ("FakeQuantized",)}, {"torch": "export"})
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            "calibration": ("calibrate",),
+            "fake_quantize": ("FakeQuantized",),
+            "gptq": ("Moments", "input_moments"),
+            "precisions": ("with_float16_weights", "with_int16_layers", "with_int8_weights"),
+            "ptq": ("Effort", "PTQResult", "calibration_samples", "quantize_network"),
+            "quantize": ("quantize", "with_input_type"),
+            "ranges": ("CALIBRATORS", "Calibrator", "Range"),
+            "scales": ("scale_groups",),
+            "weight_grid": ("DEFAULT_RANGE", "WeightRange"),
+        },
+        {"torch": "export"},
+    )
 
 __all__ = [
     "CALIBRATORS",
