@@ -115,7 +115,6 @@ def test_export_fits_the_int8_files(noise, tmp_path):
             images=open_images(noise),
             classes=("class0", "class1", "class2"),
             config=config,
-            quiet=True,
         )
 
     total = exported_within(2**20, tmp_path / "roomy").report["files"]["model.int8.tflite"]["total_bytes"]
