@@ -13,21 +13,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import click
+import common
 import numpy as np
-from common import (
-    FOLDER,
-    IMAGES,
-    NO_GATE,
-    REFERENCES,
-    data_option,
-    encode,
-    load_reference,
-    out_option,
-    surroundings,
-    table,
-    terminal,
-    write_page,
-)
 from fit_growth import SIZES, measure_growth
 from fit_growth import page as growth_page
 from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
@@ -118,8 +105,8 @@ class Found:
 
 
 @click.command()
-@data_option
-@out_option("fit.md")
+@common.data_option
+@common.out_option("fit.md")
 @click.option("--images", "count", default=20, show_default=True, help="Images to compare.")
 @click.option("--rounds", default=4, show_default=True, help="Turns of each latency comparison.")
 @click.option("--seconds", default=1.0, show_default=True, help="Minimum length of a turn.")
@@ -135,7 +122,7 @@ def main(
     Example:
       python benchmarks/fit.py --data-folder ~/firebox-data
     """
-    images = open_images(data_folder / IMAGES)
+    images = open_images(data_folder / common.IMAGES)
     with tempfile.TemporaryDirectory() as folder:
         found = []
         for case in _QUICK if quick else _CASES:
@@ -152,7 +139,7 @@ def main(
         for name, same in row.same.items()
         if same != count
     ]
-    write_page(out, [*page(found, ratios, count, seed, wrong), *growth_page(growth, pairs)])
+    common.write_page(out, [*page(found, ratios, count, seed, wrong), *growth_page(growth, pairs)])
     if wrong:
         raise click.ClickException(
             f"outputs differ from the original file, or the file does not run: {'; '.join(wrong)}"
@@ -162,13 +149,13 @@ def main(
 def export_untiled(case: Case, data_folder: Path, images: LabelledImages, out: Path) -> None:
     """Export the int8 files of a network without a budget."""
     size = (case.side, case.side)
-    if case.model in REFERENCES:
-        network = load_reference(case.model, data_folder, size)
+    if case.model in common.REFERENCES:
+        network = common.load_reference(case.model, data_folder, size)
     else:
         network = load_network(case.model, random_init=True, input_size=size)
-    terminal.note(f"{case.label}: exporting")
+    common.terminal.note(f"{case.label}: exporting")
     # No gate: some networks have random weights or another input size than they were trained for.
-    export_network(network, out, images, ExportConfig(precisions=("int8",), tolerance=NO_GATE))
+    export_network(network, out, images, ExportConfig(precisions=("int8",), tolerance=common.NO_GATE))
 
 
 def fit_all(case: Case, folder: Path, images: LabelledImages) -> Found:
@@ -188,7 +175,7 @@ def fit_all(case: Case, folder: Path, images: LabelledImages) -> Found:
         try:
             rows.append(fitted(case, graph, budget, untiled, inputs, expected))
         except DoesNotFitError as error:
-            terminal.note(f"{case.label}: {error}")
+            common.terminal.note(f"{case.label}: {error}")
             refused[budget] = error.smallest_bytes
     least = refused.pop(_HOPELESS)
     rows.append(fitted(case, graph, least, untiled, inputs, expected, lowest=True))
@@ -215,7 +202,7 @@ def fitted(
     contract = read_contract(untiled["tflite"].read_bytes())
     for ending, content in file_contents(found.graph, contract, found.offsets).items():
         files[ending].write_bytes(content)
-    terminal.note(
+    common.terminal.note(
         f"{case.label}: {format_size(budget)}, {found.extra_macs:+.2%} MACs, {len(found.after.graph.ops)} operations"
     )
     same = {
@@ -232,7 +219,7 @@ def encoded(files: Mapping[str, Path], images: LabelledImages) -> dict[str, list
     for ending, path in files.items():
         with Session(path) as session:
             crops = [session.preprocessing.crop(images.read(name), images.where(name)) for name in images.names]
-            inputs[ending] = [encode(session, pixels) for pixels in crops]
+            inputs[ending] = [common.encode(session, pixels) for pixels in crops]
     return inputs
 
 
@@ -253,7 +240,7 @@ def in_arena(path: Path, inputs: list[np.ndarray], arena_size: int) -> list[np.n
         try:
             return pool.submit(run_in_arena, path.read_bytes(), arena_size, inputs).result()
         except (FormatError, BrokenProcessPool) as error:
-            terminal.note(f"{path}: {error}")
+            common.terminal.note(f"{path}: {error}")
             return []
 
 
@@ -305,9 +292,10 @@ def page(found: Sequence[Found], ratios: Sequence[Ratios], count: int, seed: int
 
     first, names = found[0], ("network", "budget")
     verdict = "All outputs are identical." if not wrong else f"**Not identical: {'; '.join(wrong)}.**"
-    random = sorted({item.case.model for item in found} - set(REFERENCES))
+    random = sorted({item.case.model for item in found} - set(common.REFERENCES))
     sources = (
-        f"squeezenet1_1 and squeezenet1_0 have their published weights (`{FOLDER}/{'`, `'.join(REFERENCES.values())}`; "
+        "squeezenet1_1 and squeezenet1_0 have their published weights "
+        f"(`{common.FOLDER}/{'`, `'.join(common.REFERENCES.values())}`; "
         "[data](data.md)), the same at every input size."
     )
     if random:
@@ -317,10 +305,10 @@ def page(found: Sequence[Found], ratios: Sequence[Ratios], count: int, seed: int
         "This page is generated by\n\n```sh\npython benchmarks/fit.py\n```",
         "`firebox fit` rewrites each network's int8 TFLite file until everything that tflite-micro needs for an "
         f"inference fits the budget: input, activations, scratch memory and the runtime's own data. {sources}",
-        surroundings(),
+        common.surroundings(),
         "## Targets",
         f"The target is a budget for each network, with at most {_EXTRA_MACS:.0%} extra multiply-accumulates.",
-        table(("network", "target", "smallest fit found", "extra MACs at target", "reached"), _aims(found)),
+        common.table(("network", "target", "smallest fit found", "extra MACs at target", "reached"), _aims(found)),
         "## Budgets",
         "*Planned* is the memory in the plan of the fitted file; *measured* is the smallest `arena_size`, to 16 bytes, "
         "in which tflite-micro ran the file. Both are for a 64-bit host; on a 32-bit target the runtime needs less for "
@@ -329,18 +317,21 @@ def page(found: Sequence[Found], ratios: Sequence[Ratios], count: int, seed: int
         "For squeezenet1_1 at 224x224, vendors' tools report 829 KiB of activations, and the stock converter's file "
         "takes an arena of 2,260,768 bytes in tflite-micro; these figures are from other sources, not measured here. "
         f"firebox's file takes {first.untiled_measured:,} bytes ({first.case.label}) before fitting.",
-        table((*names, "planned, bytes", "measured, bytes", "extra MACs", "operations"), _budget_rows(found), names=2),
+        common.table(
+            (*names, "planned, bytes", "measured, bytes", "extra MACs", "operations"), _budget_rows(found), names=2
+        ),
         "## Tiles",
         "Between the two tensors, the network is computed in bands of rows, one band after the other; a band may "
         "consist of several tiles side by side. The rest of the network is unchanged. Tensors are named after their "
         "modules.",
-        table((*names, "segments and their bands"), each(_where, skip_untiled=True), names=3),
+        common.table((*names, "segments and their bands"), each(_where, skip_untiled=True), names=3),
         "## Identical outputs",
         f"The number of images, of {count}, for which the output of the fitted file is bit for bit that of the "
-        f"original file in the same runtime. The images are from `{FOLDER}/{IMAGES}`, drawn with seed {seed} and "
+        f"original file in the same runtime. The images are from `{common.FOLDER}/{common.IMAGES}`, drawn with "
+        f"seed {seed} and "
         "preprocessed by the file's contract. tflite-micro runs in its own process, in an arena of exactly the budget. "
         f"{verdict}",
-        table(
+        common.table(
             (*names, *_RUNTIMES),
             each(lambda row: tuple(f"{same} of {count}" for same in row.same.values())),
             names=2,
@@ -351,12 +342,12 @@ def page(found: Sequence[Found], ratios: Sequence[Ratios], count: int, seed: int
         f"{len(ratios[0].rounds)} rounds that alternate with the other comparisons. These runtimes have memory to "
         "spare and gain nothing from tiles. The search minimizes multiply-accumulates, not latency: computing channels "
         "in groups adds none but costs time here, so that a smaller budget can be faster.",
-        table((*names, "runtime", *RATIO_COLUMNS), rows("latency"), names=3),
+        common.table((*names, "runtime", *RATIO_COLUMNS), rows("latency"), names=3),
         "Control: the original file in two instances. Ratios no further from 1 than these show no difference.",
-        table(("network", "runtime", *RATIO_COLUMNS), rows("control"), names=2),
+        common.table(("network", "runtime", *RATIO_COLUMNS), rows("control"), names=2),
         "## Search time",
         "Processor time of one call on one core; an indication only.",
-        table((*names, "seconds"), each(lambda row: (f"{row.seconds:.1f}",), skip_untiled=True), names=2),
+        common.table((*names, "seconds"), each(lambda row: (f"{row.seconds:.1f}",), skip_untiled=True), names=2),
     ]
 
 

@@ -16,18 +16,8 @@ from pathlib import Path
 from typing import get_args
 
 import click
+import common
 import numpy as np
-from common import (
-    IMAGES,
-    NO_GATE,
-    REFERENCES,
-    data_option,
-    encode,
-    load_reference,
-    out_option,
-    terminal,
-    write_page,
-)
 from comparators import (
     STOCK_REQUIREMENTS,
     STOCK_SCRIPT,
@@ -116,8 +106,8 @@ class Job:
 
 
 @click.command()
-@data_option
-@out_option("quantization.md")
+@common.data_option
+@common.out_option("quantization.md")
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
@@ -138,7 +128,7 @@ def main(data_folder: Path, out: Path, cache: Path, fresh: bool, stock: Path | N
     Example:
       python benchmarks/quantization.py --data-folder ~/firebox-data --stock build/stock_litert/bin/python
     """
-    images = open_images(data_folder / IMAGES)
+    images = open_images(data_folder / common.IMAGES)
     found = list(methods(stock))
     names = [method.name for method in found]
     if not set(only) <= set(names):
@@ -151,21 +141,21 @@ def main(data_folder: Path, out: Path, cache: Path, fresh: bool, stock: Path | N
             cache / f"{network}.{method.name}.{fold}.json".replace(" ", "-"),
             key(method, data_folder / weights),
         )
-        for network, weights in REFERENCES.items()
+        for network, weights in common.REFERENCES.items()
         for fold in range(FOLDS)
         for method in found
     ]
     wanted = [job for job in jobs if not only or job.method.name in only]
     missing = [job for job in wanted if (fresh or job.result() is None) and (stock or not is_stock(job.method))]
-    with terminal.task("measuring", len(missing)) as advance:
+    with common.terminal.task("measuring", len(missing)) as advance:
         for name in dict.fromkeys(job.network for job in missing):
-            known = truth(load_reference(name, data_folder), images)
+            known = truth(common.load_reference(name, data_folder), images)
             for job in (job for job in missing if job.network == name):
                 result = measure(job.method, job.fold, known)
                 job.keep(result)
-                terminal.note(f"{name}, {job.method.name}, fold {job.fold}: {_briefly(result)}")
+                common.terminal.note(f"{name}, {job.method.name}, fold {job.fold}: {_briefly(result)}")
                 advance(text=name)
-    write_page(out, page(files(jobs), len(images)))
+    common.write_page(out, page(files(jobs), len(images)))
 
 
 def methods(stock: Path | None) -> Iterator[Method]:
@@ -192,7 +182,7 @@ def key(method: Method, weights: Path) -> str:
 
 
 def _export(effort: Effort, network: Network, images: LabelledImages, folder: Path) -> Made:
-    config = ExportConfig(len(images), effort=effort, precisions=("int8",), tolerance=NO_GATE)
+    config = ExportConfig(len(images), effort=effort, precisions=("int8",), tolerance=common.NO_GATE)
     start = processor_seconds()
     export_network(network, folder, images, config)
     seconds = processor_seconds() - start
@@ -217,7 +207,7 @@ def _onnxruntime(network: Network, images: LabelledImages, folder: Path) -> Made
     start = processor_seconds()
     run, session = bare(quantize_with_onnxruntime(folder, images)), Session(folder / "model.float32.onnx")
     seconds = processor_seconds() - start
-    return Made({ONNX: lambda pixels: run(encode(session, pixels)).reshape(-1)}, seconds)
+    return Made({ONNX: lambda pixels: run(common.encode(session, pixels)).reshape(-1)}, seconds)
 
 
 def _stock(python: Path, quantizer: StockQuantizer, network: Network, images: LabelledImages, folder: Path) -> Made:
@@ -234,7 +224,7 @@ def folds(images: int) -> list[np.ndarray]:
 def truth(network: Network, images: LabelledImages) -> Truth:
     pixels = [network.preprocessing.crop(images.read(name), name) for name in images.names]
     classifier, logits = TorchClassifier(network), []
-    with terminal.task(f"{network.name} in torch", len(pixels)) as advance:
+    with common.terminal.task(f"{network.name} in torch", len(pixels)) as advance:
         for each in pixels:
             logits.append(classifier.predict_pixels(each))
             advance()

@@ -9,21 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import common
 import numpy as np
-from common import (
-    FOLDER,
-    IMAGES,
-    NO_GATE,
-    REFERENCES,
-    data_option,
-    encode,
-    load_reference,
-    out_option,
-    surroundings,
-    table,
-    terminal,
-    write_page,
-)
 from comparators import quantize_with_onnxruntime
 from pairs import BLOCK, RATIO_COLUMNS, Comparison, Ratios, bare, bind, measure
 
@@ -60,12 +47,12 @@ class Quantized:
 
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Logits, shape (classes,)."""
-        return self.run(encode(self.session, pixels)).reshape(-1)
+        return self.run(common.encode(self.session, pixels)).reshape(-1)
 
 
 @click.command()
-@data_option
-@out_option("speed.md")
+@common.data_option
+@common.out_option("speed.md")
 @click.option("--rounds", default=10, show_default=True, help="Turns of each comparison.")
 @click.option("--seconds", default=2.0, show_default=True, help="Minimum length of a turn.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random orders.")
@@ -78,11 +65,11 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
     """
     comparisons: list[Comparison] = []
     evaluations: dict[str, list[Evaluation]] = {}
-    images = open_images(data_folder / IMAGES)
+    images = open_images(data_folder / common.IMAGES)
     with tempfile.TemporaryDirectory() as folder:
-        for name in REFERENCES:
-            network, place = load_reference(name, data_folder), Path(folder, name)
-            export_network(network, place, images, progress=terminal)
+        for name in common.REFERENCES:
+            network, place = common.load_reference(name, data_folder), Path(folder, name)
+            export_network(network, place, images, progress=common.terminal)
             theirs = quantize_with_onnxruntime(place, images)
             comparisons += compare(name, place, theirs, images)
             models: dict[str, Classifier] = {
@@ -90,13 +77,13 @@ def main(data_folder: Path, out: Path, rounds: int, seconds: float, seed: int) -
                 "firebox, model.int8.onnx": Session(place / "model.int8.onnx"),
                 "onnxruntime, quantize_static": Quantized(Session(place / "model.float32.onnx"), bare(theirs)),
             }
-            evaluations[name] = evaluate(models, images, progress=terminal)
+            evaluations[name] = evaluate(models, images, progress=common.terminal)
         digits, place = open_images("digits"), Path(folder, _SMALL)
-        config = ExportConfig(tolerance=NO_GATE)
-        export_network(load_network(_SMALL, random_init=True), place, digits, config, progress=terminal)
+        config = ExportConfig(tolerance=common.NO_GATE)
+        export_network(load_network(_SMALL, random_init=True), place, digits, config, progress=common.terminal)
         comparisons += compare(_SMALL, place, quantize_with_onnxruntime(place, digits), digits)
         found = measure(comparisons, rounds, seconds, seed)
-    write_page(out, page(found, evaluations, len(images)))
+    common.write_page(out, page(found, evaluations, len(images)))
 
 
 def compare(name: str, folder: Path, theirs: Path, images: LabelledImages) -> list[Comparison]:
@@ -108,7 +95,7 @@ def compare(name: str, folder: Path, theirs: Path, images: LabelledImages) -> li
     }
     ours = sessions["int8", "onnxruntime"]
     pixels = ours.preprocessing.crop(images.image(0))
-    inputs = {key: encode(session, pixels) for key, session in sessions.items()}
+    inputs = {key: common.encode(session, pixels) for key, session in sessions.items()}
     floats, integers = inputs["float32", "onnxruntime"], inputs["int8", "onnxruntime"]
     contract, run, twin, their_run = ours.contract, *(bare(folder / "model.int8.onnx") for _ in range(2)), bare(theirs)
 
@@ -142,12 +129,13 @@ def page(found: Sequence[Ratios], evaluations: Mapping[str, Sequence[Evaluation]
         f"take turns in {len(found[0].rounds)} rounds. The ratio is the median over all pairs. The medians of the "
         "rounds show how repeatable it is on this machine, the percentiles how much single pairs vary. The page gives "
         "no milliseconds, because the machine had other work; `firebox profile` measures them on your device.",
-        f"squeezenet1_1 and squeezenet1_0 have their published weights (`{FOLDER}/{'`, `'.join(REFERENCES.values())}`; "
+        "squeezenet1_1 and squeezenet1_0 have their published weights "
+        f"(`{common.FOLDER}/{'`, `'.join(common.REFERENCES.values())}`; "
         f"[data](data.md)); {_SMALL} has random weights, which take the same time.",
-        surroundings(),
+        common.surroundings(),
         "## Control: the same file twice",
         "One int8 ONNX file in two sessions. Ratios below that are no further from 1 than these show no difference.",
-        table(("network", *RATIO_COLUMNS), rows("control")),
+        common.table(("network", *RATIO_COLUMNS), rows("control")),
         "## int8 compared with onnxruntime's quantizer",
         "Latency of the file from `onnxruntime.quantization.quantize_static` (QDQ, uint8 activations, int8 weights per "
         "channel, MinMax, after `quant_pre_process`) divided by that of `model.int8.onnx`; above 1, firebox's file is "
@@ -155,18 +143,21 @@ def page(found: Sequence[Ratios], evaluations: Mapping[str, Sequence[Evaluation]
         "quantizer's file has float32 input and output. firebox's has uint8 input and output, which explains part of "
         "the gain in the first row of each network; the second row adds the conversions from and to float32, in numpy, "
         "to firebox's time.",
-        table(("network", "input", *RATIO_COLUMNS), rows("quantizer"), names=2),
-        f"Accuracy of the two files on the {images} images of `{FOLDER}/{IMAGES}`, {ExportConfig().calibration_images} "
+        common.table(("network", "input", *RATIO_COLUMNS), rows("quantizer"), names=2),
+        f"Accuracy of the two files on the {images} images of `{common.FOLDER}/{common.IMAGES}`, "
+        f"{ExportConfig().calibration_images} "
         f"of which calibrated both. One image is {1 / images:.1%}; [other calibration "
         "images](accuracy.md#other-calibration-images) change these figures, too.",
-        table(("network", "quantizer", "top-1", "top-5", "agreement with torch"), _accuracy_rows(evaluations), names=2),
+        common.table(
+            ("network", "quantizer", "top-1", "top-5", "agreement with torch"), _accuracy_rows(evaluations), names=2
+        ),
         "## Session compared with the bare backend",
         "Latency of `Session.run` divided by that of the backend's own calls (`InferenceSession.run`; `set_tensor`, "
         "`invoke`, `get_tensor`) on the same int8 file and array: the overhead of a session's checks.",
-        table(("network", "backend", *RATIO_COLUMNS), rows("session"), names=2),
+        common.table(("network", "backend", *RATIO_COLUMNS), rows("session"), names=2),
         "## int8 compared with float32",
         "Latency of the float32 file divided by that of the int8 file, both in a `Session`: above 1, int8 is faster.",
-        table(("network", "backend", *RATIO_COLUMNS), rows("int8"), names=2),
+        common.table(("network", "backend", *RATIO_COLUMNS), rows("int8"), names=2),
     ]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from common import NO_GATE, out_option, surroundings, table, terminal, write_page
+import common
 
 from firebox.export import ExportConfig
 from firebox.model_zoo import export_network, load_network
@@ -44,7 +44,7 @@ class Cost:
 
 
 @click.command()
-@out_option("startup.md")
+@common.out_option("startup.md")
 @click.option("--before", type=click.Path(path_type=Path, exists=True), help="Python of another environment.")
 @click.option("--rounds", default=20, show_default=True, help="Number of times that every case runs.")
 @click.option("--count/--no-count", default=True, show_default=True, help="Count instructions with valgrind.")
@@ -61,14 +61,14 @@ def main(out: Path, before: Path | None, rounds: int, count: bool) -> None:
         cases = {
             (tree, name): command for tree, python in trees.items() for name, command in commands(python, model).items()
         }
-        found = measure(cases, rounds, count, terminal)
-    write_page(out, page(list(trees), found, rounds))
+        found = measure(cases, rounds, count, common.terminal)
+    common.write_page(out, page(list(trees), found, rounds))
 
 
 def small_model(folder: Path) -> Path:
     """An int8 TFLite file of the smallest network."""
     network = load_network("squeezenet_micro", random_init=True, in_channels=1, num_classes=10)
-    config = ExportConfig(calibration_images=4, tolerance=NO_GATE)
+    config = ExportConfig(calibration_images=4, tolerance=common.NO_GATE)
     export_network(network, folder, open_images("digits"), config)
     return folder / "model.int8.tflite"
 
@@ -97,7 +97,7 @@ def measure(
                     processors[case].append(processor)
                 advance()
     if count and not shutil.which("valgrind"):
-        terminal.note("valgrind is not installed: instructions are not counted")
+        common.terminal.note("valgrind is not installed: instructions are not counted")
         count = False
     return {
         case: Cost(min(walls[case]), min(processors[case]), instructions(command) if count else None)
@@ -159,8 +159,8 @@ def page(trees: Sequence[str], found: Mapping[tuple[str, str], Cost], rounds: in
             (f"`{name}`", *(_cell(figure(found[tree, name]), figure(found[tree, _NUMPY]), title) for tree in trees))
             for name in names
         ]
-        parts += [f"## {title}", table(("case", *trees), rows)]
-    return [*parts, surroundings()]
+        parts += [f"## {title}", common.table(("case", *trees), rows)]
+    return [*parts, common.surroundings()]
 
 
 def _cell(value: float, numpy: float, title: str) -> str:

@@ -16,19 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+import common
 import numpy as np
-from common import (
-    CIFAR,
-    REFERENCES,
-    accuracy,
-    optional_data_option,
-    out_option,
-    surroundings,
-    terminal,
-    test_images,
-    test_logits,
-    write_page,
-)
 from freeze_timing import measure_saving, measure_step
 from training_figures import EXPERIMENTS, KEPT, Kept, Results, logits_file, read_kept, to_json
 from training_page import page
@@ -66,12 +55,12 @@ class Bench:
     @property
     def experiments(self) -> list[Experiment]:
         """All experiments, with their trials."""
-        return experiments(self.folder, self.data / CIFAR, self.data / REFERENCES["squeezenet1_1"])
+        return experiments(self.folder, self.data / common.CIFAR, self.data / common.REFERENCES["squeezenet1_1"])
 
     @property
     def test(self) -> LabelledImages:
         """The images that accuracies are measured on."""
-        return test_images(self.data)
+        return common.test_images(self.data)
 
     @property
     def trials(self) -> dict[str, Trial]:
@@ -88,8 +77,8 @@ class Bench:
 
 
 @click.command()
-@optional_data_option
-@out_option("training.md")
+@common.optional_data_option
+@common.out_option("training.md")
 @click.option(
     "--folder", type=click.Path(path_type=Path), default=_FOLDER, help="Folder of the runs.  [default: build/training]"
 )
@@ -126,14 +115,14 @@ def main(
         run_all(bench, experiment.trials, jobs, data_folder)
         kept[experiment.name] = summary(bench, experiment)
         write_file(KEPT, to_json(kept))
-    write_page(out, page(read_kept(), out.parent))
+    common.write_page(out, page(read_kept(), out.parent))
 
 
 def summary(bench: Bench, experiment: Experiment) -> Kept:
     """The figures of an experiment whose trials have all run."""
     found = {trial.name: result for trial in experiment.trials if (result := bench.result(trial))}
     figures = EXPERIMENTS[experiment.name].of(Results(found, bench.folder, bench.test.labels))
-    return Kept(experiment_key(experiment), surroundings(), figures)
+    return Kept(experiment_key(experiment), common.surroundings(), figures)
 
 
 def experiment_key(experiment: Experiment) -> str:
@@ -157,7 +146,7 @@ def run_all(bench: Bench, trials: Sequence[Trial], jobs: int, data: Path) -> Non
         command = [sys.executable, __file__, "--folder", str(bench.folder), "--data-folder", str(data)]
         subprocess.run([*command, "--trial", trial.name], env=os.environ | _ENVIRONMENT, check=True)
 
-    with ThreadPoolExecutor(jobs) as pool, terminal.task("training", len(missing)) as advance:
+    with ThreadPoolExecutor(jobs) as pool, common.terminal.task("training", len(missing)) as advance:
         for trial in missing:
             pending[trial.name] = pool.submit(work, trial)
         for name, future in pending.items():
@@ -186,8 +175,8 @@ def run(bench: Bench, trial: Trial) -> None:
     config = load_network(folder).config
     for path in [folder / FILE_NAME, *sorted(folder.glob("snapshots/*"))]:
         network = load_network(path)
-        logits = test_logits(network, test)
-        accuracies[path.stem] = accuracy(logits, test.labels)
+        logits = common.test_logits(network, test)
+        accuracies[path.stem] = common.accuracy(logits, test.labels)
         files[logits_file(path.stem)] = _npy(logits.astype(np.float32))
     rows = read_log(folder, sys.maxsize)
     result = {
@@ -205,7 +194,7 @@ def run(bench: Bench, trial: Trial) -> None:
             result["step"] = [measure_step(checkpoint, compiled) for compiled in (False, True)]
     files[_RESULT] = json.dumps(result, indent=2) + "\n"
     write_files(folder, files)
-    terminal.note(f"{trial.name}: {accuracies['checkpoint']:.2%} of the test images")
+    common.terminal.note(f"{trial.name}: {accuracies['checkpoint']:.2%} of the test images")
 
 
 def _resume(trial: Trial, folder: Path) -> None:
