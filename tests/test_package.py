@@ -148,7 +148,7 @@ def test_lazy_names_are_those_that_type_checkers_see(name):
                 home = importlib.import_module("." * line.level + (line.module or ""), name)
                 for alias in line.names:
                     seen.add(alias.name)
-                    # A submodule of the same name would take the name's place once it is imported.
+                    # A submodule of the same name, imported above, must not hide the public name.
                     assert getattr(package, alias.name) is getattr(home, alias.name)
     assert seen <= set(package.__all__)
 
