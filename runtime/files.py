@@ -60,14 +60,15 @@ def _replace(parts: Mapping[Path, Path]) -> None:
         for target, backup in kept.items():
             copyfile(target, backup)
         for part, target in parts.items():
-            part.replace(target)
+            # Noted first: Ctrl-C can arrive as soon as the file is renamed.
             done.append(target)
+            part.replace(target)
     except BaseException:
         for target in done:
             if target in kept:
                 kept[target].replace(target)
             else:
-                target.unlink()
+                target.unlink(missing_ok=True)
         raise
     finally:
         _remove(kept.values())

@@ -71,6 +71,23 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("interrupted", ["one", "two", "new"])
+def test_an_interruption_right_after_a_rename_restores_the_old_files(tmp_path, monkeypatch, interrupted):
+    write_files(tmp_path, {"one": b"before", "two": b"before"})
+    rename = Path.replace
+
+    def stopped(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        if Path(target).name == interrupted and self.suffix == ".part":
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_files(tmp_path, {"one": b"after", "new": b"after", "two": b"after"})
+    assert inside(tmp_path) == {"one": b"before", "two": b"before"}
+
+
 @pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_only_temporary_files_of_a_killed_process_are_removed(tmp_path, call):
     own = {".bashrc.old": b"1", ".thesis.part": b"2", ".a.0123456.old": b"3", "b.01234567.part": b"4", "one": b"5"}
