@@ -109,7 +109,7 @@ def create_model(
     """
     if weights is not None:
         if overrides:
-            raise UsageError(f"{', '.join(overrides)} of {name} cannot be changed together with weights; leave one out")
+            raise UsageError(f"{', '.join(overrides)} of {name} cannot be changed with weights; leave one of them out")
         sizes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
         return load_network(name, weights, **sizes).module.train()
     return build_network(model_config(name, num_classes, in_channels, input_size, **overrides))

@@ -116,20 +116,7 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """The checkpoint in the tensors and metadata of a safetensors file. Raises ``CheckpointError``."""
     if not is_checkpoint(metadata):
         raise CheckpointError(f"{source} holds weights but no training; pass a checkpoint written by firebox train")
-    groups: dict[str, dict[str, Tensor]] = {
-        name: {} for name in ("model", "scale", "learning", "optimizer", "callbacks")
-    }
-    for name, tensor in tensors.items():
-        group, _, rest = name.partition(".")
-        if group == _MOMENTUM:
-            group, rest = "optimizer", f"momentum_buffer.{rest}"
-        if group not in groups:
-            raise CheckpointError(f"{source} has an unknown tensor {name!r}")
-        groups[group][rest] = tensor
-    callbacks: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in groups["callbacks"].items():
-        callback, _, rest = name.partition(".")
-        callbacks.setdefault(callback, {})[rest] = tensor
+    groups = _grouped(tensors, source)
     try:
         header = json.loads(metadata[_KEY])
         if header.get(_DIGEST) not in (None, _digest(tensors)):
@@ -152,7 +139,7 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             weights=expand(groups["model"], groups["scale"]),
             learning=groups["learning"],
             optimizer=groups["optimizer"],
-            callbacks=callbacks,
+            callbacks=_by_callback(groups["callbacks"]),
             ranges={str(name): _range(*bounds) for name, bounds in header.get("ranges", {}).items()},
             origin_sha256=str(header.get("origin_sha256", "")),
             teachers_sha256=tuple(str(digest) for digest in header.get("teachers_sha256", ())),
@@ -162,6 +149,35 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, FireboxError) as error:
         raise CheckpointError(f"the header of {source} cannot be read: {error}") from error
+    _check(checkpoint, source)
+    return checkpoint
+
+
+def _grouped(tensors: Mapping[str, Tensor], source: str) -> dict[str, dict[str, Tensor]]:
+    """Tensors by the first part of their names. Raises ``CheckpointError`` for an unknown one."""
+    groups: dict[str, dict[str, Tensor]] = {
+        name: {} for name in ("model", "scale", "learning", "optimizer", "callbacks")
+    }
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(".")
+        if group == _MOMENTUM:
+            group, rest = "optimizer", f"momentum_buffer.{rest}"
+        if group not in groups:
+            raise CheckpointError(f"{source} has an unknown tensor {name!r}")
+        groups[group][rest] = tensor
+    return groups
+
+
+def _by_callback(states: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    callbacks: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in states.items():
+        callback, _, rest = name.partition(".")
+        callbacks.setdefault(callback, {})[rest] = tensor
+    return callbacks
+
+
+def _check(checkpoint: Checkpoint, source: str) -> None:
+    """Raise ``CheckpointError`` if the parts of a checkpoint contradict each other."""
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
     if (preprocessing.size, preprocessing.depth) != (config.input_size, config.in_channels):
         raise CheckpointError(f"{source} contradicts itself: its preprocessing does not match the network's input")
@@ -175,7 +191,6 @@ def unpack_checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         raise CheckpointError(
             f"{source} contradicts itself: its network has {config.parameters:,} parameters, the file {values:,}"
         )
-    return checkpoint
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
