@@ -93,7 +93,7 @@ def test_weights_determine_the_config(shipped):
         create_model(MODEL, num_classes=7, weights="default")
     with pytest.raises(UsageError, match="bypass of squeezenet_micro cannot be changed with weights"):
         create_model(MODEL, weights="default", bypass="none")
-    with pytest.raises(UsageError, match="weights and random weights contradict"):
+    with pytest.raises(UsageError, match="cannot have both weights and random weights"):
         load_network(MODEL, "default", random_init=True)
 
 

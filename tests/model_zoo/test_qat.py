@@ -142,7 +142,7 @@ def test_weights_alone_need_the_name_of_their_network(firebox, trained, images, 
     save_file(dict(load_network(trained.out).module.state_dict()), bare)
     outcome = firebox("train", "--qat", bare, "--data", images, "--out", tmp_path / "run")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "does not say which network it is of; give a name from the zoo" in outcome.err
+    assert "holds weights without a config; pass it as weights of a zoo name" in outcome.err
     outcome = firebox("train", "squeezenet_micro", "--qat", bare, "--data", images, "--out", tmp_path / "run")
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
     assert "the classes of" in outcome.err
@@ -155,7 +155,7 @@ def test_a_network_that_cannot_be_fine_tuned_is_refused_in_one_line(firebox, tra
         train_quantized(network, replace(quantized_config(network), data=str(images)), tmp_path / "run")
     cases = (
         (("--qat", tmp_path / "nowhere"), 2, "no such run folder"),
-        (("--qat", images), 2, "is no run folder"),
+        (("--qat", images), 2, "is not a run folder"),
         (("--qat", trained.out, "--input-size", 40), 2, "input size cannot be set with fake quantization"),
         (("--qat", trained.out, "--lr", 0), 2, "learning_rate 0.0"),
         (("--qat", trained.out, "--data", "digits"), 1, "the classes of"),
