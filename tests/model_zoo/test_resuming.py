@@ -157,7 +157,7 @@ def test_a_changed_bit_is_reported(firebox, started, tmp_path):
     for command in (("train", "--resume", started), ("evaluate", started, "--data", tmp_path / "images")):
         outcome = firebox(*command)
         assert (outcome.code, outcome.err.count("\n")) == (1, 1)
-        assert "is damaged: its tensors are not those that were written; copy it again" in outcome.err
+        assert "is damaged: its tensors do not match their digest; copy it again" in outcome.err
 
 
 def test_only_one_process_trains_a_run(firebox, started, tmp_path):
