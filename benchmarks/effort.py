@@ -1,6 +1,6 @@
 """The time of `firebox export` at each effort, by number of calibration images; writes docs/effort.md.
 
-Times are those of the whole command, including the start of Python and imports, because that is what a user waits for.
+Times cover the whole command, including the start of Python and imports: the user waits for all of it.
 """
 
 import os

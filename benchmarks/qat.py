@@ -82,7 +82,7 @@ class Tensors:
     type=click.Path(path_type=Path),
     default="build/qat",
     show_default=True,
-    help="Folder of the runs; unfinished ones are resumed, finished ones are used as they are.",
+    help="Folder of the runs; unfinished runs are resumed, finished runs are reused.",
 )
 @click.option("--float-epochs", default=8, show_default=True, help="Epochs of the float training.")
 @click.option("--epochs", default=1, show_default=True, help="Epochs of fine-tuning.")
@@ -111,7 +111,7 @@ def main(data_folder: Path, out: Path, runs: Path, float_epochs: int, epochs: in
 
 
 def trained(folder: Path, data: str, start: Callable[[Path], object]) -> Network:
-    """The network of a run, which is started, resumed or used as it is."""
+    """The network of a run, which is started, resumed or reused."""
     if not (folder / FILE_NAME).exists():
         start(folder)
     checkpoint = read_checkpoint(folder / FILE_NAME)

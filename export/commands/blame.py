@@ -1,4 +1,4 @@
-"""Command ``blame``. It needs no torch; heavy modules are imported when it runs."""
+"""The command ``blame``; heavy modules are imported when it runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     type=int,
     default=1,
     show_default=True,
-    help="Seed that draws the images. With the seed and data of firebox export they would be the calibration images, "
-    "on which INT8 looks better than it is.",
+    help="Seed that draws the images. The seed and data of firebox export select the calibration images, which "
+    "overstate the accuracy of INT8.",
 )
 @click.option(
     "--fix", is_flag=True, help="Quantize FLOAT again with one fix after another until it reaches the target."

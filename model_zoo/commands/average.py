@@ -1,4 +1,4 @@
-"""``firebox average``; torch is imported when it runs."""
+"""The command ``average``; torch is imported when it runs."""
 
 from pathlib import Path
 

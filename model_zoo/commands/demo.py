@@ -1,4 +1,4 @@
-"""``firebox demo``."""
+"""The command ``demo``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

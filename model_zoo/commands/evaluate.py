@@ -1,4 +1,4 @@
-"""``firebox evaluate``; torch is imported if one of the models needs it."""
+"""The command ``evaluate``; torch is imported if one of the models needs it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,8 +83,8 @@ def evaluate_command(
     """Measure the accuracy of MODELS on labelled images, and their agreement with the first model.
 
     MODELS are .onnx and .tflite files, folders of them, run folders, or names of the zoo. Files that firebox did not
-    write lack preprocessing and classes: --like names a model that has the same. Runs of firebox train --qat are
-    evaluated in int8, as their files are.
+    write lack preprocessing and classes: --like names a model with the same ones. Runs of firebox train --qat are
+    evaluated in int8, like their files.
 
     \b
     Example:

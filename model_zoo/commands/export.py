@@ -1,4 +1,4 @@
-"""``firebox export``; torch is imported when the command runs."""
+"""The command ``export``; torch is imported when the command runs."""
 
 from collections.abc import Callable
 from functools import wraps

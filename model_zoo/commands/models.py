@@ -1,4 +1,4 @@
-"""``firebox models``."""
+"""The command ``models``."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""``firebox recipes``."""
+"""The command ``recipes``."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""``firebox train``; torch is imported when training begins."""
+"""The command ``train``; torch is imported when training begins."""
 
 import json
 import shlex

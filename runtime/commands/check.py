@@ -33,8 +33,9 @@ def check_command(
 ) -> None:
     """Check whether MODEL (an int8 .onnx from any tool) can saturate on x86 processors without VNNI.
 
-    There onnxruntime adds two products of uint8 activations and int8 weights in 16 bits. A pair of weights w1 and w2
-    is safe if |w1 + w2| <= 128. With --images, MODEL is computed with and without saturation, on any processor.
+    On these processors, onnxruntime adds two products of uint8 activations and int8 weights in 16 bits. A pair of
+    weights w1 and w2 is safe if |w1 + w2| <= 128. With --images, MODEL is computed with and without saturation, on any
+    processor.
 
     \b
     Exit codes: 0 cannot saturate, 1 can saturate, 4 undecided.

@@ -66,7 +66,8 @@ def firebox() -> None:
       firebox plan model.int8.tflite --sram 256KiB   does it fit?
 
     \b
-    Exit codes: 0 success (or fits), 1 failure, 2 bad usage, 3 does not fit, 4 undecided.
+    Exit codes: 0 success (or fits), 1 failed, 2 bad usage, 3 does not fit, 4 undecided,
+    130 interrupted.
     Tab completion: eval "$(_FIREBOX_COMPLETE=bash_source firebox)"   (or zsh_source, fish_source)
     """
 

@@ -94,9 +94,7 @@ class _Reader:
         """Add the operations of one node to the graph."""
         handler = _HANDLERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if handler is None:
-            raise UnknownOperationError(
-                f"unsupported operation {_describe(node)}; ARCHITECTURE.md lists the supported ones"
-            )
+            raise UnknownOperationError(f"unsupported operation {_describe(node)}; README.md lists the supported ones")
         for position, name in enumerate(node.input):
             node.input[position] = self.aliases.get(name, name)
         scope = _scope(node)

@@ -107,7 +107,7 @@ class _Subgraph:
         if kind is None:
             where = outputs[0] if outputs else f"operator {index}"
             raise UnknownOperationError(
-                f"TFLite operator {code} at {where!r} is not supported; ARCHITECTURE.md lists the supported operators"
+                f"TFLite operator {code} at {where!r} is not supported; README.md lists the supported operations"
             )
         if not inputs or len(outputs) != 1:
             raise FormatError(f"{kind} (operator {index}) has {len(inputs)} inputs and {len(outputs)} outputs")

@@ -212,7 +212,7 @@ def test_plans_refuse_targets_with_unknown_kernels(tmp_path):
     for target in ("tflm", "litert", "litert-reference"):
         with pytest.raises(UnsupportedError, match="int8 weights between float32 activations"):
             plan(path, target)
-    with pytest.raises(FormatError, match="cannot be told from its arena"):
+    with pytest.raises(FormatError, match="arena cannot be separated from its buffers"):
         measure_arena(path, "litert-reference")
     assert profile(path, max_seconds=0.2).target == "static"
     path.write_bytes(write_tflite(with_int16_layers(in_any_8_bits(graph), ["*"])))
