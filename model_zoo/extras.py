@@ -1,3 +1,5 @@
 """Packages that only the extra ``train`` installs."""
 
-EXTRAS = dict.fromkeys(("torch", "filelock", "kornia", "matplotlib", "safetensors", "tensorboard"), "train")
+EXTRAS: dict[str, str] = dict.fromkeys(
+    ("torch", "filelock", "kornia", "matplotlib", "safetensors", "tensorboard"), "train"
+)

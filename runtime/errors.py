@@ -1,6 +1,6 @@
 """The errors of firebox. Each message is one sentence with the offending value and what to do next."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class FireboxError(Exception):
@@ -22,6 +22,12 @@ class MissingExtraError(FireboxError):
         super().__init__(f"{package} is not installed; run: pip install 'firebox[{extra}]'")
         self.package = package
         self.extra = extra
+
+    @classmethod
+    def from_import(cls, error: ModuleNotFoundError, extras: Mapping[str, str]) -> "MissingExtraError | None":
+        """The error for a failed import, if its package is in ``extras`` (package to extra); otherwise ``None``."""
+        package = (error.name or "").partition(".")[0]
+        return cls(package, extras[package]) if package in extras else None
 
 
 class FormatError(FireboxError):

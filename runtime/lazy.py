@@ -39,12 +39,12 @@ def attach(
         try:
             value = getattr(import_module(f".{homes[name]}", package), name)
         except ModuleNotFoundError as error:
-            missing = (error.name or "").partition(".")[0]
-            if missing not in (extras or {}):
-                raise
             from .errors import MissingExtraError
 
-            raise MissingExtraError(missing, (extras or {})[missing]) from error
+            missing = MissingExtraError.from_import(error, extras or {})
+            if missing is None:
+                raise
+            raise missing from error
         # Later uses find the name in the package and do not come here again.
         setattr(sys.modules[package], name, value)
         return value

@@ -34,9 +34,9 @@ def needs_torch(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **options)
         except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package not in EXTRAS:
+            missing = MissingExtraError.from_import(error, EXTRAS)
+            if missing is None:
                 raise
-            raise MissingExtraError(package, EXTRAS[package]) from error
+            raise missing from error
 
     return checked
