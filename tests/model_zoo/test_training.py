@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from modules import imported_anew
 from PIL import Image
 
 from firebox.model_zoo import TrainingConfig, load_network, resume, train
@@ -280,11 +281,10 @@ def test_top_k_counts():
 
 
 def test_without_torch_models_are_listed_and_train_names_the_extra(firebox, monkeypatch):
-    for module in [name for name in sys.modules if name.startswith("firebox.model_zoo.")]:
-        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert firebox("models").code == 0
-    outcome = firebox("train", "--out", "nowhere")
+    with imported_anew("firebox.model_zoo."):
+        assert firebox("models").code == 0
+        outcome = firebox("train", "--out", "nowhere")
     assert outcome.code == 1
     assert outcome.err == "error: torch is not installed; run: pip install 'firebox[train]'\n"
 

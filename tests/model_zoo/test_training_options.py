@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from modules import imported_anew
 
 from firebox.export.quantization import Range
 from firebox.model_zoo import TrainingConfig, load_network, train
@@ -101,12 +102,9 @@ def test_invalid_options_are_one_line_and_leave_no_files(firebox, images, tmp_pa
 
 @pytest.mark.parametrize("package", ["matplotlib", "tensorboard"])
 def test_a_missing_package_is_reported_before_the_run_starts(firebox, tmp_path, monkeypatch, package):
-    for name in [
-        name for name in sys.modules if name.startswith(("firebox.model_zoo.", package, "torch.utils.tensorb"))
-    ]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    outcome = firebox("train", "--out", tmp_path / "run")
+    with imported_anew("firebox.model_zoo.", package, "torch.utils.tensorb"):
+        monkeypatch.setitem(sys.modules, package, None)
+        outcome = firebox("train", "--out", tmp_path / "run")
     assert (outcome.code, outcome.err) == (1, f"error: {package} is not installed; run: pip install 'firebox[train]'\n")
     assert not (tmp_path / "run").exists()
 
