@@ -21,6 +21,7 @@ FLOORS: Floors = {
         {"exactness", "contract"},
         {"onnx_session"},
         {"memory"},
+        {"compile"},
         {"inference"},
         {"profiling"},
         {"report"},

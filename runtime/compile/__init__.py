@@ -1,0 +1,1 @@
+"""From a quantized graph and its row plan to one C file."""

@@ -1,0 +1,1 @@
+"""Kernels as generated tiles: one file for each instruction set."""

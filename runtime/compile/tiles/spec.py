@@ -1,0 +1,87 @@
+"""What a generated kernel is given: one convolution as constants of C, and the instruction set that runs it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+# Output channels in a panel of weights. All instruction sets read the same packing of the weights:
+# [panel][segment][length / 4][16 channels][4 inputs], int8.
+PANEL = 16
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One convolution (or fully connected layer) as its generated kernel sees it.
+
+    A window is ``segments`` runs of ``length`` input bytes each; the windows of neighbouring pixels are ``step`` bytes
+    apart. ``length`` is a multiple of 4: bytes beyond the real run meet weights of zero. Output pixels are
+    ``out_step`` bytes apart and have ``channels`` values. ``zero_point``, ``low`` and ``high`` quantize the output as
+    int8. If ``clamps``, a scaled sum may exceed int32 and must be limited before it is converted. If ``raw``, the
+    output is the int32 sums, ``channels`` of them, without requantization.
+    """
+
+    segments: int
+    length: int
+    step: int
+    out_step: int
+    channels: int
+    zero_point: int
+    low: int
+    high: int
+    clamps: bool = False
+    raw: bool = False
+
+    @property
+    def panels(self) -> int:
+        """Panels of weights, the last one possibly with fewer channels."""
+        return -(-self.channels // PANEL)
+
+    @property
+    def panel_bytes(self) -> int:
+        """Size of one panel of weights."""
+        return self.segments * self.length * PANEL
+
+    def tail(self, first: int, panels: int) -> int:
+        """Channels of the last of ``panels`` panels from ``first`` on: 1 to 16."""
+        return min(self.channels - (first + panels - 1) * PANEL, PANEL)
+
+
+class Tiles(Protocol):
+    """An instruction set: its C conditions and the tile of a convolution, a block of pixels by panels.
+
+    * ``name`` is the suffix of its C functions, such as ``avx512vnni``.
+    * ``condition`` is what the preprocessor must know for the code to compile, such as ``defined(__x86_64__)``.
+    * ``target`` lists the features for ``#pragma GCC target``, or is empty; ``detect`` is a C expression that is true
+      at run time on processors that have them, or is empty if ``condition`` suffices.
+    * ``signed``: activations are stored as int8; otherwise as uint8, the int8 value plus 128.
+    * ``prelude`` is C that stands once before the tiles: includes and helper functions, without ``target`` pragmas.
+    """
+
+    name: str
+    condition: str
+    target: str
+    detect: str
+    signed: bool
+    prelude: str
+
+    def shape(self, spec: ConvSpec) -> tuple[int, int]:
+        """Panels in a tile and most pixels in a tile, for this convolution."""
+        ...
+
+    def tile(self, name: str, spec: ConvSpec, pixels: int, panels: int, tail: int) -> str:
+        """A C function that computes ``pixels`` pixels of ``panels`` panels.
+
+        Its signature is ``static FB_NOINLINE void NAME(const fb_t *const *seg, int at, const int8_t *w,
+        const float *scale, const int32_t *bias, OUT *out)`` with ``OUT`` = ``fb_t``, or ``int32_t`` if ``spec.raw``:
+
+        * ``seg[r] + at`` is the first byte of segment ``r`` of the first pixel; up to 15 bytes beyond the last byte of
+          a segment may be read;
+        * ``w`` are the panels one after another, ``spec.panel_bytes`` each, 64-byte aligned;
+        * ``scale`` and ``bias`` hold 16 values for each panel (surplus channels hold zeros); the bias includes the
+          input's zero point;
+        * ``out`` is the first channel of the first pixel. Of the last panel only ``tail`` channels are written; no
+          byte beyond them may be touched.
+
+        A sum becomes ``clamp(round_half_even((float)sum * scale) + zero_point, low, high)``, stored as int8, or as
+        that plus 128.
+        """
+        ...
