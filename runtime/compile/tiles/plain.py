@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from firebox.runtime.compile.tiles.spec import PANEL, ConvSpec
+from .spec import PANEL, ConvSpec
 
 # One function serves all convolutions, with a small table for each: code is scarce on a microcontroller, and the inner
 # loop, two pixels by two channels, is the same for all. A surplus second pixel or channel is computed and dropped.
@@ -49,7 +49,7 @@ FB_INLINE int32_t fb_plain_round(int32_t sum, float scale, float low, float high
 #define FB_PLAIN_STEP(K) \
   { \
     const uint32_t x0 = (uint32_t)fb_load4(a + (K)), x1 = (uint32_t)fb_load4(b + (K)); \
-    const uint32_t w0 = ((const uint32_t *)(const void *)w)[16 * (K) / 4], w1 = ((const uint32_t *)(const void *)w)[16 * (K) / 4 + 1]; \
+    const uint32_t w0 = (uint32_t)fb_load4(w + 16 * (K)), w1 = (uint32_t)fb_load4(w + 16 * (K) + 4); \
     const uint32_t x0e = fb_even(x0), x0o = fb_odd(x0), x1e = fb_even(x1), x1o = fb_odd(x1); \
     const uint32_t w0e = fb_even_s8(w0), w0o = fb_odd_s8(w0), w1e = fb_even_s8(w1), w1o = fb_odd_s8(w1); \
     s00 = fb_smlad(x0e, w0e, s00); s10 = fb_smlad(x1e, w0e, s10); \
