@@ -13,7 +13,7 @@ _PRELUDE = r"""
 #define FB_PLAIN_DSP 0
 #endif
 typedef struct {
-  int segments, length, step, out_step, pixels, channels, raw;
+  int segments, length, step, out_step, pixels, channels, raw; /* out_step in values */
   int32_t offset;  /* the zero point as it is stored */
   float low, high; /* limits of the rounded value, before the zero point is added */
 } fb_plain_conv;
@@ -116,7 +116,8 @@ class Plain:
     def tile(self, name: str, spec: ConvSpec, pixels: int, panels: int, tail: int) -> str:
         """A table and a call of the one function that computes all convolutions."""
         channels = (panels - 1) * PANEL + tail
-        integers = (spec.segments, spec.length, spec.step, spec.out_step, pixels, channels, int(spec.raw))
+        out_step = spec.out_step // 4 if spec.raw else spec.out_step
+        integers = (spec.segments, spec.length, spec.step, out_step, pixels, channels, int(spec.raw))
         out = "int32_t" if spec.raw else "fb_t"
         return f"""\
 static FB_NOINLINE void {name}(const fb_t *const *seg, int at, const int8_t *w, const float *scale,
