@@ -1,0 +1,247 @@
+"""Random convolutions for generated tiles: a program in C around them, and what numpy says they must write."""
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from firebox.runtime.compile.tiles.spec import PANEL, ConvSpec, Tiles
+
+_FREE = 0xA5  # bytes that a tile must not touch
+_BEFORE = 64  # of them before the output
+_SLACK = 15  # bytes beyond a segment that a tile may read
+SKIPPED = 77  # exit status of the program on a processor without the instruction set
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one tile: ``pixels`` of ``panels`` panels from panel ``first`` on, with its numbers."""
+
+    spec: ConvSpec
+    pixels: int
+    first: int
+    panels: int
+    at: int
+    activations: np.ndarray  # stored integers, [segments, bytes]
+    weights: np.ndarray  # int8, [panels, segments, length / 4, 16, 4]
+    scale: np.ndarray  # float32, [panels * 16]
+    bias: np.ndarray  # int32, [panels * 16]
+
+    @property
+    def tail(self) -> int:
+        return self.spec.tail(self.first, self.panels)
+
+    @property
+    def item(self) -> int:
+        return 4 if self.spec.raw else 1
+
+    @property
+    def out_bytes(self) -> int:
+        """From the first byte of the first pixel to the last byte of the last."""
+        return (self.pixels - 1) * self.spec.out_step + ((self.panels - 1) * PANEL + self.tail) * self.item
+
+
+def random_cases(tiles: Tiles, count: int, seed: int) -> list[Case]:
+    """Convolutions of all kinds, cut into tiles as the compiler cuts them."""
+    rng = np.random.default_rng(seed)
+    return [_random_case(tiles, _random_spec(rng), rng) for _ in range(count)]
+
+
+def _random_spec(rng: np.random.Generator) -> ConvSpec:
+    length = 4 * int(rng.choice([rng.integers(1, 76), rng.integers(1, 9), 4 * rng.integers(1, 17)]))
+    channels = int(rng.choice([rng.integers(1, 71), PANEL * rng.integers(1, 5)]))
+    raw = bool(rng.random() < 0.15)
+    zero_point = int(rng.choice([-128, rng.integers(-128, 128)]))
+    low, high = [(-128, 127), (zero_point, 127), (zero_point, min(zero_point + 60, 127))][rng.integers(3)]
+    return ConvSpec(
+        segments=int(rng.integers(1, 10)),
+        length=length,
+        step=int(rng.choice([rng.integers(1, 80), length])),
+        out_step=(channels + int(rng.choice([0, rng.integers(0, 40)]))) * (4 if raw else 1),
+        channels=channels,
+        zero_point=zero_point,
+        low=low,
+        high=high,
+        clamps=bool(rng.random() < 0.2),
+        raw=raw,
+    )
+
+
+def _random_case(tiles: Tiles, spec: ConvSpec, rng: np.random.Generator) -> Case:
+    most_panels, most_pixels = tiles.shape(spec)
+    first = most_panels * int(rng.integers(-(-spec.panels // most_panels)))
+    panels = min(most_panels, spec.panels - first)
+    pixels = int(rng.choice([most_pixels, rng.integers(1, most_pixels + 1)]))
+    at = int(rng.integers(0, 20))
+    kind = np.int8 if tiles.signed else np.uint8
+    limits = np.iinfo(kind)
+    shape = spec.segments, at + (pixels - 1) * spec.step + spec.length + _SLACK
+    activations = rng.integers(limits.min, limits.max + 1, shape).astype(kind)
+    if rng.random() < 0.2:  # what saturates where it must not
+        activations[:] = limits.max
+    weights = rng.integers(-128, 128, (panels, spec.segments, spec.length // 4, PANEL, 4)).astype(np.int8)
+    if rng.random() < 0.2:
+        weights = np.where(weights < 0, -128, 127).astype(np.int8)
+    weights[:, :, -1, :, 4 - int(rng.integers(0, 4)) :] = 0
+    scale = rng.uniform(0.2, 1, panels * PANEL) * 70 / (128 * 74 * np.sqrt(spec.segments * spec.length))
+    if spec.clamps:
+        scale *= rng.choice([1, 1e9], scale.shape)
+    bias = rng.integers(-50000, 50000, panels * PANEL)
+    unused = slice((panels - 1) * PANEL + spec.tail(first, panels), None)
+    weights[-1, :, :, spec.tail(first, panels) :] = 0
+    scale[unused] = bias[unused] = 0
+    return Case(spec, pixels, first, panels, at, activations, weights, scale.astype(np.float32), bias.astype(np.int32))
+
+
+def expected(case: Case) -> bytes:
+    """What lies in the output's memory afterwards, with the untouched bytes before it and in its gaps."""
+    spec = case.spec
+    starts = case.at + np.arange(case.pixels) * spec.step
+    windows = case.activations[:, starts[:, None] + np.arange(spec.length)].astype(np.int64)
+    weights = case.weights.transpose(0, 3, 1, 2, 4).reshape(case.panels * PANEL, spec.segments, spec.length)
+    sums = np.einsum("spl,csl->pc", windows, weights.astype(np.int64)) + case.bias
+    sums = sums[:, : (case.panels - 1) * PANEL + case.tail]
+    if spec.raw:
+        values = sums.astype("<i4")
+    else:
+        scaled = np.rint(sums.astype(np.float32) * case.scale[: sums.shape[1]]).astype(np.float64) + spec.zero_point
+        values = np.clip(scaled, spec.low, spec.high).astype(np.int8)
+        if case.activations.dtype == np.uint8:
+            values = (values.astype(np.int16) + 128).astype(np.uint8)
+    out = np.full(_BEFORE + case.out_bytes, _FREE, np.uint8)
+    for pixel, row in enumerate(values):
+        start = _BEFORE + pixel * spec.out_step
+        out[start : start + row.nbytes] = np.frombuffer(row.tobytes(), np.uint8)
+    return out.tobytes()
+
+
+def source(tiles: Tiles, cases: Sequence[Case]) -> str:
+    """A program that reads the numbers of all cases from stdin and writes their outputs to stdout."""
+    kind = "int8_t" if tiles.signed else "uint8_t"
+    lines = [_BEGIN.replace("FB_T", kind)]
+    if tiles.target:
+        lines.append(_PUSH % ((tiles.target,) * 2))
+    lines.append(tiles.prelude)
+    for i, case in enumerate(cases):
+        lines.append(tiles.tile(f"tile{i}", case.spec, case.pixels, case.panels, case.tail))
+        out = "int32_t" if case.spec.raw else "fb_t"
+        lines.append(
+            f"static void run{i}(const fb_t *const *s, const int8_t *w, const float *c, const int32_t *b, void *o)"
+            f" {{ tile{i}(s, {case.at}, w, c, b, ({out} *)o); }}"
+        )
+    if tiles.target:
+        lines.append(_POP)
+    lines.append(
+        f"static int detected(void) {{ return {tiles.detect or '1'}; }}\nstatic const struct fb_case cases[] = {{"
+    )
+    for i, case in enumerate(cases):
+        segments, size = case.activations.shape
+        lines.append(f"  {{ run{i}, {segments}, {size}, {case.weights.nbytes}, {case.panels}, {case.out_bytes} }},")
+    return "\n".join([*lines, "};", _MAIN])
+
+
+def vectors(cases: Sequence[Case]) -> bytes:
+    """The numbers of all cases, as the program reads them."""
+    arrays = [array for case in cases for array in (case.activations, case.weights, case.scale, case.bias)]
+    return b"".join(array.tobytes() for array in arrays)
+
+
+def build(folder: Path, tiles: Tiles, cases: Sequence[Case], compiler: Sequence[str]) -> Path:
+    """The program, compiled by a command such as ``gcc -O2``; a warning is an error."""
+    path = folder / "tiles.c"
+    path.write_text(source(tiles, cases))
+    program = folder / "tiles"
+    command = [
+        *compiler,
+        "-std=gnu11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-ffp-contract=off",
+        path.name,
+        "-o",
+        program.name,
+    ]
+    built = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[:4000]
+    return program
+
+
+def run(program: Path, cases: Sequence[Case], emulator: Sequence[str] = ()) -> list[bytes] | None:
+    """The memory around each output afterwards, or None if the processor lacks the instruction set."""
+    ran = subprocess.run([*emulator, str(program)], input=vectors(cases), capture_output=True)
+    if ran.returncode == SKIPPED:
+        return None
+    assert ran.returncode == 0, (ran.returncode, ran.stderr.decode(errors="replace")[-2000:])
+    ends = np.cumsum([_BEFORE + case.out_bytes for case in cases])
+    assert len(ran.stdout) == ends[-1]
+    return [ran.stdout[end - _BEFORE - case.out_bytes : end] for end, case in zip(ends, cases, strict=True)]
+
+
+_BEGIN = """\
+#define _GNU_SOURCE
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+typedef FB_T fb_t;
+#define FB_INLINE static inline __attribute__((always_inline))
+#define FB_NOINLINE __attribute__((noinline))
+FB_INLINE int32_t fb_load4(const void *p) { int32_t v; memcpy(&v, p, 4); return v; }
+typedef void fb_run(const fb_t *const *, const int8_t *, const float *, const int32_t *, void *);
+struct fb_case { fb_run *run; int segments, size, weights, panels, out; };
+"""
+
+_PUSH = """\
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("%s"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("%s")
+#endif
+"""
+
+_POP = """\
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+"""
+
+# Every buffer ends where a page begins that can be neither read nor written.
+_MAIN = """\
+struct fb_buffer { uint8_t *start, *map; size_t size; };
+static struct fb_buffer guarded(size_t size) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), used = (size + page - 1) / page * page;
+  uint8_t *map = mmap(0, used + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (map == MAP_FAILED || mprotect(map + used, page, PROT_NONE)) _exit(1);
+  struct fb_buffer b = { map + used - size, map, used + page };
+  return b;
+}
+static struct fb_buffer input(size_t size) {
+  struct fb_buffer b = guarded(size);
+  if (fread(b.start, 1, size, stdin) != size) _exit(2);
+  return b;
+}
+int main(void) {
+  if (!detected()) return 77;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const struct fb_case *c = &cases[i];
+    struct fb_buffer used[16]; const fb_t *seg[9]; int n = 0;
+    for (; n < c->segments; n++) { used[n] = input((size_t)c->size); seg[n] = (const fb_t *)used[n].start; }
+    struct fb_buffer w = used[n++] = input((size_t)c->weights), scale = used[n++] = input((size_t)c->panels * 64);
+    struct fb_buffer bias = used[n++] = input((size_t)c->panels * 64), out = used[n++] = guarded((size_t)c->out + 64);
+    memset(out.start, 0xA5, (size_t)c->out + 64);
+    const float *c_scale = (const float *)(void *)scale.start;
+    const int32_t *c_bias = (const int32_t *)(void *)bias.start;
+    c->run(seg, (const int8_t *)w.start, c_scale, c_bias, out.start + 64);
+    if (fwrite(out.start, 1, (size_t)c->out + 64, stdout) != (size_t)c->out + 64) return 3;
+    while (n--) munmap(used[n].map, used[n].size);
+  }
+  return fflush(stdout) ? 4 : 0;
+}
+"""
