@@ -127,6 +127,3 @@ static FB_NOINLINE void {name}(const fb_t *const *seg, int at, const int8_t *w, 
   fb_plain(&conv, seg, at, w, scale, bias, out);
 }}
 """
-
-
-PLAIN = Plain()
