@@ -306,7 +306,8 @@ def _average(graph: Graph, op: Op, tensors: dict[str, Tensor]) -> list[Op]:
     inputs = (sums,)
     if outside:
         conv = graph.producers[x]
-        tensors[border] = Tensor(border, channels, "int8", data=_bias_alone(graph, conv).reshape(channels))
+        data = _bias_alone(graph, conv).reshape(channels)
+        tensors[border] = Tensor(border, channels, "int8", quantization_of(graph, x), data)
         inputs = (sums, border)
     return [Sums((x,), sums), Mean(inputs, op.output, float(scale), outside)]
 

@@ -30,6 +30,7 @@ Input = Literal["whole", "rows"]
 SLACK = 16
 # The strips of all groups, of which only one runs at a time, share these bytes.
 STRIPS = "strips"
+WHOLE = "whole input"
 _FOREVER = 1 << 60
 # Orders of allocation to try, and the number of roots squared times orders: the time of large networks is bounded.
 _ROUNDS = 60
@@ -201,7 +202,8 @@ class RowPlan:
     """A network's row plan: groups, schedule, and where every root lies in the arena.
 
     ``graph`` has the form of ``row_graph``. ``buffers`` live from step to step; the input, if it is ``whole``, is the
-    root of its own name, and if it is padded its rows are first copied to a ring, ``entry``.
+    root of its own name unless convolutions read padding around it: then it is the buffer ``WHOLE``, from which its
+    rows are copied to the ring of its name.
     """
 
     graph: Graph
@@ -214,9 +216,9 @@ class RowPlan:
     strip_offsets: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def entry(self) -> str:
-        """The root that the rows of input are copied to; the input itself, unless it is whole and padded."""
-        return _entry(self.graph.inputs[0], self.places)
+    def input_offset(self) -> int:
+        """Offset of the whole input in the arena."""
+        return self.buffers[WHOLE if WHOLE in self.buffers else self.graph.inputs[0]].offset
 
     @property
     def arena_bytes(self) -> int:
@@ -245,10 +247,6 @@ def plan_rows(graph: Graph, *, input: Input = "rows", strip_bytes: int | None = 
     roots = shape.roots(groups)
     simulated = _Simulation(graph, shape, groups, roots, input).run()
     return _placed(graph, shape, groups, simulated, input)
-
-
-def _entry(name: str, places: Mapping[str, Place]) -> str:
-    return places[name].root
 
 
 class _Shape:
@@ -785,15 +783,14 @@ def _placed(graph: Graph, shape: _Shape, groups: list[Group], found: _Simulated,
         else:
             arrival = {step.row: index for index, step in enumerate(found.schedule) if step.group < 0}
             found.row_deaths[:] = [arrival[row] for row in range(roots[source].height)]
-        ranges.append(_input_range(roots[source], found.row_deaths))
+        ranges.append(_input_range(WHOLE if roots[source].is_padded else source, roots[source], found.row_deaths))
     offsets, strips = _strip_offsets(found.groups, shape.places, roots)
     if strips:
         ranges.append(_live(STRIPS, strips, 0, last))
     for name, root in roots.items():
         life = found.lives[name]
         if root.kind != "strip" and not (input == "whole" and name == source and not root.is_padded):
-            label = name if not (input == "whole" and name == source) else f"{name} rows"
-            ranges.append(_live(label, root.nbytes, life.first, life.last, life.births[: root.rows], root.pitch))
+            ranges.append(_live(name, root.nbytes, life.first, life.last, life.births[: root.rows], root.pitch))
     buffers = {buffer.tensor: buffer for buffer in _allocate(ranges)}
     return RowPlan(graph, input, shape.places, roots, tuple(found.groups), tuple(found.schedule), buffers, offsets)
 
@@ -841,7 +838,7 @@ def _live(name: str, nbytes: int, first: int, last: int, births: Sequence[int] =
     return LiveRange(name, nbytes, tuple(blocks))
 
 
-def _input_range(root: Root, deaths: Sequence[int]) -> LiveRange:
+def _input_range(name: str, root: Root, deaths: Sequence[int]) -> LiveRange:
     """The whole input: from the start, each row until its last use."""
     row = root.width * root.channels
     total = align(row * root.height)
@@ -852,7 +849,7 @@ def _input_range(root: Root, deaths: Sequence[int]) -> LiveRange:
             blocks[-1] = replace(blocks[-1], end=end)
         else:
             blocks.append(Block(0, death, y * row, end))
-    return LiveRange(root.name, row * root.height, tuple(blocks))
+    return LiveRange(name, row * root.height, tuple(blocks))
 
 
 def _strip_offsets(

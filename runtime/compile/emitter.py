@@ -1,0 +1,272 @@
+"""One C99 file and its header from a row plan: constants, an engine for each instruction set, and the API.
+
+The file needs no library but ``memcpy``, ``memset`` and ``memcmp``, and allocates nothing. It is deterministic to the byte.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+import numpy as np
+
+from ..graph import Graph, ops
+from ..memory.row_graph import Mean, Rescale, table_of
+from ..memory.rows import RowPlan
+from .groups import Engine, layers_of, powers
+from .layers import ConvLayer
+from .tiles.spec import Tiles
+
+_ARRIVAL = "FB_ARRIVAL"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a C file and its header."""
+
+    name: str
+    code: str
+    header: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """The instruction sets of one kind of processor, best first; the last one runs on every processor of the kind.
+
+    ``condition`` tells the preprocessor which processors these are.
+    """
+
+    name: str
+    condition: str
+    tiles: tuple[Tiles, ...]
+
+
+def engines(plan: RowPlan, families: Sequence[Family], prefix: str) -> str:
+    """Everything of the C file behind its includes: constants, engines and API."""
+    layers = layers_of(plan)
+    parts = [_constants(plan, layers), _schedule(plan)]
+    for family in families:
+        parts.append(f"#if {family.condition}\n{_prelude(family)}")
+        for tiles in family.tiles:
+            parts.append(_engine(plan, layers, tiles))
+        parts.append(_choice(family))
+        parts.append("#endif")
+    return "\n".join(parts)
+
+
+def _prelude(family: Family) -> str:
+    return "\n".join(dict.fromkeys(tiles.prelude for tiles in family.tiles))
+
+
+def _engine(plan: RowPlan, layers: Mapping[str, ConvLayer], tiles: Tiles) -> str:
+    kernels = files(__package__).joinpath("kernels.c").read_text(encoding="utf-8")
+    text = kernels + Engine(plan, layers, tiles).text()
+    own = set(re.findall(r"^(?:FB_INLINE|FB_NOINLINE static|static)[^(=;]*?\b(fb_\w+)\(", text, re.MULTILINE))
+    text = re.sub(r"\bfb_\w+", lambda match: f"{match[0]}_{tiles.name}" if match[0] in own else match[0], text)
+    if not tiles.target:
+        return text
+    return f"""\
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("{tiles.target}"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("{tiles.target}")
+#endif
+{text}
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif"""
+
+
+def _choice(family: Family) -> str:
+    """The choice between the engines of a family at the first call."""
+    if len(family.tiles) == 1:
+        return f'#define fb_step fb_step_{family.tiles[0].name}\n#define fb_isa "{family.tiles[0].name}"'
+    lines = ["static void (*fb_chosen)(fb_t *, int, int);", "static const char *fb_isa;"]
+    lines.append("static void fb_choose(void) {")
+    for tiles in family.tiles[:-1]:
+        lines.append(f'  if ({tiles.detect}) {{ fb_isa = "{tiles.name}"; fb_chosen = fb_step_{tiles.name}; return; }}')
+    last = family.tiles[-1].name
+    lines.append(f'  fb_isa = "{last}"; fb_chosen = fb_step_{last};')
+    lines.append("}")
+    lines.append("#define fb_step(a, group, y) fb_chosen(a, group, y)")
+    lines.append("#define FB_CHOOSE() do { if (!fb_chosen) fb_choose(); } while (0)")
+    return "\n".join(lines)
+
+
+def _constants(plan: RowPlan, layers: Mapping[str, ConvLayer]) -> str:
+    parts = []
+    index = {op.output: number for number, op in enumerate(plan.graph.ops)}
+    for name, layer in layers.items():
+        number = index[name]
+        parts.append(_words(f"fb_w{number}", layer.weights))
+        parts.append(_array("float", f"fb_k{number}", [float(value).hex() + "f" for value in layer.scale], 8))
+        parts.append("#if FB_SHIFT")
+        parts.append(_array("int32_t", f"fb_b{number}", layer.stored_bias(128), 16))
+        parts.append("#else")
+        parts.append(_array("int32_t", f"fb_b{number}", layer.stored_bias(0), 16))
+        parts.append("#endif")
+    for number, op in enumerate(plan.graph.ops):
+        table = _table(plan.graph, op)
+        if table is not None:
+            kind = "double" if table.dtype == np.float64 else "int8_t"
+            values = [float(value).hex() for value in table] if kind == "double" else table
+            parts.append(_array(kind, f"fb_t{number}", values, 16))
+    return "\n".join(parts)
+
+
+def _table(graph: Graph, op: ops.Op) -> np.ndarray | None:
+    if isinstance(op, Rescale):
+        table = table_of(graph, op)
+        return None if np.array_equal(table, np.arange(-128, 128)) else table
+    if isinstance(op, Mean) and op.outside:
+        border = graph.tensors[op.inputs[1]].data
+        zero = graph.tensors[op.inputs[1]].quantization
+        assert border is not None
+        return border.reshape(-1).astype(np.int16) - (zero.zero_point if zero else 0)
+    if isinstance(op, ops.Softmax):
+        return powers(graph, op)
+    return None
+
+
+def _words(name: str, values: np.ndarray) -> str:
+    """Bytes as 64-bit words, which compilers read several times as fast as bytes."""
+    data = values.tobytes()
+    words = np.frombuffer(data + bytes(-len(data) % 8), "<u8")
+    lines = (",".join(f"0x{word:x}" for word in words[at : at + 12]) for at in range(0, len(words), 12))
+    return f"FB_TABLE(uint64_t, {name}, {len(words)}) = {{\n" + ",\n".join(lines) + "};"
+
+
+def _array(kind: str, name: str, values: Sequence[object] | np.ndarray, per_line: int) -> str:
+    texts = [str(value) for value in values]
+    lines = (",".join(texts[at : at + per_line]) for at in range(0, len(texts), per_line))
+    return f"FB_TABLE({kind}, {name}, {len(texts)}) = {{\n" + ",\n".join(lines) + "};"
+
+
+def _schedule(plan: RowPlan) -> str:
+    """The order of the steps: the group of each, and how often it runs in a row."""
+    count = len(plan.groups)
+    kind = "uint8_t" if count < 255 else "uint16_t"
+    arrival = 255 if count < 255 else 65535
+    steps = [step.group if step.group >= 0 else arrival for step in plan.schedule]
+    return f"#define FB_ARRIVAL {arrival}\n" + _array(kind, "fb_schedule", steps, 32)
+
+
+def api(plan: RowPlan, prefix: str) -> Iterator[str]:
+    """The functions of the header."""
+    graph = plan.graph
+    source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
+    _, height, width, channels = source.shape
+    row = width * channels
+    root = plan.roots[plan.places[source.name].root]
+    whole = plan.input == "whole"
+    yield f"""\
+#ifndef FB_CHOOSE
+#define FB_CHOOSE() (void)0
+#endif
+typedef struct {{ uint32_t step; uint16_t arrived; uint16_t row[{len(plan.groups)}]; }} fb_state;
+static fb_state *fb_state_of(fb_t *a) {{ return (fb_state *)(void *)(a + {_state_at(plan)}); }}
+"""
+    yield from _arrive(plan, root, row, channels)
+    yield f"""\
+/* Runs the steps up to the next row of input. */
+static void fb_run_steps(fb_t *a, fb_state *s) {{
+  while (s->step < {len(plan.schedule)} && fb_schedule[s->step] != {_ARRIVAL}) {{
+    const int group = fb_schedule[s->step++];
+    fb_step(a, group, s->row[group]++);
+  }}
+}}
+static void fb_next_row(fb_t *a, fb_state *s, const int8_t *in) {{
+  s->step++;
+  fb_arrive(a, s->arrived++, in);
+  fb_run_steps(a, s);
+}}
+static void fb_finish(fb_t *a, fb_state *s, int8_t *out) {{
+  while (s->step < {len(plan.schedule)}) fb_next_row(a, s, 0);
+{_output(plan, target.name)}
+}}
+"""
+    yield f"const char *{prefix}_isa(void) {{ FB_CHOOSE(); return fb_isa; }}"
+    if whole:
+        yield f"""\
+int8_t *{prefix}_input_in(void *arena) {{ return (int8_t *)arena + {plan.input_offset}; }}
+void {prefix}_invoke_in(void *arena, int8_t *out) {{
+  fb_t *a = (fb_t *)arena;
+  fb_state *s = fb_state_of(a);
+  FB_CHOOSE();
+  memset(s, 0, sizeof *s);
+  fb_run_steps(a, s);
+  while (s->arrived < {height}) fb_next_row(a, s, {prefix}_input_in(arena) + s->arrived * {row});
+  fb_finish(a, s, out);
+}}
+void {prefix}_run_in(void *arena, const int8_t *in, int8_t *out) {{
+  memcpy({prefix}_input_in(arena), in, {row * height});
+  {prefix}_invoke_in(arena, out);
+}}"""
+    else:
+        yield f"""\
+void {prefix}_begin_in(void *arena) {{
+  fb_t *a = (fb_t *)arena;
+  FB_CHOOSE();
+  memset(fb_state_of(a), 0, sizeof(fb_state));
+  fb_run_steps(a, fb_state_of(a));
+}}
+void {prefix}_row_in(void *arena, const int8_t *row) {{
+  fb_t *a = (fb_t *)arena;
+  if (fb_state_of(a)->arrived < {height}) fb_next_row(a, fb_state_of(a), row);
+}}
+void {prefix}_end_in(void *arena, int8_t *out) {{ fb_finish((fb_t *)arena, fb_state_of((fb_t *)arena), out); }}
+void {prefix}_run_in(void *arena, const int8_t *in, int8_t *out) {{
+  {prefix}_begin_in(arena);
+  for (int y = 0; y < {height}; y++) {prefix}_row_in(arena, in + y * {row});
+  {prefix}_end_in(arena, out);
+}}"""
+
+
+def state_bytes(plan: RowPlan) -> int:
+    """Size of the state that lies behind the arena's tensors."""
+    return -(-(6 + 2 * len(plan.groups)) // 8) * 8 + 8
+
+
+def _state_at(plan: RowPlan) -> int:
+    return -(-plan.arena_bytes // 8) * 8
+
+
+def arena_bytes(plan: RowPlan) -> int:
+    """Size of the arena with the state."""
+    return _state_at(plan) + state_bytes(plan)
+
+
+def _arrive(plan: RowPlan, root, row: int, channels: int) -> Iterator[str]:
+    """The function that takes a row of input."""
+    yield "static void fb_arrive(fb_t *a, int y, const int8_t *in) {"
+    at = plan.offset(root.name)
+    if plan.input == "whole" and not root.is_padded:
+        # The row lies in the arena; only its stored form may differ.
+        yield f"  fb_t *out = a + {at} + y * {row};\n  (void)in;"
+        yield f"  if (FB_SHIFT) for (int i = 0; i < {row}; i++) out[i] = (fb_t)(((int8_t *)out)[i] + FB_SHIFT);\n}}"
+        return
+    pad = f"FB_SHIFT + ({root.zero_point})"
+    yield f"  fb_t *out = a + {at} + (y + {root.top}) % {root.rows} * {root.pitch};"
+    if root.bottom:
+        yield f"  if (y >= {root.height}) {{ memset(out, {pad}, {root.pitch}); return; }}"
+    if root.top:
+        yield f"  if (y == 0) memset(a + {at}, {pad}, {root.top * root.pitch});"
+    if root.left or root.right:
+        yield f"  if (y + {root.top} < {root.rows}) memset(out, {pad}, {root.pitch});"
+    yield f"  out += {root.left * channels};"
+    yield f"  for (int i = 0; i < {row}; i++) out[i] = (fb_t)(in[i] + FB_SHIFT);\n}}"
+
+
+def _output(plan: RowPlan, name: str) -> str:
+    _, height, width, channels = plan.graph.tensors[name].shape
+    place = plan.places[name]
+    root = plan.roots[place.root]
+    start = plan.offset(root.name) + root.top * root.pitch + root.left * root.channels + place.channel
+    return f"""\
+  for (int y = 0; y < {height}; y++)
+    for (int x = 0; x < {width}; x++)
+      for (int i = 0; i < {channels}; i++)
+        *out++ = (int8_t)(a[{start} + y * {root.pitch} + x * {root.channels} + i] - FB_SHIFT);"""
