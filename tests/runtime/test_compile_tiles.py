@@ -5,10 +5,11 @@ import shutil
 import pytest
 from tiles import Tiles, build, expected, random_cases, run
 
+from firebox.runtime.compile.tiles.amx import Amx
 from firebox.runtime.compile.tiles.x86 import Avx2, Avx512Vnni, AvxVnni
 
 CASES = 40
-TILES = [Avx512Vnni(), AvxVnni(), Avx2()]
+TILES = [Amx(), Avx512Vnni(), AvxVnni(), Avx2()]
 COMPILERS = ["gcc -O2", "clang -O2"]
 
 

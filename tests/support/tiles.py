@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from firebox.runtime.compile.tiles.spec import PANEL, ConvSpec, Tiles
+from firebox.runtime.compile.tiles.spec import PANEL, ConvSpec, StatefulTiles, Tiles
 
 _FREE = 0xA5  # bytes that a tile must not touch
 _BEFORE = 64  # of them before the output
@@ -127,9 +127,11 @@ def source(tiles: Tiles, cases: Sequence[Case]) -> str:
     for i, case in enumerate(cases):
         lines.append(tiles.tile(f"tile{i}", case.spec, case.pixels, case.panels, case.tail))
         out = "int32_t" if case.spec.raw else "fb_t"
+        enter = tiles.enter(case.spec, case.pixels) if isinstance(tiles, StatefulTiles) else ""
+        leave = tiles.leave(case.spec) if isinstance(tiles, StatefulTiles) else ""
         lines.append(
             f"static void run{i}(const fb_t *const *s, const int8_t *w, const float *c, const int32_t *b, void *o)"
-            f" {{ tile{i}(s, {case.at}, w, c, b, ({out} *)o); }}"
+            f" {{ {enter} tile{i}(s, {case.at}, w, c, b, ({out} *)o); {leave} }}"
         )
     if tiles.target:
         lines.append(_POP)
@@ -188,7 +190,7 @@ _BEGIN = """\
 #include <sys/mman.h>
 #include <unistd.h>
 typedef FB_T fb_t;
-#define FB_INLINE static inline __attribute__((always_inline))
+#define FB_INLINE static inline __attribute__((always_inline, unused))
 #define FB_NOINLINE __attribute__((noinline))
 FB_INLINE int32_t fb_load4(const void *p) { int32_t v; memcpy(&v, p, 4); return v; }
 typedef void fb_run(const fb_t *const *, const int8_t *, const float *, const int32_t *, void *);

@@ -1,7 +1,7 @@
 """What a generated kernel is given: one convolution as constants of C, and the instruction set that runs it."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 # Output channels in a panel of weights. All instruction sets read the same packing of the weights:
 # [panel][segment][length / 4][16 channels][4 inputs], int8.
@@ -84,4 +84,22 @@ class Tiles(Protocol):
         A sum becomes ``clamp(round_half_even((float)sum * scale) + zero_point, low, high)``, stored as int8, or as
         that plus 128.
         """
+        ...
+
+
+@runtime_checkable
+class StatefulTiles(Tiles, Protocol):
+    """Tiles that set registers of the processor once for many calls.
+
+    In a function of the emitted C, ``enter`` stands before the tiles of one convolution and ``leave`` after the last
+    of them. All tiles between have the same number of pixels: where they do not divide a row, the last tile overlaps
+    the one before it and writes the same bytes again.
+    """
+
+    def enter(self, spec: ConvSpec, pixels: int) -> str:
+        """C statements before the tiles of ``pixels`` pixels of a convolution; may be empty."""
+        ...
+
+    def leave(self, spec: ConvSpec) -> str:
+        """C statements after them; may be empty."""
         ...

@@ -7,7 +7,7 @@ from itertools import product
 from .spec import PANEL, ConvSpec
 
 # gcc 12 copies and spills the accumulators of `_mm512_dpbusd_epi32`, so the one instruction is inline assembly.
-_PRELUDE = """\
+PRELUDE = """\
 #include <immintrin.h>
 """
 
@@ -20,7 +20,7 @@ _DOT_256 = """\
 """
 
 
-def _head(name: str, spec: ConvSpec) -> str:
+def head(name: str, spec: ConvSpec) -> str:
     """The first line of a tile."""
     out = "int32_t" if spec.raw else "fb_t"
     return (
@@ -54,7 +54,7 @@ class Avx512Vnni:
         ' && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))'
     )
     signed: bool = False
-    prelude: str = _PRELUDE + _DOT_512
+    prelude: str = PRELUDE + _DOT_512
 
     def shape(self, spec: ConvSpec) -> tuple[int, int]:
         """Panels and most pixels: 26 to 28 of 32 registers are accumulators."""
@@ -66,7 +66,7 @@ class Avx512Vnni:
 
     def tile(self, name: str, spec: ConvSpec, pixels: int, panels: int, tail: int) -> str:
         """The C function of one tile."""
-        lines = [_head(name, spec)]
+        lines = [head(name, spec)]
         lines += [f"  const __m512i b{n} = _mm512_loadu_si512(bias + {n * PANEL});" for n in range(panels)]
         names = [f"c{m}_{n} = b{n}" for m, n in product(range(pixels), range(panels))]
         lines.append(f"  __m512i {', '.join(names)};")
@@ -78,37 +78,43 @@ class Avx512Vnni:
             dots = " ".join(f"FB_DOT_512(c{m}_{n}, x, w{n});" for n in range(panels))
             lines.append(f"      x = _mm512_set1_epi32(fb_load4(a + k + {m * spec.step})); {dots}")
         lines.append("    }\n  }")
-        lines += _write_512(spec, [f"c{m}_{n}" for m, n in product(range(pixels), range(panels))], panels, tail)
+        lines += constants_512(spec, panels)
+        lines += write_512(spec, [f"c{m}_{n}" for m, n in product(range(pixels), range(panels))], panels, tail)
         return "\n".join([*lines, "}"])
 
 
-def _write_512(spec: ConvSpec, sums: Sequence[str], panels: int, tail: int) -> list[str]:
-    """C that writes the int32 vectors ``sums``, pixel by pixel, ``panels`` of them for each."""
-    offsets = [
-        m * spec.out_step + n * PANEL * (4 if spec.raw else 1)
-        for m in range(len(sums) // panels)
-        for n in range(panels)
-    ]
-    last = [i % panels == panels - 1 and tail < PANEL for i in range(len(sums))]
-    mask = f"0x{(1 << tail) - 1:x}"
+def constants_512(spec: ConvSpec, panels: int) -> list[str]:
+    """C that loads what `write_512` needs."""
     if spec.raw:
-        return [
-            f"  _mm512_mask_storeu_epi32((char *)out + {offset}, {mask}, {value});"
-            if partial
-            else f"  _mm512_storeu_si512((char *)out + {offset}, {value});"
-            for value, offset, partial in zip(sums, offsets, last, strict=True)
-        ]
+        return []
     lines = [f"  const __m512 s{n} = _mm512_loadu_ps(scale + {n * PANEL});" for n in range(panels)]
+    # Packing works in quarters of a vector.
     lines.append("  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);")
+    return lines
+
+
+def write_512(spec: ConvSpec, sums: Sequence[str], panels: int, tail: int) -> list[str]:
+    """C that writes the int32 vectors ``sums`` from ``out`` on, pixel by pixel, ``panels`` of them for each."""
+    item = 4 if spec.raw else 1
+    offsets = [m * spec.out_step + n * PANEL * item for m in range(len(sums) // panels) for n in range(panels)]
+    partial = [n == panels - 1 and tail < PANEL for _ in range(len(sums) // panels) for n in range(panels)]
+    mask = f"0x{(1 << tail) - 1:x}"
+    lines: list[str] = []
+    if spec.raw:
+        for value, offset, part in zip(sums, offsets, partial, strict=True):
+            store = (
+                f"mask_storeu_epi32((char *)out + {offset}, {mask}, "
+                if part
+                else f"storeu_si512((char *)out + {offset}, "
+            )
+            lines.append(f"  _mm512_{store}{value});")
+        return lines
     for i in range(0, len(sums), 4):
         lines += _pack_512(spec, [(value, (i + j) % panels) for j, value in enumerate(sums[i : i + 4])])
-        # A partial panel ends a run: what lies behind it belongs to others.
-        keys = [
-            -1 - j if partial else offset
-            for j, (offset, partial) in enumerate(zip(offsets[i : i + 4], last[i : i + 4], strict=True))
-        ]
-        for first, count in _runs(keys, 4):
-            lines.append("    " + _store_512(offsets[i + first], first, count, mask if last[i + first] else ""))
+        # What lies behind a partial panel belongs to others: it is a run of its own.
+        places = [-1 if part else offset for offset, part in zip(offsets, partial, strict=True)]
+        for first, count in _runs(places[i : i + 4], 4):
+            lines.append("    " + _store_512(offsets[i + first], first, count, mask if partial[i + first] else ""))
         lines.append("  }")
     return lines
 
@@ -158,7 +164,7 @@ class Avx2:
     target: str = "avx2"
     detect: str = '__builtin_cpu_supports("avx2")'
     signed: bool = False
-    prelude: str = _PRELUDE
+    prelude: str = PRELUDE
 
     def shape(self, spec: ConvSpec) -> tuple[int, int]:
         """Panels and most pixels: 12 of 16 registers are accumulators."""
@@ -168,7 +174,7 @@ class Avx2:
     def tile(self, name: str, spec: ConvSpec, pixels: int, panels: int, tail: int) -> str:
         """The C function of one tile. A sum is kept in two parts until the end."""
         assert panels == 1
-        lines = [_head(name, spec)]
+        lines = [head(name, spec)]
         names = [f"c{m}_{n} = _mm256_setzero_si256()" for m, n in product(range(pixels), range(4))]
         lines.append(f"  __m256i {', '.join(names)};")
         lines.append(f"  for (int r = 0; r < {spec.segments}; r++) {{ const fb_t *a = seg[r] + at;")
@@ -206,7 +212,7 @@ class AvxVnni:
         " __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1); }))"
     )
     signed: bool = False
-    prelude: str = "#include <cpuid.h>\n" + _PRELUDE + _DOT_256
+    prelude: str = "#include <cpuid.h>\n" + PRELUDE + _DOT_256
 
     def shape(self, spec: ConvSpec) -> tuple[int, int]:
         """Panels and most pixels: 12 of 16 registers are accumulators."""
@@ -216,7 +222,7 @@ class AvxVnni:
     def tile(self, name: str, spec: ConvSpec, pixels: int, panels: int, tail: int) -> str:
         """The C function of one tile."""
         assert panels == 1
-        lines = [_head(name, spec)]
+        lines = [head(name, spec)]
         for half in range(2):
             lines.append(f"  const __m256i b{half} = _mm256_loadu_si256((const __m256i *)(bias + {8 * half}));")
         names = [f"q{m}_{half} = b{half}" for m, half in product(range(pixels), range(2))]
