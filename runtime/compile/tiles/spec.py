@@ -16,7 +16,8 @@ class ConvSpec:
     apart. ``length`` is a multiple of 4: bytes beyond the real run meet weights of zero. Output pixels are
     ``out_step`` bytes apart and have ``channels`` values. ``zero_point``, ``low`` and ``high`` quantize the output as
     int8. If ``clamps``, a scaled sum may exceed int32 and must be limited before it is converted. If ``raw``, the
-    output is the int32 sums, ``channels`` of them, without requantization.
+    output is the int32 sums, ``channels`` of them, without requantization. If ``symmetric``, no weight is -128: then the
+    sum of two products of int8 fits an int16.
     """
 
     segments: int
@@ -29,6 +30,7 @@ class ConvSpec:
     high: int
     clamps: bool = False
     raw: bool = False
+    symmetric: bool = False
 
     @property
     def panels(self) -> int:
@@ -43,6 +45,11 @@ class ConvSpec:
     def tail(self, first: int, panels: int) -> int:
         """Channels of the last of ``panels`` panels from ``first`` on: 1 to 16."""
         return min(self.channels - (first + panels - 1) * PANEL, PANEL)
+
+
+def clang_target(target: str) -> str:
+    """``Tiles.target`` as clang's ``target`` attribute names it: ``arch=armv8.2-a+dotprod`` is ``dotprod``."""
+    return target.rpartition("+")[2] if target.startswith("arch=") else target
 
 
 class Tiles(Protocol):
