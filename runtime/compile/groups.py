@@ -10,7 +10,7 @@ from ..graph import Graph, Op, ops
 from ..memory.row_graph import Mean, Rescale, Sums, quantization_of, table_of
 from ..memory.rows import Group, Read, Root, RowPlan, reads_of
 from .layers import ConvLayer, conv_layer, limits
-from .tiles.spec import PANEL, ConvSpec, Tiles
+from .tiles.spec import PANEL, ConvSpec, StatefulTiles, Tiles
 
 # Bytes on the stack for windows that are gathered; a tile's pixels share them.
 _GATHERED_STACK = 2048
@@ -303,12 +303,21 @@ class Engine:
                 if layer.form == "gathered"
                 else (self._tiled(spec, width, panels, most))
             )
-            lines += _indented(body, 2)
+            lines += _indented(self._with_state(spec, width, most, body), 2)
             if not (last and at == 0):
                 lines.append("    return;" if not last else "")
                 lines.append("  }")
         lines.append("}")
         self.layer_texts.append("\n".join(line for line in lines if line))
+
+    def _with_state(self, spec: ConvSpec, width: int, most: int, body: Iterator[str]) -> Iterator[str]:
+        """The tiles of a row, between what they need before and after."""
+        if not isinstance(self.tiles, StatefulTiles):
+            yield from body
+            return
+        yield self.tiles.enter(spec, self.cut(width, most)[0][1])
+        yield from body
+        yield self.tiles.leave(spec)
 
     def _tiled(self, spec: ConvSpec, width: int, panels: int, most: int) -> Iterator[str]:
         """Panels, then the tiles of a row: the weights of a panel stay in the cache."""
@@ -318,23 +327,21 @@ class Engine:
             for begin, number, channels in ((first, whole, PANEL), (first + whole * count, blocks - whole, tail)):
                 if number:
                     yield f"for (int p = {begin}; p < {begin + number * count}; p += {count}) {{"
-                    at = 0
-                    for size, times in _split(width, most):
+                    for at, size, times in self.cut(width, most):
                         name = self.tile(spec, size, count, channels)
                         args = f"w + p * {spec.panel_bytes}, k + p * {PANEL}, b + p * {PANEL}"
                         x = str(at) if times == 1 else "x"
                         call = f"{name}(seg, {x} * {spec.step}, {args}, out + {x} * {spec.out_step} + p * {PANEL});"
                         loop = f"for (int x = {at}; x < {at + size * times}; x += {size}) " if times > 1 else ""
                         yield f"  {loop}{call}"
-                        at += size * times
                     yield "}"
 
     def _gathered(self, layer: ConvLayer, width: int, panels: int, most: int) -> Iterator[str]:
         """Windows gathered for one tile after another; all panels read them."""
-        spec, at = layer.spec, 0
-        size = max(size for size, _ in _split(width, most))
+        spec = layer.spec
+        size = max(size for _, size, _ in self.cut(width, most))
         yield f"fb_t windows[{size * spec.length + 16}]; const fb_t *const gathered[1] = {{windows}};"
-        for pixels, times in _split(width, most):
+        for at, pixels, times in self.cut(width, most):
             yield f"for (int x = {at}; x < {at + pixels * times}; x += {pixels}) {{"
             runs = f"seg, {len(layer.taps)}, {layer.run_bytes}"
             yield f"  fb_gather(windows, {spec.length}, {runs}, {self.gather_step(layer)}, x * {self.gather_step(layer)}, {pixels});"
@@ -344,7 +351,17 @@ class Engine:
                     args = f"w + {p * spec.panel_bytes}, k + {p * PANEL}, b + {p * PANEL}"
                     yield f"  {name}(gathered, 0, {args}, out + x * {spec.out_step} + {p * PANEL});"
             yield "}"
-            at += pixels * times
+
+    def cut(self, width: int, most: int) -> list[tuple[int, int, int]]:
+        """A row as tiles of at most ``most`` pixels: (first pixel, pixels of a tile, tiles side by side)."""
+        count = -(-width // most)
+        if isinstance(self.tiles, StatefulTiles):  # all of one size: the last may overlap
+            size = -(-width // count)
+            regular = width // size
+            return [(0, size, regular)] + ([(width - size, size, 1)] if width % size else [])
+        size, larger = divmod(width, count)
+        parts = [(0, size + 1, larger), (larger * (size + 1), size, count - larger)]
+        return [part for part in parts if part[2]]
 
     def gather_step(self, layer: ConvLayer) -> int:
         """Bytes between the windows of neighbouring pixels before they are gathered."""
@@ -547,13 +564,6 @@ def powers(graph: Graph, op: ops.Softmax) -> np.ndarray:
 
 def _stored(value: int) -> str:
     return f"(FB_SHIFT + {value})" if value >= 0 else f"(FB_SHIFT - {-value})"
-
-
-def _split(width: int, most: int) -> list[tuple[int, int]]:
-    """A width as few parts of at most ``most``, of two sizes at most: (size, times)."""
-    count = -(-width // most)
-    size, larger = divmod(width, count)
-    return [(s, times) for s, times in ((size + 1, larger), (size, count - larger)) if times]
 
 
 def _blocks(total: int, panels: int) -> list[tuple[int, int, int]]:
