@@ -1,11 +1,7 @@
-"""One C99 file and its header from a row plan: constants, an engine for each instruction set, and the API.
-
-The file needs no library but ``memcpy``, ``memset`` and ``memcmp``, and allocates nothing. It is deterministic to the byte.
-"""
+"""The C of a row plan: constants, an engine for each instruction set, and the functions that run it."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 
 import numpy as np
@@ -14,43 +10,23 @@ from ..graph import Graph, ops
 from ..memory.row_graph import Mean, Rescale, table_of
 from ..memory.rows import RowPlan
 from .groups import Engine, layers_of, powers
+from .isa import Family
 from .layers import ConvLayer
-from .tiles.spec import Tiles
+from .tiles.spec import Tiles, clang_target
 
 _ARRIVAL = "FB_ARRIVAL"
 
 
-@dataclass(frozen=True)
-class Source:
-    """The text of a C file and its header."""
-
-    name: str
-    code: str
-    header: str
-
-
-@dataclass(frozen=True)
-class Family:
-    """The instruction sets of one kind of processor, best first; the last one runs on every processor of the kind.
-
-    ``condition`` tells the preprocessor which processors these are.
-    """
-
-    name: str
-    condition: str
-    tiles: tuple[Tiles, ...]
-
-
-def engines(plan: RowPlan, families: Sequence[Family], prefix: str) -> str:
+def engines(plan: RowPlan, families: Sequence[Family]) -> str:
     """Everything of the C file behind its includes: constants, engines and API."""
     layers = layers_of(plan)
     parts = [_constants(plan, layers), _schedule(plan)]
-    for family in families:
-        parts.append(f"#if {family.condition}\n{_prelude(family)}")
+    for number, family in enumerate(families):
+        parts.append(f"#{'elif' if number else 'if'} {family.condition}\n{_prelude(family)}")
         for tiles in family.tiles:
             parts.append(_engine(plan, layers, tiles))
         parts.append(_choice(family))
-        parts.append("#endif")
+    parts.append("#endif")
     return "\n".join(parts)
 
 
@@ -59,15 +35,15 @@ def _prelude(family: Family) -> str:
 
 
 def _engine(plan: RowPlan, layers: Mapping[str, ConvLayer], tiles: Tiles) -> str:
-    kernels = files(__package__).joinpath("kernels.c").read_text(encoding="utf-8")
-    text = kernels + Engine(plan, layers, tiles).text()
+    text = Engine(plan, layers, tiles).text()
+    text = _kernels(text) + text
     own = set(re.findall(r"^(?:FB_INLINE|FB_NOINLINE static|static)[^(=;]*?\b(fb_\w+)\(", text, re.MULTILINE))
     text = re.sub(r"\bfb_\w+", lambda match: f"{match[0]}_{tiles.name}" if match[0] in own else match[0], text)
     if not tiles.target:
         return text
     return f"""\
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("{tiles.target}"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("{clang_target(tiles.target)}"))), apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("{tiles.target}")
@@ -78,6 +54,18 @@ def _engine(plan: RowPlan, layers: Mapping[str, ConvLayer], tiles: Tiles) -> str
 #else
 #pragma GCC pop_options
 #endif"""
+
+
+def _kernels(text: str) -> str:
+    """The portable kernels that ``text`` calls, and those that these call."""
+    functions = files(__package__).joinpath("kernels.c").read_text(encoding="utf-8").split("\n\n")[1:]
+    needed: list[str] = []
+    for function in reversed(functions):
+        names = re.findall(r"^(?:FB_INLINE|FB_NOINLINE static)[^(]*?\b(fb_\w+)\(", function, re.MULTILINE)
+        used = "\n".join([text, *needed])
+        if any(re.search(rf"\b{name}\(", used) for name in names):
+            needed.insert(0, function)
+    return "\n".join(needed) + "\n"
 
 
 def _choice(family: Family) -> str:
@@ -155,7 +143,7 @@ def _schedule(plan: RowPlan) -> str:
 
 
 def api(plan: RowPlan, prefix: str) -> Iterator[str]:
-    """The functions of the header."""
+    """The functions that take an arena; their names begin with ``prefix``."""
     graph = plan.graph
     source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
     _, height, width, channels = source.shape
@@ -167,7 +155,7 @@ def api(plan: RowPlan, prefix: str) -> Iterator[str]:
 #define FB_CHOOSE() (void)0
 #endif
 typedef struct {{ uint32_t step; uint16_t arrived; uint16_t row[{len(plan.groups)}]; }} fb_state;
-static fb_state *fb_state_of(fb_t *a) {{ return (fb_state *)(void *)(a + {_state_at(plan)}); }}
+static fb_state *fb_state_of(fb_t *a) {{ return (fb_state *)(void *)(a + {plan.state_offset}); }}
 """
     yield from _arrive(plan, root, row, channels)
     yield f"""\
@@ -223,20 +211,6 @@ void {prefix}_run_in(void *arena, const int8_t *in, int8_t *out) {{
   for (int y = 0; y < {height}; y++) {prefix}_row_in(arena, in + y * {row});
   {prefix}_end_in(arena, out);
 }}"""
-
-
-def state_bytes(plan: RowPlan) -> int:
-    """Size of the state that lies behind the arena's tensors."""
-    return -(-(6 + 2 * len(plan.groups)) // 8) * 8 + 8
-
-
-def _state_at(plan: RowPlan) -> int:
-    return -(-plan.arena_bytes // 8) * 8
-
-
-def arena_bytes(plan: RowPlan) -> int:
-    """Size of the arena with the state."""
-    return _state_at(plan) + state_bytes(plan)
 
 
 def _arrive(plan: RowPlan, root, row: int, channels: int) -> Iterator[str]:

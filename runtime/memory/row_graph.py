@@ -88,7 +88,7 @@ def _check(graph: Graph) -> None:
             )
         if tensor.quantization.axis is not None:
             raise UnsupportedError(f"{tensor.name!r} has a scale for each channel; activations need a single one")
-        if len(tensor.shape) > 1 and tensor.shape[0] != 1 or len(tensor.shape) > 4:
+        if (len(tensor.shape) > 1 and tensor.shape[0] != 1) or len(tensor.shape) > 4:
             raise UnsupportedError(f"{tensor.name!r} has shape {tensor.shape}; C is generated for a batch of 1")
 
 

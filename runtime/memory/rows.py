@@ -221,9 +221,19 @@ class RowPlan:
         return self.buffers[WHOLE if WHOLE in self.buffers else self.graph.inputs[0]].offset
 
     @property
+    def state_offset(self) -> int:
+        """Offset of the state, behind the tensors and the bytes that kernels read beyond the last row."""
+        return align(max((buffer.end for buffer in self.buffers.values()), default=0) + SLACK, 8)
+
+    @property
+    def state_bytes(self) -> int:
+        """Size of the state: the next step, the rows that have arrived, and the next row of each group."""
+        return align(4 + 2 + 2 * len(self.groups), 8)
+
+    @property
     def arena_bytes(self) -> int:
-        """Size of the arena, with the bytes that kernels read beyond its last row."""
-        return max((buffer.end for buffer in self.buffers.values()), default=0) + SLACK
+        """Size of the arena: tensors and state."""
+        return self.state_offset + self.state_bytes
 
     def offset(self, root: str) -> int:
         """Offset of a root in the arena."""
