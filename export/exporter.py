@@ -15,7 +15,7 @@ from ..runtime.files import check_writable, sha256, write_files
 from ..runtime.graph import Graph, ops
 from ..runtime.images import LabelledImages, Preprocessing, sample
 from ..runtime.inference import Session
-from ..runtime.memory import plan
+from ..runtime.memory import Budget, plan
 from ..runtime.progress import SILENT, Progress
 from .fit.files import fit_report, report_files
 from .fit.search import Fit, fit
@@ -60,7 +60,8 @@ class ExportConfig:
     are those of ``quantize_network``. ``weight_range`` limits the integers of int8 weights; the default is safe on
     kernels that saturate, in applications without firebox too. ``input_type`` applies to the int8 TFLite file.
     ``int16_layers`` names layers of the int8 files, or patterns of names, that get 16-bit activations. With
-    ``sram_bytes`` the int8 files are rewritten until an inference fits that budget on ``target``.
+    ``sram_bytes`` the int8 files are rewritten until an inference fits that budget on ``target``, beside a reserve of
+    ``reserve_bytes`` and, if given, within ``flash_bytes``.
     """
 
     calibration_images: int = 100
@@ -72,6 +73,8 @@ class ExportConfig:
     precisions: tuple[Precision, ...] = ("float32", "int8")
     int16_layers: tuple[str, ...] = ()
     sram_bytes: int | None = None
+    flash_bytes: int | None = None
+    reserve_bytes: int = 0
     target: str = "tflm"
     tolerance: Tolerance = field(default_factory=Tolerance)
 
@@ -89,6 +92,15 @@ class ExportConfig:
             raise UsageError(f"16-bit layers ({', '.join(self.int16_layers)}) need an int8 file; add precision int8")
         if self.int16_layers and self.sram_bytes is not None:
             raise UsageError("a network with 16-bit layers cannot be fitted; drop int16_layers or sram_bytes")
+        if self.sram_bytes is None and (self.flash_bytes is not None or self.reserve_bytes):
+            raise UsageError("flash_bytes and reserve_bytes have no effect without sram_bytes; give the SRAM too")
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget of the int8 files, if there is one."""
+        if self.sram_bytes is None:
+            return None
+        return Budget(self.sram_bytes, self.flash_bytes, self.reserve_bytes)
 
 
 @dataclass(frozen=True)
@@ -249,12 +261,12 @@ def _variants(
 
 def _fitted(variants: Sequence[Variant], config: ExportConfig, progress: Progress) -> Fit | None:
     """The int8 network rewritten for the budget; ``None`` without a budget."""
-    if config.sram_bytes is None:
+    if config.budget is None:
         return None
     int8 = next((variant.graph for variant in variants if variant.precision == "int8"), None)
     if int8 is None:
         raise UsageError(f"only int8 is fitted, and precision {', '.join(config.precisions)} is exported; add int8")
-    return fit(with_input_type(int8, config.input_type), config.sram_bytes, config.target, progress=progress)
+    return fit(with_input_type(int8, config.input_type), config.budget, config.target, progress=progress)
 
 
 def _write(variant: Variant, contract: Contract, input_type: InputType, fitted: Fit | None) -> list[Artifact]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .graph import Graph
     from .images import LabelledImages, Preprocessing, open_images, sample, split_images
     from .inference import Ensemble, Evaluation, Facts, Prediction, Session, evaluate
-    from .memory import MeasuredArena, MemoryPlan, Verdict, measure_arena, plan
+    from .memory import Budget, MeasuredArena, MemoryPlan, Verdict, measure_arena, plan
     from .profiling import Profile, profile
     from .units import format_size, parse_size
 else:
@@ -31,13 +31,14 @@ else:
             "graph": ("Graph",),
             "images": ("LabelledImages", "Preprocessing", "open_images", "sample", "split_images"),
             "inference": ("Ensemble", "Evaluation", "Facts", "Prediction", "Session", "evaluate"),
-            "memory": ("MeasuredArena", "MemoryPlan", "Verdict", "measure_arena", "plan"),
+            "memory": ("Budget", "MeasuredArena", "MemoryPlan", "Verdict", "measure_arena", "plan"),
             "profiling": ("Profile", "profile"),
             "units": ("format_size", "parse_size"),
         },
     )
 
 __all__ = [
+    "Budget",
     "Contract",
     "Ensemble",
     "Evaluation",

@@ -8,10 +8,10 @@ _UNITS = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _ADDRESS_SPACE = 2**63 - 1
 
 
-def parse_size(text: str | int) -> int:
-    """Parse a size such as ``512KiB``, ``1MiB``, ``1.5MiB`` or ``300000`` into bytes.
+def parse_size(text: str | int, least: int = 1) -> int:
+    """Parse a size such as ``512KiB``, ``1MiB``, ``1.5MiB`` or ``300000`` into bytes, at ``least`` so many.
 
-    Raises ``UsageError`` for an unknown unit and for a size that is not a positive whole number of bytes.
+    Raises ``UsageError`` for an unknown unit and for a size that is not a whole number of bytes from ``least`` on.
     """
     text = str(text).strip()
     match = re.fullmatch(r"(\d{1,19}(?:\.\d{1,9})?) ?([A-Za-z]*)", text)
@@ -24,8 +24,9 @@ def parse_size(text: str | int) -> int:
     size = float(number) * _UNITS[unit] if "." in number else int(number) * _UNITS[unit]
     if size != int(size):
         raise UsageError(f"size {text!r} is not a whole number of bytes")
-    if not 0 < size <= _ADDRESS_SPACE:
-        raise UsageError(f"size {text!r} is not between 1 byte and 8 EiB; write for example 512KiB")
+    if not least <= size <= _ADDRESS_SPACE:
+        lowest = "1 byte" if least == 1 else f"{least} bytes"
+        raise UsageError(f"size {text!r} is not between {lowest} and 8 EiB; write for example 512KiB")
     return int(size)
 
 

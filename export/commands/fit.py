@@ -13,6 +13,7 @@ from ...runtime.errors import UnknownOperationError
 from ...runtime.units import format_size
 
 if TYPE_CHECKING:
+    from ...runtime.memory import Budget
     from ..fit import DoesNotFitError
 
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 def fit_command(
     context: click.Context,
     model: Path,
-    sram_bytes: int,
+    budget: "Budget",
     target: str,
     out: Path | None,
     source: str | None,
@@ -42,7 +43,8 @@ def fit_command(
     The rewritten network computes the same integers, bit for bit: in stripes and patches, with grouped channels and
     moved pools, as far as needed. NAME.fit.tflite (with offsets for tflite-micro), NAME.fit.onnx, report.html,
     fit.json, fit.csv and node data for Model Explorer are written after both files were compared with MODEL. If no fit
-    exists, the command exits with code 3 and reports the smallest arena found and smaller alternatives.
+    exists, the command exits with code 3 and reports the smallest arena found and smaller alternatives. Flash is judged
+    by the weights before and by the file afterwards; a rewrite makes neither smaller.
 
     \b
     Example:
@@ -56,7 +58,7 @@ def fit_command(
     images = open_images(source) if source is not None else None
     out = out or Path(f"{model}.fit")
     try:
-        fitted = fit_file(model, sram_bytes, out, target=target, images=images, progress=progress_unless(as_json))
+        fitted = fit_file(model, budget, out, target=target, images=images, progress=progress_unless(as_json))
     except DoesNotFitError as error:
         advise(error, as_json)
         raise
@@ -85,6 +87,10 @@ def show_fit(report: Mapping[str, Any], title: str) -> None:
         ("MACs", f"{before['macs'] / 1e6:,.1f} M", f"{after['macs'] / 1e6:,.1f} M ({report['extra_macs']:+.2%})"),
         ("operations", f"{before['ops']:,}", f"{after['ops']:,}"),
     ]
+    verdict = report["verdict"]
+    rows.append((f"flash ({verdict['flash_about']})", "", _size(verdict["flash_needed_bytes"])))
+    if verdict["reserve_bytes"]:
+        rows.append(("reserve", "", _size(verdict["reserve_bytes"])))
     table(f"{title} on {report['target']}", ("", "before", "after"), rows)
     stages = [
         (stage["from"], stage["to"], str(len(stage["bands"])), str(sum(band["tiles"] for band in stage["bands"])))
@@ -96,7 +102,7 @@ def show_fit(report: Mapping[str, Any], title: str) -> None:
     if compared:
         say(f"the same integers as before on {max(compared.values())} images in {', '.join(compared)}")
     _note_missing(report)
-    say(report["verdict"]["text"])
+    say(verdict["text"])
 
 
 def _note_missing(report: Mapping[str, Any]) -> None:
@@ -118,20 +124,34 @@ def _size(nbytes: int | None) -> str:
 
 def advise(error: "DoesNotFitError", as_json: bool) -> None:
     """Print alternatives to a network that does not fit, each with the memory that it needs."""
+    from ...runtime.memory import plan
     from ..fit import least_bytes, smaller_alternatives
 
     found: list[dict[str, Any]] = []
     progress = progress_unless(as_json)
     for change, graph in smaller_alternatives(error.graph):
-        found.append({"change": change, "about_bytes": least_bytes(graph, error.target, progress)})
+        flash = plan(graph, error.target).flash.nbytes
+        about = least_bytes(graph, error.target, progress)
+        found.append({"change": change, "about_bytes": about, "flash_needed_bytes": flash})
     if as_json:
-        names = ("target", "sram_bytes", "smallest_bytes", "binding")
-        print_json({"fits": False, **{name: getattr(error, name) for name in names}, "alternatives": found})
+        names = ("target", "smallest_bytes", "binding")
+        figures = vars(error.budget) | {name: getattr(error, name) for name in names}
+        print_json({"fits": False, **figures, "alternatives": found})
         return
-    rows = [(str(item["change"]), f"{item['about_bytes']:,} bytes", _fits(item, error.sram_bytes)) for item in found]
+    rows = [
+        (
+            str(item["change"]),
+            _size(item["about_bytes"]),
+            _size(item["flash_needed_bytes"]),
+            _fits(item, error.budget),
+        )
+        for item in found
+    ]
     if rows:
-        table("Smaller alternatives (by shape alone: they must be trained)", ("change", "about", ""), rows)
+        columns = ("change", "about", "flash", "")
+        table("Smaller alternatives (by shape alone: they must be trained)", columns, rows)
 
 
-def _fits(alternative: dict[str, Any], sram_bytes: int) -> str:
-    return "fits" if alternative["about_bytes"] <= sram_bytes else "does not fit"
+def _fits(alternative: dict[str, Any], budget: "Budget") -> str:
+    in_flash = budget.flash_bytes is None or alternative["flash_needed_bytes"] <= budget.flash_bytes
+    return "fits" if in_flash and alternative["about_bytes"] <= budget.available_bytes else "does not fit"

@@ -19,7 +19,7 @@ from ...runtime.graph.rewrite import integer_ends
 from ...runtime.images import LabelledImages, sample
 from ...runtime.inference import Session, installed_backends
 from ...runtime.inference.installed import BACKENDS
-from ...runtime.memory import TFLM, MeasuredArena, MemoryPlan, Target, find_target, measure_arena, run_in_arena
+from ...runtime.memory import TFLM, Budget, MeasuredArena, MemoryPlan, Target, find_target, measure_arena, run_in_arena
 from ...runtime.profiling import Profile, profile
 from ...runtime.progress import SILENT, Progress
 from ...runtime.report import model_explorer_node_data, summary_csv
@@ -49,7 +49,7 @@ class FitFiles:
 
 def fit_file(
     model: str | Path,
-    sram_bytes: int,
+    budget: Budget | int,
     out: str | Path,
     *,
     target: str = TFLM.name,
@@ -57,6 +57,8 @@ def fit_file(
     progress: Progress = SILENT,
 ) -> FitFiles:
     """Rewrite an int8 file to fit a budget and write it into ``out`` as ``NAME.fit.tflite`` and ``NAME.fit.onnx``.
+
+    A number is a budget of that many bytes of SRAM.
 
     Also written are ``fit.json``, its summary ``fit.csv``, node data for Model Explorer, and ``report.html`` if the
     extra ``report`` is installed. If the model has float32 input and output around an integer network, only the integer
@@ -70,7 +72,7 @@ def fit_file(
     graph = replace(integer_ends(whole), name=contract.name if contract else Path(model).stem)
     pixels = _crops(contract, images) if images is not None else None
     check_writable(out)
-    found = fit(graph, sram_bytes, target, offsets, progress)
+    found = fit(graph, budget, target, offsets, progress)
     after = file_contents(found.graph, contract, found.offsets)
     name = Path(model).stem
     files = {f"{name}.fit.{ending}": content for ending, content in after.items()}
@@ -103,11 +105,15 @@ def fit_report(
     compared = _compare(file_contents(before, contract), files, found, inputs, progress)
     target = find_target(found.after.target)
     measured = _measured(files, target)
-    judged = measured if measured and target.runtime and not target.runtime.measures_heap else found.after
-    verdict = judged.verdict(found.sram_bytes)
+    after = _planned(found, files)
+    verdict = after.verdict(found.budget)
+    if measured and target.runtime and not target.runtime.measures_heap:
+        verdict = measured.verdict(found.budget, after.flash)
     return {
         "target": target.name,
         "sram_bytes": found.sram_bytes,
+        "reserve_bytes": found.budget.reserve_bytes,
+        "flash_bytes": found.budget.flash_bytes,
         "verdict": verdict.to_json() | {"text": verdict.text(), "exit_code": verdict.exit_code},
         "before": _figures(found.before),
         "after": _figures(found.after),
@@ -196,7 +202,7 @@ def _runners(found: Fit) -> list[_Runner]:
     if TFLM.runtime is not None and find_spec(TFLM.runtime.module):
         roomy = 2 * (found.before.total_bytes or found.before.arena_bytes) + 2**20
         # The fitted file gets an arena of exactly the budget, unless that exceeds every need (and this machine).
-        exact = min(found.sram_bytes, roomy) if found.after.target == TFLM.name else roomy
+        exact = min(found.budget.available_bytes, roomy) if found.after.target == TFLM.name else roomy
         package = TFLM.runtime.package
         runners.append(_Runner(package, package, TFLM.runtime.format, _arena(roomy), _arena(exact)))
     return runners
@@ -254,6 +260,12 @@ def _measured(files: Mapping[str, bytes], target: Target) -> MeasuredArena | Non
         return measure_arena(path, target.name, exact=True)
 
 
+def _planned(found: Fit, files: Mapping[str, bytes]) -> MemoryPlan:
+    """The plan after the fit, with the size of the file that the target runs."""
+    runtime = find_target(found.after.target).runtime
+    return replace(found.after, file_bytes=len(files[runtime.format])) if runtime else found.after
+
+
 def _figures(planned: MemoryPlan) -> dict[str, Any]:
     return {
         "arena_bytes": planned.arena_bytes,
@@ -270,24 +282,25 @@ def report_files(
 
     Times of operations are measured with onnxruntime, if it is installed.
     """
-    verdict = found.after.verdict(found.sram_bytes)
+    after = _planned(found, files)
+    verdict = after.verdict(found.budget)
     times = _profile(files["onnx"], progress)
     contents: dict[str, bytes | str] = {
-        "fit.csv": summary_csv({"before": found.before, "after": found.after}, times, verdict, network=name)
+        "fit.csv": summary_csv({"before": found.before, "after": after}, times, verdict, network=name)
     }
-    for figure, text in model_explorer_node_data(found.after, times).items():
+    for figure, text in model_explorer_node_data(after, times).items():
         contents[f"{name}.{figure}.json"] = text
     if find_spec("bokeh"):
         from ...runtime.report import report_html
 
         contents["report.html"] = report_html(
-            found.after,
+            after,
             found.before,
             verdict,
             times,
             name=f"{name}.tflite",
             data=files["tflite"],
-            account=found.after.account(),
+            account=after.account(),
         )
     return contents
 

@@ -16,6 +16,7 @@ from ...runtime.formats.tflite_legalize import explicit_padding
 from ...runtime.graph import Graph, Op
 from ...runtime.memory import (
     TARGETS,
+    Budget,
     MemoryPlan,
     Target,
     allocate_within,
@@ -24,6 +25,7 @@ from ...runtime.memory import (
     peak_live_bytes,
     plan,
 )
+from ...runtime.memory.verdict import as_budget
 from ...runtime.progress import SILENT, Advance, Progress
 from ...runtime.units import format_size
 from .reorder import reorderings
@@ -47,18 +49,20 @@ _ROOMS = (1.003, 1.01, 1.03, 1.06, 1.1, 1.2, 1.5, 2.0)
 
 
 class DoesNotFitError(FireboxError):
-    """A network cannot be made to fit a budget of ``sram_bytes`` on ``target``.
+    """A network cannot be made to fit a budget on ``target``: neither its SRAM nor, if that is named, its flash.
 
-    The search reached ``smallest_bytes``, where the operation ``binding`` determines the peak.
+    The search reached ``smallest_bytes`` of SRAM, where the operation ``binding`` determines the peak. It does not
+    start if the flash is too small for the weights: no rewrite makes them smaller.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, *, graph: Graph, target: str, sram_bytes: int, smallest_bytes: int, binding: str):
+    def __init__(self, message: str, *, graph: Graph, target: str, budget: Budget, smallest_bytes: int, binding: str):
         super().__init__(message)
         self.graph = graph
         self.target = target
-        self.sram_bytes = sram_bytes
+        self.budget = budget
+        self.sram_bytes = budget.sram_bytes
         self.smallest_bytes = smallest_bytes
         self.binding = binding
 
@@ -68,10 +72,15 @@ class Fit:
     """A network rewritten to fit a budget: the same integers, with its plan before and after."""
 
     graph: Graph
-    sram_bytes: int
+    budget: Budget
     before: MemoryPlan
     after: MemoryPlan
     stages: tuple[Stage, ...] = field(repr=False)
+
+    @property
+    def sram_bytes(self) -> int:
+        """The SRAM of the budget, with its reserve."""
+        return self.budget.sram_bytes
 
     @property
     def offsets(self) -> dict[str, int] | None:
@@ -87,32 +96,37 @@ class Fit:
 
 def fit(
     graph: Graph,
-    sram_bytes: int,
+    budget: Budget | int,
     target: str = "tflm",
     offsets: Mapping[str, int] | None = None,
     progress: Progress = SILENT,
 ) -> Fit:
-    """Rewrite an int8 graph until all that ``target`` needs for an inference fits ``sram_bytes``.
+    """Rewrite an int8 graph until all that ``target`` needs for an inference fits a budget (a number: bytes of SRAM).
 
     The rewritten graph computes the same integers, with as few extra multiply-accumulates, then operations, as the
     search finds. ``offsets`` are the arena offsets in the graph's file (``read_placed``). Raises ``DoesNotFitError``
-    with the smallest budget reached, and ``UsageError`` for a graph that is not int8 or a target without memory plans.
+    with the smallest SRAM reached, or if the weights exceed the flash, and ``UsageError`` for a graph that is not int8
+    or a target without memory plans.
     """
+    budget = as_budget(budget)
     on = find_target(target)
     if not on.plans_all:
         names = ", ".join(other.name for other in TARGETS.values() if other.plans_all)
         raise UsageError(f"memory on {target!r} cannot be planned in advance; use one of {names}")
     _check(graph)
     before = plan(graph, target, offsets)
-    if needed(before) <= sram_bytes:
-        return Fit(graph, sram_bytes, before, before, ())
+    if budget.flash_bytes is not None and before.flash.nbytes > budget.flash_bytes:
+        raise _too_large(graph, budget, before)
+    room = budget.available_bytes
+    if needed(before) <= room:
+        return Fit(graph, budget, before, before, ())
     with progress.task("fitting") as advance:
         search = Search(graph, on, advance)
-        found = search.within(sram_bytes) or search.smallest(needed(before))
-    if found is None or needed(found.after) > sram_bytes:
+        found = search.within(room) or search.smallest(needed(before))
+    if found is None or needed(found.after) > room:
         plans = [before, found.after] if found else [before]
-        raise _too_small(graph, sram_bytes, target, min(plans, key=needed))
-    return Fit(found.after.graph, sram_bytes, before, found.after, found.stages)
+        raise _too_small(graph, budget, min(plans, key=needed))
+    return Fit(found.after.graph, budget, before, found.after, found.stages)
 
 
 def least_bytes(graph: Graph, target: str = "tflm", progress: Progress = SILENT) -> int:
@@ -146,15 +160,27 @@ def _check(graph: Graph) -> None:
         )
 
 
-def _too_small(graph: Graph, sram_bytes: int, target: str, smallest: MemoryPlan) -> DoesNotFitError:
+def _too_small(graph: Graph, budget: Budget, smallest: MemoryPlan) -> DoesNotFitError:
+    peak = smallest.peak_op
+    name = f"{peak.kind} {peak.name!r}" if peak else "its input"
+    reason = f"the smallest rewrite found needs {needed(smallest):,} bytes, and {name} is its peak"
+    return _does_not_fit(graph, budget, smallest, budget.text(), reason)
+
+
+def _too_large(graph: Graph, budget: Budget, planned: MemoryPlan) -> DoesNotFitError:
+    """The error for a network with more weights than flash."""
+    flash = f"{format_size(budget.flash_bytes or 0)} of flash"
+    reason = f"its {planned.flash.about} take {planned.flash.nbytes:,} bytes; export a smaller network"
+    return _does_not_fit(graph, budget, planned, flash, reason)
+
+
+def _does_not_fit(graph: Graph, budget: Budget, smallest: MemoryPlan, memory: str, reason: str) -> DoesNotFitError:
     binding = smallest.peak_op
-    name = f"{binding.kind} {binding.name!r}" if binding else "its input"
     return DoesNotFitError(
-        f"{graph.name} does not fit {format_size(sram_bytes)} on {target}: the smallest rewrite found needs "
-        f"{needed(smallest):,} bytes, and {name} is its peak",
+        f"{graph.name} does not fit {memory} on {smallest.target}: {reason}",
         graph=graph,
-        target=target,
-        sram_bytes=sram_bytes,
+        target=smallest.target,
+        budget=budget,
         smallest_bytes=needed(smallest),
         binding=binding.name if binding else graph.inputs[0],
     )

@@ -21,6 +21,7 @@ from ...runtime.units import format_size
 from .options import complete_model, needs_torch, weights_option
 
 if TYPE_CHECKING:
+    from ...runtime.memory import Budget
     from ..network import Network
 
 _CONFIG_OPTIONS = (
@@ -103,7 +104,7 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         seed: int,
         min_agreement: float | None,
         min_sqnr: float | None,
-        sram_bytes: int | None,
+        budget: "Budget | None",
         target: Any,
         **options: Any,
     ) -> Any:
@@ -117,7 +118,7 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
             weight_range=weight_range,
             precisions=tuple(dict.fromkeys(precisions)),
             int16_layers=int16_layers,
-            sram_bytes=sram_bytes,
+            **(vars(budget) if budget else {}),
             target=target,
             tolerance=Tolerance(**{name: value for name, value in tolerances.items() if value is not None}),
         )

@@ -168,4 +168,6 @@ def _close_stdout() -> None:
 def _style(cell: str) -> str:
     if cell.startswith("fits"):
         return "green"
+    if cell.startswith("undecided"):
+        return "yellow"
     return "bold red" if cell.startswith("does not fit") else ""

@@ -1,19 +1,35 @@
 """The command ``devices``."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import UsageError
 from ..units import format_size
 from .console import print_json, say, table
-from .options import devices_option, json_option
+from .options import devices_option, json_option, judging_targets_option
+
+if TYPE_CHECKING:
+    from ..memory import Device, Judgement
 
 
 @click.command("devices")
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@judging_targets_option
 @devices_option
 @json_option
-def devices_command(devices: Path | None, as_json: bool) -> None:
-    """List the devices whose SRAM can be a budget, each with the source of its figures.
+@click.pass_context
+def devices_command(
+    context: click.Context, model: Path | None, targets: tuple[str, ...], devices: Path | None, as_json: bool
+) -> None:
+    """List the devices that can be a budget, or judge MODEL (.onnx or .tflite) on each of them.
+
+    A verdict compares all that the target needs in SRAM, and the device's reserve, with the SRAM; where the device
+    names flash, it also compares the file (or the weights, if the target does not run MODEL itself) with the flash. The
+    code of a runtime is unknown and not judged. Exit code 0 if MODEL fits at least one device, 3 if it fits none, 4 if
+    it fits none and a verdict is undecided.
 
     Your own devices go into a file of the same form as firebox's devices.toml; name it with --devices or
     $FIREBOX_DEVICES. It may replace firebox's devices; --devices takes precedence.
@@ -21,11 +37,28 @@ def devices_command(devices: Path | None, as_json: bool) -> None:
     \b
     Example:
       firebox devices
-      firebox devices --devices mine.toml --json
+      firebox devices model.int8.tflite
+      firebox devices model.int8.tflite --target tflm --target static --devices mine.toml --json
     """
-    from ..memory import known_devices
+    from ..memory import judge, known_devices, overall_exit_code
 
+    if targets and model is None:
+        raise UsageError(f"--target {targets[0]} has no effect without MODEL; pass the file to judge")
     found = known_devices(devices)
+    if model is None:
+        _list(found, as_json)
+        return
+    judgements = judge(model, found.values(), tuple(dict.fromkeys(targets)) or None)
+    code = overall_exit_code(judgements)
+    if as_json:
+        values = [judgement.to_json() for judgement in judgements]
+        print_json({"model": str(model), "exit_code": code, "judgements": values})
+    else:
+        _show(model, judgements)
+    context.exit(code)
+
+
+def _list(found: "Mapping[str, Device]", as_json: bool) -> None:
     if as_json:
         print_json({name: vars(device) for name, device in found.items()})
         return
@@ -35,10 +68,56 @@ def devices_command(devices: Path | None, as_json: bool) -> None:
             device.name,
             device.kind,
             format_size(device.sram_bytes),
+            format_size(device.reserve_bytes) if device.reserve_bytes else "-",
             device.memory,
-            "-" if device.flash_bytes is None else format_size(device.flash_bytes),
+            _size(device.flash_bytes),
         )
         for device in found.values()
     ]
-    table("Devices", ("device", "name", "kind", "budget", "memory", "flash"), rows)
+    table("Devices", ("device", "name", "kind", "budget", "reserve", "memory", "flash"), rows)
     say("--json includes the source of each figure. Use: firebox plan MODEL --device stm32h743")
+
+
+def _show(model: Path, judgements: "Sequence[Judgement]") -> None:
+    rows = [(judgement.device.id, judgement.target, *_figures(judgement)) for judgement in judgements]
+    columns = ("device", "target", "needed in SRAM", "reserve", "SRAM", "needed in flash", "flash", "verdict")
+    table(f"{model} on each device", columns, rows)
+    for judgement in {judgement.target: judgement for judgement in judgements}.values():
+        _explain(judgement)
+
+
+def _figures(judgement: "Judgement") -> tuple[str, ...]:
+    device, verdict = judgement.device, judgement.verdict
+    flash = verdict.flash.nbytes if verdict and verdict.flash else None
+    return (
+        _size(verdict.needed_bytes if verdict else None),
+        format_size(device.reserve_bytes) if device.reserve_bytes else "-",
+        format_size(device.sram_bytes),
+        _size(flash),
+        _size(device.flash_bytes),
+        _word(judgement),
+    )
+
+
+def _word(judgement: "Judgement") -> str:
+    """The verdict in a few words, with the memory that is too small."""
+    if judgement.fits is None:
+        return "undecided"
+    if judgement.fits or judgement.verdict is None:
+        return "fits"
+    parts = {"SRAM": judgement.verdict.sram_fits, "flash": judgement.verdict.flash_fits}
+    return f"does not fit {' and '.join(name for name, fits in parts.items() if fits is False)}"
+
+
+def _explain(judgement: "Judgement") -> None:
+    """Say what was judged for a target; it is the same on every device."""
+    verdict, target = judgement.verdict, judgement.target
+    if verdict is None:
+        say(f"{target}: undecided: {judgement.reason}")
+        return
+    sram = "all that it needs" if verdict.about == "total" else "the arena alone; the other demand is unknown"
+    say(f"{target}: SRAM: {sram}; flash: {verdict.flash.text() if verdict.flash else 'unknown'}")
+
+
+def _size(nbytes: int | None) -> str:
+    return "-" if nbytes is None else format_size(nbytes)

@@ -6,12 +6,12 @@ import click
 
 from ..units import format_size
 from .console import print_json, say, table
-from .options import json_option, model_argument, required_budget_options
+from .options import json_option, model_argument, required_sram_options
 
 
 @click.command("energy")
 @model_argument
-@required_budget_options
+@required_sram_options
 @click.option("--tiled", type=click.Path(path_type=Path), help="The same network fitted by firebox fit, to compare.")
 @json_option
 def energy_command(model: Path, sram_bytes: int, tiled: Path | None, as_json: bool) -> None:

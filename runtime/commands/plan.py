@@ -11,7 +11,7 @@ from .console import print_json, say, table
 from .options import budget_options, json_option, model_argument, target_option
 
 if TYPE_CHECKING:
-    from ..memory import MemoryLine, MemoryPlan, Verdict
+    from ..memory import Budget, MemoryLine, MemoryPlan, Verdict
 
 
 @click.command("plan")
@@ -22,16 +22,21 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def plan_command(
-    context: click.Context, model: Path, sram_bytes: int | None, target: str | None, measure: bool, as_json: bool
+    context: click.Context, model: Path, budget: "Budget | None", target: str | None, measure: bool, as_json: bool
 ) -> None:
     """Plan the memory of MODEL (.onnx or .tflite): the arena, its peak and the tensors alive at the peak.
 
     Targets are tflite-micro (all that it needs, to the byte), LiteRT with its reference kernels or with XNNPACK,
-    onnxruntime, and an ideal static compiler. Exit code 3 if the memory does not fit the budget.
+    onnxruntime, and an ideal static compiler.
+
+    Exit code 3 if SRAM or flash does not fit the budget. Flash is judged by the file, or by the weights if the target
+    does not run MODEL itself: the runtime's code is unknown. Where a part of the demand for SRAM is unknown, --sram
+    alone is judged by the arena; with flash or a reserve the verdict is undecided and the exit code 4.
 
     \b
     Example:
       firebox plan model.int8.tflite --sram 256KiB
+      firebox plan model.int8.tflite --sram 256KiB --reserve 16KiB --flash 1MiB
       firebox plan model.int8.tflite --device stm32h743
       firebox plan model.int8.tflite --target litert-reference --measure
       firebox plan model.int8.onnx --json
@@ -40,7 +45,9 @@ def plan_command(
 
     planned = plan(model, target)
     measured = measure_arena(model, planned.target, exact=True) if measure else None
-    verdict = (measured or planned).verdict(sram_bytes) if sram_bytes is not None else None
+    verdict = planned.verdict(budget) if budget is not None else None
+    if measured is not None and budget is not None:
+        verdict = measured.verdict(budget, planned.flash)
     if as_json:
         found = {
             "measured": measured.to_json() if measured else None,
@@ -75,8 +82,10 @@ def _show_operations(model: Path, planned: "MemoryPlan") -> None:
 
 def show_memory(title: str, account: "Iterable[MemoryLine]", verdict: "Verdict | None") -> None:
     """Print an account of memory as a table that ends with the verdict."""
-    rows = [(line.name, "-" if line.nbytes is None else format_size(line.nbytes), line.source) for line in account]
+    lines = (*account, *(verdict.budget.account() if verdict else ()))
+    rows = [(line.name, "-" if line.nbytes is None else format_size(line.nbytes), line.source) for line in lines]
     if verdict is not None:
-        name = "verdict" if verdict.about == "total" else "verdict on the arena alone"
-        rows.append((name, verdict.text(), verdict.arena_source))
+        rows.append(("verdict", verdict.sram_text(), verdict.arena_source))
+        if verdict.flash and verdict.budget.flash_bytes is not None:
+            rows.append(("verdict on flash", verdict.flash_text(), verdict.flash.source))
     table(title, ("", "size", "source"), rows)

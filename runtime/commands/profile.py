@@ -10,6 +10,7 @@ from .options import backend_option, budget_options, json_option, model_argument
 from .plan import show_memory
 
 if TYPE_CHECKING:
+    from ..memory import Budget
     from ..profiling import Profile
 
 _SLOWEST = 10
@@ -26,7 +27,7 @@ _SLOWEST = 10
 def profile_command(
     context: click.Context,
     model: Path,
-    sram_bytes: int | None,
+    budget: "Budget | None",
     backend: str,
     threads: int,
     seconds: float,
@@ -35,7 +36,7 @@ def profile_command(
     """Measure latency and memory of MODEL on this machine, in total and per operation.
 
     Exit code 3 if the memory planned for tflite-micro (or for a static compiler, if tflite-micro has no kernels for
-    MODEL) does not fit the budget.
+    MODEL) does not fit the budget, 4 if that is undecided, as in firebox plan.
 
     \b
     Example:
@@ -46,7 +47,7 @@ def profile_command(
 
     found = profile(
         model,
-        sram=sram_bytes,
+        sram=budget,
         backend=backend,
         threads=threads,
         max_seconds=seconds,

@@ -12,7 +12,7 @@ from .console import print_json, progress_unless, say
 from .options import backend_option, budget_options, json_option, model_argument, seconds_option, threads_option
 
 if TYPE_CHECKING:
-    from ..memory import MemoryPlan, Verdict
+    from ..memory import Budget, MemoryPlan, Verdict
     from ..profiling import Profile
 
 
@@ -44,7 +44,7 @@ def report_command(
     context: click.Context,
     model: Path,
     before: Path | None,
-    sram_bytes: int | None,
+    budget: "Budget | None",
     measure_time: bool,
     backend: str,
     threads: int,
@@ -56,7 +56,7 @@ def report_command(
 ) -> None:
     """Write a self-contained HTML page that shows the memory of MODEL (.onnx or .tflite) during an inference.
 
-    Exit code 3 if the planned memory does not fit the budget.
+    Exit code 3 if the planned memory does not fit the budget, 4 if that is undecided, as in firebox plan.
 
     \b
     Example:
@@ -73,13 +73,13 @@ def report_command(
     if measure_time:
         measured = profile(
             model,
-            sram=sram_bytes,
+            sram=budget,
             backend=backend,
             threads=threads,
             max_seconds=seconds,
             progress=progress_unless(as_json),
         )
-    verdict = after.verdict(sram_bytes) if sram_bytes is not None else None
+    verdict = after.verdict(budget) if budget is not None else None
     written = _write(_contents(model, after, earlier, verdict, measured, out, table, node_data))
     if as_json:
         print_json({"files": list(map(str, written)), "verdict": verdict.to_json() if verdict else None})

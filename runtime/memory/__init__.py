@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING
 from ..lazy import attach
 
 if TYPE_CHECKING:
+    from .account import MemoryLine
     from .allocation import Block, Buffer, Layout, LiveRange, align, allocate, live_ranges, peak_live_bytes
     from .devices import Device, budget, known_devices
     from .energy import Scenario, scenarios
     from .hill_climb import allocate_within
+    from .judge import Judgement, judge, judging_targets, overall_exit_code
     from .measure import MeasuredArena, measure_arena, run_in_arena
-    from .plan import MemoryLine, MemoryPlan, Verdict, plan
+    from .plan import MemoryPlan, plan
     from .targets import TARGETS, TFLM, Runtime, Target, find_target, register
+    from .verdict import Budget, FlashDemand, Verdict
 else:
     __getattr__, __dir__ = attach(
         __name__,
         {
+            "account": ("MemoryLine",),
             "allocation": (
                 "Block",
                 "Buffer",
@@ -29,9 +33,11 @@ else:
             "devices": ("Device", "budget", "known_devices"),
             "energy": ("Scenario", "scenarios"),
             "hill_climb": ("allocate_within",),
+            "judge": ("Judgement", "judge", "judging_targets", "overall_exit_code"),
             "measure": ("MeasuredArena", "measure_arena", "run_in_arena"),
-            "plan": ("MemoryLine", "MemoryPlan", "Verdict", "plan"),
+            "plan": ("MemoryPlan", "plan"),
             "targets": ("TARGETS", "TFLM", "Runtime", "Target", "find_target", "register"),
+            "verdict": ("Budget", "FlashDemand", "Verdict"),
         },
     )
 
@@ -39,8 +45,11 @@ __all__ = [
     "TARGETS",
     "TFLM",
     "Block",
+    "Budget",
     "Buffer",
     "Device",
+    "FlashDemand",
+    "Judgement",
     "Layout",
     "LiveRange",
     "MeasuredArena",
@@ -55,9 +64,12 @@ __all__ = [
     "allocate_within",
     "budget",
     "find_target",
+    "judge",
+    "judging_targets",
     "known_devices",
     "live_ranges",
     "measure_arena",
+    "overall_exit_code",
     "peak_live_bytes",
     "plan",
     "register",

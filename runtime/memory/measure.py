@@ -14,8 +14,9 @@ import numpy as np
 from ..errors import FormatError, MissingExtraError, UnsupportedError, UsageError
 from ..files import read_file
 from ..formats.read import format_of
-from .plan import MemoryLine, Verdict
+from .account import MemoryLine
 from .targets import TARGETS, TFLM, Runtime, find_target
+from .verdict import Budget, FlashDemand, Verdict, as_budget
 
 _TIMEOUT = 600
 
@@ -44,9 +45,9 @@ class MeasuredArena:
         arena = MemoryLine("arena", self.arena_bytes, "measured")
         return arena, *tail, MemoryLine(total, self.total_bytes, "measured")
 
-    def verdict(self, sram_bytes: int) -> Verdict:
-        """The verdict on a budget, by the total."""
-        return Verdict(sram_bytes, self.arena_bytes, "measured", self.total_bytes)
+    def verdict(self, budget: Budget | int, flash: FlashDemand | None = None) -> Verdict:
+        """The verdict on a budget, by the total; a number is bytes of SRAM. ``flash`` is the demand of the file."""
+        return Verdict(as_budget(budget), self.arena_bytes, "measured", self.total_bytes, flash)
 
     def to_json(self) -> dict[str, Any]:
         """Figures by name; names carry the unit."""

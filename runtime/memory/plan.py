@@ -1,35 +1,31 @@
 """The memory plan of one inference: the arena with its activations, its peak and the tensors alive there."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import UnsupportedError
-from ..formats.read import has_external_buffers, read_placed
+from ..files import read_file
+from ..formats.read import format_of, has_external_buffers, read_placed
 from ..graph import Graph, Op
-from ..units import format_size
+from .account import MemoryLine, memory_json
 from .allocation import Buffer, Layout
 from .targets import STATIC, TFLM, Target, find_target, lay_out
-
-Source = Literal["planned", "measured", "unknown"]
-
-
-@dataclass(frozen=True)
-class MemoryLine:
-    """One line of an account of memory: bytes, and whether they were planned, measured or are unknown."""
-
-    name: str
-    nbytes: int | None
-    source: Source
+from .verdict import Budget, FlashDemand, Verdict, as_budget
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The memory of one inference on a target. All figures are planned, not measured."""
+    """The memory of one inference on a target. All figures are planned, not measured.
+
+    ``file_bytes`` is the size of the file if the target runs it as it is.
+    """
 
     layout: Layout
     target: str
+    # A network is planned alike from a file and from a graph.
+    file_bytes: int | None = field(default=None, compare=False)
 
     @property
     def graph(self) -> Graph:
@@ -66,6 +62,16 @@ class MemoryPlan:
         """Size of the constants: in flash, not in the arena."""
         return self.graph.weight_bytes
 
+    @property
+    def flash(self) -> FlashDemand:
+        """The demand for flash: the target's own figure, or else the file, or the weights if there is no file."""
+        target = find_target(self.target)
+        if target.flash_bytes is not None:
+            return FlashDemand(target.flash_bytes(self.graph), "weights and code")
+        if self.file_bytes is not None:
+            return FlashDemand(self.file_bytes, "file")
+        return FlashDemand(self.weight_bytes, "weights")
+
     def alive_bytes(self, step: int) -> int:
         """Bytes of the tensors alive during an operation."""
         return sum(b.end - b.offset for buffer in self.buffers for b in buffer.blocks if b.first <= step <= b.last)
@@ -88,7 +94,13 @@ class MemoryPlan:
             _line("kernel scratch", None if scratch is None else self._scratch_bytes),
             _line("runtime overhead", None if total is None else total - self.arena_bytes),
             _line("total in SRAM", total),
+            *self._flash_lines(),
         )
+
+    def _flash_lines(self) -> tuple[MemoryLine, ...]:
+        flash = self.flash
+        known = MemoryLine(f"flash ({flash.about})", flash.nbytes, flash.source)
+        return (known,) if flash.has_code else (known, _line("flash (code)", None))
 
     @property
     def _scratch_bytes(self) -> int:
@@ -96,9 +108,9 @@ class MemoryPlan:
         scratch = self.layout.scratch or ()
         return max((sum(b.end - b.offset for b in scratch if b.first == step) for step in steps), default=0)
 
-    def verdict(self, sram_bytes: int) -> "Verdict":
-        """The verdict on a budget, by the total or, if that is unknown, by the arena."""
-        return Verdict(sram_bytes, self.arena_bytes, total_bytes=self.total_bytes)
+    def verdict(self, budget: Budget | int) -> Verdict:
+        """The verdict on a budget, by the total or, if that is unknown, by the arena; a number is bytes of SRAM."""
+        return Verdict(as_budget(budget), self.arena_bytes, total_bytes=self.total_bytes, flash=self.flash)
 
     @property
     def peak_step(self) -> int:
@@ -129,6 +141,8 @@ class MemoryPlan:
             "target": self.target,
             "arena_bytes": self.arena_bytes,
             "total_bytes": self.total_bytes,
+            "flash_needed_bytes": self.flash.nbytes,
+            "flash_about": self.flash.about,
             "memory": memory_json(self.account()),
             "macs": self.graph.macs,
             "peak": {
@@ -141,58 +155,8 @@ class MemoryPlan:
         }
 
 
-def memory_json(lines: Sequence[MemoryLine]) -> dict[str, Any]:
-    """An account as JSON values."""
-    return {line.name: {"bytes": line.nbytes, "source": line.source} for line in lines}
-
-
 def _line(name: str, nbytes: int | None) -> MemoryLine:
     return MemoryLine(name, nbytes, "planned" if nbytes is not None else "unknown")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A verdict on an SRAM budget, by planned or measured figures (``arena_source``).
-
-    It judges ``total_bytes``, the whole demand. If that is unknown it judges the arena alone: the scratch memory of
-    kernels and the overhead of the runtime are not included.
-    """
-
-    sram_bytes: int
-    arena_bytes: int
-    arena_source: Source = "planned"
-    total_bytes: int | None = None
-
-    @property
-    def about(self) -> Literal["total", "arena"]:
-        """The figure that is judged."""
-        return "arena" if self.total_bytes is None else "total"
-
-    @property
-    def margin_bytes(self) -> int:
-        """Bytes to spare; negative if the budget is too small."""
-        return self.sram_bytes - (self.arena_bytes if self.total_bytes is None else self.total_bytes)
-
-    @property
-    def fits(self) -> bool:
-        """True if the figure is at most the budget."""
-        return self.margin_bytes >= 0
-
-    @property
-    def exit_code(self) -> int:
-        """0 if it fits, else 3."""
-        return 0 if self.fits else 3
-
-    def text(self) -> str:
-        """The verdict in words: ``fits 256.0 KiB, 12.3 KiB to spare``."""
-        margin = format_size(abs(self.margin_bytes))
-        if self.fits:
-            return f"fits {format_size(self.sram_bytes)}, {margin} to spare"
-        return f"does not fit {format_size(self.sram_bytes)}, {margin} too much"
-
-    def to_json(self) -> dict[str, Any]:
-        """Figures by name; names carry the unit."""
-        return {**vars(self), "about": self.about, "fits": self.fits, "margin_bytes": self.margin_bytes}
 
 
 def plan(
@@ -213,7 +177,15 @@ def plan(
             f"{chosen.name} does not find constants behind the flatbuffer, where the file has them; rewrite the file "
             "with firebox fit, or plan it for another target"
         )
-    return MemoryPlan(lay_out(graph, chosen, found if offsets is None else offsets), chosen.name)
+    layout = lay_out(graph, chosen, found if offsets is None else offsets)
+    return MemoryPlan(layout, chosen.name, _file_bytes(model, chosen))
+
+
+def _file_bytes(model: str | Path | bytes | Graph, target: Target) -> int | None:
+    """The size of a file that the target runs as it is, else ``None``."""
+    if isinstance(model, Graph) or target.runtime is None or format_of(model) != target.runtime.format:
+        return None
+    return len(model if isinstance(model, bytes) else read_file(model))
 
 
 def _default_target(model: str | Path | bytes | Graph, graph: Graph) -> Target:

@@ -50,6 +50,8 @@ class Target:
     * ``reads_external_buffers``: it finds constants that lie behind the flatbuffer.
     * ``tail_bytes`` are the bytes that operations themselves occupy, next to the activations; ``part_tail_bytes`` is
       the same for a part of a network, an upper bound that can be summed.
+    * ``flash_bytes`` are the weights and the code that a compiler makes of a graph, as ``lay_out`` returns it. ``None``
+      for a runtime: it keeps the file in flash, and the size of its own code is unknown.
     * ``runtime`` is what measures it.
     """
 
@@ -62,6 +64,7 @@ class Target:
     reads_external_buffers: bool = True
     tail_bytes: Callable[[Graph], int] = _zero
     part_tail_bytes: Callable[[Graph], int] = _zero
+    flash_bytes: Callable[[Graph], int] | None = None
     runtime: Runtime | None = None
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from ..errors import UsageError
 from ..files import read_file
 from ..inference import Facts, Session
-from ..memory import MemoryLine, MemoryPlan, Verdict, plan
-from ..memory.plan import memory_json
+from ..memory import Budget, MemoryLine, MemoryPlan, Verdict, plan
+from ..memory.account import memory_json
 from ..progress import SILENT, Advance, Progress
 
 _WARM_UP = 3
@@ -55,7 +55,7 @@ class Profile:
 def profile(
     model: str | Path,
     *,
-    sram: int | None = None,
+    sram: Budget | int | None = None,
     backend: str = "auto",
     threads: int = 1,
     max_seconds: float = 10.0,
@@ -64,8 +64,8 @@ def profile(
     """Load a file, run it until its median latency settles (at most ``max_seconds``), and account for its memory.
 
     Memory is planned for tflite-micro, or for a static compiler if tflite-micro has no kernels for the file; the
-    verdict is on a budget of ``sram`` bytes. ``progress`` advances once per inference. Raises as ``Session`` and
-    ``plan`` do, and ``UsageError`` for a time limit that is not positive.
+    verdict is on ``sram``, a number of bytes or a ``Budget``. ``progress`` advances once per inference. Raises as
+    ``Session`` and ``plan`` do, and ``UsageError`` for a time limit that is not positive.
     """
     if not 0 < max_seconds < float("inf"):
         raise UsageError(f"time limit {max_seconds} is not a positive number of seconds")

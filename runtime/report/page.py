@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from ..files import sha256
-from ..memory import MemoryLine, MemoryPlan, Verdict
+from ..memory import Budget, MemoryLine, MemoryPlan, Verdict
 from ..profiling import Profile
 from ..units import format_size
 from . import charts
@@ -25,7 +25,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 })
 """
 
-_MARKS = {True: ("fits", "✓"), False: ("late", "✗")}
+_MARKS = {True: ("fits", "✓"), False: ("late", "✗"), None: ("none", "?")}
 
 
 def report_html(
@@ -46,8 +46,9 @@ def report_html(
     """
     charts.load_bokeh()
     account = account or (profile.memory if profile else after.account())
-    budget = verdict.sram_bytes if verdict else None
-    script, divisions = _embed(_figures(after, before, profile, budget))
+    budget = verdict.budget if verdict else None
+    line = budget.available_bytes if budget else None
+    script, divisions = _embed(_figures(after, before, profile, line))
     scripts = [*_library(), script, _FOLLOW_THEME]
     title = printable(name or after.graph.name)
     parts = {
@@ -55,13 +56,13 @@ def report_html(
         "title": escape(f"{title}: memory report"),
         "name": escape(title),
         "verdict": _verdict(after, before, verdict),
-        "figures": _key_figures(after, before, profile),
+        "figures": _key_figures(after, before, profile, budget),
         "legend": _legend(after, before, budget),
         "memory": _memory(after, before, divisions),
         "costs": _costs(after, profile, divisions),
         "count": str(len(after.graph.ops)),
         "operations": _operations(after, profile),
-        "account": _account(account),
+        "account": _account((*account, *(budget.account() if budget else ()))),
         "facts": _facts(after, profile, data),
         "scripts": "\n".join(f"<script>{text}</script>" for text in scripts),
     }
@@ -132,13 +133,15 @@ def _needs(plan: MemoryPlan) -> str:
     return f"{format_size(plan.total_bytes)} in total, of which {arena}."
 
 
-def _key_figures(after: MemoryPlan, before: MemoryPlan | None, profile: Profile | None) -> str:
+def _key_figures(after: MemoryPlan, before: MemoryPlan | None, profile: Profile | None, budget: Budget | None) -> str:
     rows = [
         ("Arena", *_figure(lambda plan: plan.arena_bytes, format_size, after, before)),
         ("Multiply-accumulates", *_figure(lambda plan: plan.graph.macs, _millions, after, before)),
         ("Operations", f"{len(after.graph.ops):,}", f"before {len(before.graph.ops):,}" if before else ""),
         ("Weights", format_size(after.weight_bytes), "in flash, not in the arena"),
     ]
+    if budget is not None and budget.flash_bytes is not None:
+        rows.append(("Flash", format_size(after.flash.nbytes), f"of {format_size(budget.flash_bytes)}"))
     if profile is not None:
         rows.append(
             ("Latency", f"{profile.p50_ms:,.2f} ms", f"median on {profile.backend}, threads: {profile.threads}")
@@ -164,7 +167,7 @@ def _millions(macs: int) -> str:
     return f"{macs / 1e6:,.1f} M"
 
 
-def _legend(after: MemoryPlan, before: MemoryPlan | None, budget: int | None) -> str:
+def _legend(after: MemoryPlan, before: MemoryPlan | None, budget: Budget | None) -> str:
     plans = [plan for plan in (after, before) if plan]
     there = {charts.tensor_kind(plan.graph, buffer.tensor) for plan in plans for buffer in plan.buffers}
     there |= {"kernel scratch" for plan in plans if plan.layout.scratch}
@@ -177,7 +180,7 @@ def _legend(after: MemoryPlan, before: MemoryPlan | None, budget: int | None) ->
         items.append(("runtime overhead", band.format(charts.OVERHEAD_COLOUR)))
     if budget is not None:
         line = f'<path d="M0 8h22" stroke="{charts.BUDGET_COLOUR}" stroke-width="4" stroke-dasharray="6 3"/>'
-        items.append((f"budget {format_size(budget)}", line))
+        items.append((f"budget {budget.text()}", line))
     items.append(("peak", '<path d="M11 0v16" stroke="currentColor" stroke-width="3" stroke-dasharray="3 2"/>'))
     return "\n".join(
         f'<li><svg viewBox="0 0 22 16" aria-hidden="true">{drawing}</svg>{escape(label)}</li>'

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..graph import Graph
-from ..memory import MemoryPlan, Verdict
+from ..memory import Budget, MemoryPlan, Verdict
 from ..profiling import Profile
 
 _KIB = 1024
@@ -16,7 +16,7 @@ _KIB = 1024
 _GRADIENT = ({"stop": 0, "bgColor": "#ffffff"}, {"stop": 0.5, "bgColor": "#f6b26b"}, {"stop": 1, "bgColor": "#a61c00"})
 
 # Columns with the same meaning as in ``write_summary_metrics_csv`` of Vela's stats_writer.py, with its names and units:
-# arena_cache_size (the budget) and sram_memory_used (the arena) in KiB, inference_time in seconds.
+# arena_cache_size (the budget without its reserve) and sram_memory_used (the arena) in KiB, inference_time in seconds.
 _VELA_COLUMNS = (
     "experiment",
     "network",
@@ -34,10 +34,14 @@ _OWN_COLUMNS = (
     "total_bytes",
     "input_bytes",
     "weight_bytes",
+    "flash_needed_bytes",
     "peak_op",
     "sram_bytes",
+    "reserve_bytes",
+    "flash_bytes",
     "fits",
     "margin_bytes",
+    "flash_margin_bytes",
     "backend",
     "threads",
     "p90_ms",
@@ -65,7 +69,7 @@ def summary_csv(
     for name, plan in plans.items():
         row = {"experiment": name, "network": network or plan.graph.name, **_planned(plan)}
         if verdict is not None:
-            row |= {"arena_cache_size": verdict.sram_bytes / _KIB, "sram_bytes": verdict.sram_bytes}
+            row |= _budget(verdict.budget)
         if [name] == last:
             row |= _judged(verdict) | _measured(profile, plan.graph.macs)
         writer.writerow(row)
@@ -84,14 +88,28 @@ def _planned(plan: MemoryPlan) -> dict[str, Any]:
         "total_bytes": plan.total_bytes,
         "input_bytes": plan.input_bytes,
         "weight_bytes": plan.weight_bytes,
+        "flash_needed_bytes": plan.flash.nbytes,
         "peak_op": peak.name.encode(errors="replace").decode() if peak else "",
+    }
+
+
+def _budget(budget: Budget) -> dict[str, Any]:
+    return {
+        "arena_cache_size": budget.available_bytes / _KIB,
+        "sram_bytes": budget.sram_bytes,
+        "reserve_bytes": budget.reserve_bytes,
+        "flash_bytes": budget.flash_bytes,
     }
 
 
 def _judged(verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
         return {}
-    return {"fits": str(verdict.fits).lower(), "margin_bytes": verdict.margin_bytes}
+    return {
+        "fits": "" if verdict.fits is None else str(verdict.fits).lower(),
+        "margin_bytes": verdict.margin_bytes,
+        "flash_margin_bytes": verdict.flash_margin_bytes,
+    }
 
 
 def _measured(profile: Profile | None, macs: int) -> dict[str, Any]:

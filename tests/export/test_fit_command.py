@@ -106,8 +106,14 @@ def test_export_fits_the_int8_files(noise, tmp_path):
     network = load_network("squeezenet_micro", random_init=True, num_classes=3, input_size=(24, 24))
     anything = Tolerance(float_error=1e-3, sqnr_db=-100, agreement=0, formats_agreement=0)
 
-    def exported_within(sram_bytes: int, out: Path) -> Export:
-        config = ExportConfig(calibration_images=4, sram_bytes=sram_bytes, tolerance=anything)
+    def exported_within(sram_bytes: int, out: Path, flash_bytes: int | None = None, reserve_bytes: int = 0) -> Export:
+        config = ExportConfig(
+            calibration_images=4,
+            sram_bytes=sram_bytes,
+            flash_bytes=flash_bytes,
+            reserve_bytes=reserve_bytes,
+            tolerance=anything,
+        )
         return export(
             network.module,
             out,
@@ -119,7 +125,10 @@ def test_export_fits_the_int8_files(noise, tmp_path):
 
     total = exported_within(2**20, tmp_path / "roomy").report["files"]["model.int8.tflite"]["total_bytes"]
     out = tmp_path / "out"
-    found = exported_within(total * 9 // 10, out)
+    found = exported_within(total * 9 // 10 + 1024, out, 2**20, 1024)
+    verdict = found.report["fit"]["verdict"]
+    assert (verdict["reserve_bytes"], verdict["flash_bytes"]) == (1024, 2**20)
+    assert verdict["flash_needed_bytes"] == (out / "model.int8.tflite").stat().st_size
     assert found.report["fit"]["stages"] and found.report["fit"]["verdict"]["fits"]
     planned = plan(out / "model.int8.tflite")
     assert planned.total_bytes == found.report["files"]["model.int8.tflite"]["total_bytes"] <= total * 9 // 10

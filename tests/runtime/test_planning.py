@@ -12,7 +12,7 @@ from firebox.model_zoo import load_network
 from firebox.runtime import plan
 from firebox.runtime.formats.tflite_legalize import explicit_padding
 from firebox.runtime.graph import Graph, Op, Tensor, ops
-from firebox.runtime.memory import Verdict, measure_arena, tflm
+from firebox.runtime.memory import measure_arena, tflm
 
 
 def in_8_bits(graph: Graph) -> Graph:
@@ -148,25 +148,6 @@ def test_the_peak_is_reported_with_its_live_tensors():
     assert found["peak"] == {"op": "conv1", "alive": {"conv0": 4096, "conv1": 1024}}
     assert found["macs"] == sum(op["macs"] for op in found["ops"]) == 64 * (2 * 16 + 16 * 4 + 4 * 2)
     assert found["memory"]["weights"]["bytes"] == 4 * (2 * 16 + 16 + 16 * 4 + 4 + 4 * 2 + 2)
-
-
-def test_a_verdict_is_an_exit_code():
-    assert Verdict(1024, 1024).exit_code == 0
-    assert Verdict(1024, 1024).text() == "fits 1.0 KiB, 0 B to spare"
-    whole = Verdict(1024, 1000, total_bytes=1025)
-    assert (whole.fits, whole.about, whole.margin_bytes) == (False, "total", -1)
-    late = Verdict(1024, 2048)
-    assert (late.fits, late.exit_code) == (False, 3)
-    assert late.text() == "does not fit 1.0 KiB, 1.0 KiB too much"
-    assert late.to_json() == {
-        "sram_bytes": 1024,
-        "arena_bytes": 2048,
-        "arena_source": "planned",
-        "total_bytes": None,
-        "about": "arena",
-        "fits": False,
-        "margin_bytes": -1024,
-    }
 
 
 def test_operations_without_effect_on_the_output_need_no_memory():

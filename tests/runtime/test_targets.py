@@ -144,7 +144,8 @@ def test_the_command_plans_and_measures(command, exported):
     assert (values["verdict"]["arena_source"], values["verdict"]["about"]) == ("measured", "total")
     people = command("plan", model, "--target", "litert", "--sram", "1B")
     assert people.code == 3
-    assert "verdict on the arena alone" in people.out
+    assert "does not fit 1 B" in people.out
+    assert "(arena alone)" in people.out
     assert command("plan", exported / "model.int8.onnx", "--measure").code == 2
 
 
