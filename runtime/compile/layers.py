@@ -85,6 +85,7 @@ def conv_layer(plan: RowPlan, op: ops.Conv) -> ConvLayer:
         low=low,
         high=high,
         clamps=bool((worst * scale.astype(np.float64)).max() >= _INT32 // 2),
+        symmetric=bool(weight.data.min() > -128),
     )
     packed = _depthwise(kernel) if is_depthwise else _panels(kernel, 1 if is_depthwise else op.groups, spec)
     groups = 1 if is_depthwise else op.groups

@@ -16,8 +16,8 @@ class ConvSpec:
     apart. ``length`` is a multiple of 4: bytes beyond the real run meet weights of zero. Output pixels are
     ``out_step`` bytes apart and have ``channels`` values. ``zero_point``, ``low`` and ``high`` quantize the output as
     int8. If ``clamps``, a scaled sum may exceed int32 and must be limited before it is converted. If ``raw``, the
-    output is the int32 sums, ``channels`` of them, without requantization. If ``symmetric``, no weight is -128: then the
-    sum of two products of int8 fits an int16.
+    output is the int32 sums, ``channels`` of them, without requantization. If ``symmetric``, no weight is -128, so that
+    the sum of two products of int8 fits an int16.
     """
 
     segments: int
