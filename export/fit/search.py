@@ -120,6 +120,8 @@ def fit(
     room = budget.available_bytes
     if needed(before) <= room:
         return Fit(graph, budget, before, before, ())
+    if not on.rewrites:
+        raise _too_small(graph, budget, before)
     with progress.task("fitting") as advance:
         search = Search(graph, on, advance)
         found = search.within(room) or search.smallest(needed(before))

@@ -12,8 +12,9 @@ from ..memory.rows import Group, Read, Root, RowPlan, reads_of
 from .layers import ConvLayer, conv_layer, limits
 from .tiles.spec import PANEL, ConvSpec, StatefulTiles, Tiles
 
-# Bytes on the stack for windows that are gathered; a tile's pixels share them.
-_GATHERED_STACK = 2048
+# Most bytes on the stack for windows that are gathered; few where memory is scarce.
+_GATHERED_STACK = 4096
+_GATHERED_STACK_PLAIN = 256
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ class Engine:
         read = self.read(op)
         root = self.plan.roots[self.plan.places[read.tensor].root]
         yield f"const fb_t *rows[{read.rows.extent}]; int count = 0;"
-        yield f"for (int r = {spot.row} * {read.rows.stride} - {read.rows.before}, e = r + {read.rows.extent}; r < e; r++)"
+        start = f"{spot.row} * {read.rows.stride} - {read.rows.before}"
+        yield f"for (int r = {start}, e = r + {read.rows.extent}; r < e; r++)"
         row = replace(spot, row="r", first="0", start="0")
         yield f"  if (r >= 0 && r < {root.height}) rows[count++] = {self.address(read.tensor, row)};"
 
@@ -236,9 +238,10 @@ class Engine:
         if layer.form == "depthwise":
             _, _, _, channels = self.graph.tensors[op.output].shape
             spec = layer.spec
+            numbers = f"(const int8_t *)fb_w{number}, fb_k{number}, fb_b{number}"
             yield (
                 f"  fb_depthwise(out, {spec.out_step}, seg, {len(layer.taps)}, {spec.step}, {spot.count}, {channels}, "
-                f"(const int8_t *)fb_w{number}, fb_k{number}, fb_b{number}, {spec.zero_point}, {spec.low}, {spec.high});"
+                f"{numbers}, {spec.zero_point}, {spec.low}, {spec.high});"
             )
         elif layer.groups == 1:
             self.layer(op, layer, widths)
@@ -289,7 +292,8 @@ class Engine:
         number, spec = self.index[op.output], layer.spec
         panels, most = self.tiles.shape(spec)
         if layer.form == "gathered":
-            most = min(most, max(1, _GATHERED_STACK // spec.length))
+            stack = _GATHERED_STACK_PLAIN if self.tiles.name == "plain" else _GATHERED_STACK
+            most = min(most, max(1, stack // spec.length))
         lines = [f"static FB_NOINLINE void fb_conv{number}(const fb_t *const *seg, int n, fb_t *out, int g) {{"]
         group_bytes = spec.panels * spec.panel_bytes
         lines.append(f"  const int8_t *const w = (const int8_t *)fb_w{number} + g * {group_bytes};")

@@ -84,6 +84,9 @@ class Layout:
     activation that contains them. ``scratch`` are the buffers of kernels, ``total_bytes`` is the whole demand, and
     ``unpacked_bytes`` are float32 copies of float16 weights outside the arena; ``None`` means unknown. ``offsets`` are
     those that the file prescribes.
+
+    Buffers live from operation to operation. Where operations run several times, a row at a time, they live from
+    moment to moment: ``moments`` describes each, and ``runs`` are the moments at which each operation runs.
     """
 
     graph: Graph
@@ -93,6 +96,8 @@ class Layout:
     unpacked_bytes: int | None = None
     views: Mapping[str, str] = field(default_factory=dict)
     offsets: Mapping[str, int] = field(default_factory=dict)
+    moments: tuple[str, ...] = ()
+    runs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def arena_bytes(self) -> int:

@@ -1,13 +1,23 @@
 """The memory of compiled C: the row plan of a graph for a budget, or the smallest."""
 
-from ..errors import FireboxError
-from ..graph import Graph
+from collections.abc import Iterator
+
+from ..errors import FireboxError, UnsupportedError
+from ..graph import Graph, ops
 from ..units import format_size
+from .allocation import Block, Buffer, Layout
 from .row_graph import row_graph
 from .rows import STRIPS, Input, RowPlan, plan_rows
 
 # Sizes of strips, from the fastest plan to the smallest: whole rows first.
 STRIP_BYTES = (None, 8192, 4096, 2048, 1280, 640, 320, 1)
+# The code of a network on a Cortex-M: the kernels, and what each operation adds; an upper estimate for 20 to 200
+# operations, held to a compiler's figures by tests.
+_CODE_BYTES = 6144
+_CODE_BYTES_PER_OP = 160
+# A multiplier and a bias for each output channel, padded to panels of 16 channels.
+_CHANNEL_BYTES = 8
+_PANEL = 16
 
 
 class BudgetError(FireboxError):
@@ -66,3 +76,58 @@ def _described(plan: RowPlan, name: str) -> str:
     if root.kind == "ring" and root.rows > 1:
         return f"{root.rows} rows of {name}"
     return f"{name}"
+
+
+def unplanned(graph: Graph) -> str | None:
+    """The reason why no C can be generated for a graph, or ``None``."""
+    try:
+        row_graph(graph)
+    except UnsupportedError as error:
+        return str(error)
+    return None
+
+
+def lay_out(graph: Graph, input: Input) -> Layout:
+    """The arena of the smallest row plan; its moments are the steps of the schedule."""
+    plan = smallest_plan(graph, input=input)
+    last = len(plan.schedule) - 1
+    offset = plan.state_offset
+    state = (Block(0, last, offset, offset + plan.state_bytes),)
+    buffers = (*plan.buffers.values(), Buffer("state", plan.state_bytes, 0, last, offset, state))
+    return Layout(
+        plan.graph,
+        tuple(buffer for buffer in buffers if buffer.tensor != STRIPS),
+        scratch=tuple(buffer for buffer in buffers if buffer.tensor == STRIPS),
+        total_bytes=plan.arena_bytes,
+        views={name: place.root for name, place in plan.places.items() if place.root != name},
+        moments=tuple(_moments(plan)),
+        runs=_runs(plan),
+    )
+
+
+def _moments(plan: RowPlan) -> Iterator[str]:
+    for step in plan.schedule:
+        name = plan.graph.inputs[0] if step.group < 0 else plan.groups[step.group].ops[0].output
+        yield f"{name}, row {step.row}"
+
+
+def _runs(plan: RowPlan) -> dict[str, tuple[int, ...]]:
+    moments: dict[int, list[int]] = {}
+    for moment, step in enumerate(plan.schedule):
+        moments.setdefault(step.group, []).append(moment)
+    found = {op.output: tuple(moments[group.index]) for group in plan.groups for op in group.ops}
+    for op in plan.graph.ops:
+        # The operands of a concat are computed inside it.
+        found.setdefault(op.output, found.get(op.inputs[0], (0,)))
+    return found
+
+
+def flash_bytes(graph: Graph) -> int:
+    """Weights, multipliers and tables of a graph in the form of ``row_graph``, and an estimate of the code."""
+    found = _CODE_BYTES + _CODE_BYTES_PER_OP * len(graph.ops)
+    for op in graph.ops:
+        if isinstance(op, ops.Conv):
+            outputs, rows, columns, channels = graph.tensors[op.inputs[1]].shape
+            padded = -(-outputs // op.groups // _PANEL) * _PANEL * op.groups if channels > 1 else outputs
+            found += padded * (rows * -(-columns * channels // 4) * 4 + _CHANNEL_BYTES)
+    return found

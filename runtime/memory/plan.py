@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import UnsupportedError
 from ..files import read_file
@@ -72,13 +75,35 @@ class MemoryPlan:
             return FlashDemand(self.file_bytes, "file")
         return FlashDemand(self.weight_bytes, "weights")
 
+    @cached_property
+    def timeline(self) -> tuple[int, ...]:
+        """Bytes of the tensors alive at each moment; a moment is an operation unless these run a row at a time."""
+        change = np.zeros(max(len(self.moments), 1) + 1, np.int64)
+        for buffer in self.buffers:
+            for block in buffer.blocks:
+                change[block.first] += block.end - block.offset
+                change[min(block.last + 1, len(change) - 1)] -= block.end - block.offset
+        return tuple(np.cumsum(change)[:-1].tolist())
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What runs at each moment, in words."""
+        return self.layout.moments or tuple(op.name for op in self.graph.ops)
+
     def alive_bytes(self, step: int) -> int:
-        """Bytes of the tensors alive during an operation."""
-        return sum(b.end - b.offset for buffer in self.buffers for b in buffer.blocks if b.first <= step <= b.last)
+        """Bytes of the tensors alive during an operation; where it runs several times, the most."""
+        return self.timeline[self._fullest(step)]
 
     def alive(self, step: int) -> list[Buffer]:
-        """The tensors alive during an operation."""
-        return [buffer for buffer in self.buffers if buffer.first <= step <= buffer.last]
+        """The tensors alive during an operation, at its fullest moment."""
+        moment = self._fullest(step)
+        return [buffer for buffer in self.buffers if any(b.first <= moment <= b.last for b in buffer.blocks)]
+
+    def _fullest(self, step: int) -> int:
+        if not self.layout.runs or not self.graph.ops:
+            return step
+        runs = self.layout.runs.get(self.graph.ops[step].output, (0,))
+        return max(runs, key=lambda moment: self.timeline[moment])
 
     def account(self) -> tuple[MemoryLine, ...]:
         """The memory of an inference line by line; parts that cannot be planned are listed as unknown."""

@@ -83,16 +83,30 @@ def shape_text(graph: Graph, name: str) -> str:
 
 
 def steps(plan: MemoryPlan) -> int:
-    """Length of the time axis, at least 1: a graph without operations still has its input."""
+    """Number of operations, at least 1: a graph without operations still has its input."""
     return max(len(plan.graph.ops), 1)
 
 
 def time_range(plan: MemoryPlan) -> "Range1d":
-    """The time axis: operation n, counted from 1, covers n - 0.5 to n + 0.5."""
+    """The time axis: moment n, which is operation n unless these run by rows, covers n - 0.5 to n + 0.5, from 1 on."""
+    return _range(moments(plan))
+
+
+def operation_range(plan: MemoryPlan, times: "Range1d") -> "Range1d":
+    """The axis of operations: that of time if each operation is one moment, so that both zoom together."""
+    return times if moments(plan) == steps(plan) else _range(steps(plan))
+
+
+def moments(plan: MemoryPlan) -> int:
+    """Length of the time axis in moments, at least 1."""
+    return max(len(plan.moments), 1)
+
+
+def _range(count: int) -> "Range1d":
     from bokeh.models import Range1d
 
-    bounds = (0.5, steps(plan) + 0.5)
-    return Range1d(start=bounds[0], end=bounds[1], bounds=bounds, min_interval=min(4, steps(plan)))
+    bounds = (0.5, count + 0.5)
+    return Range1d(start=bounds[0], end=bounds[1], bounds=bounds, min_interval=min(4, count))
 
 
 def memory_range(plans: Iterable[MemoryPlan], budget: int | None) -> "Range1d":
@@ -108,10 +122,11 @@ def memory_chart(plan: MemoryPlan, times: "Range1d", sizes: "Range1d", budget: i
     from bokeh.models import Span
 
     chart = _figure(times, sizes, "arena, KiB")
-    chart.xaxis.axis_label = "operation"
+    by_rows = moments(plan) != steps(plan)
+    chart.xaxis.axis_label = "step (a row of an operation)" if by_rows else "operation"
     _overhead(chart, plan)
     source = _source(_blocks(plan))
-    frame = 1 if steps(plan) <= _MANY else 0.2
+    frame = 1 if moments(plan) <= _MANY else 0.2
     sides: dict[str, Any] = {side: side for side in ("left", "right", "bottom", "top")}
     quads = chart.quad(source=source, **sides, fill_color="colour", line_color=_FRAME, line_alpha=0.7, line_width=frame)
     quads.nonselection_glyph = quads.selection_glyph = None
@@ -126,10 +141,11 @@ def memory_chart(plan: MemoryPlan, times: "Range1d", sizes: "Range1d", budget: i
             ("alive", "@alive"),
         ],
     )
-    chart.add_layout(Span(location=plan.peak_step + 1, dimension="height", line_dash="dotted", line_width=1.5))
+    peak = max(range(len(plan.timeline)), key=lambda moment: plan.timeline[moment])
+    chart.add_layout(Span(location=peak + 1, dimension="height", line_dash="dotted", line_width=1.5))
     if budget is not None:
         line = {"line_color": BUDGET_COLOUR, "line_dash": "dashed", "line_width": 2.5}
-        ends = _source({"x": [0.5, steps(plan) + 0.5], "y": [budget / KIB] * 2})
+        ends = _source({"x": [0.5, moments(plan) + 0.5], "y": [budget / KIB] * 2})
         chart.line("x", "y", source=ends, **line)
     return chart
 
@@ -174,8 +190,8 @@ def _blocks(plan: MemoryPlan) -> dict[str, list[Any]]:
 
 
 def _block(plan: MemoryPlan, buffer: Buffer, block: Block, kind: str, what: str) -> dict[str, Any]:
-    operations = plan.graph.ops
-    ends = dict.fromkeys(step for step in (block.first, block.last) if step < len(operations))
+    names = plan.moments
+    ends = dict.fromkeys(step for step in (block.first, block.last) if step < len(names))
     return {
         "left": block.first + 0.5,
         "right": block.last + 1.5,
@@ -186,7 +202,7 @@ def _block(plan: MemoryPlan, buffer: Buffer, block: Block, kind: str, what: str)
         "what": what,
         "size": f"{format_size(buffer.nbytes)} ({buffer.nbytes:,} bytes)",
         "offset": f"{format_size(block.offset)} ({block.offset:,} bytes)",
-        "alive": " to ".join(f"{step + 1}: {printable(operations[step].name)}" for step in ends),
+        "alive": " to ".join(f"{step + 1}: {printable(names[step])}" for step in ends),
     }
 
 
@@ -197,7 +213,7 @@ def _overhead(chart: "figure", plan: MemoryPlan) -> None:
     size = plan.total_bytes - plan.arena_bytes
     columns = {
         "left": [0.5],
-        "right": [steps(plan) + 0.5],
+        "right": [moments(plan) + 0.5],
         "bottom": [plan.arena_bytes / KIB],
         "top": [plan.total_bytes / KIB],
         "size": [f"{format_size(size)} ({size:,} bytes)"],

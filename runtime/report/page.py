@@ -78,6 +78,7 @@ def _figures(
     if before is not None:
         figures["before"] = charts.memory_chart(before, charts.time_range(before), sizes, budget)
     graph = after.graph
+    times = charts.operation_range(after, times)
     alive = [after.alive_bytes(step) / charts.KIB for step in range(len(graph.ops))]
     made = [graph.tensors[op.output].nbytes / charts.KIB for op in graph.ops]
     macs = [graph.op_macs(op) / 1e6 for op in graph.ops]
