@@ -79,24 +79,25 @@ def _list(found: "Mapping[str, Device]", as_json: bool) -> None:
 
 
 def _show(model: Path, judgements: "Sequence[Judgement]") -> None:
-    rows = [(judgement.device.id, judgement.target, *_figures(judgement)) for judgement in judgements]
-    columns = ("device", "target", "needed in SRAM", "reserve", "SRAM", "needed in flash", "flash", "verdict")
-    table(f"{model} on each device", columns, rows)
+    several = len({judgement.target for judgement in judgements}) > 1
+    targets = ("target",) if several else ()
+    rows = [
+        (judgement.device.id, *((judgement.target,) if several else ()), *_figures(judgement))
+        for judgement in judgements
+    ]
+    columns = ("device", *targets, "SRAM needed", "SRAM", "flash needed", "flash", "verdict")
+    table(f"{model} on each device, in KiB (SRAM needed + reserve)", columns, rows)
     for judgement in {judgement.target: judgement for judgement in judgements}.values():
         _explain(judgement)
 
 
 def _figures(judgement: "Judgement") -> tuple[str, ...]:
     device, verdict = judgement.device, judgement.verdict
+    needed = _kib(verdict.needed_bytes if verdict else None)
+    if verdict and device.reserve_bytes:
+        needed += f" + {device.reserve_bytes / 1024:g}"
     flash = verdict.flash.nbytes if verdict and verdict.flash else None
-    return (
-        _size(verdict.needed_bytes if verdict else None),
-        format_size(device.reserve_bytes) if device.reserve_bytes else "-",
-        format_size(device.sram_bytes),
-        _size(flash),
-        _size(device.flash_bytes),
-        _word(judgement),
-    )
+    return needed, _kib(device.sram_bytes), _kib(flash), _kib(device.flash_bytes), _word(judgement)
 
 
 def _word(judgement: "Judgement") -> str:
@@ -106,7 +107,7 @@ def _word(judgement: "Judgement") -> str:
     if judgement.fits or judgement.verdict is None:
         return "fits"
     parts = {"SRAM": judgement.verdict.sram_fits, "flash": judgement.verdict.flash_fits}
-    return f"does not fit {' and '.join(name for name, fits in parts.items() if fits is False)}"
+    return f"does not fit {', '.join(name for name, fits in parts.items() if fits is False)}"
 
 
 def _explain(judgement: "Judgement") -> None:
@@ -121,3 +122,7 @@ def _explain(judgement: "Judgement") -> None:
 
 def _size(nbytes: int | None) -> str:
     return "-" if nbytes is None else format_size(nbytes)
+
+
+def _kib(nbytes: int | None) -> str:
+    return "-" if nbytes is None else f"{nbytes / 1024:,.1f}"

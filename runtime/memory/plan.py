@@ -65,7 +65,7 @@ class MemoryPlan:
         """Size of the constants: in flash, not in the arena."""
         return self.graph.weight_bytes
 
-    @property
+    @cached_property
     def flash(self) -> FlashDemand:
         """The demand for flash: the target's own figure, or else the file, or the weights if there is no file."""
         target = find_target(self.target)
