@@ -33,9 +33,9 @@ FB_INLINE v128_t fb_wasm_scale(v128_t sums, const float *scale) {
 }
 """
 
-# Channels computed at once: half a panel, so that the sums of three pixels stay in registers.
+# Channels computed at once: half a panel, so that the sums of four pixels stay in registers.
 _HALF = PANEL // 2
-_PIXELS = 3
+_PIXELS = 4
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class WasmSimd:
     prelude: str = _PRELUDE
 
     def shape(self, spec: ConvSpec) -> tuple[int, int]:
-        """One panel by three pixels."""
+        """One panel by four pixels."""
         return 1, _PIXELS
 
     def tile(self, name: str, spec: ConvSpec, pixels: int, panels: int, tail: int) -> str:
