@@ -7,7 +7,7 @@ from importlib.resources import files
 import numpy as np
 
 from ..graph import Graph, ops
-from ..memory.row_graph import Mean, Rescale, table_of
+from ..memory.row_graph import Mean, Real, Rescale, quantization_of, table_of
 from ..memory.rows import RowPlan
 from .groups import Engine, layers_of, powers
 from .isa import Family
@@ -102,6 +102,9 @@ def _constants(plan: RowPlan, layers: Mapping[str, ConvLayer]) -> str:
             kind = "double" if table.dtype == np.float64 else "int8_t"
             values = [float(value).hex() for value in table] if kind == "double" else table
             parts.append(_array(kind, f"fb_t{number}", values, 16))
+        if isinstance(op, Real):
+            scale = plan.graph.tensors[op.inputs[1]].real().reshape(-1)
+            parts.append(_array("float", f"fb_k{number}", [float(value).hex() + "f" for value in scale], 8))
     return "\n".join(parts)
 
 
@@ -109,9 +112,9 @@ def _table(graph: Graph, op: ops.Op) -> np.ndarray | None:
     if isinstance(op, Rescale):
         table = table_of(graph, op)
         return None if np.array_equal(table, np.arange(-128, 128)) else table
-    if isinstance(op, Mean) and op.outside:
-        border = graph.tensors[op.inputs[1]].data
-        zero = graph.tensors[op.inputs[1]].quantization
+    if isinstance(op, Mean | Real) and op.outside:
+        border = graph.tensors[op.inputs[-1]].data
+        zero = graph.tensors[op.inputs[-1]].quantization
         assert border is not None
         return border.reshape(-1).astype(np.int16) - (zero.zero_point if zero else 0)
     if isinstance(op, ops.Softmax):
@@ -142,7 +145,7 @@ def _schedule(plan: RowPlan) -> str:
     return f"#define FB_ARRIVAL {arrival}\n" + _array(kind, "fb_schedule", steps, 32)
 
 
-def api(plan: RowPlan, prefix: str) -> Iterator[str]:
+def api(plan: RowPlan, prefix: str, real: bool = False) -> Iterator[str]:
     """The functions that take an arena; their names begin with ``prefix``."""
     graph = plan.graph
     source, target = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
@@ -150,6 +153,7 @@ def api(plan: RowPlan, prefix: str) -> Iterator[str]:
     row = width * channels
     root = plan.roots[plan.places[source.name].root]
     whole = plan.input == "whole"
+    kind = output_type(plan, real)
     yield f"""\
 #ifndef FB_CHOOSE
 #define FB_CHOOSE() (void)0
@@ -171,16 +175,16 @@ static void fb_next_row(fb_t *a, fb_state *s, const int8_t *in) {{
   fb_arrive(a, s->arrived++, in);
   fb_run_steps(a, s);
 }}
-static void fb_finish(fb_t *a, fb_state *s, int8_t *out) {{
+static void fb_finish(fb_t *a, fb_state *s, {kind} *out) {{
   while (s->step < {len(plan.schedule)}) fb_next_row(a, s, 0);
-{_output(plan, target.name)}
+{_output(plan, target.name, real)}
 }}
 """
     yield f"const char *{prefix}_isa(void) {{ FB_CHOOSE(); return fb_isa; }}"
     if whole:
         yield f"""\
 int8_t *{prefix}_input_in(void *arena) {{ return (int8_t *)arena + {plan.input_offset}; }}
-void {prefix}_invoke_in(void *arena, int8_t *out) {{
+void {prefix}_invoke_in(void *arena, {kind} *out) {{
   fb_t *a = (fb_t *)arena;
   fb_state *s = fb_state_of(a);
   FB_CHOOSE();
@@ -189,7 +193,7 @@ void {prefix}_invoke_in(void *arena, int8_t *out) {{
   while (s->arrived < {height}) fb_next_row(a, s, {prefix}_input_in(arena) + s->arrived * {row});
   fb_finish(a, s, out);
 }}
-void {prefix}_run_in(void *arena, const int8_t *in, int8_t *out) {{
+void {prefix}_run_in(void *arena, const int8_t *in, {kind} *out) {{
   memcpy({prefix}_input_in(arena), in, {row * height});
   {prefix}_invoke_in(arena, out);
 }}"""
@@ -205,8 +209,8 @@ void {prefix}_row_in(void *arena, const int8_t *row) {{
   fb_t *a = (fb_t *)arena;
   if (fb_state_of(a)->arrived < {height}) fb_next_row(a, fb_state_of(a), row);
 }}
-void {prefix}_end_in(void *arena, int8_t *out) {{ fb_finish((fb_t *)arena, fb_state_of((fb_t *)arena), out); }}
-void {prefix}_run_in(void *arena, const int8_t *in, int8_t *out) {{
+void {prefix}_end_in(void *arena, {kind} *out) {{ fb_finish((fb_t *)arena, fb_state_of((fb_t *)arena), out); }}
+void {prefix}_run_in(void *arena, const int8_t *in, {kind} *out) {{
   {prefix}_begin_in(arena);
   for (int y = 0; y < {height}; y++) {prefix}_row_in(arena, in + y * {row});
   {prefix}_end_in(arena, out);
@@ -234,13 +238,27 @@ def _arrive(plan: RowPlan, root, row: int, channels: int) -> Iterator[str]:
     yield f"  for (int i = 0; i < {row}; i++) out[i] = (fb_t)(in[i] + FB_SHIFT);\n}}"
 
 
-def _output(plan: RowPlan, name: str) -> str:
-    _, height, width, channels = plan.graph.tensors[name].shape
+def output_type(plan: RowPlan, real: bool) -> str:
+    """The C type of the output."""
+    return "float" if real else "int8_t"
+
+
+def _output(plan: RowPlan, name: str, real: bool) -> str:
+    tensor = plan.graph.tensors[name]
+    _, height, width, channels = tensor.shape
     place = plan.places[name]
     root = plan.roots[place.root]
+    if tensor.dtype == "float32":
+        return f"  memcpy(out, a + {plan.offset(root.name)}, {4 * channels});"
     start = plan.offset(root.name) + root.top * root.pitch + root.left * root.channels + place.channel
+    value = f"a[{start} + y * {root.pitch} + x * {root.channels} + i] - FB_SHIFT"
+    if real:
+        found = quantization_of(plan.graph, name)
+        value = f"(float)({value} - ({found.zero_point})) * {float(np.float32(found.scale[0])).hex()}f"
+    else:
+        value = f"(int8_t)({value})"
     return f"""\
   for (int y = 0; y < {height}; y++)
     for (int x = 0; x < {width}; x++)
       for (int i = 0; i < {channels}; i++)
-        *out++ = (int8_t)(a[{start} + y * {root.pitch} + x * {root.channels} + i] - FB_SHIFT);"""
+        *out++ = {value};"""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..graph import Graph, Op, ops
-from ..memory.row_graph import Mean, Rescale, Sums, quantization_of, table_of
+from ..memory.row_graph import Mean, Real, Rescale, Sums, quantization_of, table_of
 from ..memory.rows import Group, Read, Root, RowPlan, reads_of
 from .layers import ConvLayer, conv_layer, limits
 from .tiles.spec import PANEL, ConvSpec, StatefulTiles, Tiles
@@ -15,6 +15,8 @@ from .tiles.spec import PANEL, ConvSpec, StatefulTiles, Tiles
 # Most bytes on the stack for windows that are gathered; few where memory is scarce.
 _GATHERED_STACK = 4096
 _GATHERED_STACK_PLAIN = 256
+# Frames of the deepest chain of calls, as compiled for Cortex-M4 and M7, with some to spare.
+_CALLS_STACK = 640
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,8 @@ class Engine:
         yield "{"
         yield f"  const fb_t *seg[{len(layer.taps)}];"
         yield from _indented(self.runs(op, layer, spot))
-        yield f"  fb_t *out = {self.address(op.output, spot)};"
+        kind = "int32_t" if layer.spec.raw else "fb_t"
+        yield f"  {kind} *out = ({kind} *)({self.address(op.output, spot)});"
         number = self.index[op.output]
         if layer.form == "depthwise":
             _, _, _, channels = self.graph.tensors[op.output].shape
@@ -294,7 +297,8 @@ class Engine:
         if layer.form == "gathered":
             stack = _GATHERED_STACK_PLAIN if self.tiles.name == "plain" else _GATHERED_STACK
             most = min(most, max(1, stack // spec.length))
-        lines = [f"static FB_NOINLINE void fb_conv{number}(const fb_t *const *seg, int n, fb_t *out, int g) {{"]
+        kind = "int32_t" if spec.raw else "fb_t"
+        lines = [f"static FB_NOINLINE void fb_conv{number}(const fb_t *const *seg, int n, {kind} *out, int g) {{"]
         group_bytes = spec.panels * spec.panel_bytes
         lines.append(f"  const int8_t *const w = (const int8_t *)fb_w{number} + g * {group_bytes};")
         lines.append(f"  const float *const k = fb_k{number} + g * {spec.panels * PANEL};")
@@ -459,6 +463,16 @@ class Engine:
         out = self.address(op.output, spot)
         yield f"fb_mean({out}, {sums}, {channels}, {c_float(op.scale)}, {zero}, {border}, {op.outside});"
 
+    def real(self, op: Real, spot: Spot, widths: Sequence[int]) -> Iterator[str]:
+        """Real numbers of the sums."""
+        sums = f"(const int32_t *)(a + {self.plan.offset(self.plan.places[op.inputs[0]].root)})"
+        channels, number = self.graph.tensors[op.output].shape[3], self.index[op.output]
+        border = f"fb_t{number}" if op.outside else "0"
+        out = f"(float *)(a + {self.plan.offset(self.plan.places[op.output].root)})"
+        high = {"none": "3.4e38f", "relu": "3.4e38f", "relu6": "6.0f"}[op.activation]
+        low = "-3.4e38f" if op.activation == "none" else "0.0f"
+        yield f"fb_real({out}, {sums}, {channels}, fb_k{number}, {border}, {op.outside}, {low}, {high});"
+
     def pad(self, op: ops.Pad, spot: Spot, widths: Sequence[int]) -> Iterator[str]:
         """Rows and columns of one value around an image."""
         channels, step, out_step = self._steps(op)
@@ -541,6 +555,7 @@ _WRITERS: Mapping[type[Op], Callable[[Engine, Any, Spot, Sequence[int]], Iterato
     Rescale: Engine.rescale,
     Sums: Engine.sums,
     Mean: Engine.mean,
+    Real: Engine.real,
     ops.Pad: Engine.pad,
     ops.Slice: Engine.slice,
     ops.Concat: Engine.concat,
@@ -553,6 +568,15 @@ _WRITERS: Mapping[type[Op], Callable[[Engine, Any, Spot, Sequence[int]], Iterato
 def layers_of(plan: RowPlan) -> dict[str, ConvLayer]:
     """The numbers of all convolutions of a plan."""
     return {op.output: conv_layer(plan, op) for op in plan.graph.ops if isinstance(op, ops.Conv)}
+
+
+def stack_bytes(plan: RowPlan) -> int:
+    """An upper estimate of the stack that plain C needs on a 32-bit processor: calls, and the windows of one layer."""
+    found = 0
+    for layer in layers_of(plan).values():
+        windows = max(_GATHERED_STACK_PLAIN, layer.spec.length) + 16 if layer.form == "gathered" else 0
+        found = max(found, windows + 4 * len(layer.taps))
+    return _CALLS_STACK + found
 
 
 def c_float(value: float | np.floating) -> str:

@@ -51,8 +51,13 @@ def families(isa: str) -> tuple[Family, ...]:
         for tiles in family.tiles:
             if tiles.name == isa:
                 return (Family(isa, tiles.condition, (tiles,)),)
-    single = dict.fromkeys(tiles.name for family in _all() for tiles in family.tiles)
-    raise UsageError(f"instruction set {isa!r} is not one of {', '.join(dict.fromkeys([*CHOICES, *single]))}")
+    raise UsageError(f"instruction set {isa!r} is not one of {', '.join(isa_names())}")
+
+
+def isa_names() -> list[str]:
+    """What ``families`` accepts: kinds of processors, then single instruction sets."""
+    single = [tiles.name for family in _all() for tiles in family.tiles]
+    return list(dict.fromkeys([*CHOICES, *single]))
 
 
 def _all() -> Sequence[Family]:

@@ -67,6 +67,16 @@ FB_NOINLINE static void fb_mean(fb_t *out, const int32_t *sums, int c, float sca
   }
 }
 
+/* Sums as real numbers. */
+FB_NOINLINE static void fb_real(float *out, const int32_t *sums, int c, const float *scale, const int8_t *border, int outside,
+                                float low, float high) {
+  for (int i = 0; i < c; i++) {
+    const int32_t sum = sums[i] + (border ? outside * (int32_t)border[i] : 0);
+    const float x = (float)sum * scale[i];
+    out[i] = x < low ? low : x > high ? high : x;
+  }
+}
+
 FB_NOINLINE static void fb_add(fb_t *restrict out, int out_step, const fb_t *a, int a_step, const fb_t *b, int b_step,
                                int n, int c, float a_scale, float b_scale, int a_zero, int b_zero, int zero, int low,
                                int high) {

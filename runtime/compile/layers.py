@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import UnsupportedError
-from ..graph import Graph, ops
+from ..graph import Graph, Quantization, ops
 from ..memory.row_graph import quantization_of
 from ..memory.rows import RowPlan
 from .tiles.spec import PANEL, ConvSpec
@@ -57,8 +57,10 @@ def conv_layer(plan: RowPlan, op: ops.Conv) -> ConvLayer:
     graph = plan.graph
     weight, bias = graph.tensors[op.inputs[1]], graph.tensors[op.inputs[2]]
     assert weight.data is not None and bias.data is not None
-    x, y = quantization_of(graph, op.inputs[0]), quantization_of(graph, op.output)
-    outputs, rows, columns, channels = weight.shape
+    raw = graph.tensors[op.output].dtype == "int32"
+    x = quantization_of(graph, op.inputs[0])
+    y = Quantization((1.0,)) if raw else quantization_of(graph, op.output)
+    outputs, _, _, channels = weight.shape
     is_depthwise = channels == 1 and op.groups == outputs == graph.tensors[op.inputs[0]].shape[3] and outputs > 1
     pixel = plan.roots[plan.places[op.inputs[0]].root].channels
     taps, run = _taps(op, weight.shape, pixel)
@@ -70,7 +72,7 @@ def conv_layer(plan: RowPlan, op: ops.Conv) -> ConvLayer:
     form: Form = "depthwise" if is_depthwise else "gathered" if gathered else "runs"
     per_group = outputs // (1 if is_depthwise else op.groups)
     length = _multiple(len(taps) * run if gathered else run, 4)
-    low, high = limits(graph, op)
+    low, high = (-128, 127) if raw else limits(graph, op)
     sums = np.abs(weight.data.astype(np.int64)).reshape(outputs, -1).sum(1)
     worst = 255 * sums + np.abs(bias.data.astype(np.int64)) + 256 * sums
     if worst.max() >= _INT32:
@@ -79,12 +81,13 @@ def conv_layer(plan: RowPlan, op: ops.Conv) -> ConvLayer:
         segments=1 if gathered else len(taps),
         length=length,
         step=length if gathered else op.stride[1] * pixel,
-        out_step=plan.roots[plan.places[op.output].root].channels,
+        out_step=plan.roots[plan.places[op.output].root].channels * (4 if raw else 1),
         channels=per_group,
         zero_point=y.zero_point,
         low=low,
         high=high,
         clamps=bool((worst * scale.astype(np.float64)).max() >= _INT32 // 2),
+        raw=raw,
         symmetric=bool(weight.data.min() > -128),
     )
     packed = _depthwise(kernel) if is_depthwise else _panels(kernel, 1 if is_depthwise else op.groups, spec)

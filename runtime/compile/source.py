@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,16 +19,20 @@ from ..files import read_file
 from ..formats.read import read_graph
 from ..graph import Graph
 from ..graph.reference import run_reference
-from ..memory.compiled import plan_compiled
-from ..memory.row_graph import quantization_of
+from ..memory.account import MemoryLine
+from ..memory.compiled import flash_bytes, plan_compiled
+from ..memory.row_graph import quantization_of, real_output
 from ..memory.rows import Input, RowPlan
-from .emitter import api, engines
+from ..memory.verdict import Budget, FlashDemand, Verdict, as_budget
+from .emitter import api, engines, output_type
+from .groups import stack_bytes
 from .isa import Family, families
 
 # Changes with everything that changes the generated code.
 GENERATOR = 1
 # Networks with more multiply-accumulates get no self-test: its expected output is computed in numpy.
 _TESTED_MACS = 3_000_000_000
+Output = Literal["int8", "float"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
@@ -48,6 +53,23 @@ class CSource:
         """RAM of one inference, without stack."""
         return self.plan.arena_bytes
 
+    @property
+    def flash(self) -> FlashDemand:
+        """Weights and tables, and an estimate of the code on a microcontroller."""
+        return FlashDemand(flash_bytes(self.plan.graph), "weights and code")
+
+    def account(self) -> tuple[MemoryLine, ...]:
+        """The memory of the compiled network: RAM and flash."""
+        return (
+            MemoryLine("arena", self.arena_bytes, "planned"),
+            MemoryLine("stack, estimated for a 32-bit microcontroller", stack_bytes(self.plan), "planned"),
+            MemoryLine(f"flash ({self.flash.about})", self.flash.nbytes, "planned"),
+        )
+
+    def verdict(self, budget: Budget | int) -> Verdict:
+        """The verdict on a budget, whose reserve must hold the stack."""
+        return Verdict(as_budget(budget), self.arena_bytes, total_bytes=self.arena_bytes, flash=self.flash)
+
 
 def compile_c(
     model: str | Path | bytes | Graph,
@@ -55,13 +77,14 @@ def compile_c(
     input: Input = "rows",
     isa: str = "auto",
     sram_bytes: int | None = None,
+    output: Output = "int8",
     name: str | None = None,
 ) -> CSource:
     """Generate C from an int8 ``.onnx`` or ``.tflite`` file (path or bytes) or graph.
 
     ``input`` says whether the caller delivers the input by rows, or whole, in the arena. ``isa`` chooses instruction
-    sets (``families``). The arena fits ``sram_bytes``, if that is given; the fastest plan that does is taken. ``name``
-    begins all public names, by default the model's own.
+    sets (``families``). The arena fits ``sram_bytes``, if that is given; the fastest plan that does is taken. A ``float``
+    output has the sums before the last rounding to int8. ``name`` begins all public names, by default the model's own.
 
     Raises ``UsageError`` for an unknown option or a name that is not a C identifier, ``FormatError`` for a file that
     cannot be read, ``UnsupportedError`` for a network that is not int8 or has an operation without kernel, and
@@ -72,8 +95,8 @@ def compile_c(
     graph = model if isinstance(model, Graph) else read_graph(model)
     contract = read_contract(data) if data is not None else None
     prefix = _identifier(name, contract.name if contract else graph.name)
-    plan = plan_compiled(graph, input=input, sram_bytes=sram_bytes)
-    writer = _Writer(graph, plan, contract, chosen, prefix, hashlib.sha256(data).hexdigest() if data else "")
+    plan = plan_compiled(graph, input=input, sram_bytes=sram_bytes, real_output=output == "float")
+    writer = _Writer(graph, plan, contract, chosen, prefix, output, hashlib.sha256(data).hexdigest() if data else "")
     return CSource(prefix, writer.code(), writer.header(), plan)
 
 
@@ -94,11 +117,17 @@ class _Writer:
     contract: Contract | None
     families: Sequence[Family]
     prefix: str
+    output: Output
     sha256: str
 
     @property
     def macro(self) -> str:
         return self.prefix.upper()
+
+    @property
+    def kind(self) -> str:
+        """The C type of the output."""
+        return output_type(self.plan, self.output == "float")
 
     def code(self) -> str:
         """The text of the C file."""
@@ -108,7 +137,7 @@ class _Writer:
             "#include <stdint.h>\n#include <string.h>",
             _configuration(self.families),
             engines(self.plan, self.families),
-            *api(self.plan, self.prefix),
+            *api(self.plan, self.prefix, self.output == "float"),
             *self.static_arena(),
             *self.class_names(),
             *self.self_test(),
@@ -133,7 +162,7 @@ class _Writer:
         """Macros of shapes and memory."""
         _, height, width, channels = self.plan.graph.tensors[self.plan.graph.inputs[0]].shape
         _, rows, columns, classes = self.plan.graph.tensors[self.plan.graph.outputs[0]].shape
-        yield "/* The input: rows of pixels, channels last, int8. The output: int8. All memory is the arena's. */"
+        yield f"/* The input: rows of pixels, channels last, int8. The output: {self.kind}. */"
         values = {
             "HEIGHT": height,
             "WIDTH": width,
@@ -141,7 +170,8 @@ class _Writer:
             "ROWS": height,
             "ROW_BYTES": width * channels,
             "INPUT_BYTES": height * width * channels,
-            "OUTPUT_BYTES": rows * columns * classes,
+            "OUTPUTS": rows * columns * classes,
+            "OUTPUT_BYTES": rows * columns * classes * (4 if self.output == "float" else 1),
             "ARENA_BYTES": self.plan.arena_bytes,
         }
         for name, value in values.items():
@@ -150,7 +180,8 @@ class _Writer:
     def numbers(self) -> Iterator[str]:
         """Macros of the quantization and, from the contract, of the preprocessing."""
         m = self.macro
-        for kind, name in (("INPUT", self.plan.graph.inputs[0]), ("OUTPUT", self.plan.graph.outputs[0])):
+        ends = [("INPUT", self.plan.graph.inputs[0]), ("OUTPUT", self.plan.graph.outputs[0])]
+        for kind, name in ends[: 1 if self.output == "float" else 2]:
             found = quantization_of(self.plan.graph, name)
             yield f"/* real {kind.lower()} = {m}_{kind}_SCALE * (integer - {m}_{kind}_ZERO_POINT) */"
             yield f"#define {m}_{kind}_SCALE {float(np.float32(found.scale[0])).hex()}f"
@@ -173,20 +204,20 @@ class _Writer:
         """The functions, each with its comment."""
         p, m = self.prefix, self.macro
         yield "/* Runs the network. The arena is one of the file's own: only one thread may use these functions. */"
-        yield f"void {p}_run(const int8_t *in, int8_t *out);"
+        yield f"void {p}_run(const int8_t *in, {self.kind} *out);"
         if self.plan.input == "whole":
             yield f"/* Where the input of {p}_invoke belongs, {m}_INPUT_BYTES; running overwrites it. */"
-            yield f"int8_t *{p}_input(void);\nvoid {p}_invoke(int8_t *out);"
+            yield f"int8_t *{p}_input(void);\nvoid {p}_invoke({self.kind} *out);"
         else:
             yield f"/* For cameras that deliver rows: begin, {m}_ROWS times row with {m}_ROW_BYTES bytes, end. */"
-            yield f"void {p}_begin(void);\nvoid {p}_row(const int8_t *row);\nvoid {p}_end(int8_t *out);"
+            yield f"void {p}_begin(void);\nvoid {p}_row(const int8_t *row);\nvoid {p}_end({self.kind} *out);"
         yield f"/* The same in an arena of the caller's: {m}_ARENA_BYTES bytes, aligned to 16. */"
-        yield f"void {p}_run_in(void *arena, const int8_t *in, int8_t *out);"
+        yield f"void {p}_run_in(void *arena, const int8_t *in, {self.kind} *out);"
         if self.plan.input == "whole":
-            yield f"int8_t *{p}_input_in(void *arena);\nvoid {p}_invoke_in(void *arena, int8_t *out);"
+            yield f"int8_t *{p}_input_in(void *arena);\nvoid {p}_invoke_in(void *arena, {self.kind} *out);"
         else:
             yield f"void {p}_begin_in(void *arena);\nvoid {p}_row_in(void *arena, const int8_t *row);"
-            yield f"void {p}_end_in(void *arena, int8_t *out);"
+            yield f"void {p}_end_in(void *arena, {self.kind} *out);"
         yield f"/* Name of the instruction set that runs on this processor. */\nconst char *{p}_isa(void);"
         if self.contract is not None:
             yield "/* Names of the classes, unless the file is compiled with FIREBOX_NO_CLASSES. */"
@@ -199,14 +230,14 @@ class _Writer:
         p = self.prefix
         yield "#ifndef FIREBOX_NO_ARENA"
         yield f"static fb_t fb_arena[{self.plan.arena_bytes}] __attribute__((aligned(16)));"
-        yield f"void {p}_run(const int8_t *in, int8_t *out) {{ {p}_run_in(fb_arena, in, out); }}"
+        yield f"void {p}_run(const int8_t *in, {self.kind} *out) {{ {p}_run_in(fb_arena, in, out); }}"
         if self.plan.input == "whole":
             yield f"int8_t *{p}_input(void) {{ return {p}_input_in(fb_arena); }}"
-            yield f"void {p}_invoke(int8_t *out) {{ {p}_invoke_in(fb_arena, out); }}"
+            yield f"void {p}_invoke({self.kind} *out) {{ {p}_invoke_in(fb_arena, out); }}"
         else:
             yield f"void {p}_begin(void) {{ {p}_begin_in(fb_arena); }}"
             yield f"void {p}_row(const int8_t *row) {{ {p}_row_in(fb_arena, row); }}"
-            yield f"void {p}_end(int8_t *out) {{ {p}_end_in(fb_arena, out); }}"
+            yield f"void {p}_end({self.kind} *out) {{ {p}_end_in(fb_arena, out); }}"
         yield "#endif"
 
     def class_names(self) -> Iterator[str]:
@@ -222,16 +253,24 @@ class _Writer:
             yield "#ifdef FIREBOX_TEST\n#error no self-test: the network has too many multiply-accumulates\n#endif"
             return
         x = self.test_input()
-        expected = run_reference(self.graph, x)[self.graph.outputs[0]]
-        inputs = _as_int8(x)
+        inputs, expected = _as_int8(x), self.expected(x)
         p, m = self.prefix, self.macro
         yield "#if defined(FIREBOX_TEST) && !defined(FIREBOX_NO_ARENA)"
         yield _bytes("fb_test_input", inputs)
-        yield _bytes("fb_test_output", _as_int8(expected))
+        yield _bytes("fb_test_output", expected)
         yield f"int {p}_self_test(void) {{"
-        yield f"  static int8_t out[{m}_OUTPUT_BYTES];"
+        yield f"  static {self.kind} out[{m}_OUTPUTS];"
         yield f"  {p}_run((const int8_t *)fb_test_input, out);"
         yield f"  return memcmp(out, fb_test_output, {m}_OUTPUT_BYTES) != 0;\n}}\n#endif"
+
+    def expected(self, x: np.ndarray) -> np.ndarray:
+        """The output for an input, by the reference in numpy."""
+        values = run_reference(self.graph, x)
+        found = values[self.graph.outputs[0]]
+        if self.output == "int8":
+            return _as_int8(found)
+        values = {name: _as_int8(value) for name, value in values.items()}
+        return real_output(self.plan.graph, values)
 
     def test_input(self) -> np.ndarray:
         """The golden image of the contract in the integers of the input, or random integers."""
@@ -293,7 +332,7 @@ def _as_int8(values: np.ndarray) -> np.ndarray:
 
 
 def _bytes(name: str, values: np.ndarray) -> str:
-    data = values.astype(np.int8).tobytes()
+    data = values.tobytes()
     words = np.frombuffer(data + bytes(-len(data) % 8), "<u8")
     lines = (",".join(f"0x{word:x}" for word in words[at : at + 12]) for at in range(0, len(words), 12))
     return f"FB_TABLE(uint64_t, {name}, {len(words)}) = {{\n" + ",\n".join(lines) + "};"

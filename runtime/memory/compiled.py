@@ -32,12 +32,14 @@ class BudgetError(FireboxError):
         self.binding = binding
 
 
-def plan_compiled(graph: Graph, *, input: Input = "rows", sram_bytes: int | None = None) -> RowPlan:
+def plan_compiled(
+    graph: Graph, *, input: Input = "rows", sram_bytes: int | None = None, real_output: bool = False
+) -> RowPlan:
     """The fastest row plan of a quantized graph whose arena fits ``sram_bytes``; without a budget the fastest of all.
 
-    Raises ``BudgetError`` if none fits, and ``UnsupportedError`` as ``row_graph`` does.
+    ``real_output`` is that of ``row_graph``. Raises ``BudgetError`` if none fits, and ``UnsupportedError`` as ``row_graph`` does.
     """
-    rows = row_graph(graph)
+    rows = row_graph(graph, real_output=real_output)
     if sram_bytes is None:
         return plan_rows(rows, input=input)
     plans = []

@@ -53,10 +53,23 @@ class Mean(Op):
         return shapes[0]
 
 
-def row_graph(graph: Graph) -> Graph:
+@dataclass(frozen=True)
+class Real(Op):
+    """Real numbers from int32 sums: (sums, scale, border), the sums as in ``Mean``, times the scale of each channel."""
+
+    outside: int = 0
+    activation: ops.Activation = "none"
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """The shape of the sums."""
+        return shapes[0]
+
+
+def row_graph(graph: Graph, *, real_output: bool = False) -> Graph:
     """The graph as images of int8, with the names of the activations unchanged.
 
-    Raises ``UnsupportedError`` for a graph that is not quantized to 8 bits, has several inputs or outputs or a batch,
+    With ``real_output`` the output is float32, computed from the sums of the last operation without a rounding to
+    int8, if that is a global average or a layer over the whole image. Raises ``UnsupportedError`` for a graph that is not quantized to 8 bits, has several inputs or outputs or a batch,
     or has an operation without kernel.
     """
     graph = integer_ends(graph)
@@ -65,7 +78,8 @@ def row_graph(graph: Graph) -> Graph:
     builder = _Builder(graph, {name: replace(tensor, shape=image_shape(tensor)) for name, tensor in tensors.items()})
     for op in graph.ops:
         builder.add(op)
-    return _viewable(_averages(_padded(builder.graph())))
+    found = _averages(_padded(builder.graph()))
+    return _viewable(_real(found) if real_output else found)
 
 
 def image_shape(tensor: Tensor) -> Shape:
@@ -312,6 +326,30 @@ def _average(graph: Graph, op: Op, tensors: dict[str, Tensor]) -> list[Op]:
     return [Sums((x,), sums), Mean(inputs, op.output, float(scale), outside)]
 
 
+def _real(graph: Graph) -> Graph:
+    """The graph with a real output, if its last operation computes it from sums."""
+    tensors, (name,) = dict(graph.tensors), graph.outputs
+    op = graph.producers.get(name)
+    scale, real = f"{name}/scale", f"{name}/real"
+    channels = (1, 1, 1, graph.tensors[name].shape[3])
+    if isinstance(op, Mean):
+        factors = np.full(channels, op.scale * quantization_of(graph, name).scale[0], np.float32)
+        last: list[Op] = [Real((op.inputs[0], scale, *op.inputs[1:]), real, op.outside)]
+    elif isinstance(op, ops.Conv) and graph.tensors[name].shape == channels and op.groups == 1:
+        weights = np.asarray(quantization_of(graph, op.inputs[1]).scale, np.float32)
+        factors = np.broadcast_to(np.float32(quantization_of(graph, op.inputs[0]).scale[0]) * weights, channels)
+        sums = f"{name}/sums"
+        tensors[sums] = Tensor(sums, channels, "int32")
+        linear = replace(op, output=sums, activation="none")
+        last = [linear, Real((sums, scale), real, activation=op.activation)]
+    else:
+        return graph
+    tensors[scale] = Tensor(scale, channels, data=np.ascontiguousarray(factors))
+    tensors[real] = Tensor(real, channels)
+    operations = [other for other in graph.ops if other is not op]
+    return Graph.of(graph.name, tensors.values(), [*operations, *last], graph.inputs, (real,))
+
+
 def _is_padded_pixelwise(graph: Graph, op: ops.Conv) -> bool:
     window = graph.tensors[op.inputs[1]].shape[1:3]
     return any(op.padding) and window == (1, 1) and op.stride == (1, 1) and op.groups == 1
@@ -363,6 +401,42 @@ def table_of(graph: Graph, op: Op) -> np.ndarray:
     values = np.arange(-128, 128).astype(np.int8).reshape(shape)
     relu = ops.Relu(op.inputs, op.output, activation=getattr(op, "activation", "none"))
     return run_operation(_Operands(tensors), relu, {x.name: values}).reshape(-1)  # pyright: ignore[reportArgumentType]
+
+
+def real_output(graph: Graph, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The real output of a row graph, float32, from the int8 activations by name: what generated C must give."""
+    (name,) = graph.outputs
+    op = graph.producers.get(name)
+    if not isinstance(op, Real):
+        return quantization_of(graph, name).dequantize(values[name])
+    before = graph.producers[op.inputs[0]]
+    x = values[before.inputs[0]].reshape(graph.tensors[before.inputs[0]].shape)
+    if isinstance(before, Sums):
+        sums = (x.astype(np.int32) - quantization_of(graph, before.inputs[0]).zero_point).sum((1, 2), dtype=np.int32)
+        if op.outside:
+            border = graph.tensors[op.inputs[2]]
+            assert border.data is not None and border.quantization is not None
+            sums += op.outside * (border.data.reshape(-1).astype(np.int32) - border.quantization.zero_point)
+    else:
+        sums = _layer_sums(graph, before, x)
+    real = sums.reshape(-1).astype(np.float32) * graph.tensors[op.inputs[1]].real().reshape(-1)
+    limits = {"none": (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}[op.activation]
+    return np.clip(real, *limits).astype(np.float32)
+
+
+def _layer_sums(graph: Graph, op: Op, x: np.ndarray) -> np.ndarray:
+    """The sums of a convolution with a single window, int32."""
+    weight, bias = (graph.tensors[name].data for name in op.inputs[1:])
+    assert weight is not None and bias is not None and isinstance(op, ops.Conv)
+    window = np.zeros(weight.shape[1:], np.int64)
+    top, _, left, _ = op.padding
+    centered = x[0].astype(np.int64) - quantization_of(graph, op.inputs[0]).zero_point
+    rows = np.arange(weight.shape[1]) * op.dilation[0] - top
+    columns = np.arange(weight.shape[2]) * op.dilation[1] - left
+    inside = np.ix_((rows >= 0) & (rows < x.shape[1]), (columns >= 0) & (columns < x.shape[2]))
+    kept = np.ix_(rows[(rows >= 0) & (rows < x.shape[1])], columns[(columns >= 0) & (columns < x.shape[2])])
+    window[inside] = centered[kept]
+    return np.tensordot(weight.astype(np.int64), window, 3) + bias
 
 
 def quantization_of(graph: Graph, name: str) -> Quantization:

@@ -5,7 +5,7 @@ A *root* is a block of memory: a tensor, with the operands of a channel concat i
 * a *ring* of rows: as many as its readers' windows and lags need, row ``r`` in slot ``r % rows``;
 * a *strip*: some columns of one row, which all readers take as soon as they are computed;
 * a row of *running* maxima, of a pool that reads a strip;
-* *sums* over the image, for a global average;
+* *sums*, int32 values of each channel, or real ones;
 * the input as a *whole*, whose rows die one by one.
 
 Operations connected by strips form a *group*, which computes one row at a time, strip by strip. The *schedule* is the
@@ -21,7 +21,7 @@ from typing import Literal
 
 from ..graph import Graph, Op, ops
 from .allocation import ALIGNMENT, Block, Buffer, LiveRange, align, allocate_in_order
-from .row_graph import Mean, Rescale, Sums
+from .row_graph import Mean, Real, Rescale, Sums
 
 Kind = Literal["ring", "strip", "running", "sums"]
 Input = Literal["whole", "rows"]
@@ -85,7 +85,7 @@ def reads_of(graph: Graph, op: Op) -> tuple[Read, ...]:
             reads.append(Read(name, *windows))
             at += graph.tensors[name].shape[op.axis]
         return tuple(reads)
-    names = op.inputs[:1] if isinstance(op, Mean) else op.inputs
+    names = op.inputs[:1] if isinstance(op, Mean | Real) else op.inputs
     return tuple(Read(name, Window(), Window()) for name in dict.fromkeys(names))
 
 
@@ -291,7 +291,7 @@ class _Shape:
     def _kind(self, root: str) -> Kind:
         """Decide on a root, and join the groups of its producers and readers if it is a strip."""
         producers, readers = self.producers.get(root, []), self.readers.get(root, [])
-        if any(isinstance(op, Sums) for op in producers):
+        if self.graph.tensors[root].dtype in ("int32", "float32"):
             return "sums"
         if not producers or root in {self.places[name].root for name in self.graph.outputs} or not readers:
             return "ring"
@@ -315,7 +315,7 @@ class _Shape:
     def _takes_pixels(self, op: Op, read: Read) -> bool:
         pointwise = read.rows.is_pointwise and read.columns.is_pointwise
         same = self.graph.tensors[read.tensor].shape[1:3] == self.graph.tensors[op.output].shape[1:3]
-        return pointwise and (same or isinstance(op, Sums)) and not isinstance(op, Mean | ops.MaxPool)
+        return pointwise and (same or isinstance(op, Sums)) and not isinstance(op, Mean | Real | ops.MaxPool)
 
     def _takes_strips(self, op: Op) -> bool:
         return self.pools.get(self.group[op.output]) is op
