@@ -55,7 +55,7 @@ judging_targets_option = click.option(
     "targets",
     multiple=True,
     type=_TargetChoice(_targets),
-    help="Runtime or compiler to judge MODEL for; repeat for several.  [default: tflm, and c where firebox has it]",
+    help="Runtime or compiler to judge MODEL for; repeat for several.  [default: tflm and c]",
 )
 fit_target_option = click.option(
     "--target", type=_TargetChoice(_fit_targets), default="tflm", show_default=True, help="Runtime to fit for."
