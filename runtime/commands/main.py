@@ -22,7 +22,7 @@ _HELP_WIDTH = 88
 _SECTIONS = {
     "Get started": ("demo",),
     "Train": ("models", "recipes", "train", "average", "evaluate"),
-    "Export": ("export", "fit", "blame", "check"),
+    "Export": ("export", "fit", "compile", "blame", "check"),
     "Plan memory": ("plan", "report", "energy", "devices"),
     "Run": ("classify", "profile"),
     "Other": (),

@@ -117,7 +117,7 @@ class Engine:
 
     def strip(self, group: Group) -> Iterator[str]:
         """What a group does with one strip."""
-        yield "(void)y; (void)start; (void)end;"
+        yield "(void)y; (void)first; (void)start; (void)end;"
         spot = Spot("y", "first", "(end - first)", "start")
         widths = sorted({strip.end - strip.first for strip in group.strips})
         for op in group.before:

@@ -58,6 +58,12 @@ class CSource:
         """Weights and tables, and an estimate of the code on a microcontroller."""
         return FlashDemand(flash_bytes(self.plan.graph), "weights and code")
 
+    def files(self, stem: str | None = None) -> dict[str, str]:
+        """The texts by file name; ``stem`` replaces the name, which then only begins the names in C."""
+        stem = stem or self.name
+        include = f'#include "{self.name}.h"\n'
+        return {f"{stem}.c": self.code.replace(include, f'#include "{stem}.h"\n', 1), f"{stem}.h": self.header}
+
     def account(self) -> tuple[MemoryLine, ...]:
         """The memory of the compiled network: RAM and flash."""
         return (

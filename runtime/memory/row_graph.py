@@ -410,15 +410,13 @@ def real_output(graph: Graph, values: Mapping[str, np.ndarray]) -> np.ndarray:
     if not isinstance(op, Real):
         return quantization_of(graph, name).dequantize(values[name])
     before = graph.producers[op.inputs[0]]
-    x = values[before.inputs[0]].reshape(graph.tensors[before.inputs[0]].shape)
+    x = values[before.inputs[0]]
     if isinstance(before, Sums):
-        sums = (x.astype(np.int32) - quantization_of(graph, before.inputs[0]).zero_point).sum((1, 2), dtype=np.int32)
-        if op.outside:
-            border = graph.tensors[op.inputs[2]]
-            assert border.data is not None and border.quantization is not None
-            sums += op.outside * (border.data.reshape(-1).astype(np.int32) - border.quantization.zero_point)
+        # The reference has the constant pixels around the image in place.
+        pixels = x.reshape(-1, x.shape[-1]).astype(np.int32)
+        sums = (pixels - quantization_of(graph, before.inputs[0]).zero_point).sum(0, dtype=np.int32)
     else:
-        sums = _layer_sums(graph, before, x)
+        sums = _layer_sums(graph, before, x.reshape(graph.tensors[before.inputs[0]].shape))
     real = sums.reshape(-1).astype(np.float32) * graph.tensors[op.inputs[1]].real().reshape(-1)
     limits = {"none": (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}[op.activation]
     return np.clip(real, *limits).astype(np.float32)

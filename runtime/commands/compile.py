@@ -1,0 +1,136 @@
+"""The command ``compile``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import UsageError
+from ..files import write_files
+from ..units import format_size
+from .console import print_json, progress_unless, say
+from .options import budget_options, json_option, model_argument
+from .plan import show_memory
+
+if TYPE_CHECKING:
+    from ..compile import CSource
+    from ..memory import Budget, Verdict
+
+
+class _IsaChoice(click.Choice[str]):
+    """The choices of instruction sets, looked up when needed: their modules load numpy."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Kinds of processors and single instruction sets."""
+        from ..compile import isa_names
+
+        return tuple(isa_names())
+
+
+@click.command("compile")
+@model_argument
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File to write: NAME.c, with NAME.h beside it, or a folder.  [default: build]",
+)
+@click.option(
+    "--input",
+    "input_",
+    type=click.Choice(("rows", "whole")),
+    default="rows",
+    show_default=True,
+    help="How the input arrives: row by row, as a camera delivers it, or whole, in the arena.",
+)
+@click.option(
+    "--isa",
+    type=_IsaChoice(),
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Processors: auto (x86, arm64 and plain C in one file), x86, arm64, cortex-m, plain, or one instruction set.",
+)
+@click.option(
+    "--output",
+    type=click.Choice(("int8", "float")),
+    default="int8",
+    show_default=True,
+    help="Type of the output; float has the sums before the last rounding.",
+)
+@click.option("--name", help="Prefix of the public names.  [default: the model's name]")
+@click.option(
+    "--project", type=click.Choice(_PROJECTS), help="Write a project instead: web = WebAssembly and its module."
+)
+@budget_options
+@json_option
+@click.pass_context
+def compile_command(
+    context: click.Context,
+    model: Path,
+    out: Path | None,
+    input_: Any,
+    isa: str,
+    output: Any,
+    name: str | None,
+    budget: "Budget | None",
+    as_json: bool,
+) -> None:
+    """Compile MODEL (int8 .onnx or .tflite) to one C file that needs no runtime.
+
+    The network runs row by row in a static arena, and gives the integers of LiteRT and onnxruntime. With a budget the
+    fastest plan that fits it is taken; exit code 3 if none does.
+
+    \b
+    Example:
+      firebox compile model.int8.tflite -o model.c
+      firebox compile model.int8.tflite --isa cortex-m --sram 64KiB --reserve 8KiB -o firmware/model.c
+      firebox compile model.int8.tflite --device stm32h743 -o build
+    """
+    from ..compile import compile_c
+
+    folder, file = _destination(out)
+    sram = budget.available_bytes if budget is not None else None
+    with progress_unless(as_json).task("compiling"):
+        source = compile_c(model, input=input_, isa=isa, sram_bytes=sram, output=output, name=name)
+    verdict = source.verdict(budget) if budget is not None else None
+    written = []
+    if verdict is None or verdict.fits is not False:
+        stem = Path(file).stem if file else source.name
+        written = write_files(folder, source.files(stem))
+    if as_json:
+        print_json(_as_json(source, written, verdict))
+    else:
+        show_memory(f"{source.name} in C", source.account(), verdict)
+        for path in written:
+            say(f"wrote {path} ({format_size(path.stat().st_size)})")
+    context.exit(verdict.exit_code if verdict else 0)
+
+
+def _destination(out: Path | None) -> tuple[Path, str]:
+    """Folder and file name, which is empty if ``out`` is a folder."""
+    if out is None:
+        return Path("build"), ""
+    if out.suffix == ".c":
+        return out.parent, out.name
+    if out.suffix and not out.is_dir():
+        raise UsageError(f"--out {out} ends in {out.suffix}; use NAME.c or a folder")
+    return out, ""
+
+
+def _as_json(source: "CSource", written: list[Path], verdict: "Verdict | None") -> dict[str, Any]:
+    from ..memory.account import memory_json
+
+    return {
+        "name": source.name,
+        "files": [str(path) for path in written],
+        "arena_bytes": source.arena_bytes,
+        "memory": memory_json(source.account()),
+        "macs": source.plan.graph.macs,
+        "input": source.plan.input,
+        "verdict": verdict.to_json() if verdict else None,
+    }
