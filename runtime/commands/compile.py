@@ -63,9 +63,6 @@ class _IsaChoice(click.Choice[str]):
     help="Type of the output; float has the sums before the last rounding.",
 )
 @click.option("--name", help="Prefix of the public names.  [default: the model's name]")
-@click.option(
-    "--project", type=click.Choice(_PROJECTS), help="Write a project instead: web = WebAssembly and its module."
-)
 @budget_options
 @json_option
 @click.pass_context
