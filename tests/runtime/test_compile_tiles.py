@@ -3,12 +3,13 @@
 import shutil
 
 import pytest
-from tiles import Tiles, build, expected, random_cases, run
+from tiles import build, expected, random_cases, run
 
 from firebox.runtime.compile.tiles.amx import Amx
+from firebox.runtime.compile.tiles.spec import Tiles
 from firebox.runtime.compile.tiles.x86 import Avx2, Avx512Vnni, AvxVnni
 
-CASES = 40
+CASES = 32
 TILES = [Amx(), Avx512Vnni(), AvxVnni(), Avx2()]
 COMPILERS = ["gcc -O2", "clang -O2"]
 

@@ -51,7 +51,9 @@ def random_cases(tiles: Tiles, count: int, seed: int) -> list[Case]:
 
 def _random_spec(rng: np.random.Generator) -> ConvSpec:
     length = 4 * int(rng.choice([rng.integers(1, 76), rng.integers(1, 9), 4 * rng.integers(1, 17)]))
-    channels = int(rng.choice([rng.integers(1, 71), PANEL * rng.integers(1, 5)]))
+    channels = int(
+        rng.choice([rng.integers(1, 71), PANEL * rng.integers(1, 5), rng.integers(64, 420)], p=[0.5, 0.3, 0.2])
+    )
     raw = bool(rng.random() < 0.15)
     zero_point = int(rng.choice([-128, rng.integers(-128, 128)]))
     low, high = [(-128, 127), (zero_point, 127), (zero_point, min(zero_point + 60, 127))][rng.integers(3)]
@@ -120,7 +122,7 @@ def expected(case: Case) -> bytes:
 def source(tiles: Tiles, cases: Sequence[Case]) -> str:
     """A program that reads the numbers of all cases from stdin and writes their outputs to stdout."""
     kind = "int8_t" if tiles.signed else "uint8_t"
-    lines = [_BEGIN.replace("FB_T", kind)]
+    lines = [f"#if {tiles.condition or 1}", _BEGIN.replace("FB_T", kind)]
     if tiles.target:
         lines.append(_PUSH % ((tiles.target,) * 2))
     lines.append(tiles.prelude)
@@ -141,7 +143,14 @@ def source(tiles: Tiles, cases: Sequence[Case]) -> str:
     for i, case in enumerate(cases):
         segments, size = case.activations.shape
         lines.append(f"  {{ run{i}, {segments}, {size}, {case.weights.nbytes}, {case.panels}, {case.out_bytes} }},")
-    return "\n".join([*lines, "};", _MAIN])
+    return "\n".join(
+        [
+            *lines,
+            "};",
+            _MAIN.replace("SKIPPED", str(SKIPPED)),
+            f"#else\nint main(void) {{ return {SKIPPED}; }}\n#endif\n",
+        ]
+    )
 
 
 def vectors(cases: Sequence[Case]) -> bytes:
@@ -230,7 +239,7 @@ static struct fb_buffer input(size_t size) {
   return b;
 }
 int main(void) {
-  if (!detected()) return 77;
+  if (!detected()) return SKIPPED;
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     const struct fb_case *c = &cases[i];
     struct fb_buffer used[16]; const fb_t *seg[9]; int n = 0;

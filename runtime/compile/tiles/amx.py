@@ -39,6 +39,16 @@ def _pieces(length: int) -> tuple[int, int]:
     return 64, length % 64
 
 
+def _most_panels(spec: ConvSpec) -> int:
+    """Registers for sums."""
+    return _REST_INPUT if _pieces(spec.length)[1] else _INPUT
+
+
+def _rows(pixels: int) -> int:
+    """Pixels in a register, so that few registers hold all."""
+    return -(-pixels // -(-pixels // 16))
+
+
 @dataclass(frozen=True)
 class Amx:
     """Intel AMX, requantized by AVX-512."""
@@ -57,24 +67,29 @@ class Amx:
     prelude: str = Avx512Vnni.prelude + _AMX
 
     def shape(self, spec: ConvSpec) -> tuple[int, int]:
-        """Panels and most pixels."""
+        """Panels and most pixels: several blocks of registers, so that one is written while the next is computed."""
         if _is_short(spec):
             return _SHORT.shape(spec)
-        most = 4 if _pieces(spec.length)[1] else 6
-        tiles = -(-spec.panels // most)
-        return -(-spec.panels // tiles), 16
+        most, total = _most_panels(spec), spec.panels
+        if total <= most:
+            return total, 64
+        for panels in range(most, 3, -1):
+            if total % panels == 0:
+                return panels * min(total // panels, 4), 64
+        return 2 * most, 64
 
     def enter(self, spec: ConvSpec, pixels: int) -> str:
         """C that sets rows and bytes a row of the registers."""
         if _is_short(spec):
             return ""
         piece, rest = _pieces(spec.length)
-        sizes = [(pixels, 64)] * 4 + [(pixels, rest), (rest // 4, 64)] + [(pixels, piece), (piece // 4, 64)]
+        rows = _rows(pixels)
+        sizes = [(rows, 64)] * 4 + [(rows, rest), (rest // 4, 64)] + [(rows, piece), (piece // 4, 64)]
         if not rest:
-            sizes[4:6] = [(pixels, 64)] * 2
+            sizes[4:6] = [(rows, 64)] * 2
         widths = "".join(f"{width}, 0, " for _, width in sizes)
-        rows = ", ".join(str(row) for row, _ in sizes)
-        config = f"1, {'0, ' * 15}{widths}{'0, ' * 16}{rows}"
+        heights = ", ".join(str(height) for height, _ in sizes)
+        config = f"1, {'0, ' * 15}{widths}{'0, ' * 16}{heights}"
         return f"{{ static const uint8_t sizes[64] = {{ {config} }}; FB_AMX_SIZES(sizes); }}"
 
     def leave(self, spec: ConvSpec) -> str:
@@ -85,42 +100,94 @@ class Amx:
         """The C function of one tile."""
         if _is_short(spec):
             return _SHORT.tile(name, spec, pixels, panels, tail)
-        piece, rest = _pieces(spec.length)
+        most = _most_panels(spec)
         lines = [head(name, spec)]
-        lines.append(f"  _Alignas(64) int32_t sums[{pixels * panels * PANEL}];")
-        # A row distance of zero repeats the bias for all pixels.
-        lines += [f"  FB_AMX_LOAD({n}, bias + {n * PANEL}, 0);" for n in range(panels)]
-        lines.append(f"  for (int r = 0; r < {spec.segments}; r++) {{ const fb_t *a = seg[r] + at;")
-        main = spec.length - rest
-        if main:
-            lines.append(f"    for (int k = 0; k < {main}; k += {piece}, w += {piece * PANEL}) {{")
-            lines += _multiply(spec, "a + k", (_INPUT, _WEIGHTS), panels)
-            lines.append("    }")
-        if rest:
-            lines += _multiply(spec, f"a + {main}", (_REST_INPUT, _REST_WEIGHTS), panels)
-            lines.append(f"    w += {rest * PANEL};")
-        lines.append("  }")
-        lines += [f"  FB_AMX_STORE({n}, sums + {n * PANEL}, {64 * panels});" for n in range(panels)]
-        return "\n".join([*lines, *_write(spec, pixels, panels, tail), "}"])
+        width = next((p for p in range(most, 0, -1) if panels % p == 0 and (p > 3 or p == panels)), most)
+        full = panels if tail == PANEL or panels <= width else panels - width
+        parts = [(0, full // width * width)] if full >= width else []
+        first = full // width * width if parts else 0
+        while first < panels:
+            parts.append((first, min(most, panels - first)))
+            first += parts[-1][1]
+        for first, count in parts:
+            of = min(width, count)
+            lines += _blocks(spec, pixels, first, count // of, of, tail if first + count == panels else PANEL)
+        return "\n".join([*lines, "}"])
 
 
-def _multiply(spec: ConvSpec, inputs: str, registers: tuple[int, int], panels: int) -> list[str]:
-    """C that adds the products of one piece of a segment."""
-    a, b = registers
-    lines = [f"      FB_AMX_LOAD({a}, {inputs}, {spec.step});"]
-    for n in range(panels):
-        lines.append(f"      FB_AMX_LOAD({b}, w + {n * spec.panel_bytes}, 64); FB_AMX_DOT({n}, {a}, {b});")
-    return lines
+def _blocks(spec: ConvSpec, pixels: int, first: int, count: int, panels: int, tail: int) -> list[str]:
+    """C for ``count`` blocks of ``panels`` panels from panel ``first`` on, and all pixels.
+
+    A block is written between the products of the next one: its sums wait in memory.
+    """
+    rows = _rows(pixels)
+    across = -(-pixels // rows)
+    steps, units = _steps(spec, panels), _units(spec, rows, panels, tail)
+    x = f"(t % {across} < {across - 1} ? t % {across} * {rows} : {pixels - rows})" if across > 1 else "0"
+    column = f"({first} + t / {across} * {panels})"
+    item = 4 if spec.raw else 1
+    kind = "int32_t" if spec.raw else "fb_t"
+    bytes_out = f"{x} * {spec.out_step // item} + {column} * {PANEL}"
+    lines = ["  {", f"    _Alignas(64) int32_t sums[2][{rows * panels * PANEL}];", "    const int32_t *s = sums[0];"]
+    lines.append(f"    {kind} *o = out;")
+    lines.append("    const float *k = scale;" if not spec.raw else "")
+    lines.append(f"    for (int t = 0; t < {count * across}; t++) {{")
+    lines.append(
+        f"      const int8_t *v = w + {column} * {spec.panel_bytes}; const int32_t *c = bias + {column} * {PANEL};"
+    )
+    lines.append(f"      const int x = at + {x} * {spec.step};")
+    # A row distance of zero repeats the bias for all pixels.
+    lines += [f"      FB_AMX_LOAD({n}, c + {n * PANEL}, 0);" for n in range(panels)]
+    if count * across > 1:
+        lines += ["      if (t) {", *constants_512(spec, panels, "k"), *_mixed(steps, units), "      } else {"]
+        lines += [*_mixed(steps, []), "      }"]
+    else:
+        lines += _mixed(steps, [])
+    lines += [f"      FB_AMX_STORE({n}, sums[t & 1] + {n * PANEL}, {64 * panels});" for n in range(panels)]
+    lines.append(
+        f"      s = sums[t & 1]; o = out + {bytes_out};" + ("" if spec.raw else f" k = scale + {column} * {PANEL};")
+    )
+    lines += ["    }", "    {", *constants_512(spec, panels, "k")]
+    return [*lines, *(line for unit in units for line in unit), "    }", "  }"]
 
 
-def _write(spec: ConvSpec, pixels: int, panels: int, tail: int) -> list[str]:
-    """C that writes ``sums``: a few pixels at a time, so that they fill whole vectors of bytes."""
+def _steps(spec: ConvSpec, panels: int) -> list[list[str]]:
+    """C of the products, step by step: one piece of a segment each."""
+    piece, _ = _pieces(spec.length)
+    steps = []
+    for segment in range(spec.segments):
+        for at in range(0, spec.length, piece):
+            a, b = (_INPUT, _WEIGHTS) if at + piece <= spec.length else (_REST_INPUT, _REST_WEIGHTS)
+            lines = [f"        FB_AMX_LOAD({a}, seg[{segment}] + x + {at}, {spec.step});"]
+            begin = (segment * spec.length + at) * PANEL
+            for n in range(panels):
+                lines.append(
+                    f"        FB_AMX_LOAD({b}, v + {n * spec.panel_bytes + begin}, 64); FB_AMX_DOT({n}, {a}, {b});"
+                )
+            steps.append(lines)
+    return steps
+
+
+def _units(spec: ConvSpec, rows: int, panels: int, tail: int) -> list[list[str]]:
+    """C that requantizes ``s`` to ``o``: a few pixels each, so that they fill whole vectors of bytes."""
     group = max(4 // panels, 1)
-    values = [f"_mm512_load_si512(s + {i * PANEL})" for i in range(group * panels)]
-    lines = [*constants_512(spec, panels), "  const int32_t *s = sums;"]
-    lines.append(f"  for (int m = 0; m < {pixels // group}; m++, s += {len(values) * PANEL}) {{")
-    lines += ["  " + line for line in write_512(spec, values, panels, tail)]
-    lines.append(f"    out += {group * spec.out_step // (4 if spec.raw else 1)};\n  }}")
-    if pixels % group:
-        lines += write_512(spec, values[: pixels % group * panels], panels, tail)
+    units = []
+    for pixel in range(0, rows, group):
+        count = min(group, rows - pixel) * panels
+        values = [f"_mm512_load_si512(s + {(pixel * panels + i) * PANEL})" for i in range(count)]
+        out = f"(o + {pixel * spec.out_step // (4 if spec.raw else 1)})"
+        units.append(write_512(spec, values, panels, tail, out))
+    return units
+
+
+def _mixed(steps: list[list[str]], units: list[list[str]]) -> list[str]:
+    """All steps in order, with the units spread evenly behind them; the first step waits for the sums to be stored."""
+    lines: list[str] = []
+    late = min(1, len(steps) - 1)
+    turns = len(steps) - late
+    for i, step in enumerate(steps):
+        lines += step
+        turn = max(i - late, -1)
+        for unit in units[len(units) * turn // turns : len(units) * (turn + 1) // turns] if turn >= 0 else []:
+            lines += unit
     return lines

@@ -83,17 +83,17 @@ class Avx512Vnni:
         return "\n".join([*lines, "}"])
 
 
-def constants_512(spec: ConvSpec, panels: int) -> list[str]:
+def constants_512(spec: ConvSpec, panels: int, scale: str = "scale") -> list[str]:
     """C that loads what `write_512` needs."""
     if spec.raw:
         return []
-    lines = [f"  const __m512 s{n} = _mm512_loadu_ps(scale + {n * PANEL});" for n in range(panels)]
+    lines = [f"  const __m512 s{n} = _mm512_loadu_ps({scale} + {n * PANEL});" for n in range(panels)]
     # Packing works in quarters of a vector.
     lines.append("  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);")
     return lines
 
 
-def write_512(spec: ConvSpec, sums: Sequence[str], panels: int, tail: int) -> list[str]:
+def write_512(spec: ConvSpec, sums: Sequence[str], panels: int, tail: int, out: str = "out") -> list[str]:
     """C that writes the int32 vectors ``sums`` from ``out`` on, pixel by pixel, ``panels`` of them for each."""
     item = 4 if spec.raw else 1
     offsets = [m * spec.out_step + n * PANEL * item for m in range(len(sums) // panels) for n in range(panels)]
@@ -103,9 +103,9 @@ def write_512(spec: ConvSpec, sums: Sequence[str], panels: int, tail: int) -> li
     if spec.raw:
         for value, offset, part in zip(sums, offsets, partial, strict=True):
             store = (
-                f"mask_storeu_epi32((char *)out + {offset}, {mask}, "
+                f"mask_storeu_epi32((char *){out} + {offset}, {mask}, "
                 if part
-                else f"storeu_si512((char *)out + {offset}, "
+                else f"storeu_si512((char *){out} + {offset}, "
             )
             lines.append(f"  _mm512_{store}{value});")
         return lines
@@ -114,7 +114,9 @@ def write_512(spec: ConvSpec, sums: Sequence[str], panels: int, tail: int) -> li
         # What lies behind a partial panel belongs to others: it is a run of its own.
         places = [-1 if part else offset for offset, part in zip(offsets, partial, strict=True)]
         for first, count in _runs(places[i : i + 4], 4):
-            lines.append("    " + _store_512(offsets[i + first], first, count, mask if partial[i + first] else ""))
+            lines.append(
+                "    " + _store_512(f"{out} + {offsets[i + first]}", first, count, mask if partial[i + first] else "")
+            )
         lines.append("  }")
     return lines
 
@@ -142,17 +144,17 @@ def _pack_512(spec: ConvSpec, sums: Sequence[tuple[str, int]]) -> list[str]:
     return lines
 
 
-def _store_512(offset: int, first: int, count: int, mask: str) -> str:
+def _store_512(at: str, first: int, count: int, mask: str) -> str:
     """C that stores ``count`` (1, 2, 4) quarters of ``t`` from quarter ``first`` on."""
     if count == 4:
-        return f"_mm512_storeu_si512(out + {offset}, t);"
+        return f"_mm512_storeu_si512({at}, t);"
     if count == 2:
         half = f"_mm512_extracti64x4_epi64(t, {first // 2})" if first else "_mm512_castsi512_si256(t)"
-        return f"_mm256_storeu_si256((__m256i *)(out + {offset}), {half});"
+        return f"_mm256_storeu_si256((__m256i *)({at}), {half});"
     quarter = f"_mm512_extracti32x4_epi32(t, {first})" if first else "_mm512_castsi512_si128(t)"
     if mask:
-        return f"_mm_mask_storeu_epi8(out + {offset}, {mask}, {quarter});"
-    return f"_mm_storeu_si128((__m128i *)(out + {offset}), {quarter});"
+        return f"_mm_mask_storeu_epi8({at}, {mask}, {quarter});"
+    return f"_mm_storeu_si128((__m128i *)({at}), {quarter});"
 
 
 @dataclass(frozen=True)
