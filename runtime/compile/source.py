@@ -33,6 +33,8 @@ GENERATOR = 1
 # Networks with more multiply-accumulates get no self-test: its expected output is computed in numpy.
 _TESTED_MACS = 3_000_000_000
 Output = Literal["int8", "float"]
+# The prefix of everything inside the file.
+_OWN = "fb"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
@@ -109,11 +111,13 @@ def compile_c(
 def _identifier(name: str | None, found: str) -> str:
     """The prefix of public names: as given, or made from the model's name."""
     if name is not None:
+        if name == _OWN:
+            raise UsageError(f"name {name!r} is reserved for the functions inside the file; choose another")
         if not _NAME.fullmatch(name):
             raise UsageError(f"name {name!r} is not a C identifier of at most 64 characters; use letters, digits and _")
         return name
     made = re.sub(r"[^A-Za-z0-9_]", "_", found)[:64]
-    return made if _NAME.fullmatch(made) else f"m_{made}"[:64]
+    return made if _NAME.fullmatch(made) and made != _OWN else f"m_{made}"[:64]
 
 
 @dataclass(frozen=True)
