@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from boards import Board, build_for, run_on
 
-from firebox.runtime.compile.tiles.spec import PANEL, ConvSpec, StatefulTiles, Tiles
+from firebox.runtime.compile.tiles.spec import PANEL, ConvSpec, StatefulTiles, Tiles, clang_target
 
 _FREE = 0xA5  # bytes that a tile must not touch
 _BEFORE = 64  # of them before the output
 _SLACK = 15  # bytes beyond a segment that a tile may read
+_MOST_PIXELS = 20  # of a case, for tiles without a limit
+_BOARD_MAIN = Path(__file__).parent / "cortex_m" / "tiles.c"
 SKIPPED = 77  # exit status of the program on a processor without the instruction set
 
 
@@ -68,11 +71,13 @@ def _random_spec(rng: np.random.Generator) -> ConvSpec:
         high=high,
         clamps=bool(rng.random() < 0.2),
         raw=raw,
+        symmetric=bool(rng.random() < 0.5),
     )
 
 
 def _random_case(tiles: Tiles, spec: ConvSpec, rng: np.random.Generator) -> Case:
     most_panels, most_pixels = tiles.shape(spec)
+    most_pixels = min(most_pixels, _MOST_PIXELS)
     first = most_panels * int(rng.integers(-(-spec.panels // most_panels)))
     panels = min(most_panels, spec.panels - first)
     pixels = int(rng.choice([most_pixels, rng.integers(1, most_pixels + 1)]))
@@ -86,6 +91,8 @@ def _random_case(tiles: Tiles, spec: ConvSpec, rng: np.random.Generator) -> Case
     weights = rng.integers(-128, 128, (panels, spec.segments, spec.length // 4, PANEL, 4)).astype(np.int8)
     if rng.random() < 0.2:
         weights = np.where(weights < 0, -128, 127).astype(np.int8)
+    if spec.symmetric:
+        weights = np.maximum(weights, -127)
     weights[:, :, -1, :, 4 - int(rng.integers(0, 4)) :] = 0
     scale = rng.uniform(0.2, 1, panels * PANEL) * 70 / (128 * 74 * np.sqrt(spec.segments * spec.length))
     if spec.clamps:
@@ -122,10 +129,11 @@ def expected(case: Case) -> bytes:
 def source(tiles: Tiles, cases: Sequence[Case]) -> str:
     """A program that reads the numbers of all cases from stdin and writes their outputs to stdout."""
     kind = "int8_t" if tiles.signed else "uint8_t"
-    lines = [f"#if {tiles.condition or 1}", _BEGIN.replace("FB_T", kind)]
+    shift = "0" if tiles.signed else "128"
+    begin = _BEGIN.replace("FB_T", kind).replace("FB_SHIFT SHIFT", f"FB_SHIFT {shift}")
+    lines = [f"#if {tiles.condition or 1}", begin, tiles.prelude]
     if tiles.target:
-        lines.append(_PUSH % ((tiles.target,) * 2))
-    lines.append(tiles.prelude)
+        lines.append(_PUSH % (clang_target(tiles.target), tiles.target))
     for i, case in enumerate(cases):
         lines.append(tiles.tile(f"tile{i}", case.spec, case.pixels, case.panels, case.tail))
         out = "int32_t" if case.spec.raw else "fb_t"
@@ -138,19 +146,19 @@ def source(tiles: Tiles, cases: Sequence[Case]) -> str:
     if tiles.target:
         lines.append(_POP)
     lines.append(
-        f"static int detected(void) {{ return {tiles.detect or '1'}; }}\nstatic const struct fb_case cases[] = {{"
+        f"FB_INLINE int detected(void) {{ return {tiles.detect or '1'}; }}\nstatic const struct fb_case cases[] = {{"
     )
     for i, case in enumerate(cases):
         segments, size = case.activations.shape
         lines.append(f"  {{ run{i}, {segments}, {size}, {case.weights.nbytes}, {case.panels}, {case.out_bytes} }},")
-    return "\n".join(
-        [
-            *lines,
-            "};",
-            _MAIN.replace("SKIPPED", str(SKIPPED)),
-            f"#else\nint main(void) {{ return {SKIPPED}; }}\n#endif\n",
-        ]
-    )
+    lines.append("};")
+    total = sum(_BEFORE + case.out_bytes for case in cases)
+    weights, out = max(case.weights.nbytes for case in cases), max(case.out_bytes for case in cases)
+    panels = max(case.panels for case in cases)
+    lines.append(f"enum {{ MOST_WEIGHTS = {weights}, MOST_PANELS = {panels}, MOST_OUT = {out} }};")
+    lines.append(f"extern const uint32_t out_bytes;\nconst uint32_t out_bytes = {total};")
+    end = f"#else\nint main(void) {{ return {SKIPPED}; }}\n#endif\n"
+    return "\n".join([*lines, _MAIN.replace("SKIPPED", str(SKIPPED)), end])
 
 
 def vectors(cases: Sequence[Case]) -> bytes:
@@ -186,19 +194,35 @@ def run(program: Path, cases: Sequence[Case], emulator: Sequence[str] = ()) -> l
     if ran.returncode == SKIPPED:
         return None
     assert ran.returncode == 0, (ran.returncode, ran.stderr.decode(errors="replace")[-2000:])
+    return _outputs(ran.stdout, cases)
+
+
+def _outputs(data: bytes, cases: Sequence[Case]) -> list[bytes]:
     ends = np.cumsum([_BEFORE + case.out_bytes for case in cases])
-    assert len(ran.stdout) == ends[-1]
-    return [ran.stdout[end - _BEFORE - case.out_bytes : end] for end, case in zip(ends, cases, strict=True)]
+    assert len(data) == ends[-1]
+    return [data[end - _BEFORE - case.out_bytes : end] for end, case in zip(ends, cases, strict=True)]
+
+
+def run_on_board(folder: Path, board: Board, tiles: Tiles, cases: Sequence[Case]) -> list[bytes]:
+    """``run`` on a bare Cortex-M."""
+    (folder / "tiles.c").write_text(source(tiles, cases))
+    (folder / "tiles.in").write_bytes(vectors(cases))
+    program = build_for(board, [folder / "tiles.c", _BOARD_MAIN], folder / "tiles.elf")
+    run_on(board, program, folder)
+    return _outputs((folder / "tiles.out").read_bytes(), cases)
 
 
 _BEGIN = """\
 #define _GNU_SOURCE
 #include <stdint.h>
-#include <stdio.h>
 #include <string.h>
+#if defined(__linux__)
+#include <stdio.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#endif
 typedef FB_T fb_t;
+#define FB_SHIFT SHIFT
 #define FB_INLINE static inline __attribute__((always_inline, unused))
 #define FB_NOINLINE __attribute__((noinline))
 FB_INLINE int32_t fb_load4(const void *p) { int32_t v; memcpy(&v, p, 4); return v; }
@@ -223,8 +247,10 @@ _POP = """\
 #endif
 """
 
-# Every buffer ends where a page begins that can be neither read nor written.
+# Every buffer ends where a page begins that can be neither read nor written. Without an operating system, the numbers
+# and the outputs are in memory.
 _MAIN = """\
+#if defined(__linux__)
 struct fb_buffer { uint8_t *start, *map; size_t size; };
 static struct fb_buffer guarded(size_t size) {
   size_t page = (size_t)sysconf(_SC_PAGESIZE), used = (size + page - 1) / page * page;
@@ -255,4 +281,25 @@ int main(void) {
   }
   return fflush(stdout) ? 4 : 0;
 }
+#else
+static uint8_t weights[MOST_WEIGHTS] __attribute__((aligned(64))), to[MOST_OUT + 64] __attribute__((aligned(64)));
+static float scale[MOST_PANELS * 16] __attribute__((aligned(64)));
+static int32_t bias[MOST_PANELS * 16] __attribute__((aligned(64)));
+static const uint8_t *take(void *to_, const uint8_t *in, size_t size) { memcpy(to_, in, size); return in + size; }
+void run_cases(const uint8_t *in, uint8_t *out);
+void run_cases(const uint8_t *in, uint8_t *out) {
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const struct fb_case *c = &cases[i];
+    const fb_t *seg[9];
+    for (int n = 0; n < c->segments; n++, in += c->size) seg[n] = (const fb_t *)in;
+    in = take(weights, in, (size_t)c->weights);
+    in = take(scale, in, (size_t)c->panels * 64);
+    in = take(bias, in, (size_t)c->panels * 64);
+    memset(to, 0xA5, sizeof to);
+    c->run(seg, (const int8_t *)weights, scale, bias, to + 64);
+    memcpy(out, to, (size_t)c->out + 64);
+    out += c->out + 64;
+  }
+}
+#endif
 """
