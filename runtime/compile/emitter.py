@@ -99,7 +99,7 @@ def _constants(plan: RowPlan, layers: Mapping[str, ConvLayer]) -> str:
     for number, op in enumerate(plan.graph.ops):
         table = _table(plan.graph, op)
         if table is not None:
-            kind = "double" if table.dtype == np.float64 else "int8_t"
+            kind = "double" if table.dtype == np.float64 else f"{table.dtype}_t"
             values = [float(value).hex() for value in table] if kind == "double" else table
             parts.append(_array(kind, f"fb_t{number}", values, 16))
         if isinstance(op, Real):

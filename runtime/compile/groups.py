@@ -84,27 +84,15 @@ class Engine:
         if group.steps == group.height:
             return
         yield f"if (y >= {group.height}) {{"
-        for root in self.filled_by(group):
-            row = f"(y - {group.height} + {root.height + root.top})"
-            fill = f"memset({self.row_of(root, row, counted=True)}, {_stored(root.zero_point)}, {root.pitch});"
+        for op in group.fills:
+            place = self.plan.places[op.output]
+            root = self.plan.roots[place.root]
+            row = self.row_of(root, f"(y - {group.height} + {root.height + root.top})", counted=True)
+            width, channels = root.left + root.width + root.right, self.graph.tensors[op.output].shape[3]
+            fill = f"fb_fill({row} + {place.channel}, {root.channels}, {width}, {channels}, {_stored(root.zero_point)});"
             yield f"  if (y < {group.height + root.bottom}) {fill}"
         yield "  return;"
         yield "}"
-
-    def filled_by(self, group: Group) -> list[Root]:
-        """The rings whose padding below the image this group writes: the last group that writes to them."""
-        found = []
-        for name in dict.fromkeys(self.plan.places[op.output].root for op in group.ops):
-            root = self.plan.roots[name]
-            last = max(
-                other.index
-                for other in self.plan.groups
-                for op in other.ops
-                if self.plan.places[op.output].root == name
-            )
-            if root.kind == "ring" and root.bottom and last == group.index:
-                found.append(root)
-        return found
 
     def carry(self, group: Group) -> Iterator[str]:
         """Columns of the strip before that a pool still needs."""
@@ -120,8 +108,15 @@ class Engine:
         yield "(void)y; (void)first; (void)start; (void)end;"
         spot = Spot("y", "first", "(end - first)", "start")
         widths = sorted({strip.end - strip.first for strip in group.strips})
-        for op in group.before:
-            yield from self.operation(op, spot, widths)
+        if widths[0]:
+            for op in group.before:
+                yield from self.operation(op, spot, widths)
+        else:
+            # The last windows of a pool may add no columns.
+            yield "if (end > first) {"
+            for op in group.before:
+                yield from _indented(self.operation(op, spot, widths[1:]))
+            yield "}"
         if group.pool is not None:
             yield from self.running(group)
 
@@ -268,7 +263,8 @@ class Engine:
             return
         stride, before = op.stride[0], op.padding[0]
         column = f"{spot.first} * {op.stride[1]} + {root.left - op.padding[2]}"
-        yield f"const int row = {spot.row} * {stride} + {root.top - before};"
+        if root.rows > 1:
+            yield f"const int row = {spot.row} * {stride} + {root.top - before};"
         columns = len({column for _, column in layer.taps})
         step = self._tap_step(layer)
         if len(layer.taps) == 1:
@@ -479,17 +475,13 @@ class Engine:
         _, height, width, _ = self.graph.tensors[op.inputs[0]].shape
         top, _, left, right = op.padding
         value = _stored(int(quantization_of(self.graph, op.output).quantize(np.array(op.value), "int8")))
-        out = self.address(op.output, spot)
-        total = left + width + right
-        yield f"if (y < {top} || y >= {top + height}) fb_fill({out}, {out_step}, {total}, {channels}, {value});"
-        yield "else {"
+        out = f"{self.address(op.output, spot)}, {out_step}"
+        within = f"{spot.row} >= {top} && {spot.row} < {top + height}"
+        fill = f"fb_fill({out}, {spot.count}, {channels}, {value});"
+        yield fill if left or right else f"if (!({within})) {fill}"
         source = self.address(op.inputs[0], replace(spot, row=f"({spot.row} - {top})", first="0", start="0"))
-        yield f"  fb_t *const out = {out};"
-        yield f"  fb_fill(out, {out_step}, {left}, {channels}, {value});"
-        yield f"  fb_copy(out + {left * out_step}, {out_step}, {source}, {step}, {width}, {channels});"
-        at = (left + width) * out_step
-        yield f"  fb_fill(out + {at}, {out_step}, {right}, {channels}, {value});"
-        yield "}"
+        yield f"if ({within})"
+        yield f"  fb_columns({out}, {spot.first}, {spot.count}, {source}, {step}, {left}, {width}, {channels});"
 
     def slice(self, op: ops.Slice, spot: Spot, widths: Sequence[int]) -> Iterator[str]:
         """Part of an image."""
@@ -505,9 +497,9 @@ class Engine:
         for name in op.inputs:
             _, height, width, _ = self.graph.tensors[name].shape
             row, column = (f"({spot.row} - {at})", 0) if op.axis == 1 else (spot.row, at)
-            source = self.address(name, replace(spot, row=row, first="0", start="0"))
-            out = f"{self.address(op.output, spot)} + {column * self.step_of(op.output)}"
-            copy = f"fb_copy({out}, {self.step_of(op.output)}, {source}, {self.step_of(name)}, {width}, {channels});"
+            source = f"{self.address(name, replace(spot, row=row, first='0', start='0'))}, {self.step_of(name)}"
+            out = f"{self.address(op.output, spot)}, {self.step_of(op.output)}, {spot.first}, {spot.count}"
+            copy = f"fb_columns({out}, {source}, {column}, {width}, {channels});"
             within = f"if ({spot.row} >= {at} && {spot.row} < {at + height}) " if op.axis == 1 else ""
             yield within + copy
             at += height if op.axis == 1 else width

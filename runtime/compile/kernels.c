@@ -21,6 +21,13 @@ FB_NOINLINE static void fb_copy(fb_t *out, int out_step, const fb_t *in, int in_
   for (int x = 0; x < n; x++) memcpy(out + x * out_step, in + x * in_step, (size_t)c);
 }
 
+/* Of width columns of in, which lie from column at on in the output, copies those among its n columns from first on. */
+FB_NOINLINE static void fb_columns(fb_t *out, int out_step, int first, int n, const fb_t *in, int in_step, int at,
+                                   int width, int c) {
+  const int low = first > at ? first : at, high = first + n < at + width ? first + n : at + width;
+  if (low < high) fb_copy(out + (low - first) * out_step, out_step, in + (low - at) * in_step, in_step, high - low, c);
+}
+
 /* Moves columns of a strip down to its start. */
 FB_NOINLINE static void fb_move(fb_t *to, const fb_t *from, int n) {
   for (int i = 0; i < n; i++) to[i] = from[i];
@@ -59,10 +66,10 @@ FB_NOINLINE static void fb_sum(int32_t *restrict sums, const fb_t *restrict in, 
     for (int i = 0; i < c; i++) sums[i] += in[i];
 }
 
-FB_NOINLINE static void fb_mean(fb_t *out, const int32_t *sums, int c, float scale, int zero, const int8_t *border,
+FB_NOINLINE static void fb_mean(fb_t *out, const int32_t *sums, int c, float scale, int zero, const int16_t *border,
                                 int outside) {
   for (int i = 0; i < c; i++) {
-    const int32_t sum = sums[i] + (border ? outside * (int32_t)border[i] : 0);
+    const int32_t sum = sums[i] + (border ? outside * border[i] : 0);
     out[i] = (fb_t)(fb_round((float)sum * scale, (float)(-128 - zero), (float)(127 - zero)) + zero + FB_SHIFT);
   }
 }

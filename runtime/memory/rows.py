@@ -154,7 +154,8 @@ class Group:
     """Operations that compute one row together, strip by strip.
 
     ``before`` run on each strip of row ``y``; then ``pool``, if there is one, takes the strip, and ``behind`` run on
-    the columns that it completes. ``steps`` is the number of rows, with rows of padding below the image.
+    the columns that it completes. ``steps`` is the number of rows, with rows of padding below the image, which the
+    operations in ``fills`` write to their channels.
     """
 
     index: int
@@ -164,6 +165,7 @@ class Group:
     height: int
     strips: tuple[Strip, ...]
     steps: int
+    fills: tuple[Op, ...] = ()
 
     @property
     def ops(self) -> tuple[Op, ...]:
@@ -577,12 +579,12 @@ class _Simulation:
     def __init__(self, graph: Graph, shape: _Shape, groups: list[Group], roots: dict[str, Root], input: Input):
         self.graph, self.shape, self.roots, self.input = graph, shape, roots, input
         self.source = shape.places[graph.inputs[0]].root
-        self.fillers = self._fillers(groups)
-        self.groups = [replace(group, steps=group.height + self._padding_below(group)) for group in groups]
+        self.groups = [self._with_fills(group) for group in groups]
         self.group_of = {op.output: group for group in self.groups for op in group.ops}
         # Rows that each operation has completed; the input's rows that have arrived.
         self.done = {op.output: 0 for op in shape.ops} | {self.source: 0}
-        self.filled = dict.fromkeys(roots, 0)
+        # Rows of padding below the image that each has written.
+        self.filled = dict.fromkeys(self.done, 0)
         self.position = [0] * len(groups)
         self.lives = {name: _Life() for name in roots}
         self.row_deaths = [0] * roots[self.source].height
@@ -593,18 +595,16 @@ class _Simulation:
             for root in dict.fromkeys(root for root, _, _ in reads):
                 self.waiting[root].append(group.index)
 
-    def _fillers(self, groups: Sequence[Group]) -> dict[int, list[str]]:
-        """The roots below whose last row each group writes padding: the last group that writes to them."""
-        found: dict[int, list[str]] = {}
-        for name, root in self.roots.items():
-            if root.kind == "ring" and root.bottom:
-                writers = {op.output for op in self.shape.producers.get(name, [])}
-                index = max((group.index for group in groups for op in group.ops if op.output in writers), default=-1)
-                found.setdefault(index, []).append(name)
-        return found
+    def _with_fills(self, group: Group) -> Group:
+        """The group with the operations that write padding below the image, each to its own channels.
 
-    def _padding_below(self, group: Group) -> int:
-        return max((self.roots[name].bottom for name in self.fillers.get(group.index, [])), default=0)
+        A convolution may read the padding below a tensor and write to the same root, as in a DenseNet: no operation
+        can fill the row for all.
+        """
+        below = {op.output: self.roots[self.shape.places[op.output].root] for op in group.ops}
+        fills = tuple(op for op in group.ops if below[op.output].kind == "ring" and below[op.output].bottom)
+        bottom = max((below[op.output].bottom for op in fills), default=0)
+        return replace(group, steps=group.height + bottom, fills=fills)
 
     def _reads(self, group: Group) -> list[tuple[str, Op, Read]]:
         """What a group reads from rings that are written before its step."""
@@ -646,12 +646,14 @@ class _Simulation:
 
     def available(self, root: Root, read: Read) -> int:
         """Rows of a tensor that can be read, counted with padding."""
-        done = min(self.done[leaf] for leaf in self.shape.leaves[read.tensor])
+        leaves = self.shape.leaves[read.tensor]
+        done = min(self.done[leaf] for leaf in leaves)
         if root.kind == "sums":
             return done
         if done < root.height:
-            return done + root.top
-        return root.top + root.height + self.filled[root.name]
+            # The padding above is written together with the first row.
+            return done + root.top if done else 0
+        return root.top + root.height + min(self.filled[leaf] for leaf in leaves)
 
     def is_ready(self, group: Group) -> bool:
         y = self.position[group.index]
@@ -749,12 +751,12 @@ class _Simulation:
                     self.row_deaths[row] = step
         if y >= group.height:
             below = y - group.height
-            for name in self.fillers.get(index, []):
-                root = self.roots[name]
+            for op in group.fills:
+                root = self.roots[self.shape.places[op.output].root]
                 if below < root.bottom:
-                    self.filled[name] += 1
-                    self.write(name, root.top + root.height + below, step)
-                    touched.append(name)
+                    self.filled[op.output] += 1
+                    self.write(root.name, root.top + root.height + below, step)
+                    touched.append(root.name)
             return touched
         for op in group.before:
             touched += self.finish(op, y, step, y == group.height - 1)
