@@ -190,15 +190,12 @@ class Engine:
         place = self.plan.places[name]
         root = self.plan.roots[place.root]
         at = f"a + {self.plan.offset(root.name)}"
-        if root.kind == "ring":
-            start = self.row_of(root, spot.row)
-            fixed = root.left * root.channels + place.channel
-            return f"{start} + {spot.first} * {root.channels} + {fixed}"
         if root.kind == "strip":
             if spot.first == spot.start:
                 return f"{at} + {place.channel}"
             return f"{at} + ({spot.first} - {spot.start}) * {root.channels} + {place.channel}"
-        return f"{at} + {spot.first} * {root.channels} + {place.channel}"
+        fixed = root.left * root.channels + place.channel
+        return f"{self.row_of(root, spot.row)} + {spot.first} * {root.channels} + {fixed}"
 
     def operation(self, op: Op, spot: Spot, widths: Sequence[int]) -> Iterator[str]:
         """One operation at a spot whose number of columns is one of ``widths``."""
@@ -487,8 +484,10 @@ class Engine:
         """Part of an image."""
         channels, step, out_step = self._steps(op)
         _, row, column, channel = op.begin
-        source = self.address(op.inputs[0], replace(spot, row=f"({spot.row} + {row})", first="0", start="0"))
-        at = f"({spot.first} + {column}) * {step} + {channel}"
+        # A strip holds the columns of the spot alone; a slice of some columns reads a ring.
+        first = spot if not column else replace(spot, first=f"({spot.first} + {column})")
+        source = self.address(op.inputs[0], replace(first, row=f"({spot.row} + {row})") if row else first)
+        at = channel
         yield f"fb_copy({self.address(op.output, spot)}, {out_step}, {source} + {at}, {step}, {spot.count}, {channels});"
 
     def concat(self, op: ops.Concat, spot: Spot, widths: Sequence[int]) -> Iterator[str]:

@@ -310,8 +310,8 @@ typedef uint8_t fb_t; /* an activation, stored as the int8 value plus FB_SHIFT *
 #else
 typedef int8_t fb_t;
 #endif
-#define FB_INLINE static inline __attribute__((always_inline))
-#define FB_NOINLINE __attribute__((noinline))
+#define FB_INLINE static inline __attribute__((always_inline, unused))
+#define FB_NOINLINE __attribute__((noinline, unused))
 #define FB_TABLE(kind, name, count) static const kind name[count] __attribute__((aligned(64)))
 FB_INLINE int32_t fb_load4(const void *p) {
   int32_t value;

@@ -4,7 +4,7 @@ A *root* is a block of memory: a tensor, with the operands of a channel concat i
 
 * a *ring* of rows: as many as its readers' windows and lags need, row ``r`` in slot ``r % rows``;
 * a *strip*: some columns of one row, which all readers take as soon as they are computed;
-* a row of *running* maxima, of a pool that reads a strip;
+* rows of *running* maxima, of a pool that reads a strip: those whose windows are open;
 * *sums*, int32 values of each channel, or real ones;
 * the input as a *whole*, whose rows die one by one.
 
@@ -101,7 +101,7 @@ class Place:
 class Root:
     """A block of memory. Rows have ``width`` columns of ``channels`` bytes, and padding around them.
 
-    ``rows`` is the height of a ring; ``columns`` is the capacity of a strip.
+    ``rows`` is the height of a ring, or of running maxima; ``columns`` is the capacity of a strip.
     """
 
     name: str
@@ -541,7 +541,7 @@ def _leaves(graph: Graph) -> dict[str, tuple[str, ...]]:
 def _pooled_strips(pool: ops.MaxPool, width: int, pooled: int, most: int) -> tuple[Strip, ...]:
     """Strips whose columns, with those kept from the strip before, hold whole windows of the pool."""
     window, stride, before = pool.window[1], pool.stride[1], pool.padding[2]
-    per_strip = min(pooled, max(1, (most - max(window - stride, 0)) // stride))
+    per_strip = min(pooled, max(1, (most - max(window - stride, 0)) // stride)) if most < width else pooled
     count = -(-pooled // per_strip)
     per_strip = -(-pooled // count)
     found, end = [], 0
@@ -765,6 +765,9 @@ class _Simulation:
             height = self.graph.tensors[group.pool.output].shape[1]
             for row in group.pool_rows(y, height):
                 self.write(root, row + self.roots[root].top, step)
+                if self.roots[root].kind == "running":
+                    open_rows = row + 1 - self.done[group.pool.output]
+                    self.lives[root].rows = max(self.lives[root].rows, open_rows)
                 if group.is_last(row, y):
                     touched += self.finish(group.pool, row, step, row == height - 1)
                     for op in group.behind:
