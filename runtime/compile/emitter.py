@@ -12,7 +12,7 @@ from ..memory.rows import RowPlan
 from .groups import Engine, layers_of, powers
 from .isa import Family
 from .layers import ConvLayer
-from .tiles.spec import Tiles, clang_target
+from .tiles.spec import StatefulTiles, Tiles, clang_target
 
 _ARRIVAL = "FB_ARRIVAL"
 
@@ -71,7 +71,12 @@ def _kernels(text: str) -> str:
 def _choice(family: Family) -> str:
     """The choice between the engines of a family at the first call."""
     if len(family.tiles) == 1:
-        return f'#define fb_step fb_step_{family.tiles[0].name}\n#define fb_isa "{family.tiles[0].name}"'
+        (tiles,) = family.tiles
+        only = f'#define fb_step fb_step_{tiles.name}\n#define fb_isa "{tiles.name}"'
+        if not isinstance(tiles, StatefulTiles):
+            return only
+        # Detection also asks for the registers.
+        return f"{only}\n#define FB_CHOOSE() do {{ static int has; if (!has) has = {tiles.detect}; }} while (0)"
     lines = ["static void (*fb_chosen)(fb_t *, int, int);", "static const char *fb_isa;"]
     lines.append("static void fb_choose(void) {")
     for tiles in family.tiles[:-1]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from .tiles.amx import Amx
 from .tiles.neon import Neon, NeonDot
 from .tiles.plain import Plain
 from .tiles.spec import Tiles
@@ -28,7 +29,7 @@ class Family:
 
 
 _PLAIN = Plain()
-X86 = Family("x86", "defined(__x86_64__)", (Avx512Vnni(), AvxVnni(), Avx2(), _PLAIN))
+X86 = Family("x86", "defined(__x86_64__)", (Amx(), Avx512Vnni(), AvxVnni(), Avx2(), _PLAIN))
 ARM64 = Family("arm64", "defined(__aarch64__) && defined(__ARM_NEON)", (NeonDot(), Neon()))
 # Microcontrollers: plain C, which uses the DSP instructions of Cortex-M4 and M7.
 PLAIN = Family("plain", "1", (_PLAIN,))

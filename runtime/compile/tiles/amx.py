@@ -11,7 +11,18 @@ _INPUT, _WEIGHTS = 6, 7
 _REST_INPUT, _REST_WEIGHTS = 4, 5
 
 _AMX = """\
+#if defined(__linux__)
 #include <cpuid.h>
+/* The kernel must be asked for the registers: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). */
+#define FB_AMX_DETECT() __extension__({ \
+  unsigned a_, b_, c_, d_; \
+  long result_ = 158; \
+  const int has_ = __get_cpuid_count(7, 0, &a_, &b_, &c_, &d_) && (d_ >> 24 & 3) == 3; \
+  if (has_) __asm__ volatile("syscall" : "+a"(result_) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory"); \
+  has_ && result_ == 0; })
+#else
+#define FB_AMX_DETECT() 0
+#endif
 #define FB_AMX_SIZES(p) __asm__ volatile("ldtilecfg %0" : : "m"(*(const uint8_t (*)[64])(p)))
 #define FB_AMX_RELEASE() __asm__ volatile("tilerelease")
 #define FB_AMX_LOAD(t, p, step) \\
@@ -54,15 +65,9 @@ class Amx:
     """Intel AMX, requantized by AVX-512."""
 
     name: str = "amx"
-    condition: str = "defined(__x86_64__) && defined(__linux__)"
+    condition: str = "defined(__x86_64__)"
     target: str = Avx512Vnni.target
-    # The kernel must be asked for the registers: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
-    detect: str = (
-        f"({Avx512Vnni.detect} && __extension__({{ unsigned a, b, c, d; long result = 158;"
-        " int has = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;"
-        ' if (has) __asm__ volatile("syscall" : "+a"(result) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");'
-        " has && result == 0; }))"
-    )
+    detect: str = f"({Avx512Vnni.detect} && FB_AMX_DETECT())"
     signed: bool = False
     prelude: str = Avx512Vnni.prelude + _AMX
 
