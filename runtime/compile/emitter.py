@@ -7,7 +7,7 @@ from importlib.resources import files
 import numpy as np
 
 from ..graph import Graph, ops
-from ..memory.row_graph import Mean, Real, Rescale, quantization_of, table_of
+from ..memory.row_graph import Mean, Real, is_table, quantization_of, table_of
 from ..memory.rows import RowPlan
 from .groups import Engine, layers_of, powers
 from .isa import Family
@@ -114,7 +114,7 @@ def _constants(plan: RowPlan, layers: Mapping[str, ConvLayer]) -> str:
 
 
 def _table(graph: Graph, op: ops.Op) -> np.ndarray | None:
-    if isinstance(op, Rescale):
+    if is_table(op):
         table = table_of(graph, op)
         return None if np.array_equal(table, np.arange(-128, 128)) else table
     if isinstance(op, Mean | Real) and op.outside:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..graph import Graph, Op, ops
-from ..memory.row_graph import Mean, Real, Rescale, Sums, quantization_of, table_of
+from ..memory.row_graph import Mean, Real, Sums, quantization_of, table_of
 from ..memory.rows import Group, Read, Root, RowPlan, reads_of
 from .layers import ConvLayer, conv_layer, limits
 from .tiles.spec import PANEL, ConvSpec, StatefulTiles, Tiles
@@ -201,7 +201,7 @@ class Engine:
         """One operation at a spot whose number of columns is one of ``widths``."""
         yield f"/* {_comment(op.output)} */"
         yield from self.open_row(op, spot)
-        yield from _WRITERS[type(op)](self, op, spot, widths)
+        yield from _WRITERS.get(type(op), Engine.elementwise)(self, op, spot, widths)
 
     def step_of(self, name: str) -> int:
         """Bytes between the pixels of an activation."""
@@ -423,7 +423,7 @@ class Engine:
             f"{c_float(scales[0])}, {c_float(scales[1])}, {zeros}, {y.zero_point}, {low}, {high});"
         )
 
-    def rescale(self, op: Rescale, spot: Spot, widths: Sequence[int]) -> Iterator[str]:
+    def elementwise(self, op: Op, spot: Spot, widths: Sequence[int]) -> Iterator[str]:
         """A table of 256 values, or a copy."""
         channels, step, out_step = self._steps(op)
         where = f"{self.address(op.output, spot)}, {out_step}, {self.address(op.inputs[0], spot)}, {step}"
@@ -543,7 +543,6 @@ _WRITERS: Mapping[type[Op], Callable[[Engine, Any, Spot, Sequence[int]], Iterato
     ops.MaxPool: Engine.max_pool,
     ops.AveragePool: Engine.average_pool,
     ops.Add: Engine.add,
-    Rescale: Engine.rescale,
     Sums: Engine.sums,
     Mean: Engine.mean,
     Real: Engine.real,

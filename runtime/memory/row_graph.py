@@ -22,13 +22,6 @@ _TYPES = ("int8", "uint8")
 
 
 @dataclass(frozen=True)
-class Rescale(ops.Relu):
-    """Integers of one scale as integers of another, by a table of 256 values; ``activation`` rectifies them."""
-
-    activation: ops.Activation = "none"
-
-
-@dataclass(frozen=True)
 class Sums(Op):
     """Sums of the integers less their zero point over rows and columns, (1, 1, 1, C) of int32."""
 
@@ -126,18 +119,14 @@ class _Builder:
         self.images: dict[str, str] = {}
 
     def add(self, op: Op) -> None:
-        kind = type(op)
-        if kind not in _REWRITES:
+        rewrite = _REWRITES.get(type(op), _Builder.elementwise if is_table(op) else None)
+        if rewrite is None:
             raise UnsupportedError(f"{op.kind} {op.name!r} has no kernel in C")
         inputs = tuple(self.names.get(name, name) for name in op.inputs)
-        _REWRITES[kind](self, replace(op, inputs=inputs))
+        rewrite(self, replace(op, inputs=inputs))
 
     def emit(self, op: Op) -> None:
         self.ops.append(op)
-
-    def alias(self, op: Op) -> None:
-        """The output of ``op`` is its input, under the name of the output if that is the network's."""
-        self.names[op.output] = op.inputs[0]
 
     def layer(self, op: Any) -> None:
         x, weight, bias = (self.tensors[name] for name in op.inputs)
@@ -182,16 +171,16 @@ class _Builder:
             return name
         new = f"{op.output}/{name}"
         self.tensors[new] = replace(tensor, name=new, quantization=wanted, data=None)
-        self.emit(Rescale((name,), new))
+        self.emit(ops.Quantize((name,), new))
         return new
 
-    def rescale(self, op: Any) -> None:
-        if self.tensors[op.inputs[0]].quantization == self.tensors[op.output].quantization and (
-            isinstance(op, ops.Quantize | ops.Dequantize)
-        ):
-            self.alias(op)
+    def elementwise(self, op: Op) -> None:
+        """An operation of one tensor, which becomes a table of 256 values; none if it changes nothing."""
+        same = self.tensors[op.inputs[0]].quantization == self.tensors[op.output].quantization
+        if same and isinstance(op, ops.Quantize):
+            self.names[op.output] = op.inputs[0]
         else:
-            self.emit(Rescale(op.inputs, op.output, activation=getattr(op, "activation", "none")))
+            self.emit(op)
 
     def pad(self, op: ops.Pad) -> None:
         self.emit(replace(op, inputs=(self.rescaled(op.inputs[0], op),)))
@@ -219,9 +208,6 @@ _REWRITES: Mapping[type[Op], Any] = {
     ops.MaxPool: _Builder.emit,
     ops.AveragePool: _Builder.emit,
     ops.GlobalAveragePool: _Builder.emit,
-    ops.Relu: _Builder.rescale,
-    ops.Quantize: _Builder.rescale,
-    ops.Dequantize: _Builder.rescale,
     ops.Add: _Builder.emit,
     ops.Concat: _Builder.concat,
     ops.Reshape: _Builder.reshape,
@@ -366,7 +352,7 @@ def _viewable(graph: Graph) -> Graph:
                 if name in taken:
                     copy = f"{op.output}/{position}"
                     tensors[copy] = replace(tensors[name], name=copy)
-                    operations.append(Rescale((name,), copy))
+                    operations.append(ops.Quantize((name,), copy))
                     name = copy
                 taken.add(name)
                 inputs.append(name)
@@ -393,14 +379,18 @@ class _Operands:
     tensors: Mapping[str, Tensor]
 
 
+def is_table(op: Op) -> bool:
+    """True for an elementwise operation of one tensor: a table of its 256 values is its kernel."""
+    return op.elementwise and len(op.inputs) == 1
+
+
 def table_of(graph: Graph, op: Op) -> np.ndarray:
     """The output of an elementwise operation of one tensor for each input, from -128 on: int8, shape (256,)."""
     x, y = graph.tensors[op.inputs[0]], graph.tensors[op.output]
     shape = (1, 1, 1, 256)
     tensors = {x.name: replace(x, shape=shape), y.name: replace(y, shape=shape)}
     values = np.arange(-128, 128).astype(np.int8).reshape(shape)
-    relu = ops.Relu(op.inputs, op.output, activation=getattr(op, "activation", "none"))
-    return run_operation(_Operands(tensors), relu, {x.name: values}).reshape(-1)  # pyright: ignore[reportArgumentType]
+    return run_operation(_Operands(tensors), op, {x.name: values}).reshape(-1)  # pyright: ignore[reportArgumentType]
 
 
 def real_output(graph: Graph, values: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import Literal
 
 from ..graph import Graph, Op, ops
 from .allocation import ALIGNMENT, Block, Buffer, LiveRange, align, allocate_in_order
-from .row_graph import Mean, Real, Rescale, Sums
+from .row_graph import Mean, Real, Sums
 
 Kind = Literal["ring", "strip", "running", "sums"]
 Input = Literal["whole", "rows"]
@@ -901,6 +901,3 @@ def actions(plan: RowPlan, step: Step) -> Iterator[tuple[Op, int, int, int, Stri
                 if group.is_last(row, step.row):
                     for op in group.behind:
                         yield op, row, strip.pooled, strip.pooled_end, strip
-
-
-__all__ = ["SLACK", "Group", "Place", "Read", "Rescale", "Root", "RowPlan", "Step", "Strip", "Window", "plan_rows"]
