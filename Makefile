@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 # The number of test processes, and a test of a few seconds that runs before all others.
 WORKERS ?= 2
 SMOKE := tests/test_smoke.py
+# Emulators, and the compilers of the processors that they emulate; Debian's names.
+EMULATION := qemu-user-static qemu-user qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-none-eabi \
+	libnewlib-arm-none-eabi clang lld
 # The environment (2 GB) of the stock PyTorch-to-LiteRT converter, which docs/quantization.md compares firebox with.
 STOCK := build/stock_litert
 
@@ -52,12 +55,15 @@ test: $(READY)
 test-random: $(READY)
 	$(BIN)/python tests/random_run.py $(if $(SEED),--seed $(SEED))
 
-# Installs QEMU's user mode if that needs no password; without QEMU, only this machine's processor is tested.
+# Installs QEMU and cross compilers if that needs no password; without them, only this machine's processor is tested, here
+# and in the tests of generated C.
 test-processors: $(READY)
-	@if ! command -v qemu-x86_64-static >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	@if ! { command -v qemu-x86_64-static && command -v qemu-aarch64 && command -v qemu-system-arm && \
+	  command -v arm-none-eabi-gcc && command -v aarch64-linux-gnu-gcc && command -v clang && command -v wasm-ld; } >/dev/null && \
+	  command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  { apt-get update -qq && \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-user-static; } >/dev/null \
-	    || echo "qemu-user-static could not be installed" >&2; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(EMULATION); } >/dev/null \
+	    || echo "$(EMULATION) could not be installed" >&2; \
 	fi
 	$(BIN)/python benchmarks/processors.py --test
 

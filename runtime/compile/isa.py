@@ -8,6 +8,7 @@ from .tiles.amx import Amx
 from .tiles.neon import Neon, NeonDot
 from .tiles.plain import Plain
 from .tiles.spec import Tiles
+from .tiles.wasm import WasmSimd
 from .tiles.x86 import Avx2, Avx512Vnni, AvxVnni
 
 
@@ -31,14 +32,16 @@ class Family:
 _PLAIN = Plain()
 X86 = Family("x86", "defined(__x86_64__)", (Amx(), Avx512Vnni(), AvxVnni(), Avx2(), _PLAIN))
 ARM64 = Family("arm64", "defined(__aarch64__) && defined(__ARM_NEON)", (NeonDot(), Neon()))
+WASM = Family("wasm", "defined(__wasm_simd128__)", (WasmSimd(),))
 # Microcontrollers: plain C, which uses the DSP instructions of Cortex-M4 and M7.
 PLAIN = Family("plain", "1", (_PLAIN,))
 
 # What --isa accepts: kinds of processors in one file, the fallback last.
 CHOICES: dict[str, tuple[Family, ...]] = {
-    "auto": (X86, ARM64, PLAIN),
+    "auto": (X86, ARM64, WASM, PLAIN),
     "x86": (X86,),
     "arm64": (ARM64,),
+    "wasm": (WASM, PLAIN),
     "cortex-m": (PLAIN,),
     "plain": (PLAIN,),
 }

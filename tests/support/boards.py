@@ -61,4 +61,30 @@ def run_on(board: Board, program: Path, folder: Path) -> str:
     command = [_EMULATOR, "-M", board.machine, "-nographic", *target, "-kernel", str(program)]
     ran = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert ran.returncode == 0, (ran.returncode, ran.stdout + ran.stderr)
-    return ran.stdout
+    return ran.stdout + ran.stderr  # where the text of semihosting goes depends on QEMU's options
+
+
+def run_network(
+    board: Board, source: Path, images: int, *, by_rows: bool, ram_bytes: int | None = None
+) -> dict[str, int]:
+    """Run a generated network on a board: ``source`` is its C file, beside its header, inputs and expected outputs.
+
+    The files are named ``<name>.c``, ``.h``, ``.in`` and ``.want``. Returns how many of ``images`` gave ``equal``
+    outputs, and the bytes of the ``arena``, of all ``static`` data with it, and of the deepest ``stack``.
+    """
+    name, folder = source.stem, source.parent
+    macros = {
+        "MODEL": f'"{name}.h"',
+        "NAME": name,
+        "PREFIX": name.upper(),
+        "IN": f'"{name}.in"',
+        "WANT": f'"{name}.want"',
+        "IMAGES": images,
+    }
+    options = [f"-I{folder}", *(f"-D{key}={value}" for key, value in macros.items())]
+    if by_rows:
+        options.append("-DBY_ROWS")
+    program = folder / f"{name}-{board.name}.elf"
+    build_for(board, [source, _FILES / "network.c"], program, *options, ram_bytes=ram_bytes)
+    words = run_on(board, program, folder).split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))

@@ -1,6 +1,6 @@
 /* Runs a generated network on a bare Cortex-M: images from IN, expected outputs from WANT, and what memory it took.
 
-   Compile with -DMODEL=\"name.h\" -DNAME=name -DPREFIX=NAME -DIN=\"path\" -DWANT=\"path\" -DIMAGES=n, and -DROWS if the
+   Compile with -DMODEL=\"name.h\" -DNAME=name -DPREFIX=NAME -DIN=\"path\" -DWANT=\"path\" -DIMAGES=n, and -DBY_ROWS if the
    input arrives by rows. */
 #include "semihosting.h"
 #include MODEL
@@ -14,12 +14,12 @@ uint32_t stack_bytes(void);
 uint32_t static_bytes(void);
 
 static int8_t got[SIZE(OUTPUT_BYTES)], want[SIZE(OUTPUT_BYTES)];
-#ifdef ROWS
+#ifdef BY_ROWS
 static int8_t row[SIZE(ROW_BYTES)];
 #endif
 
 static void infer(int in) {
-#ifdef ROWS
+#ifdef BY_ROWS
   CALL(begin)();
   for (int i = 0; i < SIZE(ROWS); i++) {
     read_file(in, row, sizeof row);
