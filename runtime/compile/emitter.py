@@ -8,7 +8,7 @@ import numpy as np
 
 from ..graph import Graph, ops
 from ..memory.row_graph import Mean, Real, is_table, quantization_of, table_of
-from ..memory.rows import RowPlan
+from ..memory.rows import Root, RowPlan
 from .groups import Engine, layers_of, powers
 from .isa import Family
 from .layers import ConvLayer
@@ -222,7 +222,7 @@ void {prefix}_run_in(void *arena, const int8_t *in, {kind} *out) {{
 }}"""
 
 
-def _arrive(plan: RowPlan, root, row: int, channels: int) -> Iterator[str]:
+def _arrive(plan: RowPlan, root: Root, row: int, channels: int) -> Iterator[str]:
     """The function that takes a row of input."""
     yield "static void fb_arrive(fb_t *a, int y, const int8_t *in) {"
     at = plan.offset(root.name)
@@ -240,7 +240,8 @@ def _arrive(plan: RowPlan, root, row: int, channels: int) -> Iterator[str]:
     if root.left or root.right:
         yield f"  if (y + {root.top} < {root.rows}) memset(out, {pad}, {root.pitch});"
     yield f"  out += {root.left * channels};"
-    yield f"  for (int i = 0; i < {row}; i++) out[i] = (fb_t)(in[i] + FB_SHIFT);\n}}"
+    yield f"  if (!in) memset(out, {pad}, {row}); /* a row that never came */"
+    yield f"  else for (int i = 0; i < {row}; i++) out[i] = (fb_t)(in[i] + FB_SHIFT);\n}}"
 
 
 def output_type(plan: RowPlan, real: bool) -> str:

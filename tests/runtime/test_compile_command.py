@@ -75,11 +75,14 @@ def test_all_ways_to_run_give_the_integers_of_litert(command, model, tmp_path, s
 #include <string.h>
 #include "rows.h"
 #include "whole.h"
-static signed char in[ROWS_INPUT_BYTES], out[6][ROWS_OUTPUT_BYTES];
+static signed char in[ROWS_INPUT_BYTES], out[6][ROWS_OUTPUT_BYTES], early[ROWS_OUTPUT_BYTES];
 static long long one[ROWS_ARENA_BYTES / 8 + 2], other[WHOLE_ARENA_BYTES / 8 + 2];
 int main(void) {
   while (fread(in, sizeof in, 1, stdin) == 1) {
     rows_run(in, out[0]);
+    rows_begin();
+    rows_row(in);
+    rows_end(early); /* an image that is cut off is no error */
     rows_begin();
     for (int y = 0; y < ROWS_ROWS; y++) rows_row(in + y * ROWS_ROW_BYTES);
     rows_end(out[1]);
