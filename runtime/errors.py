@@ -70,6 +70,10 @@ class WrongAnswerError(FireboxError):
     """The output of a runtime on this processor does not match the file's golden output."""
 
 
+class PlanError(FireboxError):
+    """A row plan contradicts itself: an operation reads what another has overwritten. It is a fault of firebox."""
+
+
 class WrongAnswerWarning(UserWarning):
     """The warning that a session issues in place of ``WrongAnswerError``, before it continues."""
 

@@ -89,7 +89,9 @@ class Engine:
             root = self.plan.roots[place.root]
             row = self.row_of(root, f"(y - {group.height} + {root.height + root.top})", counted=True)
             width, channels = root.left + root.width + root.right, self.graph.tensors[op.output].shape[3]
-            fill = f"fb_fill({row} + {place.channel}, {root.channels}, {width}, {channels}, {_stored(root.zero_point)});"
+            fill = (
+                f"fb_fill({row} + {place.channel}, {root.channels}, {width}, {channels}, {_stored(root.zero_point)});"
+            )
             yield f"  if (y < {group.height + root.bottom}) {fill}"
         yield "  return;"
         yield "}"
@@ -177,25 +179,22 @@ class Engine:
 
     def row_of(self, root: Root, row: str, *, counted: bool = False) -> str:
         """The first byte of a row of a ring; ``counted`` rows include the padding above."""
-        at = f"a + {self.plan.offset(root.name)}"
-        if root.rows == 1:
+        rows = self.plan.rows(root.name)
+        at = f"a + {rows.base}"
+        if rows.rows == 1:
             return at
         number = row if counted or not root.top else f"({row} + {root.top})"
-        if root.rows >= root.top + root.height + root.bottom:
-            return f"{at} + {number} * {root.pitch}"
-        return f"{at} + {number} % {root.rows} * {root.pitch}"
+        return f"{at} + {number} * {rows.pitch}" if not rows.rows else f"{at} + {number} % {rows.rows} * {rows.pitch}"
 
     def address(self, name: str, spot: Spot) -> str:
         """The first byte of an activation at a spot."""
-        place = self.plan.places[name]
-        root = self.plan.roots[place.root]
-        at = f"a + {self.plan.offset(root.name)}"
+        root = self.plan.roots[self.plan.places[name].root]
+        at = f"{self.row_of(root, spot.row)} + {self.plan.column(name)}"
         if root.kind == "strip":
             if spot.first == spot.start:
-                return f"{at} + {place.channel}"
-            return f"{at} + ({spot.first} - {spot.start}) * {root.channels} + {place.channel}"
-        fixed = root.left * root.channels + place.channel
-        return f"{self.row_of(root, spot.row)} + {spot.first} * {root.channels} + {fixed}"
+                return at
+            return f"{at} + ({spot.first} - {spot.start}) * {root.channels}"
+        return f"{at} + {spot.first} * {root.channels}"
 
     def operation(self, op: Op, spot: Spot, widths: Sequence[int]) -> Iterator[str]:
         """One operation at a spot whose number of columns is one of ``widths``."""
@@ -487,8 +486,8 @@ class Engine:
         # A strip holds the columns of the spot alone; a slice of some columns reads a ring.
         first = spot if not column else replace(spot, first=f"({spot.first} + {column})")
         source = self.address(op.inputs[0], replace(first, row=f"({spot.row} + {row})") if row else first)
-        at = channel
-        yield f"fb_copy({self.address(op.output, spot)}, {out_step}, {source} + {at}, {step}, {spot.count}, {channels});"
+        out = self.address(op.output, spot)
+        yield f"fb_copy({out}, {out_step}, {source} + {channel}, {step}, {spot.count}, {channels});"
 
     def concat(self, op: ops.Concat, spot: Spot, widths: Sequence[int]) -> Iterator[str]:
         """Images one below the other, or side by side."""

@@ -170,6 +170,8 @@ class _Builder:
         if tensor.quantization == wanted:
             return name
         new = f"{op.output}/{name}"
+        if new in self.tensors:
+            return new
         self.tensors[new] = replace(tensor, name=new, quantization=wanted, data=None)
         self.emit(ops.Quantize((name,), new))
         return new

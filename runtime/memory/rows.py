@@ -136,6 +136,22 @@ class Root:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Where the rows of a root begin: row ``y``, counted with the padding above, at ``base + y % rows * pitch``.
+
+    ``rows`` is 1 where all rows share their bytes, and 0 where each row has its own.
+    """
+
+    base: int
+    pitch: int
+    rows: int
+
+    def at(self, row: int) -> int:
+        """The first byte of a row counted with the padding above."""
+        return self.base + (row % self.rows if self.rows else row) * self.pitch
+
+
+@dataclass(frozen=True)
 class Strip:
     """Part of a row: columns ``first`` to ``end`` are computed; the buffer begins with column ``start``.
 
@@ -243,6 +259,21 @@ class RowPlan:
             return self.buffers[STRIPS].offset + self.strip_offsets[root]
         return self.buffers[root].offset
 
+    def rows(self, root: str) -> Rows:
+        """Where the rows of a root begin."""
+        found = self.roots[root]
+        total = found.top + found.height + found.bottom
+        own = found.kind == "ring" and found.rows > 1 and found.rows >= total
+        return Rows(
+            self.offset(root), found.pitch, 0 if own else found.rows if found.kind in ("ring", "running") else 1
+        )
+
+    def column(self, name: str) -> int:
+        """Bytes from the beginning of a row to the first channel of an activation's column 0, a strip's first."""
+        place = self.places[name]
+        root = self.roots[place.root]
+        return root.left * root.channels + place.channel
+
     @cached_property
     def leaves(self) -> Mapping[str, tuple[str, ...]]:
         """For each tensor the outputs of operations that it consists of."""
@@ -300,7 +331,7 @@ class _Shape:
         pool = next((op for op, _ in readers if isinstance(op, ops.MaxPool)), None)
         is_pool = any(isinstance(op, ops.MaxPool) and self._takes_strips(op) for op in producers)
         whole_pool = is_pool and len(producers) == 1
-        if (is_pool and not whole_pool) or (is_pool and pool is not None):
+        if (is_pool and not whole_pool) or (is_pool and pool is not None) or any(op is pool for op in producers):
             return "ring"
         for op in producers:
             if not is_pool and not all(self._flows(read) for read in self.reads[op.output]):

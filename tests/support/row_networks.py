@@ -46,7 +46,9 @@ class _Network:
 
     def __init__(self, choose: Choose):
         self.choose = choose
-        extents = [self.number(1, 15), self.number(1, 15)] if self.choose(4) else [self.number(1, 3), self.number(1, 40)]
+        extents = (
+            [self.number(1, 15), self.number(1, 15)] if self.choose(4) else [self.number(1, 3), self.number(1, 40)]
+        )
         self.build = GraphBuilder((1, *extents, self.number(1, 5)), self.choose(1000))
 
     def number(self, low: int, high: int) -> int:
@@ -82,7 +84,7 @@ class _Network:
         return self.build.conv(x, channels, kernel, groups, activation=self.activation(), **attributes)
 
     def window(self, x: str, *, dilates: bool = True) -> dict[str, Any]:
-        """A random window with stride, padding and dilation, at least one position of which lies on the padded image."""
+        """A random window with stride, padding and dilation, of which at least one position exists."""
         found: dict[str, list[int]] = {"kernel": [], "stride": [], "dilation": [], "padding": []}
         for size in self.build.shape(x)[1:3]:
             kernel = self.number(1, self.pick([1, 3, 3, 7]))
@@ -160,13 +162,19 @@ class _Network:
             begin = (0, *(self.choose(build.shape(x)[axis] - size[axis] + 1) for axis in (1, 2, 3)))
             return build.add(ops.Slice, x, begin=begin, size=size)
         if kind == "global":
-            x = self.conv(x, self.channels(), (1, 1), padding=self.pick([(0, 0, 0, 0), (0, 0, 0, 0), (1, 1, 1, 1), (0, 2, 1, 0)]))
+            x = self.conv(
+                x, self.channels(), (1, 1), padding=self.pick([(0, 0, 0, 0), (0, 0, 0, 0), (1, 1, 1, 1), (0, 2, 1, 0)])
+            )
             return build.add(ops.GlobalAveragePool, x)
         if kind == "reshape":
-            shape = self.pick([(1, columns, rows, channels), (1, rows * columns, 1, channels), (1, rows, channels, columns)])
+            shape = self.pick(
+                [(1, columns, rows, channels), (1, rows * columns, 1, channels), (1, rows, channels, columns)]
+            )
             return build.add(ops.Reshape, x, shape=shape)
         if kind == "transpose":
-            return build.add(ops.Transpose, x, order=self.pick([(0, 2, 1, 3), (0, 3, 1, 2), (0, 2, 3, 1), (0, 1, 3, 2)]))
+            return build.add(
+                ops.Transpose, x, order=self.pick([(0, 2, 1, 3), (0, 3, 1, 2), (0, 2, 3, 1), (0, 1, 3, 2)])
+            )
         return build.add(ops.Softmax, x)
 
     def same(self, x: str, channels: int) -> str:
