@@ -1,24 +1,25 @@
-"""Tiles for Intel AMX: a matrix of 16 pixels by 16 channels in each of up to six registers."""
+"""Tiles for Intel AMX: a matrix of 16 pixels by 16 channels in each of four registers."""
 
 from dataclasses import dataclass
 
 from .spec import PANEL, ConvSpec
 from .x86 import Avx512Vnni, constants_512, head, write_512
 
-# Of the eight registers the last two hold inputs and weights. The intrinsics of gcc 12 do not tell the compiler that
-# they read memory.
-_INPUT, _WEIGHTS = 6, 7
+# Registers: those of the sums, and inputs and weights of whole and of shorter instructions. More sums are no faster.
+# The intrinsics of gcc 12 do not tell the compiler that they read memory.
+_SUMS = 4
 _REST_INPUT, _REST_WEIGHTS = 4, 5
+_INPUT, _WEIGHTS = 6, 7
 
 _AMX = """\
 #if defined(__linux__)
 #include <cpuid.h>
 /* The kernel must be asked for the registers: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). */
-#define FB_AMX_DETECT() __extension__({ \
-  unsigned a_, b_, c_, d_; \
-  long result_ = 158; \
-  const int has_ = __get_cpuid_count(7, 0, &a_, &b_, &c_, &d_) && (d_ >> 24 & 3) == 3; \
-  if (has_) __asm__ volatile("syscall" : "+a"(result_) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory"); \
+#define FB_AMX_DETECT() __extension__({ \\
+  unsigned a_, b_, c_, d_; \\
+  long result_ = 158; \\
+  const int has_ = __get_cpuid_count(7, 0, &a_, &b_, &c_, &d_) && (d_ >> 24 & 3) == 3; \\
+  if (has_) __asm__ volatile("syscall" : "+a"(result_) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory"); \\
   has_ && result_ == 0; })
 #else
 #define FB_AMX_DETECT() 0
@@ -50,11 +51,6 @@ def _pieces(length: int) -> tuple[int, int]:
     return 64, length % 64
 
 
-def _most_panels(spec: ConvSpec) -> int:
-    """Registers for sums."""
-    return _REST_INPUT if _pieces(spec.length)[1] else _INPUT
-
-
 def _rows(pixels: int) -> int:
     """Pixels in a register, so that few registers hold all."""
     return -(-pixels // -(-pixels // 16))
@@ -75,13 +71,13 @@ class Amx:
         """Panels and most pixels: several blocks of registers, so that one is written while the next is computed."""
         if _is_short(spec):
             return _SHORT.shape(spec)
-        most, total = _most_panels(spec), spec.panels
-        if total <= most:
+        total = spec.panels
+        if total <= _SUMS:
             return total, 64
-        for panels in range(most, 3, -1):
+        for panels in (_SUMS, _SUMS - 1):
             if total % panels == 0:
                 return panels * min(total // panels, 4), 64
-        return 2 * most, 64
+        return 2 * _SUMS, 64
 
     def enter(self, spec: ConvSpec, pixels: int) -> str:
         """C that sets rows and bytes a row of the registers."""
@@ -89,9 +85,9 @@ class Amx:
             return ""
         piece, rest = _pieces(spec.length)
         rows = _rows(pixels)
-        sizes = [(rows, 64)] * 4 + [(rows, rest), (rest // 4, 64)] + [(rows, piece), (piece // 4, 64)]
-        if not rest:
-            sizes[4:6] = [(rows, 64)] * 2
+        sizes = [(rows, 64)] * _SUMS
+        sizes += [(rows, rest), (rest // 4, 64)] if rest else [(0, 0), (0, 0)]
+        sizes += [(rows, piece), (piece // 4, 64)]
         widths = "".join(f"{width}, 0, " for _, width in sizes)
         heights = ", ".join(str(height) for height, _ in sizes)
         config = f"1, {'0, ' * 15}{widths}{'0, ' * 16}{heights}"
@@ -105,19 +101,21 @@ class Amx:
         """The C function of one tile."""
         if _is_short(spec):
             return _SHORT.tile(name, spec, pixels, panels, tail)
-        most = _most_panels(spec)
         lines = [head(name, spec)]
-        width = next((p for p in range(most, 0, -1) if panels % p == 0 and (p > 3 or p == panels)), most)
-        full = panels if tail == PANEL or panels <= width else panels - width
-        parts = [(0, full // width * width)] if full >= width else []
-        first = full // width * width if parts else 0
-        while first < panels:
-            parts.append((first, min(most, panels - first)))
-            first += parts[-1][1]
-        for first, count in parts:
-            of = min(width, count)
-            lines += _blocks(spec, pixels, first, count // of, of, tail if first + count == panels else PANEL)
+        for first, count, width in _parts(pixels, panels, tail):
+            last = first + count * width == panels
+            lines += _blocks(spec, pixels, first, count, width, tail if last else PANEL)
         return "\n".join([*lines, "}"])
+
+
+def _parts(pixels: int, panels: int, tail: int) -> list[tuple[int, int, int]]:
+    """Panels in blocks: (first panel, blocks, panels of a block). A panel with fewer channels is in the last part."""
+    full = panels if tail == PANEL else panels - 1
+    # Two blocks are better than one: the first is written while the second is computed.
+    width = 2 if pixels <= 16 and full == 4 else next((w for w in (_SUMS, _SUMS - 1) if full % w == 0), _SUMS)
+    parts = [(0, full // width, width)] if full >= width else []
+    first = full // width * width
+    return parts + ([(first, 1, panels - first)] if first < panels else [])
 
 
 def _blocks(spec: ConvSpec, pixels: int, first: int, count: int, panels: int, tail: int) -> list[str]:
