@@ -30,6 +30,10 @@ class MissingExtraError(FireboxError):
         return cls(package, extras[package]) if package in extras else None
 
 
+class MissingCompilerError(FireboxError):
+    """No C compiler is installed, or the one that is does not compile; the message says what to install."""
+
+
 class FormatError(FireboxError):
     """A file has another format than its name says, is truncated, or is inconsistent."""
 

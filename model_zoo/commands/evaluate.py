@@ -12,7 +12,7 @@ from ...runtime.errors import UsageError
 from ...runtime.formats.read import format_of
 from ...runtime.images import LabelledImages, open_images, sample, split_images
 from ...runtime.inference import Classifier, Combine, Ensemble, Session, evaluate, installed_backends
-from ...runtime.inference.installed import BACKENDS
+from ...runtime.inference.installed import BACKENDS, NATIVE
 from ...runtime.inference.session import check_threads
 from ...runtime.progress import SILENT, Progress
 from ..networks.registry import list_models
@@ -51,7 +51,7 @@ _ENDINGS = (".onnx", ".tflite")
 @click.option("--images", type=int, help="Number of images, drawn by --seed.  [default: all]")
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "all", *BACKENDS]),
+    type=click.Choice(["auto", "all", *BACKENDS, NATIVE]),
     default="auto",
     show_default=True,
     help="Runtime for exported files; all = every installed one.",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from ..inference.installed import BACKENDS
+from ..inference.installed import BACKENDS, NATIVE
 
 
 class _TargetChoice(click.Choice[str]):
@@ -39,7 +39,11 @@ def _fit_targets() -> list[str]:
 model_argument = click.argument("model", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 backend_option = click.option(
-    "--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True, help="Runtime to use."
+    "--backend",
+    type=click.Choice(("auto", *BACKENDS, NATIVE)),
+    default="auto",
+    show_default=True,
+    help="Runtime to use.",
 )
 threads_option = click.option("--threads", type=int, default=1, show_default=True, help="Number of threads.")
 seconds_option = click.option(

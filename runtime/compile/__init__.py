@@ -1,6 +1,17 @@
-"""From a quantized graph and its row plan to one C file."""
+"""From a quantized graph and its row plan to one C file, and to a library for this machine."""
 
-from .isa import CHOICES, families, isa_names
-from .source import CSource, compile_c
+from typing import TYPE_CHECKING
 
-__all__ = ["CHOICES", "CSource", "compile_c", "families", "isa_names"]
+from ..lazy import attach
+
+if TYPE_CHECKING:
+    from .build import build_library
+    from .isa import CHOICES, families, isa_names
+    from .source import CSource, compile_c
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {"build": ("build_library",), "isa": ("CHOICES", "families", "isa_names"), "source": ("CSource", "compile_c")},
+    )
+
+__all__ = ["CHOICES", "CSource", "build_library", "compile_c", "families", "isa_names"]

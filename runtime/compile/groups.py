@@ -133,6 +133,8 @@ class Engine:
         yield f"int p = y + {above} < {window - 1} ? 0 : (y + {above - window + stride}) / {stride};"
         yield f"for (; p < {height} && p * {stride} <= y + {above}; p++) {{"
         yield f"  const int top = p * {stride} - {above}, last = top + {window - 1};"
+        yield "  {"
+        yield f"  FB_TIMER({self.index[pool.output]})"
         yield "  fb_t *out;"
         yield from _indented(self.open_row(pool, spot))
         yield f"  out = {self.address(pool.output, spot)};"
@@ -144,6 +146,7 @@ class Engine:
             f"  fb_max(out, {target.channels}, {taken}, {source.channels}, {spot.count}, {channels}, {columns}, "
             f"{pool.window[1]}, {pool.stride[1]}, -start, {source.width} - start);"
         )
+        yield "  }"
         if group.behind:
             yield f"  if (y == (last < {group.height - 1} ? last : {group.height - 1})) {{"
             widths = sorted({strip.pooled_end - strip.pooled for strip in group.strips})
@@ -198,9 +201,11 @@ class Engine:
 
     def operation(self, op: Op, spot: Spot, widths: Sequence[int]) -> Iterator[str]:
         """One operation at a spot whose number of columns is one of ``widths``."""
-        yield f"/* {_comment(op.output)} */"
-        yield from self.open_row(op, spot)
-        yield from _WRITERS.get(type(op), Engine.elementwise)(self, op, spot, widths)
+        yield f"{{ /* {_comment(op.output)} */"
+        yield f"  FB_TIMER({self.index[op.output]})"
+        yield from _indented(self.open_row(op, spot))
+        yield from _indented(_WRITERS.get(type(op), Engine.elementwise)(self, op, spot, widths))
+        yield "}"
 
     def step_of(self, name: str) -> int:
         """Bytes between the pixels of an activation."""

@@ -28,8 +28,6 @@ from .emitter import api, engines, output_type
 from .groups import stack_bytes
 from .isa import Family, families
 
-# Changes with everything that changes the generated code.
-GENERATOR = 1
 # Networks with more multiply-accumulates get no self-test: its expected output is computed in numpy.
 _TESTED_MACS = 3_000_000_000
 Output = Literal["int8", "float"]
@@ -313,6 +311,9 @@ typedef int8_t fb_t;
 #define FB_INLINE static inline __attribute__((always_inline, unused))
 #define FB_NOINLINE __attribute__((noinline, unused))
 #define FB_TABLE(kind, name, count) static const kind name[count] __attribute__((aligned(64)))
+#ifndef FB_TIMER /* measures the time of one operation, up to the end of the block */
+#define FB_TIMER(operation)
+#endif
 FB_INLINE int32_t fb_load4(const void *p) {
   int32_t value;
   memcpy(&value, p, 4);

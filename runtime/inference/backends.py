@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..contract import KEY, TensorSpec
-from ..errors import FireboxError, FormatError, MissingExtraError, first_line
+from ..errors import FireboxError, FormatError, MissingExtraError, UsageError, first_line
 from ..onnx_session import AS_IN_THE_FILE, OpenedSession, open_onnx, session_options
-from .installed import BACKENDS, Runtime, choose_backend
+from .installed import BACKENDS, NATIVE, Runtime, choose_backend
 
 if TYPE_CHECKING:
     from ..formats.read import Format
@@ -150,12 +150,33 @@ class TFLite:
 def load_backend(name: str, data: bytes, format_: "Format", threads: int, exact: bool = True) -> tuple[str, Backend]:
     """Load a file into the backend of that name; ``auto`` is the preferred one that is installed.
 
+    ``auto`` is ``native`` if the file is compiled already and was measured to be faster.
+
     Returns the backend's name and the backend. ``exact`` is passed to ``open_onnx``. Raises ``UsageError`` if the
     backend does not run the format, ``MissingExtraError`` if it is not installed, ``FormatError`` if it rejects the
     file.
     """
-    name = choose_backend(name, format_)
+    chosen = name if name == NATIVE else choose_backend(name, format_)
+    if name in ("auto", NATIVE):
+        from .native import is_preferred, load_native
+
+        if name == NATIVE or is_preferred(data, threads, chosen):
+            return NATIVE, load_native(data, threads)
+    name = chosen
     return name, _LOADERS[name](data, threads, exact)
+
+
+def load_library(name: str, path: str, data: bytes, threads: int) -> tuple[str, Backend]:
+    """Load a shared library that was compiled on this machine; ``name`` is ``auto`` or ``native``.
+
+    Returns the backend's name and the backend. Raises as ``load_backend`` does, and ``FormatError`` for a library that
+    was not built here.
+    """
+    if name not in ("auto", NATIVE):
+        raise UsageError(f"backend {name!r} does not run compiled libraries; use {NATIVE}")
+    from .native import load_file
+
+    return NATIVE, load_file(path, data, threads)
 
 
 def _tflite_loader(name: str) -> Callable[[bytes, int, bool], Backend]:

@@ -21,6 +21,8 @@ class Runtime:
     extra: str
 
 
+# The backend that compiles files of both formats with the C compiler of the machine; no package has to be installed.
+NATIVE = "native"
 # In order of preference.
 BACKENDS = {
     "onnxruntime": Runtime("onnx", "onnxruntime", "onnxruntime", "onnx"),
@@ -48,7 +50,7 @@ def choose_backend(name: str, format_: "Format") -> str:
     if name == "auto":
         name = (installed_backends(format_) or names)[0]
     if name not in BACKENDS:
-        raise UsageError(f"backend {name!r} is not one of auto, {', '.join(BACKENDS)}")
+        raise UsageError(f"backend {name!r} is not one of auto, {', '.join(BACKENDS)}, {NATIVE}")
     if name not in names:
         raise UsageError(f"backend {name!r} does not run .{format_} files; use {' or '.join(names)}")
     if _needs_older_numpy(name):
@@ -58,7 +60,11 @@ def choose_backend(name: str, format_: "Format") -> str:
 
 @cache
 def backend_version(name: str) -> str:
-    """The installed version of a backend's package."""
+    """The installed version of a backend's package, or the version of firebox's own generator."""
+    if name == NATIVE:
+        from ..compile.generator import GENERATOR
+
+        return str(GENERATOR)
     # importlib.metadata imports the email package, which would slow down every start.
     from importlib.metadata import version
 

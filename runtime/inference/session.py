@@ -12,7 +12,7 @@ from ..errors import FireboxError, FormatError, UsageError, first_line
 from ..files import read_file
 from ..formats.read import format_of
 from ..processor import this_processor
-from .backends import load_backend
+from .backends import load_backend, load_library
 from .classifier import Classifier, softmax
 from .golden import Check, CheckMode, GoldenResult, check_mode, check_once, compare_golden, warn
 from .installed import backend_version
@@ -56,14 +56,16 @@ def check_threads(threads: int) -> None:
 
 
 class Session:
-    """A loaded ``.onnx`` or ``.tflite`` file, ready for inference.
+    """A loaded ``.onnx`` or ``.tflite`` file, or compiled library, ready for inference.
 
     >>> with Session("model.int8.tflite") as session:
     ...     session.classify("cat.jpg", top=3)
 
-    ``model`` is a path or the bytes of a file; ``backend`` is ``auto``, ``onnxruntime``, ``litert`` or
-    ``tflite-runtime``. A file that firebox did not write carries no preprocessing and no classes; it takes those of
-    ``like``, a model of which it is another version. Several threads may share a session.
+    ``model`` is a path or the bytes of a file; ``backend`` is ``auto``, ``onnxruntime``, ``litert``,
+    ``tflite-runtime`` or ``native``, which compiles an int8 file with the C compiler of this machine and keeps the
+    library in the cache folder. A path that ends in ``.so`` is such a library, built on this machine. A file that
+    firebox did not write carries no preprocessing and no classes; it takes those of ``like``, a model of which it is
+    another version. Several threads may share a session.
 
     If onnxruntime's fast kernels saturate on this processor, the weights are loaded in a form whose kernels are exact;
     ``exact=False`` keeps the fast kernels and their errors. The golden pair of a file is checked the first time the
@@ -72,7 +74,8 @@ class Session:
     result.
 
     Raises ``UsageError`` for a missing file or unknown backend, ``MissingExtraError`` for a backend that is not
-    installed, ``FormatError`` for a file that cannot be read, ``WrongAnswerError`` if a strict check fails.
+    installed, ``MissingCompilerError`` if ``native`` finds no C compiler, ``FormatError`` for a file that cannot be
+    read, ``WrongAnswerError`` if a strict check fails.
     """
 
     def __init__(
@@ -88,10 +91,14 @@ class Session:
         check_threads(threads)
         mode = check_mode(check)
         self.name = "model" if isinstance(model, bytes) else str(model)
-        format_ = format_of(model)
+        is_library = not isinstance(model, bytes) and Path(model).suffix == ".so"
+        format_ = None if is_library else format_of(model)
         data = model if isinstance(model, bytes) else read_file(model)
         try:
-            self.backend, self._backend = load_backend(backend, data, format_, threads, exact)
+            if format_ is None:
+                self.backend, self._backend = load_library(backend, self.name, data, threads)
+            else:
+                self.backend, self._backend = load_backend(backend, data, format_, threads, exact)
             found = self._backend.contract()
             self._contract = Contract.from_bytes(found) if found is not None else None
         except FormatError as error:
