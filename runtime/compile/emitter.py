@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .isa import Family
 from .layers import ConvLayer
 from .tiles.spec import StatefulTiles, Tiles, clang_target
 
+_KERNELS = Path(__file__).with_name("kernels.c")
 _ARRIVAL = "FB_ARRIVAL"
 
 
@@ -58,7 +59,7 @@ def _engine(plan: RowPlan, layers: Mapping[str, ConvLayer], tiles: Tiles) -> str
 
 def _kernels(text: str) -> str:
     """The portable kernels that ``text`` calls, and those that these call."""
-    functions = files(__package__).joinpath("kernels.c").read_text(encoding="utf-8").split("\n\n")[1:]
+    functions = _KERNELS.read_text(encoding="utf-8").split("\n\n")[1:]
     needed: list[str] = []
     for function in reversed(functions):
         names = re.findall(r"^(?:FB_INLINE|FB_NOINLINE static)[^(]*?\b(fb_\w+)\(", function, re.MULTILINE)

@@ -71,7 +71,7 @@ class Engine:
             lines.append(f"    const int {', '.join(names)};")
             lines += _indented(self.carry(group))
         else:
-            (strip,) = group.strips
+            strip = next(iter(group.strips))
             pooled = f", pooled = {strip.pooled}, pooled_end = {strip.pooled_end}" if group.pool else ""
             lines.append("  {")
             lines.append(f"    const int first = 0, end = {strip.end}, start = 0{pooled};")
@@ -349,7 +349,8 @@ class Engine:
         for at, pixels, times in self.cut(width, most):
             yield f"for (int x = {at}; x < {at + pixels * times}; x += {pixels}) {{"
             runs = f"seg, {len(layer.taps)}, {layer.run_bytes}"
-            yield f"  fb_gather(windows, {spec.length}, {runs}, {self.gather_step(layer)}, x * {self.gather_step(layer)}, {pixels});"
+            step = self.gather_step(layer)
+            yield f"  fb_gather(windows, {spec.length}, {runs}, {step}, x * {step}, {pixels});"
             for first, count, blocks in _blocks(spec.panels, panels):
                 for p in range(first, first + count * blocks, count):
                     name = self.tile(spec, pixels, count, spec.tail(p, count))
@@ -392,7 +393,8 @@ class Engine:
         yield f"  fb_fill(out, {out_step}, {spot.count}, {channels}, FB_SHIFT - 128);"
         columns = f"{spot.first} * {op.stride[1]} - {op.padding[2]}"
         window = f"{columns}, {op.window[1]}, {op.stride[1]}, 0, {width}"
-        yield f"  for (int r = 0; r < count; r++) fb_max(out, {out_step}, rows[r], {step}, {spot.count}, {channels}, {window});"
+        where = f"out, {out_step}, rows[r], {step}, {spot.count}, {channels}"
+        yield f"  for (int r = 0; r < count; r++) fb_max({where}, {window});"
         yield "}"
 
     def average_pool(self, op: ops.AveragePool, spot: Spot, widths: Sequence[int]) -> Iterator[str]:

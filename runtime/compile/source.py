@@ -1,7 +1,7 @@
 """One C99 file and its header: the network, its contract, and a self-test.
 
-The file needs no library but ``memcpy``, ``memset`` and ``memcmp``, and allocates nothing. Equal models and options give
-equal bytes.
+The file needs no library but ``memcpy``, ``memset`` and ``memcmp``, and allocates nothing. Equal models and options
+give equal bytes.
 """
 
 import hashlib
@@ -38,10 +38,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 @dataclass(frozen=True)
 class CSource:
-    """Generated C: the text of ``<name>.c`` and ``<name>.h``, and the row plan that it follows.
-
-    ``constant_bytes`` are the weights, multipliers and tables in flash, without the code.
-    """
+    """Generated C: the text of ``<name>.c`` and ``<name>.h``, and the row plan that it follows."""
 
     name: str
     code: str
@@ -89,8 +86,9 @@ def compile_c(
     """Generate C from an int8 ``.onnx`` or ``.tflite`` file (path or bytes) or graph.
 
     ``input`` says whether the caller delivers the input by rows, or whole, in the arena. ``isa`` chooses instruction
-    sets (``families``). The arena fits ``sram_bytes``, if that is given; the fastest plan that does is taken. A ``float``
-    output has the sums before the last rounding to int8. ``name`` begins all public names, by default the model's own.
+    sets (``families``). The arena fits ``sram_bytes``, if that is given; the fastest plan that does is taken. A
+    ``float`` output has the sums before the last rounding to int8. ``name`` begins all public names, by default the
+    model's own.
 
     Raises ``UsageError`` for an unknown option or a name that is not a C identifier, ``FormatError`` for a file that
     cannot be read, ``UnsupportedError`` for a network that is not int8 or has an operation without kernel, and
@@ -202,7 +200,7 @@ class _Writer:
         if contract.checkpoint_sha256:
             yield f"#define {m}_CHECKPOINT_SHA256 {c_string(contract.checkpoint_sha256)}"
         yield f"#define {m}_CLASSES {len(contract.classes)}"
-        yield "/* Preprocessing, as in training: resize, crop, then (pixel / 255 - mean) / std, as JSON and as numbers. */"
+        yield "/* Preprocessing, as in training: resize, crop, (pixel / 255 - mean) / std; as JSON and as numbers. */"
         yield f"#define {m}_PREPROCESSING {c_string(_json(contract))}"
         for kind in ("mean", "std"):
             numbers = ", ".join(f"{float(np.float32(v)).hex()}f" for v in getattr(contract.preprocessing, kind))
@@ -289,7 +287,9 @@ class _Writer:
             if found.shape == tensor.shape and found.dtype == tensor.dtype:
                 return found
         limits = np.iinfo(tensor.dtype)
-        return np.random.default_rng(0).integers(limits.min, limits.max, tensor.shape, tensor.dtype, endpoint=True)
+        return (
+            np.random.default_rng(0).integers(limits.min, limits.max, tensor.shape, endpoint=True).astype(tensor.dtype)
+        )
 
 
 def _configuration(chosen: Sequence[Family]) -> str:

@@ -37,7 +37,8 @@ def plan_compiled(
 ) -> RowPlan:
     """The fastest row plan of a quantized graph whose arena fits ``sram_bytes``; without a budget the fastest of all.
 
-    ``real_output`` is that of ``row_graph``. Raises ``BudgetError`` if none fits, and ``UnsupportedError`` as ``row_graph`` does.
+    ``real_output`` is that of ``row_graph``. Raises ``BudgetError`` if none fits, and ``UnsupportedError`` as
+    ``row_graph`` does.
     """
     rows = row_graph(graph, real_output=real_output)
     if sram_bytes is None:

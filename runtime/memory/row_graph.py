@@ -61,9 +61,9 @@ class Real(Op):
 def row_graph(graph: Graph, *, real_output: bool = False) -> Graph:
     """The graph as images of int8, with the names of the activations unchanged.
 
-    With ``real_output`` the output is float32, computed from the sums of the last operation without a rounding to
-    int8, if that is a global average or a layer over the whole image. Raises ``UnsupportedError`` for a graph that is not quantized to 8 bits, has several inputs or outputs or a batch,
-    or has an operation without kernel.
+    With ``real_output`` the output is float32, computed from the sums of the last operation without a rounding to int8,
+    if that is a global average or a layer over the whole image. Raises ``UnsupportedError`` for a graph that is not
+    quantized to 8 bits, has several inputs or outputs or a batch, or has an operation without kernel.
     """
     graph = integer_ends(graph)
     _check(graph)

@@ -81,8 +81,8 @@ def reads_of(graph: Graph, op: Op) -> tuple[Read, ...]:
     if isinstance(op, ops.Concat) and op.axis != 3:
         reads, at = [], 0
         for name in op.inputs:
-            windows = [Window(before=at if axis == op.axis else 0) for axis in (1, 2)]
-            reads.append(Read(name, *windows))
+            rows, columns = (Window(before=at if axis == op.axis else 0) for axis in (1, 2))
+            reads.append(Read(name, rows, columns))
             at += graph.tensors[name].shape[op.axis]
         return tuple(reads)
     names = op.inputs[:1] if isinstance(op, Mean | Real) else op.inputs

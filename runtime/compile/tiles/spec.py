@@ -53,22 +53,37 @@ def clang_target(target: str) -> str:
 
 
 class Tiles(Protocol):
-    """An instruction set: its C conditions and the tile of a convolution, a block of pixels by panels.
+    """An instruction set: its C conditions and the tile of a convolution, a block of pixels by panels."""
 
-    * ``name`` is the suffix of its C functions, such as ``avx512vnni``.
-    * ``condition`` is what the preprocessor must know for the code to compile, such as ``defined(__x86_64__)``.
-    * ``target`` lists the features for ``#pragma GCC target``, or is empty; ``detect`` is a C expression that is true
-      at run time on processors that have them, or is empty if ``condition`` suffices.
-    * ``signed``: activations are stored as int8; otherwise as uint8, the int8 value plus 128.
-    * ``prelude`` is C that stands once before the tiles: includes and helper functions, without ``target`` pragmas.
-    """
+    @property
+    def name(self) -> str:
+        """Suffix of its C functions, such as ``avx512vnni``."""
+        ...
 
-    name: str
-    condition: str
-    target: str
-    detect: str
-    signed: bool
-    prelude: str
+    @property
+    def condition(self) -> str:
+        """What the preprocessor must know for the code to compile, such as ``defined(__x86_64__)``."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """Features for ``#pragma GCC target``, or nothing."""
+        ...
+
+    @property
+    def detect(self) -> str:
+        """C expression that is true on processors that have the features; empty if ``condition`` suffices."""
+        ...
+
+    @property
+    def signed(self) -> bool:
+        """True if activations are stored as int8, false if as uint8: the int8 value plus 128."""
+        ...
+
+    @property
+    def prelude(self) -> str:
+        """C that stands once before the tiles: includes and helper functions, without ``target`` pragmas."""
+        ...
 
     def shape(self, spec: ConvSpec) -> tuple[int, int]:
         """Panels in a tile and most pixels in a tile, for this convolution."""
