@@ -219,7 +219,7 @@ class Engine:
         """An array ``rows`` of the rows within the image that a window covers, and their ``count``."""
         read = self.read(op)
         root = self.plan.roots[self.plan.places[read.tensor].root]
-        yield f"const fb_t *rows[{read.rows.extent}]; int count = 0;"
+        yield f"const fb_t *rows[{read.rows.extent}] = {{0}}; int count = 0;"
         start = f"{spot.row} * {read.rows.stride} - {read.rows.before}"
         yield f"for (int r = {start}, e = r + {read.rows.extent}; r < e; r++)"
         row = replace(spot, row="r", first="0", start="0")
@@ -348,8 +348,7 @@ class Engine:
         yield f"fb_t windows[{size * spec.length + 16}]; const fb_t *const gathered[1] = {{windows}};"
         for at, pixels, times in self.cut(width, most):
             yield f"for (int x = {at}; x < {at + pixels * times}; x += {pixels}) {{"
-            runs = f"seg, {len(layer.taps)}, {layer.run_bytes}"
-            step = self.gather_step(layer)
+            runs, step = f"seg, {len(layer.taps)}, {layer.run_bytes}", self.gather_step(layer)
             yield f"  fb_gather(windows, {spec.length}, {runs}, {step}, x * {step}, {pixels});"
             for first, count, blocks in _blocks(spec.panels, panels):
                 for p in range(first, first + count * blocks, count):
@@ -393,8 +392,8 @@ class Engine:
         yield f"  fb_fill(out, {out_step}, {spot.count}, {channels}, FB_SHIFT - 128);"
         columns = f"{spot.first} * {op.stride[1]} - {op.padding[2]}"
         window = f"{columns}, {op.window[1]}, {op.stride[1]}, 0, {width}"
-        where = f"out, {out_step}, rows[r], {step}, {spot.count}, {channels}"
-        yield f"  for (int r = 0; r < count; r++) fb_max({where}, {window});"
+        taken = f"rows[r], {step}, {spot.count}, {channels}, {window}"
+        yield f"  for (int r = 0; r < count; r++) fb_max(out, {out_step}, {taken});"
         yield "}"
 
     def average_pool(self, op: ops.AveragePool, spot: Spot, widths: Sequence[int]) -> Iterator[str]:

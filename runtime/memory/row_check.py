@@ -138,7 +138,7 @@ class _Check:
             return
         addresses = self.addresses(root, rows, columns, channels, start)
         low, high = (self.plan.input_offset, self.plan.arena_bytes) if root == WHOLE else self.extent(root)
-        if addresses.min() < low or addresses.max() >= high:
+        if addresses.min() < low or addresses.max() >= min(high, self.plan.state_offset - SLACK + 1):
             raise PlanError(f"{self.where} writes beyond {root}, bytes {low} to {high}")
         self.owner[addresses] = self.values(root, rows, columns, channels) + incomplete
 

@@ -372,6 +372,10 @@ class _Shape:
             in_strips = any(self._in_strips(op, other) for other in merged)
             if in_strips and (op.output in self.behind) != bool(behind):
                 return False
+        # Whoever reads an operand of a concat that is a strip already runs before the pool.
+        moved = [op for op, _ in readers if op.output in new_behind - self.behind]
+        if any(self.kinds.get(self.places[op.output].root) in ("strip", "running") for op in moved):
+            return False
         if not self._is_possible(merged, pools[0] if pools else None, new_behind):
             return False
         first = next(iter(names))
@@ -402,6 +406,8 @@ class _Shape:
             for read in self.reads[op.output]:
                 root = self.places[read.tensor].root
                 maker = written.get(root)
+                if maker is not None and maker is pool and op.output not in behind:
+                    return False
                 if maker is None or self.kinds.get(root) in ("strip", "running") or op is pool or maker is pool:
                     continue
                 same_side = (maker.output in behind) == (op.output in behind)

@@ -1,0 +1,91 @@
+"""Row plans and generated C on random networks: every byte has an owner, and every integer is the reference's."""
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from compiled import library, program, random_input, run, runs_here
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from row_networks import row_networks, seeded_network
+
+from firebox.runtime.compile.source import CSource, compile_c
+from firebox.runtime.errors import PlanError
+from firebox.runtime.graph import Graph
+from firebox.runtime.memory.compiled import smallest_plan
+from firebox.runtime.memory.row_check import check_plan
+from firebox.runtime.memory.row_graph import row_graph
+from firebox.runtime.memory.rows import Input, plan_rows
+
+INPUTS: Sequence[Input] = ("rows", "whole")
+PLAIN, X86 = range(40), range(100, 112)
+
+
+@settings(max_examples=50)
+@given(row_networks(), st.sampled_from(INPUTS), st.sampled_from([None, 2048, 300, 64]))
+def test_each_read_finds_what_was_written_for_it(graph: Graph, input: Input, strip_bytes: int | None):
+    check_plan(plan_rows(row_graph(graph), input=input, strip_bytes=strip_bytes))
+
+
+def test_the_check_finds_a_ring_that_is_too_low():
+    found = 0
+    for seed in range(12):
+        plan = plan_rows(row_graph(seeded_network(seed)))
+        for name, root in plan.roots.items():
+            # One row of padding may stand for another.
+            if root.kind == "ring" and root.rows > 1 and not root.top and not root.bottom:
+                lower = replace(plan, roots={**plan.roots, name: replace(root, rows=root.rows - 1)})
+                with pytest.raises(PlanError, match=r"but it holds|computed|beyond"):
+                    check_plan(lower)
+                found += 1
+    assert found > 10
+
+
+def test_the_check_finds_tensors_that_overlap():
+    found = 0
+    for seed in range(12):
+        plan = plan_rows(row_graph(seeded_network(seed)))
+        first, *others = plan.buffers.values()
+        for other in others:
+            if first.last >= other.first and first.first <= other.last:
+                moved = {**plan.buffers, other.tensor: replace(other, offset=first.offset)}
+                try:
+                    check_plan(replace(plan, buffers=moved))
+                except PlanError:
+                    found += 1
+    assert found
+
+
+def _compiled(seed: int, isa: str) -> CSource:
+    graph, name, input = seeded_network(seed), f"n{seed}", INPUTS[seed % 2]
+    if seed % 4 < 2:
+        return compile_c(graph, input=input, isa=isa, name=name)
+    smallest = smallest_plan(graph, input=input).arena_bytes
+    return compile_c(graph, input=input, isa=isa, name=name, sram_bytes=smallest + 40 * (seed % 3))
+
+
+@pytest.mark.parametrize("isa, seeds", [("plain", PLAIN), ("avx512vnni", X86), ("avxvnni", X86), ("avx2", X86)])
+def test_compiled_networks_give_the_integers_of_the_reference(tmp_path, isa: str, seeds: range):
+    if not runs_here(isa):
+        pytest.skip(f"this processor has no {isa}")
+    sources = {seed: _compiled(seed, isa) for seed in seeds}
+    built = library(tmp_path, list(sources.values()), "-O1")
+    wrong = []
+    for seed, source in sources.items():
+        x, expected = random_input(seeded_network(seed), seed)
+        if not np.array_equal(run(built, source, x).reshape(-1), expected.reshape(-1)):
+            wrong.append(seed)
+    assert not wrong, f"the networks of seeds {wrong} differ"
+
+
+def test_sanitizers_find_nothing_in_compiled_networks(tmp_path):
+    seeds = range(200, 208)
+    sources = [_compiled(seed, "plain") for seed in seeds]
+    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    runs = [random_input(seeded_network(seed), seed) for seed in seeds]
+    inputs = b"".join(x.tobytes() for x, _ in runs)
+    ran = subprocess.run([program(tmp_path, sources, *flags)], input=inputs, capture_output=True)
+    assert ran.returncode == 0, ran.stderr.decode(errors="replace")[:4000]
+    assert ran.stdout == b"".join(expected.tobytes() for _, expected in runs)
