@@ -12,7 +12,7 @@ from ..memory.rows import Root, RowPlan
 from .groups import Engine, layers_of, powers
 from .isa import Family
 from .layers import ConvLayer
-from .tiles.spec import StatefulTiles, Tiles, clang_target
+from .tiles.spec import KernelTiles, StatefulTiles, Tiles, clang_target
 
 _KERNELS = Path(__file__).with_name("kernels.c")
 _ARRIVAL = "FB_ARRIVAL"
@@ -37,7 +37,7 @@ def _prelude(family: Family) -> str:
 
 def _engine(plan: RowPlan, layers: Mapping[str, ConvLayer], tiles: Tiles) -> str:
     text = Engine(plan, layers, tiles).text()
-    text = _kernels(text) + text
+    text = _kernels(text, tiles.kernels if isinstance(tiles, KernelTiles) else "") + text
     own = set(re.findall(r"^(?:FB_INLINE|FB_NOINLINE static|static)[^(=;]*?\b(fb_\w+)\(", text, re.MULTILINE))
     text = re.sub(r"\bfb_\w+", lambda match: f"{match[0]}_{tiles.name}" if match[0] in own else match[0], text)
     if not tiles.target:
@@ -57,16 +57,22 @@ def _engine(plan: RowPlan, layers: Mapping[str, ConvLayer], tiles: Tiles) -> str
 #endif"""
 
 
-def _kernels(text: str) -> str:
-    """The portable kernels that ``text`` calls, and those that these call."""
-    functions = _KERNELS.read_text(encoding="utf-8").split("\n\n")[1:]
+def _kernels(text: str, special: str) -> str:
+    """The kernels that ``text`` calls, and those that these call: ``special`` ones instead of portable ones."""
+    portable = _KERNELS.read_text(encoding="utf-8").split("\n\n")[1:]
+    found = special.split("\n\n") if special else []
+    replaced = {name for function in found for name in _defined(function)}
+    functions = [function for function in portable if not replaced & set(_defined(function))] + found
     needed: list[str] = []
     for function in reversed(functions):
-        names = re.findall(r"^(?:FB_INLINE|FB_NOINLINE static)[^(]*?\b(fb_\w+)\(", function, re.MULTILINE)
         used = "\n".join([text, *needed])
-        if any(re.search(rf"\b{name}\(", used) for name in names):
+        if any(re.search(rf"\b{name}\(", used) for name in _defined(function)):
             needed.insert(0, function)
     return "\n".join(needed) + "\n"
+
+
+def _defined(function: str) -> list[str]:
+    return re.findall(r"^(?:FB_INLINE|FB_NOINLINE static)[^(]*?\b(fb_\w+)\(", function, re.MULTILINE)
 
 
 def _choice(family: Family) -> str:

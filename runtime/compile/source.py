@@ -302,7 +302,13 @@ def _configuration(chosen: Sequence[Family]) -> str:
     return "\n".join(lines) + _PRELUDE
 
 
+# A fused multiply-add rounds once where the reference rounds twice.
 _PRELUDE = """
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
 #if FB_SHIFT
 typedef uint8_t fb_t; /* an activation, stored as the int8 value plus FB_SHIFT */
 #else

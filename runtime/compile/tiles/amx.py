@@ -66,6 +66,7 @@ class Amx:
     detect: str = f"({Avx512Vnni.detect} && FB_AMX_DETECT())"
     signed: bool = False
     prelude: str = Avx512Vnni.prelude + _AMX
+    kernels: str = Avx512Vnni.kernels
 
     def shape(self, spec: ConvSpec) -> tuple[int, int]:
         """Panels and most pixels: several blocks of registers, so that one is written while the next is computed."""
@@ -131,7 +132,11 @@ def _blocks(spec: ConvSpec, pixels: int, first: int, count: int, panels: int, ta
     item = 4 if spec.raw else 1
     kind = "int32_t" if spec.raw else "fb_t"
     bytes_out = f"{x} * {spec.out_step // item} + {column} * {PANEL}"
-    lines = ["  {", f"    _Alignas(64) int32_t sums[2][{rows * panels * PANEL}];", "    const int32_t *s = sums[0];"]
+    lines = [
+        "  {",
+        f"    int32_t sums[2][{rows * panels * PANEL}] __attribute__((aligned(64)));",
+        "    const int32_t *s = sums[0];",
+    ]
     lines.append(f"    {kind} *o = out;")
     lines.append("    const float *k = scale;" if not spec.raw else "")
     lines.append(f"    for (int t = 0; t < {count * across}; t++) {{")

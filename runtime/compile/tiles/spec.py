@@ -125,3 +125,10 @@ class StatefulTiles(Tiles, Protocol):
     def leave(self, spec: ConvSpec) -> str:
         """C statements after them; may be empty."""
         ...
+
+
+@runtime_checkable
+class KernelTiles(Tiles, Protocol):
+    """Tiles with C functions that replace the portable kernels of the same name, written for ``target``."""
+
+    kernels: str

@@ -19,6 +19,27 @@ _DOT_256 = """\
 #define FB_DOT_256(c, x, w) __asm__("%{vex%} vpdpbusd {%2, %1, %0|%0, %1, %2}" : "+x"(c) : "x"(x), "x"(w))
 """
 
+# gcc 12 needs twice the time for the portable kernel.
+_ADD_512 = """\
+FB_NOINLINE static void fb_add(fb_t *out, int out_step, const fb_t *a, int a_step, const fb_t *b, int b_step, int n,
+                               int c, float a_scale, float b_scale, int a_zero, int b_zero, int zero, int low,
+                               int high) {
+  const __m512 least = _mm512_set1_ps((float)(low - zero)), most = _mm512_set1_ps((float)(high - zero));
+  for (int x = 0; x < n; x++, out += out_step, a += a_step, b += b_step)
+    for (int i = 0; i < c; i += 16) {
+      const __mmask16 used = (__mmask16)(c - i < 16 ? (1 << (c - i)) - 1 : 0xffff);
+      const __m512i p = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(used, a + i));
+      const __m512i q = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(used, b + i));
+      const __m512 r = _mm512_cvtepi32_ps(_mm512_sub_epi32(p, _mm512_set1_epi32(a_zero)));
+      const __m512 s = _mm512_cvtepi32_ps(_mm512_sub_epi32(q, _mm512_set1_epi32(b_zero)));
+      __m512 sum = _mm512_add_ps(_mm512_mul_ps(r, _mm512_set1_ps(a_scale)), _mm512_mul_ps(s, _mm512_set1_ps(b_scale)));
+      sum = _mm512_min_ps(_mm512_max_ps(sum, least), most);
+      const __m512i v = _mm512_add_epi32(_mm512_cvtps_epi32(sum), _mm512_set1_epi32(zero + FB_SHIFT));
+      _mm_mask_storeu_epi8(out + i, used, _mm512_cvtepi32_epi8(v));
+    }
+}
+"""
+
 
 def head(name: str, spec: ConvSpec) -> str:
     """The first line of a tile."""
@@ -55,6 +76,7 @@ class Avx512Vnni:
     )
     signed: bool = False
     prelude: str = PRELUDE + _DOT_512
+    kernels: str = _ADD_512
 
     def shape(self, spec: ConvSpec) -> tuple[int, int]:
         """Panels and most pixels: 26 to 28 of 32 registers are accumulators."""
