@@ -447,15 +447,26 @@ class Engine:
         """Sums over the image."""
         x = op.inputs[0]
         channels, zero = self.graph.tensors[x].shape[3], quantization_of(self.graph, x).zero_point
-        sums = f"(int32_t *)(a + {self.plan.offset(self.plan.places[op.output].root)})"
-        yield f"if ({spot.row} == 0 && {spot.first} == 0) memset({sums}, 0, {4 * channels});"
+        root = self.plan.roots[self.plan.places[op.output].root]
+        kernel, kind = ("fb_sum16", "uint16_t") if root.sum_bytes == 2 else ("fb_sum", "int32_t")
+        sums = f"({kind} *)(a + {self.plan.offset(root.name)})"
+        yield f"if ({spot.row} == 0 && {spot.first} == 0) memset({sums}, 0, {root.nbytes});"
         yield (
-            f"fb_sum({sums}, {self.address(x, spot)}, {self.step_of(x)}, {spot.count}, {channels}, {zero} + FB_SHIFT);"
+            f"{kernel}({sums}, {self.address(x, spot)}, {self.step_of(x)}, {spot.count}, {channels}, {zero} + FB_SHIFT);"
         )
+
+    def read_sums(self, op: Op) -> str:
+        """Where the sums lie, the bytes of each, and the least that sums of 16 bits can be."""
+        before, root = self.graph.producers[op.inputs[0]], self.plan.roots[self.plan.places[op.inputs[0]].root]
+        least = 0
+        if isinstance(before, Sums):
+            _, height, width, _ = self.graph.tensors[before.inputs[0]].shape
+            least = height * width * (-128 - quantization_of(self.graph, before.inputs[0]).zero_point)
+        return f"a + {self.plan.offset(root.name)}, {root.sum_bytes}, {least}"
 
     def mean(self, op: Mean, spot: Spot, widths: Sequence[int]) -> Iterator[str]:
         """Means of the sums."""
-        sums = f"(const int32_t *)(a + {self.plan.offset(self.plan.places[op.inputs[0]].root)})"
+        sums = self.read_sums(op)
         channels, zero = self.graph.tensors[op.output].shape[3], quantization_of(self.graph, op.output).zero_point
         border = f"fb_t{self.index[op.output]}" if op.outside else "0"
         out = self.address(op.output, spot)
@@ -463,7 +474,7 @@ class Engine:
 
     def real(self, op: Real, spot: Spot, widths: Sequence[int]) -> Iterator[str]:
         """Real numbers of the sums."""
-        sums = f"(const int32_t *)(a + {self.plan.offset(self.plan.places[op.inputs[0]].root)})"
+        sums = self.read_sums(op)
         channels, number = self.graph.tensors[op.output].shape[3], self.index[op.output]
         border = f"fb_t{number}" if op.outside else "0"
         out = f"(float *)(a + {self.plan.offset(self.plan.places[op.output].root)})"

@@ -66,19 +66,34 @@ FB_NOINLINE static void fb_sum(int32_t *restrict sums, const fb_t *restrict in, 
     for (int i = 0; i < c; i++) sums[i] += in[i];
 }
 
-FB_NOINLINE static void fb_mean(fb_t *out, const int32_t *sums, int c, float scale, int zero, const int16_t *border,
-                                int outside) {
+/* The same in 16 bits, which wrap around. */
+FB_NOINLINE static void fb_sum16(uint16_t *restrict sums, const fb_t *restrict in, int in_step, int n, int c, int zero) {
+  for (int i = 0; i < c; i++) sums[i] = (uint16_t)(sums[i] - n * zero);
+  for (int x = 0; x < n; x++, in += in_step)
+    for (int i = 0; i < c; i++) sums[i] = (uint16_t)(sums[i] + in[i]);
+}
+
+/* One of the sums, of 4 bytes, or of 2 bytes and not less than least. */
+FB_INLINE int32_t fb_sum_of(const fb_t *sums, int i, int bytes, int32_t least) {
+  uint16_t low;
+  if (bytes == 4) return fb_load4(sums + 4 * i);
+  memcpy(&low, sums + 2 * i, 2);
+  return least + (uint16_t)(low - least);
+}
+
+FB_NOINLINE static void fb_mean(fb_t *out, const fb_t *sums, int bytes, int least, int c, float scale, int zero,
+                                const int16_t *border, int outside) {
   for (int i = 0; i < c; i++) {
-    const int32_t sum = sums[i] + (border ? outside * border[i] : 0);
+    const int32_t sum = fb_sum_of(sums, i, bytes, least) + (border ? outside * border[i] : 0);
     out[i] = (fb_t)(fb_round((float)sum * scale, (float)(-128 - zero), (float)(127 - zero)) + zero + FB_SHIFT);
   }
 }
 
 /* Sums as real numbers. */
-FB_NOINLINE static void fb_real(float *out, const int32_t *sums, int c, const float *scale, const int8_t *border, int outside,
-                                float low, float high) {
+FB_NOINLINE static void fb_real(float *out, const fb_t *sums, int bytes, int least, int c, const float *scale,
+                                const int16_t *border, int outside, float low, float high) {
   for (int i = 0; i < c; i++) {
-    const int32_t sum = sums[i] + (border ? outside * (int32_t)border[i] : 0);
+    const int32_t sum = fb_sum_of(sums, i, bytes, least) + (border ? outside * border[i] : 0);
     const float x = (float)sum * scale[i];
     out[i] = x < low ? low : x > high ? high : x;
   }

@@ -19,11 +19,18 @@ from ..graph.rewrite import integer_ends
 
 # Integers that do not fit 8 bits, or real numbers, have no kernels in C.
 _TYPES = ("int8", "uint8")
+# The types of sums, and of real numbers, which are no images; all others are int8.
+SUM_BYTES = {"int16": 2, "int32": 4, "float32": 4}
+# A sum of so many pixels has at most 16 bits.
+_SHORT_SUMS = 65535 // 255
 
 
 @dataclass(frozen=True)
 class Sums(Op):
-    """Sums of the integers less their zero point over rows and columns, (1, 1, 1, C) of int32."""
+    """Sums of the integers less their zero point over rows and columns, (1, 1, 1, C) of int32.
+
+    Sums of few pixels are int16: the low 16 bits, which tell the sum because the range of all sums is not wider.
+    """
 
     def output_shape(self, *shapes: Shape) -> Shape:
         """(N, 1, 1, C)."""
@@ -303,7 +310,8 @@ def _average(graph: Graph, op: Op, tensors: dict[str, Tensor]) -> list[Op]:
     outside = count - math.prod(tensors[x].shape[1:3])
     sums, border = f"{op.output}/sums", f"{op.output}/border"
     channels = (1, 1, 1, graph.tensors[x].shape[3])
-    tensors[sums] = Tensor(sums, channels, "int32")
+    short = math.prod(tensors[x].shape[1:3]) <= _SHORT_SUMS
+    tensors[sums] = Tensor(sums, channels, "int16" if short else "int32")
     scale = np.float32(before) / (np.float32(after) * np.float32(count))
     inputs = (sums,)
     if outside:

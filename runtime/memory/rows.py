@@ -5,7 +5,7 @@ A *root* is a block of memory: a tensor, with the operands of a channel concat i
 * a *ring* of rows: as many as its readers' windows and lags need, row ``r`` in slot ``r % rows``;
 * a *strip*: some columns of one row, which all readers take as soon as they are computed;
 * rows of *running* maxima, of a pool that reads a strip: those whose windows are open;
-* *sums*, int32 values of each channel, or real ones;
+* *sums*, integers of each channel, or real numbers;
 * the input as a *whole*, whose rows die one by one.
 
 Operations connected by strips form a *group*, which computes one row at a time, strip by strip. The *schedule* is the
@@ -21,7 +21,7 @@ from typing import Literal
 
 from ..graph import Graph, Op, ops
 from .allocation import ALIGNMENT, Block, Buffer, LiveRange, align, allocate_in_order
-from .row_graph import Mean, Real, Sums
+from .row_graph import SUM_BYTES, Mean, Real, Sums
 
 Kind = Literal["ring", "strip", "running", "sums"]
 Input = Literal["whole", "rows"]
@@ -116,6 +116,8 @@ class Root:
     right: int = 0
     rows: int = 1
     columns: int = 0
+    # The size of one sum.
+    sum_bytes: int = 4
 
     @property
     def pitch(self) -> int:
@@ -131,7 +133,7 @@ class Root:
     def nbytes(self) -> int:
         """Size in the arena."""
         if self.kind == "sums":
-            return 4 * self.channels
+            return self.sum_bytes * self.channels
         return self.columns * self.channels if self.kind == "strip" else self.rows * self.pitch
 
 
@@ -324,7 +326,7 @@ class _Shape:
     def _kind(self, root: str) -> Kind:
         """Decide on a root, and join the groups of its producers and readers if it is a strip."""
         producers, readers = self.producers.get(root, []), self.readers.get(root, [])
-        if self.graph.tensors[root].dtype in ("int32", "float32"):
+        if self.graph.tensors[root].dtype in SUM_BYTES:
             return "sums"
         if not producers or root in {self.places[name].root for name in self.graph.outputs} or not readers:
             return "ring"
@@ -518,8 +520,10 @@ class _Shape:
             columns = 0
             if kind == "strip":
                 columns = self._strip_columns(name, groups, capacity)
+            sum_bytes = SUM_BYTES.get(tensor.dtype, 0)
+            padding = self._padding(name, height, width)
             found[name] = Root(
-                name, kind, height, width, channels, zero, *self._padding(name, height, width), columns=columns
+                name, kind, height, width, channels, zero, *padding, columns=columns, sum_bytes=sum_bytes
             )
         return found
 
