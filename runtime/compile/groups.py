@@ -451,9 +451,8 @@ class Engine:
         kernel, kind = ("fb_sum16", "uint16_t") if root.sum_bytes == 2 else ("fb_sum", "int32_t")
         sums = f"({kind} *)(a + {self.plan.offset(root.name)})"
         yield f"if ({spot.row} == 0 && {spot.first} == 0) memset({sums}, 0, {root.nbytes});"
-        yield (
-            f"{kernel}({sums}, {self.address(x, spot)}, {self.step_of(x)}, {spot.count}, {channels}, {zero} + FB_SHIFT);"
-        )
+        values = f"{self.address(x, spot)}, {self.step_of(x)}, {spot.count}, {channels}"
+        yield f"{kernel}({sums}, {values}, {zero} + FB_SHIFT);"
 
     def read_sums(self, op: Op) -> str:
         """Where the sums lie, the bytes of each, and the least that sums of 16 bits can be."""

@@ -148,9 +148,9 @@ class _Check:
         return low, low + self.roots[root].nbytes
 
     def sums(self, name: str, incomplete: int) -> tuple[np.ndarray, np.ndarray]:
-        """Addresses and owners of sums, four bytes for each channel."""
+        """Addresses and owners of the bytes of sums."""
         root = self.plan.places[name].root
-        count = 4 * self.roots[root].channels
+        count = self.roots[root].nbytes
         return self.plan.offset(root) + np.arange(count), 2 * (self.first[root] + np.arange(count)) + incomplete
 
     # The schedule.
