@@ -32,6 +32,8 @@ SLACK = 16
 STRIPS = "strips"
 WHOLE = "whole input"
 _FOREVER = 1 << 60
+# Most operations in a group: joining groups takes time proportional to their size.
+_MOST_OPERATIONS = 64
 # Orders of allocation to try, and the number of roots squared times orders: the time of large networks is bounded.
 _ROUNDS = 60
 _PATIENCE = 1_000_000
@@ -361,6 +363,8 @@ class _Shape:
         """Join the groups around a root, if every operation can then still run in time."""
         names = dict.fromkeys(self.group[op.output] for op in (*producers, *(op for op, _ in readers)))
         merged = [op for name in names for op in self.members[name]]
+        if len(merged) > _MOST_OPERATIONS:
+            return False
         pools = [self.pools[name] for name in names if name in self.pools] + ([pool] if pool is not None else [])
         if len(pools) > 1 and any(one is not pools[0] for one in pools):
             return False

@@ -1,5 +1,8 @@
 """Row plans and generated C on random networks: every byte has an owner, and every integer is the reference's."""
 
+import cProfile
+import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,10 +13,11 @@ from compiled import library, program, random_input, run, runs_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_networks import row_networks, seeded_network
+from strategies import GraphBuilder, in_any_8_bits
 
 from firebox.runtime.compile.source import CSource, compile_c
 from firebox.runtime.errors import PlanError
-from firebox.runtime.graph import Graph
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.memory.compiled import smallest_plan
 from firebox.runtime.memory.row_check import check_plan
 from firebox.runtime.memory.row_graph import row_graph
@@ -89,3 +93,57 @@ def test_sanitizers_find_nothing_in_compiled_networks(tmp_path):
     ran = subprocess.run([program(tmp_path, sources, *flags)], input=inputs, capture_output=True)
     assert ran.returncode == 0, ran.stderr.decode(errors="replace")[:4000]
     assert ran.stdout == b"".join(expected.tobytes() for _, expected in runs)
+
+
+def _deep(count: int) -> Graph:
+    """A network of ``count`` operations: Fire modules with bypasses, and a pointwise chain."""
+    build = GraphBuilder((1, 6, 6, 3))
+    x = build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1))
+    while len(build.ops) < count // 2:
+        squeezed = build.conv(x, 2)
+        wide = build.conv(squeezed, 4, (3, 3), padding=(1, 1, 1, 1))
+        x = build.add(ops.Add, x, build.add(ops.Concat, build.conv(squeezed, 4), wide))
+    while len(build.ops) < count:
+        x = build.conv(x, 8)
+    return row_graph(in_any_8_bits(build.graph(x)))
+
+
+def _calls(graph: Graph) -> int:
+    """Calls of the planner's functions."""
+    profile = cProfile.Profile()
+    profile.runcall(plan_rows, graph)
+    codes = ((entry.code, entry.callcount) for entry in profile.getstats())
+    return sum(count for code, count in codes if not isinstance(code, str) and code.co_filename.endswith("rows.py"))
+
+
+def test_planning_takes_time_proportional_to_the_number_of_operations():
+    few, many = _calls(_deep(200)), _calls(_deep(1600))
+    assert many < 8 * few * 1.3, (few, many)
+
+
+_COMPILERS = (
+    "gcc -O3 -march=x86-64-v3",
+    "gcc -O3 -march=x86-64-v3 -std=c99 -ffp-contract=fast",
+    "clang -O3 -march=x86-64-v3",
+    "aarch64-linux-gnu-gcc -O3",
+    "arm-none-eabi-gcc -O2 -mcpu=cortex-m4 -mfloat-abi=hard -mfpu=fpv4-sp-d16",
+)
+
+
+def _averages_and_sums() -> Graph:
+    build = GraphBuilder((1, 8, 8, 8))
+    pooled = build.add(ops.AveragePool, "input", window=(3, 3), stride=(1, 1), padding=(1, 1, 1, 1))
+    x = build.add(ops.Add, pooled, build.conv("input", 8, (3, 3), padding=(1, 1, 1, 1)))
+    return in_any_8_bits(build.graph(build.add(ops.Softmax, build.add(ops.GlobalAveragePool, x))))
+
+
+@pytest.mark.parametrize("command", _COMPILERS)
+def test_no_compiler_fuses_a_product_and_a_sum(tmp_path, command: str):
+    compiler, *flags = command.split()
+    if not shutil.which(compiler):
+        pytest.skip(f"{compiler} is not installed")
+    for name, text in compile_c(_averages_and_sums(), isa="plain", name="fused").files().items():
+        (tmp_path / name).write_text(text)
+    subprocess.run([compiler, *flags, "-S", "fused.c"], cwd=tmp_path, check=True)
+    code = (tmp_path / "fused.s").read_text()
+    assert not re.findall(r"vfn?m(?:add|sub)\w*|fn?m(?:add|sub)\t|\bfml[as]\b|vfn?m[as]\b", code)
