@@ -57,7 +57,7 @@ def _build(key: str, data: bytes, compiler: Compiler, isa: str, threads: int, na
 
     version = compiler.version()
     ends = ends_of(data, read_graph(data))
-    source = compile_c(data, input="rows", isa=isa, name=name)
+    source = compile_c(data, input="rows", isa=isa, name=name, threads=threads)
     operations = tuple(op.output for op in source.plan.graph.ops)
     ((tiles,),) = (family.tiles for family in families(isa))
     files = {f"{source.name}.c": library_code(source, ends, tiles.detect), f"{source.name}.h": source.header}
@@ -92,5 +92,5 @@ def _compiled(compiler: Compiler, files: dict[str, str], main: str, options: lis
         for name, text in files.items():
             Path(folder, name).write_text(text, encoding="ascii")
         library = Path(folder, "library.so")
-        compiler.compile(Path(folder, main), library, ["-I", folder, *options])
+        compiler.compile(Path(folder, main), library, ["-I", folder, "-pthread", *options])
         return library.read_bytes()

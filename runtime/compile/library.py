@@ -4,17 +4,22 @@ from ..memory.allocation import align
 from .ends import Ends
 from .source import CSource
 from .store import CLOCK, ENTRY, SUPPORTED, TICKS
+from .threads import threads_code
 
 
 def library_code(source: CSource, ends: Ends, detect: str) -> str:
     """The text of a C file for a shared library.
 
     ``NAME_entry(arena, in, out)`` runs the network on a file's own input and output; ``NAME_supported()`` is true if
-    this processor has the instructions (``detect``, an expression of C, or empty if all processors have them).
+    this processor has the instructions (``detect``, an expression of C, or empty if all processors have them). A source
+    with tasks has the functions of ``threads_code``, too.
     """
-    return "\n".join(
-        [source.code, _entry(source, ends), f"int {source.name}{SUPPORTED}(void) {{ return {detect or 1}; }}", ""]
-    )
+    name = source.name
+    parts = [source.code, _input_row(source, ends), _output(source, ends), _entry(source)]
+    if source.tasks:
+        parts.append(threads_code(name, source.tasks))
+    parts.append(f"int {name}{SUPPORTED}(void) {{ return {detect or 1}; }}")
+    return "\n".join([*parts, ""])
 
 
 def library_arena_bytes(source: CSource, ends: Ends) -> int:
@@ -31,30 +36,48 @@ def _is_direct(ends: Ends) -> bool:
     return ends.layout == "NHWC" and ends.input.dtype == "int8"
 
 
-def _entry(source: CSource, ends: Ends) -> str:
-    """The entry; integers of the other sign differ in their highest bit."""
-    name = source.name
+def _input_row(source: CSource, ends: Ends) -> str:
+    """The function that gives a row of the input as the network takes it."""
     _, height, width, channels = _input_shape(source)
-    lines = [f"void {name}{ENTRY}(void *arena, const uint8_t *in, uint8_t *out) {{"]
+    head = f"static const int8_t *{source.name}_input_row(fb_t *a, const uint8_t *in, int y) {{"
     if _is_direct(ends):
-        lines.append(f"  {name}_run_in(arena, (const int8_t *)in, (int8_t *)out);")
-    else:
-        flip = " ^ 128" if ends.input.dtype == "uint8" else ""
-        step, pixel, row = (height * width, 1, width) if ends.layout == "NCHW" else (1, channels, width * channels)
-        lines += [
-            f"  uint8_t *const row = (uint8_t *)arena + {align(source.arena_bytes)};",
-            f"  {name}_begin_in(arena);",
-            f"  for (int y = 0; y < {height}; y++, in += {row}) {{",
-            f"    for (int x = 0; x < {width}; x++)",
-            f"      for (int c = 0; c < {channels}; c++)",
-            f"        row[x * {channels} + c] = in[c * {step} + x * {pixel}]{flip};",
-            f"    {name}_row_in(arena, (const int8_t *)row);",
-            "  }",
-            f"  {name}_end_in(arena, (int8_t *)out);",
-        ]
+        return f"{head}\n  (void)a;\n  return (const int8_t *)in + y * {width * channels};\n}}"
+    # Integers of the other sign differ in their highest bit.
+    flip = " ^ 128" if ends.input.dtype == "uint8" else ""
+    step, pixel, row = (height * width, 1, width) if ends.layout == "NCHW" else (1, channels, width * channels)
+    return f"""\
+{head}
+  uint8_t *const row = (uint8_t *)a + {align(source.arena_bytes)};
+  in += y * {row};
+  for (int x = 0; x < {width}; x++)
+    for (int c = 0; c < {channels}; c++)
+      row[x * {channels} + c] = in[c * {step} + x * {pixel}]{flip};
+  return (const int8_t *)row;
+}}"""
+
+
+def _output(source: CSource, ends: Ends) -> str:
+    """The function that writes the output of the file once all steps are done."""
+    name = source.name
+    lines = [f"static void {name}_output(void *arena, uint8_t *out) {{"]
+    lines.append(f"  fb_state_of((fb_t *)arena)->step = {len(source.plan.schedule)};")
+    lines.append(f"  {name}_end_in(arena, (int8_t *)out);")
     if ends.output.dtype == "uint8":
         lines.append(f"  for (int i = 0; i < {name.upper()}_OUTPUT_BYTES; i++) out[i] ^= 128;")
     return "\n".join([*lines, "}"])
+
+
+def _entry(source: CSource) -> str:
+    name, height, steps = source.name, _input_shape(source)[1], len(source.plan.schedule)
+    return f"""\
+void {name}{ENTRY}(void *arena, const uint8_t *in, uint8_t *out) {{
+  fb_t *const a = (fb_t *)arena;
+  fb_state *const s = fb_state_of(a);
+  {name}_begin_in(arena);
+  for (int y = 0; y < {height}; y++) {name}_row_in(arena, {name}_input_row(a, in, y));
+  while (s->step < {steps}) fb_next_row(a, s, 0);
+  {name}_output(arena, out);
+}}"""
 
 
 def timers(name: str, operations: int) -> str:

@@ -23,6 +23,7 @@ from ..memory.account import MemoryLine
 from ..memory.compiled import flash_bytes, plan_compiled
 from ..memory.row_graph import quantization_of, real_output
 from ..memory.rows import Input, RowPlan
+from ..memory.tasks import TaskPlan, plan_tasks
 from ..memory.verdict import Budget, FlashDemand, Verdict, as_budget
 from .emitter import api, engines, output_type
 from .groups import stack_bytes
@@ -38,12 +39,16 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 @dataclass(frozen=True)
 class CSource:
-    """Generated C: the text of ``<name>.c`` and ``<name>.h``, and the row plan that it follows."""
+    """Generated C: the text of ``<name>.c`` and ``<name>.h``, and the row plan that it follows.
+
+    The plan is that of the ``tasks`` if several threads are to run it.
+    """
 
     name: str
     code: str
     header: str
     plan: RowPlan
+    tasks: TaskPlan | None = None
 
     @property
     def arena_bytes(self) -> int:
@@ -82,13 +87,15 @@ def compile_c(
     sram_bytes: int | None = None,
     output: Output = "int8",
     name: str | None = None,
+    threads: int = 1,
 ) -> CSource:
     """Generate C from an int8 ``.onnx`` or ``.tflite`` file (path or bytes) or graph.
 
     ``input`` says whether the caller delivers the input by rows, or whole, in the arena. ``isa`` chooses instruction
     sets (``families``). The arena fits ``sram_bytes``, if that is given; the fastest plan that does is taken. A
     ``float`` output has the sums before the last rounding to int8. ``name`` begins all public names, by default the
-    model's own.
+    model's own. With several ``threads`` the arena suits a library that runs parts of the network at the same time; the
+    C itself is that of one thread.
 
     Raises ``UsageError`` for an unknown option or a name that is not a C identifier, ``FormatError`` for a file that
     cannot be read, ``UnsupportedError`` for a network that is not int8 or has an operation without kernel, and
@@ -100,8 +107,10 @@ def compile_c(
     contract = read_contract(data) if data is not None else None
     prefix = _identifier(name, contract.name if contract else graph.name)
     plan = plan_compiled(graph, input=input, sram_bytes=sram_bytes, real_output=output == "float")
+    tasks = plan_tasks(plan, threads) if threads > 1 else None
+    plan = tasks.plan if tasks else plan
     writer = _Writer(graph, plan, contract, chosen, prefix, output, hashlib.sha256(data).hexdigest() if data else "")
-    return CSource(prefix, writer.code(), writer.header(), plan)
+    return CSource(prefix, writer.code(), writer.header(), plan, tasks)
 
 
 def _identifier(name: str | None, found: str) -> str:

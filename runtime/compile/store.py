@@ -23,6 +23,8 @@ from ..files import cache_folder, read_file, reason, sha256, write_file
 # Functions of a library, behind the name that its record gives: what runs it, whether this processor can; and if it is
 # timed, the ticks of each operation and the clock that counts them.
 ENTRY, SUPPORTED, TICKS, CLOCK = "_entry", "_supported", "_ticks", "_clock"
+# What opens threads, runs with them and ends them.
+OPEN, PARALLEL, CLOSE = "_open", "_parallel", "_close"
 
 _FOLDER = "native"
 _LIMIT_BYTES = 1 << 30

@@ -1,8 +1,10 @@
 """The backend ``native``: the C that firebox generates, compiled on this machine."""
 
 import ctypes
+import os
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ import numpy as np
 from ..compile.build import build_library, library_key
 from ..compile.store import (
     CLOCK,
+    CLOSE,
     ENTRY,
+    OPEN,
+    PARALLEL,
     SUPPORTED,
     TICKS,
     Library,
@@ -31,7 +36,7 @@ _ALIGNMENT = 64
 class Native:
     """A compiled library; many threads may run it at once, each in an arena of its own."""
 
-    def __init__(self, library: Library, data: bytes | None = None):
+    def __init__(self, library: Library, data: bytes | None = None, threads: int = 1):
         record = library.record
         self._library, self._data = library, data
         self._functions = _open(library)
@@ -39,6 +44,10 @@ class Native:
             raise UnsupportedError(
                 f"this processor lacks {record.isa}, for which {library.path} was built; build it here"
             )
+        self._pool = _Pool(self._functions, record.name) if threads > 1 else None
+        if self._pool is not None:
+            # Runs when nothing uses this object any more, so that no inference is going on.
+            weakref.finalize(self, self._pool.close)
         self._entry = getattr(self._functions, record.name + ENTRY)
         self._entry.argtypes, self._entry.restype = [ctypes.c_void_p] * 3, None
         # Arenas that no thread uses; taking and giving back are single operations on a list.
@@ -52,7 +61,8 @@ class Native:
         self._is_turned = record.layout == "NCHW" and len(shape) == 4 and shape[2] * shape[3] > 1
         self._output_shape = (shape[0], *shape[2:], shape[1]) if self._is_turned else shape
         self._output_dtype = np.dtype(record.output.dtype)
-        self.weights = f"compiled for {record.isa} by {record.compiler}"
+        by = f" for {threads} threads" if threads > 1 else ""
+        self.weights = f"compiled for {record.isa} by {record.compiler}{by}"
         self.doubt = ""
 
     def run(self, x: np.ndarray) -> np.ndarray:
@@ -62,7 +72,9 @@ class Native:
             arena = self._arenas.pop()
         except IndexError:
             arena = self._new_arena()
-        self._entry(arena[0], _address(x), _address(out))
+        where = arena[0], _address(x), _address(out)
+        if self._pool is None or not self._pool.run(*where):
+            self._entry(*where)
         self._arenas.append(arena)
         return np.ascontiguousarray(out.transpose(0, 3, 1, 2)) if self._is_turned else out
 
@@ -106,6 +118,40 @@ class Native:
         return -(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT, memory
 
 
+class _Pool:
+    """The threads of a library, which run one inference at a time; they start with the first one."""
+
+    def __init__(self, functions: ctypes.CDLL, name: str):
+        self._open, self._run, self._close = (getattr(functions, name + end) for end in (OPEN, PARALLEL, CLOSE))
+        self._open.restype = ctypes.c_void_p
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p] * 4, None
+        self._close.argtypes, self._close.restype = [ctypes.c_void_p], None
+        self._lock = threading.Lock()
+        self._handle: int | None = None
+        self._process = 0
+
+    def run(self, arena: int, x: int, out: int) -> bool:
+        """Run one inference; false if the threads are busy with another one or cannot be started."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._process != os.getpid():
+                # A forked process has the pool of its parent, without the threads.
+                self._handle, self._process = self._open(), os.getpid()
+            if self._handle is None:
+                return False
+            self._run(self._handle, arena, x, out)
+            return True
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._process == os.getpid() and self._handle is not None and self._lock.acquire(blocking=False):
+            # The lock stays taken: nothing runs afterwards.
+            self._close(self._handle)
+
+
 def is_preferred(data: bytes, threads: int, other: str) -> bool:
     """True if the store has the library of a model file, and it was measured to be faster than the backend ``other``.
 
@@ -133,18 +179,19 @@ def circumstances(other: str) -> list[str]:
 
 def load_native(data: bytes, threads: int) -> Native:
     """A model file's library, compiled if the store has none. Raises as ``build_library`` does."""
-    return Native(build_library(data, threads=threads), data)
+    return Native(build_library(data, threads=threads), data, threads)
 
 
 def load_file(path: str | Path, data: bytes, threads: int) -> Native:
     """A library that was built here, by the bytes of any copy of it.
 
-    Raises ``FormatError`` if it was not built here and ``UsageError`` if it was built for fewer threads.
+    Raises ``FormatError`` if it was not built here and ``UsageError`` if it was built for another number
+    of threads. A library for several threads runs on one, too.
     """
     library = library_of_file(path, data)
-    if threads > library.record.threads:
+    if threads not in (1, library.record.threads):
         raise UsageError(f"{path} was built for {library.record.threads} threads, not for {threads}; build it again")
-    return Native(library)
+    return Native(library, threads=threads)
 
 
 def _open(library: Library) -> ctypes.CDLL:

@@ -45,9 +45,10 @@ def inputs(session: Session, count: int) -> list[np.ndarray]:
     return [rng.integers(limits.min, limits.max, shape, limits.dtype, endpoint=True) for _ in range(count)]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("file", OTHERS)
-def test_integers_are_those_of_the_other_runtimes(exported, tflite, image, file):
-    with Session(exported / file, "native") as session, Session(exported / file, OTHERS[file]) as other:
+def test_integers_are_those_of_the_other_runtimes(exported, tflite, image, file, threads):
+    with Session(exported / file, "native", threads) as session, Session(exported / file, OTHERS[file]) as other:
         assert session.backend == session.facts.backend == "native"
         assert (session.input_shape, session.input_dtype) == (other.input_shape, other.input_dtype)
         assert session.contract.to_bytes() == other.contract.to_bytes()
@@ -233,8 +234,9 @@ def test_auto_takes_what_was_measured_to_be_faster(own_store, tflite, monkeypatc
     assert Session(tflite).backend == "litert"
 
 
-def test_threads_share_a_session(tflite):
-    with Session(tflite, "native") as session:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_share_a_session(tflite, threads):
+    with Session(tflite, "native", threads) as session:
         xs = inputs(session, 40)
         expected = [session.run(x) for x in xs]
         with ThreadPoolExecutor(4) as pool:
@@ -259,8 +261,43 @@ sys.exit(0 if same and status == 0 else 1)
 """
 
 
-def test_a_session_works_after_a_fork(tflite):
-    assert subprocess.run([sys.executable, "-c", _FORK, str(tflite), "1"]).returncode == 0
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_session_works_after_a_fork(tflite, threads):
+    assert subprocess.run([sys.executable, "-c", _FORK, str(tflite), threads]).returncode == 0
+
+
+_CLOSE = """
+import sys
+from pathlib import Path
+import numpy as np
+from firebox.runtime import Session
+def threads():
+    return len(list(Path("/proc/self/task").iterdir()))
+session = Session(sys.argv[1], "native", threads=3, check="off")
+x = np.zeros(session.input_shape, session.input_dtype)
+before = threads()
+session.run(x)
+assert threads() == before + 2, threads()
+session.close()
+assert threads() == before, threads()
+# Left open: the process ends all the same.
+Session(sys.argv[1], "native", threads=3, check="off").run(x)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list threads")
+def test_closing_a_session_ends_its_threads(tflite):
+    assert subprocess.run([sys.executable, "-c", _CLOSE, str(tflite)]).returncode == 0
+
+
+def test_a_library_for_two_threads(tflite, tmp_path):
+    path = tmp_path / "model.so"
+    build_library(tflite, path, threads=2)
+    with Session(path) as one, Session(path, threads=2) as two:
+        for x in inputs(one, 5):
+            np.testing.assert_array_equal(one.run(x), two.run(x))
+    with pytest.raises(UsageError, match=r"built for 2 threads, not for 3; build it again"):
+        Session(path, threads=3)
 
 
 def test_a_closed_session(tflite):
