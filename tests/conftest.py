@@ -32,6 +32,7 @@ _LONGEST = (
     "export",
     "command_line",
     "baselines",
+    "native",
     "training",
     "real_images",
     "package",

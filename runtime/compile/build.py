@@ -57,7 +57,7 @@ def _build(key: str, data: bytes, compiler: Compiler, isa: str, threads: int, na
 
     version = compiler.version()
     ends = ends_of(data, read_graph(data))
-    source = compile_c(data, input="rows", isa=isa, name=name, threads=threads)
+    source = compile_c(data, input="rows", isa=isa, name=name, threads=threads, self_test=False)
     operations = tuple(op.output for op in source.plan.graph.ops)
     ((tiles,),) = (family.tiles for family in families(isa))
     files = {f"{source.name}.c": library_code(source, ends, tiles.detect), f"{source.name}.h": source.header}

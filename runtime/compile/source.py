@@ -88,6 +88,7 @@ def compile_c(
     output: Output = "int8",
     name: str | None = None,
     threads: int = 1,
+    self_test: bool = True,
 ) -> CSource:
     """Generate C from an int8 ``.onnx`` or ``.tflite`` file (path or bytes) or graph.
 
@@ -95,7 +96,8 @@ def compile_c(
     sets (``families``). The arena fits ``sram_bytes``, if that is given; the fastest plan that does is taken. A
     ``float`` output has the sums before the last rounding to int8. ``name`` begins all public names, by default the
     model's own. With several ``threads`` the arena suits a library that runs parts of the network at the same time; the
-    C itself is that of one thread.
+    C itself is that of one thread. Without ``self_test`` the file has no test image with its output, whose computation
+    takes as long as all the rest.
 
     Raises ``UsageError`` for an unknown option or a name that is not a C identifier, ``FormatError`` for a file that
     cannot be read, ``UnsupportedError`` for a network that is not int8 or has an operation without kernel, and
@@ -109,7 +111,9 @@ def compile_c(
     plan = plan_compiled(graph, input=input, sram_bytes=sram_bytes, real_output=output == "float")
     tasks = plan_tasks(plan, threads) if threads > 1 else None
     plan = tasks.plan if tasks else plan
-    writer = _Writer(graph, plan, contract, chosen, prefix, output, hashlib.sha256(data).hexdigest() if data else "")
+    writer = _Writer(
+        graph, plan, contract, chosen, prefix, output, hashlib.sha256(data).hexdigest() if data else "", self_test
+    )
     return CSource(prefix, writer.code(), writer.header(), plan, tasks)
 
 
@@ -134,6 +138,7 @@ class _Writer:
     prefix: str
     output: Output
     sha256: str
+    has_test: bool
 
     @property
     def macro(self) -> str:
@@ -155,7 +160,7 @@ class _Writer:
             *api(self.plan, self.prefix, self.output == "float"),
             *self.static_arena(),
             *self.class_names(),
-            *self.self_test(),
+            *(self.self_test() if self.has_test else ()),
         ]
         return "\n".join(parts) + "\n"
 

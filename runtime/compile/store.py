@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import TensorSpec
-from ..errors import FormatError, UsageError, WriteError
+from ..errors import FormatError, UnsupportedError, UsageError, WriteError
 from ..files import cache_folder, read_file, reason, sha256, write_file
 
 # Functions of a library, behind the name that its record gives: what runs it, whether this processor can; and if it is
@@ -137,6 +137,10 @@ def has_libraries() -> bool:
 
 def _folder() -> Path:
     """The folder of the libraries, made if it is missing. Raises ``WriteError`` if others could write to it."""
+    if not hasattr(os, "geteuid"):
+        raise UnsupportedError(
+            "this system does not say who owns a file, so libraries are not kept; use another backend"
+        )
     cache = cache_folder()
     if cache is None:
         raise WriteError("the user has no home folder for compiled libraries; set FIREBOX_CACHE to a folder")

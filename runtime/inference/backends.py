@@ -158,10 +158,11 @@ def load_backend(name: str, data: bytes, format_: "Format", threads: int, exact:
     """
     chosen = name if name == NATIVE else choose_backend(name, format_)
     if name in ("auto", NATIVE):
-        from .native import is_preferred, load_native
+        from .native import load_native, preferred_native
 
-        if name == NATIVE or is_preferred(data, threads, chosen):
-            return NATIVE, load_native(data, threads)
+        native = load_native(data, threads) if name == NATIVE else preferred_native(data, threads, chosen)
+        if native is not None:
+            return NATIVE, native
     name = chosen
     return name, _LOADERS[name](data, threads, exact)
 

@@ -152,24 +152,23 @@ class _Pool:
             self._close(self._handle)
 
 
-def is_preferred(data: bytes, threads: int, other: str) -> bool:
-    """True if the store has the library of a model file, and it was measured to be faster than the backend ``other``.
+def preferred_native(data: bytes, threads: int, other: str) -> Native | None:
+    """The library of a model file, if the store has it and it was measured to be faster than the backend ``other``.
 
     Nothing is compiled or measured. A measurement counts for one version of ``other`` on one kind of processor.
     """
     if not has_libraries():
-        return False
+        return None
     try:
         key = library_key(data, threads)
         found = noted(key)
-        return (
-            found.get("circumstances") == circumstances(other)
-            and bool(found["faster"])
-            and library_of_key(key) is not None
-        )
-    except (FireboxError, KeyError):
+        if found.get("faster") is not True or found.get("circumstances") != circumstances(other):
+            return None
+        library = library_of_key(key)
+        return Native(library, data, threads) if library is not None else None
+    except FireboxError:
         # A machine without a compiler, or a cache folder that is not the user's: the other backend works.
-        return False
+        return None
 
 
 def circumstances(other: str) -> list[str]:

@@ -19,8 +19,8 @@ from .rows import STRIPS, Group, RowPlan, reads_of
 
 # Multiply-accumulates that take as long as one output: of a convolution, which is requantized, and of anything else.
 _REQUANTIZED, _COPIED = 16, 4
-# Rows are joined until a task has this part of all the work: taking and announcing a task takes some time, too.
-_TASKS = 96
+# Rows are joined until a thread has about so many tasks: taking and announcing a task takes some time, too.
+_TASKS = 48
 # Parts of the input.
 _ARRIVALS = 28
 # Roots begin on lines of the cache of their own.
@@ -56,7 +56,7 @@ class TaskPlan:
 def plan_tasks(plan: RowPlan, threads: int) -> TaskPlan:
     """The tasks of a plan whose input is delivered by rows."""
     costs = _costs(plan)
-    tasks = _tasks(plan, costs)
+    tasks = _tasks(plan, costs, _TASKS * threads)
     order, makespan = _scheduled(tasks, costs, threads)
     total = sum(costs[task.group] * (task.end - task.first) for task in tasks)
     return TaskPlan(_separated(plan), threads, tuple(order), total / makespan)
@@ -84,8 +84,8 @@ def _sources(plan: RowPlan, group: Group) -> frozenset[int]:
     return frozenset(found - {group.index})
 
 
-def _tasks(plan: RowPlan, costs: Sequence[float]) -> list[Task]:
-    """The tasks of all groups, the input first. Rows that the schedule has before a reader are enough for it."""
+def _tasks(plan: RowPlan, costs: Sequence[float], about: int) -> list[Task]:
+    """About so many tasks, the input first. Rows that the schedule has before a reader are enough for it."""
     source = len(plan.groups)
     sources = [*(_sources(plan, group) for group in plan.groups), frozenset[int]()]
     # For each step of each group the rows of others that it needs.
@@ -97,7 +97,7 @@ def _tasks(plan: RowPlan, costs: Sequence[float]) -> list[Task]:
     found = []
     for index in (source, *range(source)):
         steps = needs[index]
-        most = max(1, int(total / _TASKS / costs[index])) if costs[index] else len(steps)
+        most = max(1, int(total / about / costs[index])) if costs[index] else len(steps)
         if index == source:
             most = -(-len(steps) // _ARRIVALS)
         for first in range(0, len(steps), most):
