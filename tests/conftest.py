@@ -22,6 +22,7 @@ from firebox.runtime.commands import console
 # Test files by duration, longest first, so that no worker starts a long file last while the other waits.
 _LONGEST = (
     "fit_command",
+    "compile_networks",
     "qat",
     "trace",
     "extending",

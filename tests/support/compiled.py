@@ -23,9 +23,8 @@ _FREE = 0xA5
 def runs_here(isa: str) -> bool:
     """True if this processor has an instruction set."""
     (family,) = families(isa)
-    code = f"{family.tiles[0].prelude if 'cpuid' in family.tiles[0].detect else ''}"
-    code = f"#include <stdint.h>\n#include <string.h>\n#define FB_SHIFT 128\n#define FB_INLINE static inline\n{code}"
-    code += f"int main(void) {{ return !({family.tiles[0].detect or '1'}); }}\n"
+    detect = family.tiles[0].detect or "1"
+    code = f"{_BEFORE}{family.tiles[0].prelude}\nint main(void) {{ return !({detect}); }}\n"
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "detect"
         built = subprocess.run(["gcc", "-x", "c", "-", "-o", str(program)], input=code.encode(), capture_output=True)
@@ -86,6 +85,18 @@ def _compile(command: Sequence[str], folder: Path) -> None:
     built = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[:4000]
 
+
+_BEFORE = """\
+#define _GNU_SOURCE
+#include <stdint.h>
+#include <string.h>
+#define FB_SHIFT 128
+#define FB_INLINE static inline
+#define FB_NOINLINE
+#define FB_TABLE(kind, name, count) static const kind name[count]
+typedef uint8_t fb_t;
+FB_INLINE int32_t fb_load4(const void *p) { int32_t v; memcpy(&v, p, 4); return v; }
+"""
 
 # The arena has exactly its size, so that sanitizers see a byte beyond it.
 _CALL = """\
