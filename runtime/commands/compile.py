@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import UsageError
 from ..files import write_files
@@ -53,14 +54,17 @@ class _IsaChoice(click.Choice[str]):
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="Processors: auto (x86, arm64 and plain C in one file), x86, arm64, cortex-m, plain, or one instruction set.",
+    help="Processors: auto (all in one file), x86, arm64, wasm, cortex-m, plain, or one instruction set.",
 )
 @click.option(
     "--output",
     type=click.Choice(("int8", "float")),
-    default="int8",
-    show_default=True,
-    help="Type of the output; float has the sums before the last rounding.",
+    help="Type of the output; float has the sums before the last rounding.  [default: int8; float with --project]",
+)
+@click.option(
+    "--project",
+    type=click.Choice(("web",)),
+    help="Write a folder for an application, not C. web: WebAssembly, an ES module and a page (needs clang and lld).",
 )
 @click.option("--name", help="Prefix of the public names.  [default: the model's name]")
 @budget_options
@@ -73,6 +77,7 @@ def compile_command(
     input_: Any,
     isa: str,
     output: Any,
+    project: str | None,
     name: str | None,
     budget: "Budget | None",
     as_json: bool,
@@ -87,13 +92,21 @@ def compile_command(
       firebox compile model.int8.tflite -o model.c
       firebox compile model.int8.tflite --isa cortex-m --sram 64KiB --reserve 8KiB -o firmware/model.c
       firebox compile model.int8.tflite --device stm32h743 -o build
+      firebox compile model.int8.tflite --project web -o demo
     """
     from ..compile import compile_c
 
+    if project is not None:
+        given = {
+            option for option in ("input_", "isa") if context.get_parameter_source(option) != ParameterSource.DEFAULT
+        }
+        _refuse_options(project, given, budget)
+        _write_web(model, out or Path("build"), output or "float", name, as_json)
+        return
     folder, file = _destination(out)
     sram = budget.available_bytes if budget is not None else None
     with progress_unless(as_json).task("compiling"):
-        source = compile_c(model, input=input_, isa=isa, sram_bytes=sram, output=output, name=name)
+        source = compile_c(model, input=input_, isa=isa, sram_bytes=sram, output=output or "int8", name=name)
     verdict = source.verdict(budget) if budget is not None else None
     written = []
     if verdict is None or verdict.fits is not False:
@@ -106,6 +119,34 @@ def compile_command(
         for path in written:
             say(f"wrote {path} ({format_size(path.stat().st_size)})")
     context.exit(verdict.exit_code if verdict else 0)
+
+
+def _refuse_options(project: str, given: set[str], budget: "Budget | None") -> None:
+    """Raise ``UsageError`` if there are options that a project decides itself."""
+    if given:
+        raise UsageError(f"--project {project} takes no --{min(given).rstrip('_')}; leave it out")
+    if budget is not None:
+        raise UsageError(f"--project {project} takes no memory budget; leave it out")
+
+
+def _write_web(model: Path, out: Path, output: Any, name: str | None, as_json: bool) -> None:
+    """Write the folder of a web project."""
+    from ..compile import web_project
+    from ..memory.account import memory_json
+
+    if out.suffix == ".c":
+        raise UsageError(f"--out {out} is a C file; --project web writes a folder")
+    with progress_unless(as_json).task("compiling"):
+        project = web_project(model, output=output, name=name)
+    written = write_files(out, project.files())
+    if as_json:
+        files = [str(path) for path in written]
+        memory = memory_json(project.account())
+        print_json({"name": project.source.name, "project": "web", "files": files, "memory": memory})
+        return
+    show_memory(f"{project.source.name} in WebAssembly", project.account(), None)
+    for path in written:
+        say(f"wrote {path} ({format_size(path.stat().st_size)})")
 
 
 def _destination(out: Path | None) -> tuple[Path, str]:

@@ -30,7 +30,7 @@ from .groups import stack_bytes
 from .isa import Family, families
 
 # Networks with more multiply-accumulates get no self-test: its expected output is computed in numpy.
-_TESTED_MACS = 3_000_000_000
+TESTED_MACS = 3_000_000_000
 Output = Literal["int8", "float"]
 # The prefix of everything inside the file.
 _OWN = "fb"
@@ -49,6 +49,12 @@ class CSource:
     header: str
     plan: RowPlan
     tasks: TaskPlan | None = None
+    output: Output = "int8"
+
+    @property
+    def kind(self) -> str:
+        """The C type of the output."""
+        return output_type(self.plan, self.output == "float")
 
     @property
     def arena_bytes(self) -> int:
@@ -114,7 +120,7 @@ def compile_c(
     writer = _Writer(
         graph, plan, contract, chosen, prefix, output, hashlib.sha256(data).hexdigest() if data else "", self_test
     )
-    return CSource(prefix, writer.code(), writer.header(), plan, tasks)
+    return CSource(prefix, writer.code(), writer.header(), plan, tasks, output)
 
 
 def _identifier(name: str | None, found: str) -> str:
@@ -269,11 +275,11 @@ class _Writer:
 
     def self_test(self) -> Iterator[str]:
         """A test image with its expected output, under a macro."""
-        if self.graph.macs > _TESTED_MACS:
+        if self.graph.macs > TESTED_MACS:
             yield "#ifdef FIREBOX_TEST\n#error no self-test: the network has too many multiply-accumulates\n#endif"
             return
         x = self.test_input()
-        inputs, expected = _as_int8(x), self.expected(x)
+        inputs, expected = _as_int8(x), expected_output(self.graph, self.plan, x, self.output)
         p, m = self.prefix, self.macro
         yield "#if defined(FIREBOX_TEST) && !defined(FIREBOX_NO_ARENA)"
         yield _bytes("fb_test_input", inputs)
@@ -282,15 +288,6 @@ class _Writer:
         yield f"  static {self.kind} out[{m}_OUTPUTS];"
         yield f"  {p}_run((const int8_t *)fb_test_input, out);"
         yield f"  return memcmp(out, fb_test_output, {m}_OUTPUT_BYTES) != 0;\n}}\n#endif"
-
-    def expected(self, x: np.ndarray) -> np.ndarray:
-        """The output for an input, by the reference in numpy."""
-        values = run_reference(self.graph, x)
-        found = values[self.graph.outputs[0]]
-        if self.output == "int8":
-            return _as_int8(found)
-        values = {name: _as_int8(value) for name, value in values.items()}
-        return real_output(self.plan.graph, values)
 
     def test_input(self) -> np.ndarray:
         """The golden image of the contract in the integers of the input, or random integers."""
@@ -304,6 +301,14 @@ class _Writer:
         return (
             np.random.default_rng(0).integers(limits.min, limits.max, tensor.shape, endpoint=True).astype(tensor.dtype)
         )
+
+
+def expected_output(graph: Graph, plan: RowPlan, x: np.ndarray, output: Output) -> np.ndarray:
+    """The output of the compiled network for an input in the graph's own type, by the reference in numpy."""
+    values = run_reference(graph, x)
+    if output == "int8":
+        return _as_int8(values[graph.outputs[0]])
+    return real_output(plan.graph, {name: _as_int8(value) for name, value in values.items()})
 
 
 def _configuration(chosen: Sequence[Family]) -> str:
