@@ -160,7 +160,7 @@ def web_project(model: str | Path | bytes, *, output: Output = "float", name: st
             f"{called} has no firebox metadata, and a web project needs its classes and preprocessing; export it with "
             "firebox, or compile the C alone with --isa wasm"
         )
-    source = compile_c(data, input="whole", isa="wasmsimd", output=output, name=name)
+    source = compile_c(data, input="whole", isa="wasmsimd", output=output, name=name, self_test=False)
     graph = read_graph(data)
     _check_input(contract, graph)
     return WebProject(source, build_wasm(source), contract, graph)
