@@ -1,4 +1,4 @@
-"""Pages of benchmarks: training methods from made-up runs and from the kept figures, and the counts of networks."""
+"""Pages of benchmarks: training methods and compiled C from kept figures, and the counts of networks."""
 
 import sys
 from pathlib import Path
@@ -97,3 +97,24 @@ def test_the_page_of_networks_is_the_one_the_counts_give(benchmarks, tmp_path):
 
     assert CliRunner().invoke(zoo.main, ["--out", str(tmp_path / "zoo.md")]).exit_code == 0
     assert (tmp_path / "zoo.md").read_text() == (_ROOT / "docs" / "zoo.md").read_text()
+
+
+def test_the_page_of_compiled_code_is_the_one_its_figures_give(benchmarks):
+    import compile_page
+
+    kept = compile_page.read_kept()
+    assert "\n\n".join(compile_page.page(kept)) + "\n" == (_ROOT / "docs" / "compile.md").read_text()
+
+
+def test_kept_figures_of_compiled_code_are_of_programs_that_gave_the_right_integers(benchmarks):
+    import compile_page
+
+    kept = compile_page.read_kept()
+    for row in kept["memory"]["rows"]:
+        for way in ("whole", "rows"):
+            assert row[way]["equal"] == row[way]["images"] > 0, row["network"]
+            assert row[way]["total_bytes"] <= row[way]["ran_in_bytes"]
+            assert row[way]["macs"] <= row["macs"]
+    for row in kept["identity"]["rows"]:
+        shares = [value for key, value in row.items() if key.endswith(("_rows", "_whole"))]
+        assert shares and set(shares) == {1.0}, row["way"]
