@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firebox.runtime import Session
+from firebox.export import write_onnx
+from firebox.runtime import Session, read_graph
 from firebox.runtime.compile import build_library
 from firebox.runtime.errors import FormatError, MissingCompilerError, UnsupportedError, UsageError, WriteError
+from firebox.runtime.graph import Graph, ops
 from firebox.runtime.inference.native_speed import measure_native
 
 _COMPILERS = ("cc", "gcc", "clang")
@@ -59,6 +61,18 @@ def test_integers_are_those_of_the_other_runtimes(exported, tflite, image, file,
         assert session.classify(image) == other.classify(image)
         assert session.facts.golden in ("passed", "remembered")
         assert session.check().max_abs == other.check().max_abs
+
+
+def test_an_output_of_several_pixels_keeps_the_layout_of_the_file(tflite):
+    whole = read_graph(tflite)
+    last = max(index for index, op in enumerate(whole.ops) if isinstance(op, ops.MaxPool))
+    operations = whole.ops[: last + 1]
+    graph = Graph.of("cut", whole.tensors.values(), operations, whole.inputs, [operations[-1].output])
+    with Session(write_onnx(graph), "native") as session, Session(write_onnx(graph), "onnxruntime") as other:
+        for x in inputs(session, 5):
+            found = session.run(x)
+            assert found.flags.c_contiguous
+            np.testing.assert_array_equal(found, other.run(x), strict=True)
 
 
 def test_read_only_inputs_and_new_outputs(tflite):
