@@ -67,7 +67,7 @@ def random_input(graph: Graph, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A random input as int8, and what the reference makes of it."""
     tensor = graph.tensors[graph.inputs[0]]
     limits = np.iinfo(tensor.dtype)
-    x = np.random.default_rng(seed).integers(limits.min, limits.max, tensor.shape, tensor.dtype, endpoint=True)
+    x = np.random.default_rng(seed).integers(limits.min, limits.max + 1, tensor.shape).astype(tensor.dtype)
     return as_int8(x), as_int8(run_reference(graph, x)[graph.outputs[0]])
 
 
