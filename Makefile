@@ -8,7 +8,7 @@ WORKERS ?= 2
 SMOKE := tests/test_smoke.py
 # Emulators, and the compilers of the processors that they emulate; Debian's names.
 EMULATION := qemu-user-static qemu-user qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-none-eabi \
-	libnewlib-arm-none-eabi clang lld
+	libnewlib-arm-none-eabi clang lld nodejs
 # The environment (2 GB) of the stock PyTorch-to-LiteRT converter, which docs/quantization.md compares firebox with.
 STOCK := build/stock_litert
 
@@ -59,7 +59,7 @@ test-random: $(READY)
 # and in the tests of generated C.
 test-processors: $(READY)
 	@if ! { command -v qemu-x86_64-static && command -v qemu-aarch64 && command -v qemu-system-arm && \
-	  command -v arm-none-eabi-gcc && command -v aarch64-linux-gnu-gcc && command -v clang && command -v wasm-ld; } >/dev/null && \
+	  command -v arm-none-eabi-gcc && command -v aarch64-linux-gnu-gcc && command -v clang && command -v wasm-ld && command -v node; } >/dev/null && \
 	  command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  { apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(EMULATION); } >/dev/null \
