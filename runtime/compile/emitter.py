@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ..graph import Graph, ops
-from ..memory.row_graph import Mean, Real, is_table, quantization_of, table_of
 from ..memory.rows import Root, RowPlan
+from ..memory.rows.graph import Mean, Real, is_table, quantization_of, table_of
 from .groups import Engine, layers_of, powers
 from .isa import Family
 from .layers import ConvLayer

@@ -14,6 +14,8 @@ def fingerprint() -> tuple[object, ...]:
     The files count because a checkout changes without a new version.
     """
     here = Path(__file__).parent
-    files = sorted([*here.glob("*.py"), *here.glob("*.c"), *here.glob("tiles/*.py"), *here.parent.glob("memory/*.py")])
+    files = sorted(
+        [*here.glob("*.py"), *here.glob("*.c"), *here.glob("tiles/*.py"), *here.parent.joinpath("memory").rglob("*.py")]
+    )
     found = [(path.name, path.stat()) for path in files]
     return (GENERATOR, *((name, facts.st_size, facts.st_mtime_ns) for name, facts in found))

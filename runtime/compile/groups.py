@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..graph import Graph, Op, ops
-from ..memory.row_graph import Mean, Real, Sums, quantization_of, table_of
 from ..memory.rows import Group, Read, Root, RowPlan, reads_of
+from ..memory.rows.graph import Mean, Real, Sums, quantization_of, table_of
 from .layers import ConvLayer, conv_layer, limits
 from .tiles.spec import PANEL, ConvSpec, StatefulTiles, Tiles
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from ..errors import UnsupportedError
 from ..graph import Graph, Quantization, ops
-from ..memory.row_graph import quantization_of
 from ..memory.rows import RowPlan
+from ..memory.rows.graph import quantization_of
 from .tiles.spec import PANEL, ConvSpec
 
 # A window of up to so many bytes is gathered pixel by pixel if its runs waste this share of the multiplications.

@@ -21,8 +21,8 @@ from ..graph import Graph
 from ..graph.reference import run_reference
 from ..memory.account import MemoryLine
 from ..memory.compiled import flash_bytes, plan_compiled
-from ..memory.row_graph import quantization_of, real_output
 from ..memory.rows import Input, RowPlan
+from ..memory.rows.graph import quantization_of, real_output
 from ..memory.tasks import TaskPlan, plan_tasks
 from ..memory.verdict import Budget, FlashDemand, Verdict, as_budget
 from .emitter import api, engines, output_type
@@ -323,6 +323,9 @@ def _configuration(chosen: Sequence[Family]) -> str:
 
 # A fused multiply-add rounds once where the reference rounds twice.
 _PRELUDE = """
+#if defined(__FAST_MATH__)
+#error compile without -ffast-math, which changes the integers
+#endif
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)

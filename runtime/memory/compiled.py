@@ -6,8 +6,8 @@ from ..errors import FireboxError, UnsupportedError
 from ..graph import Graph, ops
 from ..units import format_size
 from .allocation import Block, Buffer, Layout
-from .row_graph import row_graph
 from .rows import STRIPS, Input, RowPlan, plan_rows
+from .rows.graph import row_graph
 
 # Sizes of strips, from the fastest plan to the smallest: whole rows first.
 STRIP_BYTES = (None, 8192, 4096, 2048, 1280, 640, 320, 1)

@@ -20,7 +20,7 @@ from ...files import read_file
 from ...formats.read import read_graph
 from ...graph import Graph
 from ...memory.account import MemoryLine
-from ...memory.row_graph import quantization_of
+from ...memory.rows.graph import quantization_of
 from ..source import TESTED_MACS, CSource, Output, compile_c, expected_output
 from .wasm import WasmModule, build_wasm
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..errors import PlanError
-from ..graph import Op, ops
-from .row_graph import Mean, Real, Sums
-from .rows import SLACK, WHOLE, Group, Root, RowPlan, Strip, actions, reads_of
+from ...errors import PlanError
+from ...graph import Op, ops
+from .graph import Mean, Real, Sums
+from .plan import SLACK, WHOLE, Group, Root, RowPlan, Strip, actions
+from .windows import reads_of
 
 # Owners: 0 is nobody. A value of a root is its number times two, plus one while it is still incomplete.
 _NOBODY = 0

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnsupportedError
-from ..graph import Graph, Op, Quantization, Shape, Tensor, ops
-from ..graph.reference import run_operation
-from ..graph.rewrite import integer_ends
+from ...errors import UnsupportedError
+from ...graph import Graph, Op, Quantization, Shape, Tensor, ops
+from ...graph.reference import run_operation
+from ...graph.rewrite import integer_ends
 
 # Integers that do not fit 8 bits, or real numbers, have no kernels in C.
 _TYPES = ("int8", "uint8")
