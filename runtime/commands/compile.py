@@ -9,8 +9,8 @@ from click.core import ParameterSource
 from ..errors import UsageError
 from ..files import write_files
 from ..units import format_size
-from .console import print_json, progress_unless, say
-from .options import budget_options, json_option, model_argument
+from .console import print_json, progress_unless, say, table
+from .options import budget_options, json_option, model_argument, threads_option
 from .plan import show_memory
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class _IsaChoice(click.Choice[str]):
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="File to write: NAME.c, with NAME.h beside it, or a folder.  [default: build]",
+    help="File to write: NAME.c, with NAME.h beside it, NAME.so for this machine, or a folder.  [default: build]",
 )
 @click.option(
     "--input",
@@ -67,6 +67,7 @@ class _IsaChoice(click.Choice[str]):
     help="Write a folder for an application, not C. web: WebAssembly, an ES module and a page (needs clang and lld).",
 )
 @click.option("--name", help="Prefix of the public names.  [default: the model's name]")
+@threads_option
 @budget_options
 @json_option
 @click.pass_context
@@ -79,13 +80,15 @@ def compile_command(
     output: Any,
     project: str | None,
     name: str | None,
+    threads: int,
     budget: "Budget | None",
     as_json: bool,
 ) -> None:
     """Compile MODEL (int8 .onnx or .tflite) to one C file that needs no runtime.
 
     The network runs row by row in a static arena, and gives the integers of LiteRT and onnxruntime. With a budget the
-    fastest plan that fits it is taken; exit code 3 if none does.
+    fastest plan that fits it is taken; exit code 3 if none does. A library (NAME.so) is compiled for this machine,
+    measured beside the installed runtimes, and from then on used by --backend auto where it is faster.
 
     \b
     Example:
@@ -93,16 +96,22 @@ def compile_command(
       firebox compile model.int8.tflite --isa cortex-m --sram 64KiB --reserve 8KiB -o firmware/model.c
       firebox compile model.int8.tflite --device stm32h743 -o build
       firebox compile model.int8.tflite --project web -o demo
+      firebox compile model.int8.tflite --threads 2 -o model.so
     """
     from ..compile import compile_c
 
+    options = ("input_", "isa", "threads", "output", "name")
+    given = {option for option in options if context.get_parameter_source(option) != ParameterSource.DEFAULT}
     if project is not None:
-        given = {
-            option for option in ("input_", "isa") if context.get_parameter_source(option) != ParameterSource.DEFAULT
-        }
-        _refuse_options(project, given, budget)
+        _refuse_options(f"--project {project}", given - {"output", "name"}, budget)
         _write_web(model, out or Path("build"), output or "float", name, as_json)
         return
+    if out is not None and out.suffix == ".so":
+        _refuse_options(f"--out {out}", given - {"threads"}, budget)
+        _write_library(model, out, threads, as_json)
+        return
+    if "threads" in given:
+        raise UsageError("C in one file runs in one thread; leave --threads out, or write a library with --out NAME.so")
     folder, file = _destination(out)
     sram = budget.available_bytes if budget is not None else None
     with progress_unless(as_json).task("compiling"):
@@ -121,12 +130,36 @@ def compile_command(
     context.exit(verdict.exit_code if verdict else 0)
 
 
-def _refuse_options(project: str, given: set[str], budget: "Budget | None") -> None:
-    """Raise ``UsageError`` if there are options that a project decides itself."""
+def _refuse_options(kind: str, given: set[str], budget: "Budget | None") -> None:
+    """Raise ``UsageError`` if there are options that a project or a library decides itself."""
     if given:
-        raise UsageError(f"--project {project} takes no --{min(given).rstrip('_')}; leave it out")
+        raise UsageError(f"{kind} takes no --{min(given).rstrip('_')}; leave it out")
     if budget is not None:
-        raise UsageError(f"--project {project} takes no memory budget; leave it out")
+        raise UsageError(f"{kind} takes no memory budget; leave it out")
+
+
+def _write_library(model: Path, out: Path, threads: int, as_json: bool) -> None:
+    """Write a library for this machine, and measure it."""
+    from ..compile import build_library
+    from ..files import read_file
+    from ..inference.native_speed import measure_native
+    from ..inference.session import check_threads
+
+    check_threads(threads)
+    data = read_file(model)
+    progress = progress_unless(as_json)
+    with progress.task("compiling"):
+        library = build_library(data, out, threads=threads)
+    with progress.task("measuring"):
+        best_ms = measure_native(data, threads)
+    record = library.record
+    if as_json:
+        facts = {"isa": record.isa, "compiler": record.compiler, "threads": record.threads}
+        print_json({"name": record.name, "files": [str(out)], **facts, "best_ms": best_ms})
+        return
+    rows = [(name, f"{ms:,.3f} ms") for name, ms in best_ms.items()]
+    table(f"{record.name} for {record.isa}, threads: {threads}", ("backend", "fastest inference"), rows)
+    say(f"wrote {out} ({format_size(out.stat().st_size)}), a library for this machine alone")
 
 
 def _write_web(model: Path, out: Path, output: Any, name: str | None, as_json: bool) -> None:
@@ -156,7 +189,7 @@ def _destination(out: Path | None) -> tuple[Path, str]:
     if out.suffix == ".c":
         return out.parent, out.name
     if out.suffix and not out.is_dir():
-        raise UsageError(f"--out {out} ends in {out.suffix}; use NAME.c or a folder")
+        raise UsageError(f"--out {out} ends in {out.suffix}; use NAME.c, NAME.so or a folder")
     return out, ""
 
 

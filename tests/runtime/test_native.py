@@ -334,3 +334,25 @@ def test_times_of_operations(tflite, command):
     assert found["backend"] == "native"
     assert found["facts"]["weights"].startswith("compiled for ")
     assert set(found["op_ms"]) == set(times)
+
+
+def test_the_command_writes_a_library_and_measures_it(own_store, tflite, tmp_path, command):
+    out = tmp_path / "out.so"
+    ran = command("compile", tflite, "-o", out, "--json")
+    found = json.loads(ran.out)
+    assert (ran.code, found["files"], found["threads"]) == (0, [str(out)], 1)
+    assert set(found["best_ms"]) == {"native", "litert"}
+    assert Session(out).backend == "native"
+    assert Session(tflite).backend == min(found["best_ms"], key=lambda name: found["best_ms"][name])
+    ran = command("compile", tflite, "-o", out)
+    assert "for this machine alone" in " ".join(ran.out.split())
+    for options, message in (
+        (("-o", out, "--isa", "avx2"), "out.so takes no --isa; leave it out"),
+        (("-o", out, "--sram", "1MiB"), "out.so takes no memory budget; leave it out"),
+        (("-o", tmp_path / "out.c", "--threads", 2), "leave --threads out"),
+        (("-o", out, "--threads", 0), "threads is 0; give 1 to 128"),
+    ):
+        ran = command("compile", tflite, *options)
+        assert ran.code == 2
+        assert message in ran.err
+    assert command("compile", tflite, "-o", out, environment={"PATH": "", "CC": ""}).code == 1
