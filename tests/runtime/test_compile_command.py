@@ -243,3 +243,19 @@ def test_float_output_is_finer_than_int8(model):
 def test_names_of_instruction_sets(model):
     with pytest.raises(UsageError, match="instruction set 'mmx' is not one of auto, x86, arm64, "):
         compile_c(model, isa="mmx")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-o", "net.c", "--threads", "2"), "C in one file runs in one thread; leave --threads out"),
+        (("-o", "net.so", "--isa", "plain"), "net.so takes no --isa; leave it out"),
+        (("-o", "net.so", "--sram", "64KiB"), "net.so takes no memory budget; leave it out"),
+        (("-o", "net.so", "--threads", "0"), "threads is 0"),
+    ],
+)
+def test_options_that_contradict_the_file_are_refused(command, model, tmp_path, arguments, message):
+    ran = command("compile", model, *arguments, cwd=tmp_path)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert message in ran.err
+    assert list(tmp_path.iterdir()) == []
