@@ -59,7 +59,39 @@ class Grouping:
         for op, read in readers:
             if not (self._takes_pixels(op, read) or op is pool):
                 return "ring"
+        if any(self._widens_early(root, op) for op, _ in readers):
+            return "ring"
         return ("running" if is_pool else "strip") if self._join(producers, readers, pool, is_pool) else "ring"
+
+    def _widens_early(self, root: str, op: Op) -> bool:
+        """True if an operation makes more channels for a sum whose other term takes rows of ``root`` by windows.
+
+        Its rows would wait for that term: it is computed later, from rows of ``root``, which are smaller.
+        """
+        place, channels = self.places[op.output], self.graph.tensors[op.output].shape[3]
+        if not isinstance(op, ops.Conv) or channels <= self.graph.tensors[root].shape[3]:
+            return False
+        return any(
+            isinstance(reader, ops.Add) and any(self._has_windows(root, name) for name in reader.inputs)
+            for reader, _ in self.readers.get(place.root, [])
+        )
+
+    def _has_windows(self, root: str, name: str) -> bool:
+        """True if a window of more than one row lies on a path from ``root`` to a tensor."""
+        first = min((self.order[op.output] for op in self.producers[root]), default=0)
+        open_, seen = [(self.places[name].root, False)], set()
+        while open_:
+            at = open_.pop()
+            if at in seen:
+                continue
+            seen.add(at)
+            for op in self.producers.get(at[0], []):
+                for read in self.reads[op.output] if self.order[op.output] > first else ():
+                    source, windowed = self.places[read.tensor].root, at[1] or not read.rows.is_pointwise
+                    if source == root and windowed:
+                        return True
+                    open_.append((source, windowed))
+        return False
 
     def _flows(self, read: Read) -> bool:
         """True unless the operation needs rows in another order than they come."""
