@@ -13,9 +13,8 @@ def fingerprint() -> tuple[object, ...]:
 
     The files count because a checkout changes without a new version.
     """
-    here = Path(__file__).parent
-    files = sorted(
-        [*here.glob("*.py"), *here.glob("*.c"), *here.glob("tiles/*.py"), *here.parent.joinpath("memory").rglob("*.py")]
-    )
+    room = Path(__file__).parents[1]
+    folders = [room / name for name in ("compile", "graph", "memory")]
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".c"))
     found = [(path.name, path.stat()) for path in files]
     return (GENERATOR, *((name, facts.st_size, facts.st_mtime_ns) for name, facts in found))
