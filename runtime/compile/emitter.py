@@ -9,9 +9,11 @@ import numpy as np
 from ..graph import Graph, ops
 from ..memory.rows import Root, RowPlan
 from ..memory.rows.graph import Mean, Real, is_table, quantization_of, table_of
-from .groups import Engine, layers_of, powers
+from .engine import Engine
+from .groups import groups_code
 from .isa import Family
-from .layers import ConvLayer
+from .layers import ConvLayer, layers_of
+from .operations import powers
 from .tiles.spec import KernelTiles, StatefulTiles, Tiles, clang_target
 
 _KERNELS = Path(__file__).with_name("kernels.c")
@@ -36,7 +38,7 @@ def _prelude(family: Family) -> str:
 
 
 def _engine(plan: RowPlan, layers: Mapping[str, ConvLayer], tiles: Tiles) -> str:
-    text = Engine(plan, layers, tiles).text()
+    text = groups_code(Engine(plan, layers, tiles))
     text = _kernels(text, tiles.kernels if isinstance(tiles, KernelTiles) else "") + text
     own = set(re.findall(r"^(?:FB_INLINE|FB_NOINLINE static|static)[^(=;]*?\b(fb_\w+)\(", text, re.MULTILINE))
     text = re.sub(r"\bfb_\w+", lambda match: f"{match[0]}_{tiles.name}" if match[0] in own else match[0], text)

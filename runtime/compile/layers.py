@@ -106,6 +106,11 @@ def conv_layer(plan: RowPlan, op: ops.Conv) -> ConvLayer:
     )
 
 
+def layers_of(plan: RowPlan) -> dict[str, ConvLayer]:
+    """The numbers of all convolutions of a plan."""
+    return {op.output: conv_layer(plan, op) for op in plan.graph.ops if isinstance(op, ops.Conv)}
+
+
 def limits(graph: Graph, op: ops.Op) -> tuple[int, int]:
     """The least and the greatest output integer of an operation with a fused activation."""
     y = quantization_of(graph, op.output)

@@ -25,8 +25,8 @@ from ..memory.rows import Input, RowPlan
 from ..memory.rows.graph import quantization_of, real_output
 from ..memory.tasks import TaskPlan, plan_tasks
 from ..memory.verdict import Budget, FlashDemand, Verdict, as_budget
+from .convolutions import stack_bytes
 from .emitter import api, engines, output_type
-from .groups import stack_bytes
 from .isa import Family, families
 
 # Networks with more multiply-accumulates get no self-test: its expected output is computed in numpy.

@@ -8,7 +8,7 @@ from pathlib import Path
 from shutil import which
 
 from ...errors import MissingCompilerError
-from ..groups import stack_bytes
+from ..convolutions import stack_bytes
 from ..source import CSource
 
 # Sums of products in one rounding would change the outputs. lld puts the stack below the data, so that an overflow is a
