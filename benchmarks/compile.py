@@ -44,7 +44,7 @@ from fit_growth import chain
 
 from firebox.export import fit
 from firebox.export.fit import DoesNotFitError, needed
-from firebox.model_zoo.training import predict
+from firebox.model_zoo.training import load_images, predict
 from firebox.runtime import Session, measure_arena, read_graph, sample
 from firebox.runtime.compile import compile_c
 from firebox.runtime.errors import FireboxError
@@ -311,8 +311,8 @@ def accuracy(data_folder: Path) -> Iterator[Row]:
         images = sample(images, 2000, _SEED) if len(images) > 2000 else images
         network = network_of(case, data_folder)
         _, inputs = inputs_of(case, images, data_folder)
-        crops = [network.preprocessing.crop(images.read(name), images.where(name)) for name in images.names]
-        classes = predict(network.module, np.stack(crops), network.preprocessing).numpy().argmax(1)
+        logits = predict(network.module, load_images(images, network.preprocessing), network.preprocessing)
+        classes = logits.numpy().argmax(1)
         with Session(case.tflite, "litert") as session:
             litert = np.stack([session.run(x).ravel() for x in inputs])
         way = builds.native(isa)
