@@ -78,6 +78,8 @@ _WORKER = Path(__file__).with_name("compile_worker.py")
 _NO_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
 # Operations of the chains whose planning is timed.
 _CHAINS = (50, 100, 200, 500, 1000, 2000)
+# Seconds between turns.
+_PAUSE = 0.005
 # Repetitions of what takes milliseconds.
 _REPEATS = 15
 
@@ -121,6 +123,7 @@ def main(
         "times": lambda: times(data_folder),
         "devices": lambda: verdicts(data_folder),
         "speed": lambda: speed(data_folder, rounds, openvino),
+        "threads": lambda: threads(data_folder, rounds),
     }
     for part in [name for name in PARTS if fresh or name in only or (not only and not is_whole(kept, name))]:
         rows = []
@@ -421,6 +424,26 @@ def in_turns(case: Case, folder: Path, rounds: int, openvino: Path | None) -> li
         if limits and "amx_int8" not in this_processor().features:
             continue
         commands[name], environments[name] = ["openvino", str(case.onnx), str(openvino or "")], limits
+    return _raced(case.label, commands, environments, rounds)
+
+
+def threads(data_folder: Path, rounds: int) -> Iterator[Row]:
+    """Sessions with one and two threads."""
+    for case in _SPEED:
+        exported(case, data_folder)
+        files = {"native": case.tflite, "litert": case.tflite, "onnxruntime": case.onnx}
+        commands = {
+            f"{backend}, {count}": ["session", str(file), backend, str(count)]
+            for backend, file in files.items()
+            for count in (1, 2)
+        }
+        yield {"network": case.label, "rounds": rounds, "runtimes": _raced(case.label, commands, {}, rounds)}
+
+
+def _raced(
+    label: str, commands: Mapping[str, Sequence[str]], environments: Mapping[str, Mapping[str, str]], rounds: int
+) -> list[Row]:
+    """The times of processes that take turns in random order."""
     contestants = []
     for name, words in commands.items():
         started = _start(name, words, environments.get(name, {}))
@@ -428,10 +451,12 @@ def in_turns(case: Case, folder: Path, rounds: int, openvino: Path | None) -> li
             contestants.append(started)
     spent: dict[str, list[float]] = {one.name: [] for one in contestants}
     random = np.random.default_rng(0)
-    with common.terminal.task(case.label, rounds) as advance:
+    with common.terminal.task(label, rounds) as advance:
         for _ in range(rounds):
             for index in random.permutation(len(contestants)):
                 spent[contestants[index].name].append(contestants[index].ms())
+                # Threads of some runtimes spin for a while, and would take a core from the next.
+                time.sleep(_PAUSE)
             advance()
     for one in contestants:
         assert one.process.stdin is not None

@@ -5,12 +5,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import web
 from common import table
 
 KEPT = Path(__file__).resolve().parent / "results" / "compile.json"
-PARTS = ("memory", "identity", "zoo", "accuracy", "times", "devices", "speed")
+PARTS = ("memory", "identity", "zoo", "accuracy", "times", "devices", "speed", "threads")
 Kept = dict[str, dict[str, Any]]
 Row = Mapping[str, Any]
+
+_WEB_EXAMPLE = """```js
+import { Network } from "./NAME.js";
+
+const network = await Network.load();
+network.classify(imageData); // [{ label, index, score }, ...]
+await network.selfTest(); // true: the expected bits on this engine
+```"""
 
 _EXAMPLE = """\
 ```sh
@@ -167,8 +176,8 @@ def _explained() -> Iterator[str]:
         "run it), on every instruction set, with every compiler and at every optimization level: sums of products "
         "are exact integers, and each is multiplied by one float32 number and rounded half to even. What holds for "
         "each operation, and why, is in the [table of guarantees](processors.md#guarantees-by-operation); compiled C "
-        "is one more column of it that equals the reference, softmax included. Compile with `-ffp-contract=off` "
-        "where the compiler would otherwise fuse multiplications and additions, and never with `-ffast-math`."
+        "is one more column of it that equals the reference, softmax included. The file forbids fused multiplications "
+        "and additions by itself, and refuses to be compiled with `-ffast-math`."
     )
     yield "## Instruction sets"
     yield (
@@ -181,8 +190,7 @@ def _explained() -> Iterator[str]:
     yield (
         "Every other operation that firebox exports can be compiled: convolutions with groups, strides and dilation, "
         "depthwise ones, fully connected layers, pools, sums, concatenations along any axis, padding, slices, "
-        "reshapes, transposes, activations and softmax. Very large networks (over 100 M parameters) make C files that "
-        "take compilers minutes and gigabytes."
+        "reshapes, transposes, activations and softmax."
     )
 
 
@@ -361,7 +369,49 @@ def _speed(rows: Sequence[Row]) -> Iterator[str]:
     yield table(("network", "runtime", "kernels", "AMX", "ms (median)", "ms (shortest)", "of C"), cells, names=4)
 
 
+def _threads(rows: Sequence[Row]) -> Iterator[str]:
+    yield "### Two threads"
+    yield (
+        "Elapsed milliseconds of `Session.run`, the shortest and the median of turns in random order, with one and "
+        "two threads. The machine has two cores, and whatever else runs there takes part of the second one."
+    )
+    cells = []
+    for row in rows:
+        found = {one["name"]: one for one in row["runtimes"]}
+        for backend in dict.fromkeys(name.partition(",")[0] for name in found):
+            one, two = (found[f"{backend}, {count}"] for count in (1, 2))
+            best = min(other["min_ms"] for name, other in found.items() if name.endswith(", 2"))
+            times = [f"{value[key]:.3f}" for value in (one, two) for key in ("min_ms", "median_ms")]
+            cells.append((row["network"], backend, *times, f"{two['min_ms'] / best:.2f}"))
+    columns = ("network", "backend", "1 thread, shortest", "median", "2 threads, shortest", "median", "of the best")
+    yield table(columns, cells, names=2)
+
+
 def _last() -> Iterator[str]:
+    yield "## On this machine"
+    yield (
+        "`firebox compile model.int8.tflite -o model.so` compiles the file for the machine at hand, and measures it "
+        'beside the installed runtimes; with `--threads 2` it runs on two threads. `Session("model.so")` opens it, '
+        '`Session("model.int8.tflite", backend="native")` compiles by itself, once, and `backend="auto"` takes a '
+        "library that was measured to be faster. Libraries lie in the cache folder, by the hashes of model, generator, "
+        "compiler and flags. A library that was not built on this machine is never loaded, and plain C is refused: "
+        "it is slow on a processor with vector instructions."
+    )
+    yield "## In the browser"
+    yield (
+        "`firebox compile model.int8.tflite --project web -o demo` writes a folder: `NAME.wasm`, the network with its "
+        "weights, which imports nothing; `NAME.js` with types; and `index.html`, a page that opens from a file and "
+        "needs no network. clang and lld are enough: `apt-get install clang lld`."
+    )
+    yield _WEB_EXAMPLE
+    yield (
+        "Images are resized, cropped, normalized and quantized in the integers of training (Pillow 13). The output is "
+        "float by default; `--output int8` gives LiteRT's integers. The `.wasm` needs 128-bit SIMD (Chrome 91, "
+        "Firefox 89, Safari 16.4)."
+    )
+    if web.KEPT.exists():
+        yield "The figures below are written by `python benchmarks/web.py`."
+        yield from web.fragment()
     yield "## Not there yet"
     yield (
         "Weights are stored as they are, one byte each: coded weights, which would be smaller in flash, are not "
@@ -380,6 +430,7 @@ _SECTIONS: Mapping[str, Callable[[Sequence[Row]], Iterator[str]]] = {
     "zoo": _zoo,
     "accuracy": _accuracy,
     "speed": _speed,
+    "threads": _threads,
     "times": _times,
     "devices": _devices,
 }

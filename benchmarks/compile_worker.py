@@ -1,6 +1,7 @@
 """One runtime in a process of its own, for compile.py: prints facts, then the milliseconds of an inference per request.
 
-Arguments: c LIBRARY | litert FILE | onnxruntime FILE | openvino FILE FOLDER.
+Arguments: c LIBRARY | litert FILE | onnxruntime FILE | openvino FILE FOLDER: processor time on one thread;
+session FILE BACKEND THREADS: elapsed time of a session.
 """
 
 import ctypes
@@ -24,17 +25,19 @@ Run = Callable[[], Any]
 def main() -> None:
     """Answer requests until stdin ends."""
     kind, file, *rest = sys.argv[1:]
-    run, facts = {"c": _c, "litert": _litert, "onnxruntime": _onnxruntime, "openvino": _openvino}[kind](file, *rest)
+    kinds = {"c": _c, "litert": _litert, "onnxruntime": _onnxruntime, "openvino": _openvino, "session": _session}
+    run, facts = kinds[kind](file, *rest)
+    # Threads of a runtime count as well, unless the question is how long they take together.
+    clock = time.perf_counter if kind == "session" else time.process_time
     for _ in range(3):
         run()
     print(json.dumps({**facts, "amx": _may_use_tiles()}), flush=True)
     for _ in sys.stdin:
         run()
-        # Threads of the runtime count as well.
-        start = time.process_time()
+        start = clock()
         for _ in range(_REPEATS):
             run()
-        print(1000 * (time.process_time() - start) / _REPEATS, flush=True)
+        print(1000 * (clock() - start) / _REPEATS, flush=True)
 
 
 def _c(file: str) -> tuple[Run, dict[str, Any]]:
@@ -82,6 +85,14 @@ def _openvino(file: str, folder: str) -> tuple[Run, dict[str, Any]]:
     kinds = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
     names = sorted({kind["primitiveType"].value for kind in kinds if kind["layerType"].value == "Convolution"})
     return request.infer, {"uses": ", ".join(names), "version": openvino.__version__.split("-")[0]}
+
+
+def _session(file: str, backend: str, threads: str) -> tuple[Run, dict[str, Any]]:
+    from firebox.runtime import Session
+
+    session = Session(file, backend, int(threads))
+    x = _noise(int(np.prod(session.input_shape))).view(session.input_dtype).reshape(session.input_shape)
+    return lambda: session.run(x), {}
 
 
 def _noise(size: int) -> np.ndarray:
