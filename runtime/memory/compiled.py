@@ -3,20 +3,22 @@
 from collections.abc import Iterator
 
 from ..errors import FireboxError, UnsupportedError
-from ..graph import Graph, ops
+from ..graph import Graph, Op, ops
 from ..units import format_size
 from .allocation import Block, Buffer, Layout
 from .rows import STRIPS, Input, RowPlan, plan_rows
-from .rows.graph import row_graph
+from .rows.graph import Mean, Real, is_table, row_graph
 
 # Sizes of strips, from the fastest plan to the smallest: whole rows first.
 STRIP_BYTES = (None, 8192, 4096, 2048, 1280, 640, 320, 1)
-# The code of a network on a Cortex-M: the kernels, and what each operation adds; an upper estimate for 20 to 200
-# operations, held to a compiler's figures by tests.
+# The code of a network on a Cortex-M: the kernels, and what each operation adds; an upper estimate, held to the figures
+# of a compiler by tests.
 _CODE_BYTES = 8192
 _CODE_BYTES_PER_OP = 200
 # A multiplier and a bias for each output channel, padded to panels of 16 channels.
 _CHANNEL_BYTES = 8
+# The values of an elementwise operation, and the exponentials of a softmax.
+_TABLE_BYTES, _SOFTMAX_BYTES = 256, 8 * 256
 _PANEL = 16
 
 
@@ -126,11 +128,28 @@ def _runs(plan: RowPlan) -> dict[str, tuple[int, ...]]:
 
 
 def flash_bytes(graph: Graph) -> int:
-    """Weights, multipliers and tables of a graph in the form of ``row_graph``, and an estimate of the code."""
+    """Bytes of flash of the C of a graph in the form of ``row_graph``: constants, and an estimate of the code.
+
+    The constants are weights, multipliers, biases, tables and the schedule. The names of the classes are not among
+    them: a linker drops them unless the firmware uses them.
+    """
     found = _CODE_BYTES + _CODE_BYTES_PER_OP * len(graph.ops)
-    for op in graph.ops:
-        if isinstance(op, ops.Conv):
-            outputs, rows, columns, channels = graph.tensors[op.inputs[1]].shape
-            padded = -(-outputs // op.groups // _PANEL) * _PANEL * op.groups if channels > 1 else outputs
-            found += padded * (rows * -(-columns * channels // 4) * 4 + _CHANNEL_BYTES)
-    return found
+    found += sum(_constant_bytes(graph, op) for op in graph.ops)
+    # The schedule has a byte for each row of a group, of which an operation is the least part.
+    return found + sum(graph.tensors[name].shape[1] for name in (*graph.inputs, *(op.output for op in graph.ops)))
+
+
+def _constant_bytes(graph: Graph, op: Op) -> int:
+    if isinstance(op, ops.Conv):
+        outputs, rows, columns, channels = graph.tensors[op.inputs[1]].shape
+        # A depthwise convolution has its channels side by side, not in groups.
+        groups = 1 if channels == 1 and outputs == op.groups else op.groups
+        padded = -(-outputs // groups // _PANEL) * _PANEL * groups
+        return padded * (rows * -(-columns * channels // 4) * 4 + _CHANNEL_BYTES)
+    if isinstance(op, ops.Softmax):
+        return _SOFTMAX_BYTES
+    if isinstance(op, Mean | Real):
+        # For each channel the scale of a real output, and the value of the border.
+        sizes = (4 if isinstance(op, Real) else 0) + (2 if op.outside else 0)
+        return sizes * graph.tensors[op.output].shape[3]
+    return _TABLE_BYTES if is_table(op) else 0

@@ -55,6 +55,15 @@ def build_for(
     return program
 
 
+def flash_bytes(board: Board, source: Path) -> int:
+    """Code and constants of a generated C file as the compiler makes them, without class names."""
+    made = source.with_suffix(".o")
+    options = ("-O2", "-std=c99", "-mthumb", *board.flags, "-DFIREBOX_NO_CLASSES")
+    subprocess.run([_COMPILER, *options, "-c", str(source), "-o", str(made)], check=True)
+    size = ["arm-none-eabi-size", str(made)]
+    return int(subprocess.run(size, capture_output=True, text=True, check=True).stdout.splitlines()[1].split()[0])
+
+
 def run_on(board: Board, program: Path, folder: Path) -> str:
     """What the program prints; it finds its files in ``folder``."""
     target = ("-semihosting-config", "enable=on,target=native")
