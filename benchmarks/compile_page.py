@@ -163,8 +163,8 @@ def _explained() -> Iterator[str]:
     yield (
         "The order of all steps depends on the shapes alone, not on the image. The planner simulates it once, learns "
         "from which step to which step every row of every buffer lives, and packs them into the arena so that bytes "
-        "are shared by rows that never live at the same time. A checker repeats the schedule with an owner for every "
-        "byte, and refuses a plan in which a row is read that was not written or is already overwritten. "
+        "are shared by rows that never live at the same time. On random networks the tests repeat the schedule with an "
+        "owner for every byte, so that no row is read that was not written or is already overwritten. "
         "Smaller strips make the arena smaller and the code a little slower: without a budget, strips are whole rows, "
         "and with one, the widest strips that fit are taken."
     )
