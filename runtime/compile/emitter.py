@@ -8,12 +8,12 @@ import numpy as np
 
 from ..graph import Graph, ops
 from ..memory.rows import Root, RowPlan
-from ..memory.rows.graph import Mean, Real, is_table, quantization_of, table_of
-from .engine import Engine
+from ..memory.rows.graph import Mean, Real, is_table, quantization_of
+from .engine import Engine, words
 from .groups import groups_code
 from .isa import Family
 from .layers import ConvLayer, layers_of
-from .operations import powers
+from .operations import changing_table, powers
 from .tiles.spec import KernelTiles, StatefulTiles, Tiles, clang_target
 
 _KERNELS = Path(__file__).with_name("kernels.c")
@@ -103,7 +103,7 @@ def _constants(plan: RowPlan, layers: Mapping[str, ConvLayer]) -> str:
     index = {op.output: number for number, op in enumerate(plan.graph.ops)}
     for name, layer in layers.items():
         number = index[name]
-        parts.append(_words(f"fb_w{number}", layer.weights))
+        parts.append(words(f"fb_w{number}", layer.weights))
         parts.append(_array("float", f"fb_k{number}", [float(value).hex() + "f" for value in layer.scale], 8))
         parts.append("#if FB_SHIFT")
         parts.append(_array("int32_t", f"fb_b{number}", layer.stored_bias(128), 16))
@@ -123,9 +123,9 @@ def _constants(plan: RowPlan, layers: Mapping[str, ConvLayer]) -> str:
 
 
 def _table(graph: Graph, op: ops.Op) -> np.ndarray | None:
+    """The constants of an operation that is no convolution, or ``None`` if it has none."""
     if is_table(op):
-        table = table_of(graph, op)
-        return None if np.array_equal(table, np.arange(-128, 128)) else table
+        return changing_table(graph, op)
     if isinstance(op, Mean | Real) and op.outside:
         border = graph.tensors[op.inputs[-1]].data
         zero = graph.tensors[op.inputs[-1]].quantization
@@ -134,14 +134,6 @@ def _table(graph: Graph, op: ops.Op) -> np.ndarray | None:
     if isinstance(op, ops.Softmax):
         return powers(graph, op)
     return None
-
-
-def _words(name: str, values: np.ndarray) -> str:
-    """Bytes as 64-bit words, which compilers read several times as fast as bytes."""
-    data = values.tobytes()
-    words = np.frombuffer(data + bytes(-len(data) % 8), "<u8")
-    lines = (",".join(f"0x{word:x}" for word in words[at : at + 12]) for at in range(0, len(words), 12))
-    return f"FB_TABLE(uint64_t, {name}, {len(words)}) = {{\n" + ",\n".join(lines) + "};"
 
 
 def _array(kind: str, name: str, values: Sequence[object] | np.ndarray, per_line: int) -> str:
@@ -166,8 +158,7 @@ def api(plan: RowPlan, prefix: str, real: bool = False) -> Iterator[str]:
     _, height, width, channels = source.shape
     row = width * channels
     root = plan.roots[plan.places[source.name].root]
-    whole = plan.input == "whole"
-    kind = output_type(plan, real)
+    kind = output_type(real)
     yield f"""\
 #ifndef FB_CHOOSE
 #define FB_CHOOSE() (void)0
@@ -195,8 +186,12 @@ static void fb_finish(fb_t *a, fb_state *s, {kind} *out) {{
 }}
 """
     yield f"const char *{prefix}_isa(void) {{ FB_CHOOSE(); return fb_isa; }}"
-    if whole:
-        yield f"""\
+    yield _whole_api(plan, prefix, kind, height, row) if plan.input == "whole" else _rows_api(prefix, kind, height, row)
+
+
+def _whole_api(plan: RowPlan, prefix: str, kind: str, height: int, row: int) -> str:
+    """The functions of a network whose input is whole in the arena: ``height`` rows of ``row`` bytes."""
+    return f"""\
 int8_t *{prefix}_input_in(void *arena) {{ return (int8_t *)arena + {plan.input_offset}; }}
 void {prefix}_invoke_in(void *arena, {kind} *out) {{
   fb_t *a = (fb_t *)arena;
@@ -211,8 +206,11 @@ void {prefix}_run_in(void *arena, const int8_t *in, {kind} *out) {{
   memcpy({prefix}_input_in(arena), in, {row * height});
   {prefix}_invoke_in(arena, out);
 }}"""
-    else:
-        yield f"""\
+
+
+def _rows_api(prefix: str, kind: str, height: int, row: int) -> str:
+    """The functions of a network whose input is delivered by rows: ``height`` rows of ``row`` bytes."""
+    return f"""\
 void {prefix}_begin_in(void *arena) {{
   fb_t *a = (fb_t *)arena;
   FB_CHOOSE();
@@ -253,7 +251,7 @@ def _arrive(plan: RowPlan, root: Root, row: int, channels: int) -> Iterator[str]
     yield f"  else for (int i = 0; i < {row}; i++) out[i] = (fb_t)(in[i] + FB_SHIFT);\n}}"
 
 
-def output_type(plan: RowPlan, real: bool) -> str:
+def output_type(real: bool) -> str:
     """The C type of the output."""
     return "float" if real else "int8_t"
 
@@ -261,11 +259,10 @@ def output_type(plan: RowPlan, real: bool) -> str:
 def _output(plan: RowPlan, name: str, real: bool) -> str:
     tensor = plan.graph.tensors[name]
     _, height, width, channels = tensor.shape
-    place = plan.places[name]
-    root = plan.roots[place.root]
+    root = plan.roots[plan.places[name].root]
     if tensor.dtype == "float32":
         return f"  memcpy(out, a + {plan.offset(root.name)}, {4 * channels});"
-    start = plan.offset(root.name) + root.top * root.pitch + root.left * root.channels + place.channel
+    start = plan.rows(root.name).at(root.top) + plan.column(name)
     value = f"a[{start} + y * {root.pitch} + x * {root.channels} + i] - FB_SHIFT"
     if real:
         found = quantization_of(plan.graph, name)

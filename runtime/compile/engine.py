@@ -114,5 +114,13 @@ def indented(lines: Iterable[str], levels: int = 1) -> list[str]:
 
 
 def comment(text: str) -> str:
-    """Text that cannot end a C comment, or continue a line."""
-    return "".join(c if c.isascii() and c.isprintable() and c not in "\\?" else "_" for c in text).replace("*/", "*_")
+    """Text that can neither begin nor end a C comment, nor continue a line."""
+    return "".join(c if c.isascii() and c.isprintable() and c not in "\\?*" else "_" for c in text)
+
+
+def words(name: str, values: np.ndarray) -> str:
+    """A constant of bytes as 64-bit words, which compilers read several times as fast as bytes."""
+    data = values.tobytes()
+    found = np.frombuffer(data + bytes(-len(data) % 8), "<u8")
+    lines = (",".join(f"0x{word:x}" for word in found[at : at + 12]) for at in range(0, len(found), 12))
+    return f"FB_TABLE(uint64_t, {name}, {len(found)}) = {{\n" + ",\n".join(lines) + "};"

@@ -63,16 +63,16 @@ def elementwise(engine: Engine, op: Op, spot: Spot, widths: Sequence[int]) -> It
     """A table of 256 values, or a copy."""
     channels, step, out_step = engine.steps(op)
     where = f"{engine.address(op.output, spot)}, {out_step}, {engine.address(op.inputs[0], spot)}, {step}"
-    table = _table(engine, op)
+    table = changing_table(engine.graph, op)
     if table is None:
         yield f"fb_copy({where}, {spot.count}, {channels});"
     else:
         yield f"fb_table({where}, {spot.count}, {channels}, fb_t{engine.index[op.output]});"
 
 
-def _table(engine: Engine, op: Op) -> np.ndarray | None:
-    """The table of an operation, or ``None`` if it changes nothing."""
-    found = table_of(engine.graph, op)
+def changing_table(graph: Graph, op: Op) -> np.ndarray | None:
+    """The table of an elementwise operation (``table_of``), or ``None`` if it changes no value."""
+    found = table_of(graph, op)
     return None if np.array_equal(found, np.arange(-128, 128)) else found
 
 
@@ -213,6 +213,6 @@ WRITERS: Mapping[type[Op], Callable[[Engine, Any, Spot, Sequence[int]], Iterator
 
 
 def powers(graph: Graph, op: ops.Softmax) -> np.ndarray:
-    """exp of the differences -255 to 255 of two inputs, as real numbers: float64, shape (511,)."""
+    """exp of the differences -255 to 0 of an input and the largest one: float64, shape (256,)."""
     scale = np.float64(quantization_of(graph, op.inputs[0]).scale[0])
     return np.exp(np.arange(-255, 1) * scale)

@@ -45,8 +45,8 @@ def plan_rows(graph: Graph, *, input: Input = "rows", strip_bytes: int | None = 
 
     Strips have at most ``strip_bytes`` bytes if their width allows it, and are whole rows without it.
     """
-    shape = Grouping(graph)
-    groups = shape.groups(strip_bytes)
-    roots = shape.roots(groups)
-    simulated = Simulation(graph, shape, groups, roots, input).run()
-    return placed(graph, shape, groups, simulated, input)
+    grouping = Grouping(graph)
+    groups = grouping.groups(strip_bytes)
+    roots = grouping.roots(groups)
+    simulated = Simulation(graph, grouping, groups, roots).run()
+    return placed(graph, grouping, simulated, input)

@@ -11,8 +11,8 @@ import numpy as np
 from ...errors import PlanError
 from ...graph import Op, ops
 from .graph import Mean, Real, Sums
-from .plan import SLACK, WHOLE, Group, Root, RowPlan, Strip, actions
-from .windows import reads_of
+from .plan import SLACK, WHOLE, Group, Root, RowPlan, Step, Strip, actions
+from .windows import driving_shape, reads_of
 
 # Owners: 0 is nobody. A value of a root is its number times two, plus one while it is still incomplete.
 _NOBODY = 0
@@ -42,17 +42,17 @@ class _Check:
             # One value more for each channel of padding; all pixels of padding are alike.
             self.first[name] = at
             at += max(root.height, 1) * root.width * root.channels + root.channels + 4 * root.channels
-        self.computed = {op.output: np.zeros(self._shape(op), np.int64) for group in plan.groups for op in group.ops}
+        self.computed = {
+            op.output: np.zeros(driving_shape(plan.graph, op)[1:3], np.int64)
+            for group in plan.groups
+            for op in group.ops
+        }
         self.where = "the input"
 
     @property
     def source(self) -> str:
         """The root of the input."""
         return self.plan.places[self.graph.inputs[0]].root
-
-    def _shape(self, op: Op) -> tuple[int, int]:
-        _, rows, columns, _ = self.graph.tensors[op.inputs[0] if isinstance(op, Sums) else op.output].shape
-        return rows, columns
 
     # Owners and addresses of values, as arrays (rows, columns, channels).
 
@@ -184,7 +184,7 @@ class _Check:
                 row, column = np.argwhere(count != 1)[0]
                 raise PlanError(f"{name!r} row {row}, column {column} is computed {count[row, column]} times")
 
-    def actions(self, group: Group, step) -> Iterator[tuple[Op, int, Strip, int, int]]:
+    def actions(self, group: Group, step: Step) -> Iterator[tuple[Op, int, Strip, int, int]]:
         """What a step computes, with the columns that strips keep for a pool."""
         before: Strip | None = None
         for op, row, first, end, strip in actions(self.plan, step):
@@ -265,7 +265,7 @@ class _Check:
             self.reads(op, row, first, end, start)
         self.computed[op.output][row, first:end] += 1
         if root.kind == "sums":
-            height, width = self._shape(op)
+            _, height, width, _ = driving_shape(self.graph, op)
             addresses, values = self.sums(op.output, 0)
             is_last = row == height - 1 and end == width
             if isinstance(op, Sums) and (row or first):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ...graph import Graph, Op, ops
 from .graph import SUM_BYTES, Mean, Real, Sums
 from .plan import Group, Kind, Place, Root, Strip, is_view, leaves_of
-from .windows import Read, reads_of
+from .windows import Read, driving_shape, reads_of
 
 # Most operations in a group: joining groups takes time proportional to their size.
 _MOST_OPERATIONS = 64
@@ -200,7 +200,7 @@ class Grouping:
             before = tuple(op for op in members if op.output not in self.behind and op is not pool)
             behind = tuple(op for op in members if op.output in self.behind)
             lead = before[0] if before else members[0]
-            _, height, width, _ = self.driving_shape(lead)
+            _, height, width, _ = driving_shape(self.graph, lead)
             found.append(
                 Group(
                     index,
@@ -213,10 +213,6 @@ class Grouping:
                 )
             )
         return found
-
-    def driving_shape(self, op: Op) -> tuple[int, ...]:
-        """The shape whose rows drive an operation: its output's, or its input's if it only adds up."""
-        return self.graph.tensors[op.inputs[0] if isinstance(op, Sums) else op.output].shape
 
     def _sorted_members(self) -> list[list[Op]]:
         """Groups so that each stands behind those it reads from."""

@@ -9,35 +9,37 @@ from .groups import Grouping
 from .plan import STRIPS, WHOLE, Group, Input, Place, Root, RowPlan
 from .schedule import Simulated
 
-# Orders of allocation to try, and the number of roots squared times orders: the time of large networks is bounded.
+# Most orders of allocation to try. An order takes time in proportion to the number of roots squared, so that large
+# networks get fewer: the number squared times the orders is at most the second figure.
 _ROUNDS = 60
-
-
 _PATIENCE = 1_000_000
 
 
-def placed(graph: Graph, shape: Grouping, groups: list[Group], found: Simulated, input: Input) -> RowPlan:
+def placed(graph: Graph, grouping: Grouping, simulated: Simulated, input: Input) -> RowPlan:
     """The plan, with an offset for each root."""
-    source = shape.places[graph.inputs[0]].root
-    roots = {name: replace(root, rows=found.lives[name].rows) for name, root in found.roots.items()}
-    last = len(found.schedule) - 1
-    ranges = []
+    source = grouping.places[graph.inputs[0]].root
+    roots = {name: replace(root, rows=simulated.lives[name].rows) for name, root in simulated.roots.items()}
+    last = len(simulated.schedule) - 1
+    ranges, deaths = [], simulated.row_deaths
     if input == "whole":
         if not roots[source].is_padded:
             roots[source] = replace(roots[source], rows=roots[source].height)
         else:
-            arrival = {step.row: index for index, step in enumerate(found.schedule) if step.group < 0}
-            found.row_deaths[:] = [arrival[row] for row in range(roots[source].height)]
-        ranges.append(_input_range(WHOLE if roots[source].is_padded else source, roots[source], found.row_deaths))
-    offsets, strips = _strip_offsets(found.groups, shape.places, roots)
+            # Rows of the whole input die when they are copied to their ring.
+            arrival = {step.row: index for index, step in enumerate(simulated.schedule) if step.group < 0}
+            deaths = [arrival[row] for row in range(roots[source].height)]
+        ranges.append(_input_range(WHOLE if roots[source].is_padded else source, roots[source], deaths))
+    offsets, strips = _strip_offsets(simulated.groups, grouping.places, roots)
     if strips:
         ranges.append(_live(STRIPS, strips, 0, last))
     for name, root in roots.items():
-        life = found.lives[name]
+        life = simulated.lives[name]
         if root.kind != "strip" and not (input == "whole" and name == source and not root.is_padded):
             ranges.append(_live(name, root.nbytes, life.first, life.last, life.births[: root.rows], root.pitch))
     buffers = {buffer.tensor: buffer for buffer in _allocate(ranges)}
-    return RowPlan(graph, input, shape.places, roots, tuple(found.groups), tuple(found.schedule), buffers, offsets)
+    return RowPlan(
+        graph, input, grouping.places, roots, tuple(simulated.groups), tuple(simulated.schedule), buffers, offsets
+    )
 
 
 def _allocate(ranges: Sequence[LiveRange]) -> tuple[Buffer, ...]:

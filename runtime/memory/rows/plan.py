@@ -8,20 +8,15 @@ from typing import Literal
 from ...graph import Graph, Op, ops
 from ..allocation import Buffer, align
 
+# The kinds of roots, as the module ``rows`` describes them.
 Kind = Literal["ring", "strip", "running", "sums"]
-
-
+# How the input arrives: all of it in the arena, or row by row.
 Input = Literal["whole", "rows"]
-
-
 # Kernels read up to 15 bytes beyond a row.
 SLACK = 16
-
-
-# The strips of all groups, of which only one runs at a time, share these bytes.
+# The buffer that the strips of all groups share, since only one group runs at a time.
 STRIPS = "strips"
-
-
+# The buffer of a whole input whose rows are copied to a ring with padding.
 WHOLE = "whole input"
 
 

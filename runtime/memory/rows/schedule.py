@@ -6,7 +6,7 @@ from functools import cached_property
 
 from ...graph import Graph, Op
 from .groups import Grouping
-from .plan import Group, Input, Root, Step
+from .plan import Group, Root, Step
 from .windows import Read
 
 _FOREVER = 1 << 60
@@ -36,13 +36,13 @@ class Simulated:
 class Simulation:
     """Runs the schedule on row numbers alone. Rows are counted with the padding above the image."""
 
-    def __init__(self, graph: Graph, shape: Grouping, groups: list[Group], roots: dict[str, Root], input: Input):
-        self.graph, self.shape, self.roots, self.input = graph, shape, roots, input
-        self.source = shape.places[graph.inputs[0]].root
+    def __init__(self, graph: Graph, grouping: Grouping, groups: list[Group], roots: dict[str, Root]):
+        self.graph, self.grouping, self.roots = graph, grouping, roots
+        self.source = grouping.places[graph.inputs[0]].root
         self.groups = [self._with_fills(group) for group in groups]
         self.group_of = {op.output: group for group in self.groups for op in group.ops}
         # Rows that each operation has completed; the input's rows that have arrived.
-        self.done = {op.output: 0 for op in shape.ops} | {self.source: 0}
+        self.done = {op.output: 0 for op in grouping.ops} | {self.source: 0}
         # Rows of padding below the image that each has written.
         self.filled = dict.fromkeys(self.done, 0)
         self.position = [0] * len(groups)
@@ -61,7 +61,7 @@ class Simulation:
         A convolution may read the padding below a tensor and write to the same root, as in a DenseNet: no operation
         can fill the row for all.
         """
-        below = {op.output: self.roots[self.shape.places[op.output].root] for op in group.ops}
+        below = {op.output: self.roots[self.grouping.places[op.output].root] for op in group.ops}
         fills = tuple(op for op in group.ops if below[op.output].kind == "ring" and below[op.output].bottom)
         bottom = max((below[op.output].bottom for op in fills), default=0)
         return replace(group, steps=group.height + bottom, fills=fills)
@@ -69,10 +69,10 @@ class Simulation:
     def _reads(self, group: Group) -> list[tuple[str, Op, Read]]:
         """What a group reads from rings that are written before its step."""
         found = []
-        inside = {self.shape.places[op.output].root for op in group.ops}
+        inside = {self.grouping.places[op.output].root for op in group.ops}
         for op in group.ops:
-            for read in self.shape.reads[op.output]:
-                root = self.shape.places[read.tensor].root
+            for read in self.grouping.reads[op.output]:
+                root = self.grouping.places[read.tensor].root
                 is_stored = self.roots[root].kind in ("ring", "sums")
                 if is_stored and not (root in inside and self._is_inner(group, read)):
                     found.append((root, op, read))
@@ -81,11 +81,11 @@ class Simulation:
     def _is_inner(self, group: Group, read: Read) -> bool:
         """True if the group itself computes the row that it reads in the same step."""
         own = {op.output for op in group.ops}
-        return all(leaf in own for leaf in self.shape.leaves[read.tensor])
+        return all(leaf in own for leaf in self.grouping.leaves[read.tensor])
 
     def needed(self, group: Group, op: Op, read: Read, y: int) -> tuple[int, int]:
         """First row and end that a step needs, counted with padding; an end of 0 means none yet."""
-        root = self.roots[self.shape.places[read.tensor].root]
+        root = self.roots[self.grouping.places[read.tensor].root]
         if y >= group.height:
             return _FOREVER, 0
         rows, is_due = range(y, y + 1), True
@@ -106,7 +106,7 @@ class Simulation:
 
     def available(self, root: Root, read: Read) -> int:
         """Rows of a tensor that can be read, counted with padding."""
-        leaves = self.shape.leaves[read.tensor]
+        leaves = self.grouping.leaves[read.tensor]
         done = min(self.done[leaf] for leaf in leaves)
         if root.kind == "sums":
             return done
@@ -151,7 +151,7 @@ class Simulation:
     @cached_property
     def output_roots(self) -> set[str]:
         """Roots that hold the network's output until the end."""
-        return {self.shape.places[name].root for name in self.graph.outputs}
+        return {self.grouping.places[name].root for name in self.graph.outputs}
 
     def run(self) -> Simulated:
         """Simulate all steps, the last group first."""
@@ -213,7 +213,7 @@ class Simulation:
         if y >= group.height:
             below = y - group.height
             for op in group.fills:
-                root = self.roots[self.shape.places[op.output].root]
+                root = self.roots[self.grouping.places[op.output].root]
                 if below < root.bottom:
                     self.filled[op.output] += 1
                     self.write(root.name, root.top + root.height + below, step)
@@ -222,7 +222,7 @@ class Simulation:
         for op in group.before:
             touched += self.finish(op, y, step, y == group.height - 1)
         if group.pool is not None:
-            root = self.shape.places[group.pool.output].root
+            root = self.grouping.places[group.pool.output].root
             height = self.graph.tensors[group.pool.output].shape[1]
             for row in group.pool_rows(y, height):
                 self.write(root, row + self.roots[root].top, step)
@@ -237,7 +237,7 @@ class Simulation:
 
     def finish(self, op: Op, row: int, step: int, last: bool) -> list[str]:
         """Note that an operation has completed a row."""
-        root = self.roots[self.shape.places[op.output].root]
+        root = self.roots[self.grouping.places[op.output].root]
         if root.kind == "sums":
             self.write(root.name, 0, step)
             self.done[op.output] = int(last)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ...graph import Graph, Op, ops
-from .graph import Mean, Real
+from ...graph import Graph, Op, Shape, ops
+from .graph import Mean, Real, Sums
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Read:
     rows: Window
     columns: Window
     padded: bool = False
+
+
+def driving_shape(graph: Graph, op: Op) -> Shape:
+    """The shape whose rows and columns an operation goes through: its output's, or its input's if it only adds up."""
+    return graph.tensors[op.inputs[0] if isinstance(op, Sums) else op.output].shape
 
 
 def reads_of(graph: Graph, op: Op) -> tuple[Read, ...]:
