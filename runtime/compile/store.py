@@ -136,7 +136,7 @@ def has_libraries() -> bool:
 
 
 def _folder() -> Path:
-    """The folder of the libraries, made if it is missing. Raises ``WriteError`` if others could write to it."""
+    """The folder of the libraries, made if it is missing. Raises ``WriteError`` if others could write or rename it."""
     if not hasattr(os, "geteuid"):
         raise UnsupportedError(
             "this system does not say who owns a file, so libraries are not kept; use another backend"
@@ -156,11 +156,19 @@ def _folder() -> Path:
         raise WriteError(f"cannot write into {folder}: {reason(error)}") from error
     if not stat.S_ISDIR(found.st_mode) or not _is_private(found):
         raise WriteError(f"{folder} is not a folder that only this user can write to; remove it, or set FIREBOX_CACHE")
+    if _lets_others_rename(cache):
+        raise WriteError(f"anyone can replace files in {cache}; forbid others to write there, or set FIREBOX_CACHE")
     return folder
 
 
 def _is_private(facts: os.stat_result) -> bool:
     return facts.st_uid == os.geteuid() and not facts.st_mode & _WRITABLE_BY_OTHERS
+
+
+def _lets_others_rename(folder: Path) -> bool:
+    """True if everyone can write to a folder, and so put another one in the place of that of the libraries."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def _private_bytes(path: Path) -> bytes:

@@ -222,8 +222,18 @@ def test_files_that_others_can_write_to(own_store, tmp_path):
         WriteError, match="not a folder that only this user can write to; remove it, or set FIREBOX_CACHE"
     ):
         Session(tmp_path / "model.so")
-    elsewhere = tmp_path / "elsewhere"
     own_store.parent.chmod(0o700)
+    cache = own_store.parent.parent
+    mode = cache.stat().st_mode & 0o777
+    cache.chmod(0o777)
+    with pytest.raises(WriteError, match=r"anyone can replace files in .*; forbid others to write there"):
+        Session(tmp_path / "model.so")
+    # In a sticky folder only the owner of a file can replace it.
+    cache.chmod(0o1777)
+    own_store.with_suffix(".json").chmod(0o600)
+    Session(tmp_path / "model.so").close()
+    cache.chmod(mode)
+    elsewhere = tmp_path / "elsewhere"
     own_store.parent.rename(elsewhere)
     own_store.parent.symlink_to(elsewhere)
     with pytest.raises(WriteError, match="not a folder that only this user can write to"):
