@@ -226,10 +226,17 @@ def test_flash_that_does_not_suffice_writes_nothing(command, model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unsupported_network_is_named(tmp_path):
-    build = GraphBuilder((2, 4, 4, 3))
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((2, 4, 4, 3), r"'input' has shape \(2, 4, 4, 3\); C is generated for a batch of 1"),
+        ((1, 40_000, 1, 1), r"shape \(1, 40000, 1, 1\); C is generated for at most 32,767 rows and columns; use a"),
+    ],
+)
+def test_an_unsupported_network_is_named(shape: tuple[int, ...], message: str):
+    build = GraphBuilder(shape)
     graph = in_any_8_bits(build.graph(build.conv("input", 4)))
-    with pytest.raises(UnsupportedError, match=r"'input' has shape \(2, 4, 4, 3\); C is generated for a batch of 1"):
+    with pytest.raises(UnsupportedError, match=message):
         compile_c(graph)
 
 

@@ -23,6 +23,8 @@ _TYPES = ("int8", "uint8")
 SUM_BYTES = {"int16": 2, "int32": 4, "float32": 4}
 # A sum of so many pixels has at most 16 bits.
 _SHORT_SUMS = 65535 // 255
+# Most rows and columns of an image. Generated C counts them, and rows of padding, in 16 bits.
+_MOST_ROWS = 32767
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def row_graph(graph: Graph, *, real_output: bool = False) -> Graph:
 
     With ``real_output`` the output is float32, computed from the sums of the last operation without a rounding to int8,
     if that is a global average or a layer over the whole image. Raises ``UnsupportedError`` for a graph that is not
-    quantized to 8 bits, has several inputs or outputs or a batch, or has an operation without kernel.
+    quantized to 8 bits, has several inputs or outputs or a batch, has more than 32,767 rows or columns, or has
+    an operation without kernel.
     """
     graph = integer_ends(graph)
     _check(graph)
@@ -104,6 +107,11 @@ def _check(graph: Graph) -> None:
             raise UnsupportedError(f"{tensor.name!r} has a scale for each channel; activations need a single one")
         if (len(tensor.shape) > 1 and tensor.shape[0] != 1) or len(tensor.shape) > 4:
             raise UnsupportedError(f"{tensor.name!r} has shape {tensor.shape}; C is generated for a batch of 1")
+        if max(image_shape(tensor)[1:3]) > _MOST_ROWS:
+            raise UnsupportedError(
+                f"{tensor.name!r} has shape {tensor.shape}; C is generated for at most {_MOST_ROWS:,} rows and "
+                "columns; use a smaller image"
+            )
 
 
 def _as_int8(tensor: Tensor) -> Tensor:
