@@ -76,7 +76,7 @@ def conv_layer(plan: RowPlan, op: ops.Conv) -> ConvLayer:
     sums = np.abs(weight.data.astype(np.int64)).reshape(outputs, -1).sum(1)
     worst = 255 * sums + np.abs(bias.data.astype(np.int64)) + 256 * sums
     if worst.max() >= _INT32:
-        raise UnsupportedError(f"Conv {op.name!r} has sums beyond 32 bits")
+        raise UnsupportedError(f"Conv {op.name!r} has sums beyond 32 bits; use fewer channels or a smaller window")
     spec = ConvSpec(
         segments=1 if gathered else len(taps),
         length=length,

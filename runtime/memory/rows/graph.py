@@ -104,7 +104,7 @@ def _check(graph: Graph) -> None:
                 "with --precision int8"
             )
         if tensor.quantization.axis is not None:
-            raise UnsupportedError(f"{tensor.name!r} has a scale for each channel; activations need a single one")
+            raise UnsupportedError(f"{tensor.name!r} has a scale for each channel; quantize activations per tensor")
         if (len(tensor.shape) > 1 and tensor.shape[0] != 1) or len(tensor.shape) > 4:
             raise UnsupportedError(f"{tensor.name!r} has shape {tensor.shape}; C is generated for a batch of 1")
         if max(image_shape(tensor)[1:3]) > _MOST_ROWS:
@@ -136,7 +136,7 @@ class _Builder:
     def add(self, op: Op) -> None:
         rewrite = _REWRITES.get(type(op), _Builder.elementwise if is_table(op) else None)
         if rewrite is None:
-            raise UnsupportedError(f"{op.kind} {op.name!r} has no kernel in C")
+            raise UnsupportedError(f"{op.kind} {op.name!r} has no kernel in C; run the file in a runtime instead")
         inputs = tuple(self.names.get(name, name) for name in op.inputs)
         rewrite(self, replace(op, inputs=inputs))
 
@@ -205,7 +205,7 @@ class _Builder:
     def slice(self, op: ops.Slice) -> None:
         missing = 4 - len(op.begin)
         if missing and len(op.begin) != 2:
-            raise UnsupportedError(f"Slice {op.name!r} reads {len(op.begin)} axes; C is generated for images")
+            raise UnsupportedError(f"Slice {op.name!r} reads {len(op.begin)} axes; C is generated for images of 4 axes")
         begin, size = (0,) * missing + op.begin, (1,) * missing + op.size
         self.emit(replace(op, begin=begin, size=size))
 
@@ -259,7 +259,7 @@ def _integer_bias(op: Op, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         steps = np.float32(x.quantization.scale[0]) * np.asarray(weight.quantization.scale, np.float32)
         values = np.rint(bias.data / steps).astype(np.int64)
     if np.abs(values).max(initial=0) >= 2**31:
-        raise UnsupportedError(f"{op.kind} {op.name!r} has a bias beyond 32 bits")
+        raise UnsupportedError(f"{op.kind} {op.name!r} has a bias beyond 32 bits; quantize with a larger scale")
     return replace(bias, dtype="int32", data=values.astype(np.int32), quantization=None)
 
 
