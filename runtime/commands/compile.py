@@ -149,9 +149,11 @@ def _write_library(model: Path, out: Path, threads: int, as_json: bool) -> None:
     data = read_file(model)
     progress = progress_unless(as_json)
     with progress.task("compiling"):
-        library = build_library(data, out, threads=threads)
+        build_library(data, threads=threads)
     with progress.task("measuring"):
         best_ms = measure_native(data, threads)
+    # Only now, from the store: a library that does not run is not handed out.
+    library = build_library(data, out, threads=threads)
     record = library.record
     if as_json:
         facts = {"isa": record.isa, "compiler": record.compiler, "threads": record.threads}
@@ -167,8 +169,8 @@ def _write_web(model: Path, out: Path, output: Any, name: str | None, as_json: b
     from ..compile import web_project
     from ..memory.account import memory_json
 
-    if out.suffix == ".c":
-        raise UsageError(f"--out {out} is a C file; --project web writes a folder")
+    if out.suffix in (".c", ".so"):
+        raise UsageError(f"--out {out} is the name of a file; --project web writes a folder")
     with progress_unless(as_json).task("compiling"):
         project = web_project(model, output=output, name=name)
     written = write_files(out, project.files())

@@ -65,7 +65,12 @@ def conv_layer(plan: RowPlan, op: ops.Conv) -> ConvLayer:
     pixel = plan.roots[plan.places[op.inputs[0]].root].channels
     taps, run = _taps(op, weight.shape, pixel)
     weight_scale = quantization_of(graph, op.inputs[1]).scale
-    scale = np.float32(x.scale[0]) * np.asarray(weight_scale, np.float32) / np.float32(y.scale[0])
+    with np.errstate(all="ignore"):
+        scale = np.float32(x.scale[0]) * np.asarray(weight_scale, np.float32) / np.float32(y.scale[0])
+        # A sum times its scale is a float32, too.
+        largest = np.abs(scale) * np.float32(_INT32)
+    if not np.isfinite(largest).all():
+        raise UnsupportedError(f"Conv {op.name!r} has weights with the scale {max(weight_scale):g}, beyond float32")
     scale = np.broadcast_to(scale, (outputs,))
     kernel = weight.data.reshape(outputs, len(taps), run) if not is_depthwise else weight.data.reshape(outputs, -1)
     gathered = not is_depthwise and _gathers(len(taps), run)

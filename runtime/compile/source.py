@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ..contract import Contract, read_contract
-from ..errors import UsageError
+from ..errors import UnsupportedError, UsageError
 from ..files import read_file, sha256
 from ..formats.read import read_graph
 from ..graph import Graph
@@ -21,7 +21,7 @@ from ..graph.reference import run_reference
 from ..memory.account import MemoryLine
 from ..memory.compiled import flash_bytes, plan_compiled
 from ..memory.rows import Input, RowPlan
-from ..memory.rows.graph import quantization_of, real_output
+from ..memory.rows.graph import MOST_ROWS, quantization_of, real_output
 from ..memory.tasks import TaskPlan, plan_tasks
 from ..memory.verdict import Budget, FlashDemand, Verdict, as_budget
 from .convolutions import stack_bytes
@@ -67,8 +67,14 @@ class CSource:
         return FlashDemand(flash_bytes(self.plan.graph), "weights and code")
 
     def files(self, stem: str | None = None) -> dict[str, str]:
-        """The texts by file name; ``stem`` replaces the name, which then only begins the names in C."""
+        """The texts by file name; ``stem`` replaces the name, which then only begins the names in C.
+
+        Raises ``UsageError`` for a stem that cannot stand in an ``#include``.
+        """
         stem = stem or self.name
+        # Two question marks begin a trigraph in C99.
+        if not stem.isprintable() or any(mark in stem for mark in ('"', "\\", "??")):
+            raise UsageError(f"the file name {stem!r} cannot stand in an #include; use letters, digits, _ and -")
         include = f'#include "{self.name}.h"\n'
         return {f"{stem}.c": self.code.replace(include, f'#include "{stem}.h"\n', 1), f"{stem}.h": self.header}
 
@@ -115,11 +121,21 @@ def compile_c(
     contract = read_contract(data) if data is not None else None
     prefix = _identifier(name, contract.name if contract else graph.name)
     plan = plan_compiled(graph, input=input, sram_bytes=sram_bytes, real_output=output == "float")
+    _check_rows(plan)
     tasks = plan_tasks(plan, threads) if threads > 1 else None
     plan = tasks.plan if tasks else plan
     hash_ = sha256(data) if data is not None else ""
     writer = _Writer(graph, plan, contract, chosen, prefix, output, hash_, self_test)
     return CSource(prefix, writer.code(), writer.header(), plan, tasks, output)
+
+
+def _check_rows(plan: RowPlan) -> None:
+    """Raise ``UnsupportedError`` if rows and padding are more than the state counts."""
+    most = max((group.steps for group in plan.groups), default=0)
+    if most > MOST_ROWS:
+        raise UnsupportedError(
+            f"{plan.graph.name} has {most:,} rows with padding; C is generated for at most {MOST_ROWS:,}"
+        )
 
 
 def _identifier(name: str | None, found: str) -> str:

@@ -45,6 +45,10 @@ class Compiler:
     def compile(self, source: Path, library: Path, options: Sequence[str] = ()) -> None:
         """Compile a C file to a shared library. Raises ``MissingCompilerError`` with the compiler's first error."""
         self._run([*flags(), *options, str(source), "-o", str(library)])
+        if not library.is_file():
+            raise MissingCompilerError(
+                f"the C compiler {self.name} wrote nothing; set CC to another one, or run: {_INSTALL}"
+            )
 
     def _run(self, arguments: Sequence[str]) -> str:
         import subprocess

@@ -1,6 +1,7 @@
 """The command ``compile``: the files it writes, what a C program gets from them, and what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -16,7 +17,7 @@ from firebox.runtime import Session
 from firebox.runtime.compile import compile_c
 from firebox.runtime.contract import KEY
 from firebox.runtime.errors import UnsupportedError, UsageError
-from firebox.runtime.graph import ops
+from firebox.runtime.graph import Graph, Quantization, ops
 
 needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
 STRICT = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
@@ -226,6 +227,55 @@ def test_flash_that_does_not_suffice_writes_nothing(command, model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ['a"b.c', "a\nb.c", "a\\b.c", "what??!.c", os.fsdecode(b"\xff.c")])
+def test_a_file_name_that_no_include_can_hold(command, model, tmp_path, name):
+    ran = command("compile", model, "--isa", "plain", "-o", tmp_path / name)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "cannot stand in an #include" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def _quantized(scale: float | None = None, zero_point: int | None = None) -> Graph:
+    """A convolution and a sum, whose sum has other numbers."""
+    build = GraphBuilder((1, 4, 4, 3))
+    x = build.conv("input", 4)
+    graph = in_any_8_bits(build.graph(build.add(ops.Add, x, x)))
+    tensor = graph.tensors[graph.outputs[0]]
+    assert tensor.quantization is not None
+    scales = tensor.quantization.scale if scale is None else (scale,)
+    found = Quantization(scales, tensor.quantization.zero_point if zero_point is None else zero_point)
+    tensors = {**graph.tensors, tensor.name: replace(tensor, quantization=found)}
+    return replace(graph, tensors=tensors)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"scale": 1e-45}, "has the scale 1e-45; C is generated for scales from 1e-16 to 1e"),
+        ({"scale": 3e38}, "has the scale 3e"),
+        ({"scale": float("nan")}, "has the scale nan"),
+        ({"zero_point": 128}, "has the zero point 128, which int8 does not hold"),
+        ({"zero_point": -(2**63)}, "has the zero point -9223372036854775808"),
+    ],
+)
+def test_numbers_that_do_not_fit_c_are_refused(numbers, message):
+    with pytest.raises(UnsupportedError, match=message):
+        compile_c(_quantized(**numbers))
+
+
+def test_weights_and_biases_beyond_float32_are_refused():
+    graph = _quantized()
+    conv = graph.ops[0]
+    weight, bias = (graph.tensors[name] for name in conv.inputs[1:])
+    wide = replace(weight, quantization=Quantization((3e38,)))
+    with pytest.raises(UnsupportedError, match=r"has weights with the scale 3e\+38, beyond float32"):
+        compile_c(replace(graph, tensors={**graph.tensors, wide.name: wide}))
+    real = replace(bias, dtype="float32", quantization=None, data=np.ones(4, np.float32))
+    tiny = replace(weight, quantization=Quantization((1e-45,)))
+    with pytest.raises(UnsupportedError, match="has a bias beyond 32 bits"):
+        compile_c(replace(graph, tensors={**graph.tensors, real.name: real, tiny.name: tiny}))
+
+
 @pytest.mark.parametrize(
     "shape, message",
     [
@@ -259,6 +309,7 @@ def test_names_of_instruction_sets(model):
         (("-o", "net.so", "--isa", "plain"), "net.so takes no --isa; leave it out"),
         (("-o", "net.so", "--sram", "64KiB"), "net.so takes no memory budget; leave it out"),
         (("-o", "net.so", "--threads", "0"), "threads is 0"),
+        (("-o", "net.so", "--project", "web"), "net.so is the name of a file; --project web writes a folder"),
     ],
 )
 def test_options_that_contradict_the_file_are_refused(command, model, tmp_path, arguments, message):

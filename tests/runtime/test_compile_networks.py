@@ -87,6 +87,22 @@ def test_compiled_networks_give_the_integers_of_the_reference(tmp_path, isa: str
     assert not wrong, f"the networks of seeds {wrong} differ"
 
 
+def _wide() -> Graph:
+    """A pool over almost as many columns as C is generated for."""
+    build = GraphBuilder((1, 3, 32000, 1))
+    x = build.conv("input", 2, (3, 3), padding=(1, 1, 1, 1))
+    return in_any_8_bits(build.graph(build.add(ops.MaxPool, x, window=(3, 3), stride=(2, 2))))
+
+
+def test_extreme_networks_give_the_integers_of_the_reference(tmp_path):
+    graphs = {"nothing": in_any_8_bits(GraphBuilder((1, 5, 5, 3)).graph("input")), "wide": _wide()}
+    sources = {name: compile_c(graph, isa="plain", name=name) for name, graph in graphs.items()}
+    built = library(tmp_path, list(sources.values()), "-O1")
+    for name, graph in graphs.items():
+        x, expected = random_input(graph, 0)
+        assert np.array_equal(run(built, sources[name], x).reshape(-1), expected.reshape(-1)), name
+
+
 def test_sanitizers_find_nothing_in_compiled_networks(tmp_path):
     seeds = range(200, 206)
     sources = [_compiled(seed, "plain") for seed in seeds]

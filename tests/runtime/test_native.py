@@ -114,6 +114,19 @@ def test_a_compiler_that_fails(tflite, monkeypatch):
     monkeypatch.setenv("CC", "false")
     with pytest.raises(MissingCompilerError, match="the C compiler false failed: exit code 1; set CC"):
         Session(tflite, "native")
+    monkeypatch.setenv("CC", "true")
+    with pytest.raises(MissingCompilerError, match="the C compiler true wrote nothing; set CC"):
+        Session(tflite, "native")
+
+
+def test_a_library_that_does_not_load_is_not_handed_out(tflite, tmp_path, command):
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do [ "$1" = -o ] && echo rubbish > "$2"; shift; done; true\n')
+    compiler.chmod(0o700)
+    ran = command("compile", tflite, "-o", tmp_path / "out.so", environment={"CC": str(compiler)})
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "cannot be loaded" in ran.err
+    assert not (tmp_path / "out.so").exists()
 
 
 def test_a_file_that_cannot_be_compiled(exported, tflite):

@@ -21,6 +21,10 @@ from ...graph.rewrite import integer_ends
 _TYPES = ("int8", "uint8")
 # The types of sums, and of real numbers, which are no images; all others are int8.
 SUM_BYTES = {"int16": 2, "int32": 4, "float32": 4}
+# Quotients of such scales, and their products with integers, are finite in float32.
+_LEAST_SCALE, _GREATEST_SCALE = 1e-16, 1e16
+# Most rows with padding, which the state of a network counts in 16 bits.
+MOST_ROWS = 65535
 # A sum of so many pixels has at most 16 bits.
 _SHORT_SUMS = 65535 // 255
 # Most rows and columns of an image. Generated C counts them, and rows of padding, in 16 bits.
@@ -112,6 +116,22 @@ def _check(graph: Graph) -> None:
                 f"{tensor.name!r} has shape {tensor.shape}; C is generated for at most {_MOST_ROWS:,} rows and "
                 "columns; use a smaller image"
             )
+        _check_numbers(tensor, tensor.quantization)
+
+
+def _check_numbers(tensor: Tensor, found: Quantization) -> None:
+    """Raise ``UnsupportedError`` for numbers of an activation that would not fit the types of the generated C."""
+    if not _LEAST_SCALE <= found.scale[0] <= _GREATEST_SCALE:
+        raise UnsupportedError(
+            f"{tensor.name!r} has the scale {found.scale[0]:g}; C is generated for scales from {_LEAST_SCALE:g} to "
+            f"{_GREATEST_SCALE:g}"
+        )
+    limits = np.iinfo(tensor.dtype)
+    if not limits.min <= found.zero_point <= limits.max:
+        raise UnsupportedError(
+            f"{tensor.name!r} has the zero point {found.zero_point}, which {tensor.dtype} does not hold"
+        )
+
 
 
 def _as_int8(tensor: Tensor) -> Tensor:
@@ -256,9 +276,11 @@ def _integer_bias(op: Op, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         values = bias.data.astype(np.int64)
     else:
         assert x.quantization is not None and weight.quantization is not None
-        steps = np.float32(x.quantization.scale[0]) * np.asarray(weight.quantization.scale, np.float32)
-        values = np.rint(bias.data / steps).astype(np.int64)
-    if np.abs(values).max(initial=0) >= 2**31:
+        with np.errstate(all="ignore"):
+            steps = np.float32(x.quantization.scale[0]) * np.asarray(weight.quantization.scale, np.float32)
+            values = np.rint(bias.data / steps)
+    # Not a number, after a division by a scale that underflows, compares as false.
+    if not (np.abs(values) < 2**31).all():
         raise UnsupportedError(f"{op.kind} {op.name!r} has a bias beyond 32 bits; quantize with a larger scale")
     return replace(bias, dtype="int32", data=values.astype(np.int32), quantization=None)
 
