@@ -99,7 +99,7 @@ class Contract:
             _check(contract)
             return contract
         except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, zlib.error, RecursionError) as error:
-            raise FormatError(f"the file's contract is damaged: {error!r}") from error
+            raise FormatError(f"the file's contract is damaged: {type(error).__name__}: {error}") from error
 
 
 def read_contract(data: bytes) -> Contract | None:

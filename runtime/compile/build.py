@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from ..contract import KEY
-from ..files import read_file, sha256, write_file
+from ..errors import WriteError
+from ..files import read_file, reason, sha256, write_file
 from ..formats.read import read_graph, read_metadata
 from ..processor import this_processor
 from .generator import fingerprint
@@ -88,9 +89,12 @@ def _compiled(compiler: Compiler, files: dict[str, str], main: str, options: lis
     """The bytes of a shared library, compiled in a folder of its own."""
     from tempfile import TemporaryDirectory
 
-    with TemporaryDirectory(prefix="firebox-") as folder:
-        for name, text in files.items():
-            Path(folder, name).write_text(text, encoding="ascii")
-        library = Path(folder, "library.so")
-        compiler.compile(Path(folder, main), library, ["-I", folder, "-pthread", *options])
-        return library.read_bytes()
+    try:
+        with TemporaryDirectory(prefix="firebox-") as folder:
+            for name, text in files.items():
+                Path(folder, name).write_text(text, encoding="ascii")
+            library = Path(folder, "library.so")
+            compiler.compile(Path(folder, main), library, ["-I", folder, "-pthread", *options])
+            return library.read_bytes()
+    except OSError as error:
+        raise WriteError(f"cannot compile in the system's folder for temporary files: {reason(error)}") from error

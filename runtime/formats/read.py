@@ -66,5 +66,7 @@ def read_metadata(data: bytes, name: str) -> bytes | None:
         return read_tflite_metadata(data, name)
     from .onnx_reader import parse_onnx
 
-    entries = {entry.key: entry.value.encode() for entry in parse_onnx(data).metadata_props}
-    return entries.get(name)
+    # A string that is not UTF-8 stays bytes.
+    entries = {entry.key: entry.value for entry in parse_onnx(data).metadata_props}
+    found: str | bytes | None = entries.get(name)
+    return found.encode() if isinstance(found, str) else found

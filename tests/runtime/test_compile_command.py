@@ -16,7 +16,7 @@ from firebox.export import write_tflite
 from firebox.runtime import Session
 from firebox.runtime.compile import compile_c
 from firebox.runtime.contract import KEY
-from firebox.runtime.errors import UnsupportedError, UsageError
+from firebox.runtime.errors import FormatError, UnsupportedError, UsageError
 from firebox.runtime.graph import Graph, Quantization, ops
 
 needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
@@ -274,6 +274,13 @@ def test_weights_and_biases_beyond_float32_are_refused():
     tiny = replace(weight, quantization=Quantization((1e-45,)))
     with pytest.raises(UnsupportedError, match="has a bias beyond 32 bits"):
         compile_c(replace(graph, tensors={**graph.tensors, real.name: real, tiny.name: tiny}))
+
+
+def test_a_contract_that_is_no_text_is_refused(exported):
+    data = (exported / "model.int8.onnx").read_bytes()
+    at = data.index(b'"classes"')
+    with pytest.raises(FormatError, match=r"the file.s contract is damaged: .{1,200}$"):
+        compile_c(data[:at] + b"\xff" + data[at + 1 :])
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,6 @@ def _check_numbers(tensor: Tensor, found: Quantization) -> None:
         )
 
 
-
 def _as_int8(tensor: Tensor) -> Tensor:
     if tensor.dtype != "uint8" or tensor.quantization is None:
         return tensor
