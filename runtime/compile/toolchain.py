@@ -26,6 +26,12 @@ _COMPILERS = ("cc", "gcc", "clang")
 _INSTALL = "apt-get install gcc libc6-dev"
 
 
+# How shared libraries begin: ELF, and Mach-O of 64 bits.
+_LIBRARIES = (b"\x7fELF", b"\xcf\xfa\xed\xfe")
+# Seconds; the largest networks take gcc minutes.
+_TIMEOUT = 1800
+
+
 @dataclass(frozen=True)
 class Compiler:
     """A C compiler: the ``command`` that starts it, and what changes when it is replaced (``identity``)."""
@@ -45,9 +51,11 @@ class Compiler:
     def compile(self, source: Path, library: Path, options: Sequence[str] = ()) -> None:
         """Compile a C file to a shared library. Raises ``MissingCompilerError`` with the compiler's first error."""
         self._run([*flags(), *options, str(source), "-o", str(library)])
-        if not library.is_file():
+        found = library.read_bytes()[:4] if library.is_file() else b""
+        if found not in _LIBRARIES:
+            what = "no shared library" if found else "nothing"
             raise MissingCompilerError(
-                f"the C compiler {self.name} wrote nothing; set CC to another one, or run: {_INSTALL}"
+                f"the C compiler {self.name} wrote {what}; set CC to another one, or run: {_INSTALL}"
             )
 
     def _run(self, arguments: Sequence[str]) -> str:
@@ -56,7 +64,13 @@ class Compiler:
         try:
             # Messages are in English on every machine, so that the error is found in them.
             environment = os.environ | {"LC_ALL": "C"}
-            ran = subprocess.run([*self.command, *arguments], capture_output=True, text=True, env=environment)
+            ran = subprocess.run(
+                [*self.command, *arguments], capture_output=True, text=True, env=environment, timeout=_TIMEOUT
+            )
+        except subprocess.TimeoutExpired as error:
+            raise MissingCompilerError(
+                f"the C compiler {self.name} did not finish in {_TIMEOUT} s; set CC to another one"
+            ) from error
         except OSError as error:
             raise MissingCompilerError(f"the C compiler {self.name} does not start: {error.strerror}") from error
         if ran.returncode:
