@@ -66,11 +66,17 @@ def _kernels(text: str, special: str) -> str:
     replaced = {name for function in found for name in _defined(function)}
     functions = [function for function in portable if not replaced & set(_defined(function))] + found
     needed: list[str] = []
+    called = _called(text)
     for function in reversed(functions):
-        used = "\n".join([text, *needed])
-        if any(re.search(rf"\b{name}\(", used) for name in _defined(function)):
+        if called & set(_defined(function)):
             needed.insert(0, function)
+            called |= _called(function)
     return "\n".join(needed) + "\n"
+
+
+def _called(text: str) -> set[str]:
+    """The names of functions and macros that C uses."""
+    return set(re.findall(r"\bfb_\w+(?=\()", text))
 
 
 def _defined(function: str) -> list[str]:

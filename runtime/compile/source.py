@@ -21,6 +21,7 @@ from ..graph.reference import run_reference
 from ..memory.account import MemoryLine
 from ..memory.compiled import flash_bytes, plan_compiled
 from ..memory.rows import Input, RowPlan
+from ..memory.rows.check import check_plan
 from ..memory.rows.graph import MOST_ROWS, quantization_of, real_output
 from ..memory.tasks import TaskPlan, plan_tasks
 from ..memory.verdict import Budget, FlashDemand, Verdict, as_budget
@@ -112,8 +113,8 @@ def compile_c(
     takes as long as all the rest.
 
     Raises ``UsageError`` for an unknown option or a name that is not a C identifier, ``FormatError`` for a file that
-    cannot be read, ``UnsupportedError`` for a network that is not int8 or has an operation without kernel, and
-    ``BudgetError`` if no plan fits.
+    cannot be read, ``UnsupportedError`` for a network that is not int8 or has an operation without kernel,
+    ``BudgetError`` if no plan fits, and ``PlanError`` instead of wrong C if a plan contradicts itself.
     """
     chosen = families(isa)
     data = None if isinstance(model, Graph) else model if isinstance(model, bytes) else read_file(model)
@@ -122,6 +123,7 @@ def compile_c(
     prefix = _identifier(name, contract.name if contract else graph.name)
     plan = plan_compiled(graph, input=input, sram_bytes=sram_bytes, real_output=output == "float")
     _check_rows(plan)
+    check_plan(plan)
     tasks = plan_tasks(plan, threads) if threads > 1 else None
     plan = tasks.plan if tasks else plan
     hash_ = sha256(data) if data is not None else ""

@@ -119,13 +119,18 @@ def test_a_compiler_that_fails(tflite, monkeypatch):
         Session(tflite, "native")
 
 
-def test_a_library_that_does_not_load_is_not_handed_out(tflite, tmp_path, command):
+@pytest.mark.parametrize(
+    ("written", "message"), [("rubbish", "wrote no shared library"), ("\\177ELF rubbish", "cannot be loaded")]
+)
+def test_a_library_that_does_not_load_is_not_handed_out(tflite, tmp_path, command, written, message):
     compiler = tmp_path / "cc"
-    compiler.write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do [ "$1" = -o ] && echo rubbish > "$2"; shift; done; true\n')
+    compiler.write_text(
+        f'#!/bin/sh\nwhile [ $# -gt 1 ]; do [ "$1" = -o ] && printf \'{written}\' > "$2"; shift; done; true\n'
+    )
     compiler.chmod(0o700)
     ran = command("compile", tflite, "-o", tmp_path / "out.so", environment={"CC": str(compiler)})
     assert (ran.code, ran.err.count("\n")) == (1, 1)
-    assert "cannot be loaded" in ran.err
+    assert message in ran.err
     assert not (tmp_path / "out.so").exists()
 
 

@@ -18,7 +18,7 @@ Choose = Callable[[int], int]
 _PARTS = (
     "conv", "conv", "conv", "pointwise", "depthwise", "groups", "max", "max", "average", "relu", "fire", "inception",
     "dense", "residual", "complex", "pad", "rows", "columns", "slice", "global", "reshape", "transpose", "softmax",
-    "pooled fire",
+    "pooled fire", "bottleneck",
 )  # fmt: skip
 _ENDS = ("conv", "average", "padded average", "linear", "softmax", "as it is")
 _MOST_PIXELS = 500
@@ -144,6 +144,12 @@ class _Network:
             for _ in range(self.number(1, 3)):
                 x = build.add(ops.Concat, *self.pick([(x, self.same(x, 4)), (self.same(x, 5), x)]))
             return x
+        if kind == "bottleneck":
+            # As in DenseNet-BC: each 3x3 convolution reads a 1x1 convolution of all that is there.
+            for _ in range(self.number(1, 3)):
+                inner = self.conv(x, self.channels(), (1, 1))
+                x = build.add(ops.Concat, x, self.same(inner, 4))
+            return self.conv(x, channels, (1, 1)) if self.choose(2) else x
         if kind in ("residual", "complex"):
             other = self.same(x, channels)
             if self.choose(2):

@@ -25,7 +25,10 @@ def check_plan(plan: RowPlan) -> None:
     value that is incomplete or was never written, or bytes beyond the arena; and if a value is computed twice or not at
     all.
     """
-    _Check(plan).run()
+    try:
+        _Check(plan).run()
+    except IndexError as error:
+        raise PlanError(f"{plan.graph.name}: an operation reads or writes beyond the arena") from error
 
 
 class _Check:

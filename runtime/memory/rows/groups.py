@@ -61,7 +61,7 @@ class Grouping:
                 return "ring"
         if any(self._widens_early(root, op) for op, _ in readers):
             return "ring"
-        return ("running" if is_pool else "strip") if self._join(producers, readers, pool, is_pool) else "ring"
+        return ("running" if is_pool else "strip") if self._join(root, producers, readers, pool, is_pool) else "ring"
 
     def _widens_early(self, root: str, op: Op) -> bool:
         """True if an operation makes more channels for a sum whose other term takes rows of ``root`` by windows.
@@ -106,7 +106,7 @@ class Grouping:
         return self.pools.get(self.group[op.output]) is op
 
     def _join(
-        self, producers: Sequence[Op], readers: Sequence[tuple[Op, Read]], pool: Op | None, is_pool: bool
+        self, root: str, producers: Sequence[Op], readers: Sequence[tuple[Op, Read]], pool: Op | None, is_pool: bool
     ) -> bool:
         """Join the groups around a root, if every operation can then still run in time."""
         names = dict.fromkeys(self.group[op.output] for op in (*producers, *(op for op, _ in readers)))
@@ -130,7 +130,7 @@ class Grouping:
         moved = [op for op, _ in readers if op.output in new_behind - self.behind]
         if any(self.kinds.get(self.places[op.output].root) in ("strip", "running") for op in moved):
             return False
-        if not self._is_possible(merged, pools[0] if pools else None, new_behind):
+        if not self._is_possible(root, merged, pools[0] if pools else None, new_behind):
             return False
         first = next(iter(names))
         for name in names:
@@ -151,8 +151,11 @@ class Grouping:
         takes = any(self.places[read.tensor].root == root for read in self.reads[op.output])
         return takes and self.kinds.get(root) in ("strip", "running")
 
-    def _is_possible(self, merged: Sequence[Op], pool: Op | None, new_behind: set[str]) -> bool:
-        """True if no operation of the group waits for another group that waits for this one, or for a later row."""
+    def _is_possible(self, joined: str, merged: Sequence[Op], pool: Op | None, new_behind: set[str]) -> bool:
+        """True if no operation of the group waits for another group that waits for this one, or for a later row.
+
+        ``joined`` is the root whose producers and readers form the group; others inside may be rings later.
+        """
         inside = {op.output for op in merged}
         behind = (self.behind | new_behind) & inside
         written = {self.places[op.output].root: op for op in merged}
@@ -165,7 +168,8 @@ class Grouping:
                 if maker is None or self.kinds.get(root) in ("strip", "running") or op is pool or maker is pool:
                     continue
                 same_side = (maker.output in behind) == (op.output in behind)
-                if root in self.kinds and not (read.rows.is_pointwise and read.columns.is_pointwise and same_side):
+                pointwise = read.rows.is_pointwise and read.columns.is_pointwise
+                if root != joined and not (pointwise and same_side):
                     return False
         return not self._has_detour(inside)
 
