@@ -21,7 +21,7 @@ _ARRIVAL = "FB_ARRIVAL"
 
 
 def engines(plan: RowPlan, families: Sequence[Family]) -> str:
-    """Everything of the C file behind its includes: constants, engines and API."""
+    """The constants and the schedule of a plan, and an engine for each instruction set."""
     layers = layers_of(plan)
     parts = [_constants(plan, layers), _schedule(plan)]
     for number, family in enumerate(families):
@@ -149,7 +149,7 @@ def _array(kind: str, name: str, values: Sequence[object] | np.ndarray, per_line
 
 
 def _schedule(plan: RowPlan) -> str:
-    """The order of the steps: the group of each, and how often it runs in a row."""
+    """The order of the steps: the group of each, or the arrival of a row of input."""
     count = len(plan.groups)
     kind = "uint8_t" if count < 255 else "uint16_t"
     arrival = 255 if count < 255 else 65535

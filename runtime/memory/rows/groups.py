@@ -116,15 +116,16 @@ class Grouping:
         pools = [self.pools[name] for name in names if name in self.pools] + ([pool] if pool is not None else [])
         if len(pools) > 1 and any(one is not pools[0] for one in pools):
             return False
-        behind = {op.output for op in producers if op.output in self.behind} | ({"pool"} if is_pool else set())
-        if behind and len(behind) - is_pool < len(producers) - is_pool:
+        sides = {op.output in self.behind for op in producers}
+        if len(sides) > 1:
             return False
-        new_behind = {op.output for op, _ in readers if op is not pool} if behind else set()
-        if pool is not None and behind:
+        is_behind = is_pool or True in sides
+        if pool is not None and is_behind:
             return False
+        new_behind = {op.output for op, _ in readers} if is_behind else set()
         for op, _ in readers:
             in_strips = any(self._in_strips(op, other) for other in merged)
-            if in_strips and (op.output in self.behind) != bool(behind):
+            if in_strips and (op.output in self.behind) != is_behind:
                 return False
         # Whoever reads an operand of a concat that is a strip already runs before the pool.
         moved = [op for op, _ in readers if op.output in new_behind - self.behind]

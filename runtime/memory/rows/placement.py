@@ -56,10 +56,8 @@ def _allocate(ranges: Sequence[LiveRange]) -> tuple[Buffer, ...]:
 
 
 def _improved(ranges: Sequence[LiveRange], order: dict[str, float], whole: set[str], rounds: int) -> tuple[Buffer, ...]:
-    best = allocate_in_order(ranges, order, ALIGNMENT)
-    for _ in range(rounds):
-        found = allocate_in_order(ranges, order, ALIGNMENT)
-        best = min(best, found, key=_end)
+    best = found = allocate_in_order(ranges, order, ALIGNMENT)
+    for _ in range(rounds - 1):
         top = max((buffer for buffer in found if buffer.tensor not in whole), key=lambda b: b.end, default=None)
         if top is None:
             break
@@ -67,6 +65,8 @@ def _improved(ranges: Sequence[LiveRange], order: dict[str, float], whole: set[s
         order = {**order, top.tensor: min(value for name, value in order.items() if name not in whole) - 1.0}
         for name in whole:
             order[name] = min(order.values()) - 1.0
+        found = allocate_in_order(ranges, order, ALIGNMENT)
+        best = min(best, found, key=_end)
     return best
 
 

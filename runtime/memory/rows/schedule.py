@@ -40,7 +40,6 @@ class Simulation:
         self.graph, self.grouping, self.roots = graph, grouping, roots
         self.source = grouping.places[graph.inputs[0]].root
         self.groups = [self._with_fills(group) for group in groups]
-        self.group_of = {op.output: group for group in self.groups for op in group.ops}
         # Rows that each operation has completed; the input's rows that have arrived.
         self.done = {op.output: 0 for op in grouping.ops} | {self.source: 0}
         # Rows of padding below the image that each has written.
@@ -92,14 +91,14 @@ class Simulation:
         if op in group.behind:
             assert group.pool is not None
             height = self.graph.tensors[group.pool.output].shape[1]
-            due = [row for row in group.pool_rows(y, height) if group.is_last(row, y)]
             open_rows = group.pool_rows(y, height)
+            due = [row for row in open_rows if group.is_last(row, y)]
             is_due = bool(due)
-            rows = range(due[0], due[-1] + 1) if due else range(open_rows[0] if open_rows else height, height)
-            if not due and not open_rows:
-                return (_FOREVER if rows.start >= height else rows.start), 0
-        first, end = read.rows.start(rows[0] if len(rows) else 0), read.rows.start(rows[-1] if len(rows) else 0)
-        end += read.rows.extent
+            # Between two windows no row is open, and the next one is still needed.
+            rows = range(due[0], due[-1] + 1) if due else range(open_rows.start, height)
+            if not rows:
+                return _FOREVER, 0
+        first, end = read.rows.start(rows[0]), read.rows.start(rows[-1]) + read.rows.extent
         if not read.padded:
             first, end = max(first, 0), min(end, root.height)
         return first + root.top, end + root.top if is_due and end > first else 0
