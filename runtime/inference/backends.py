@@ -156,15 +156,25 @@ def load_backend(name: str, data: bytes, format_: "Format", threads: int, exact:
     backend does not run the format, ``MissingExtraError`` if it is not installed, ``FormatError`` if it rejects the
     file.
     """
-    chosen = name if name == NATIVE else choose_backend(name, format_)
-    if name in ("auto", NATIVE):
-        from .native import load_native, preferred_native
+    if name == NATIVE:
+        from .native import load_native
 
-        native = load_native(data, threads) if name == NATIVE else preferred_native(data, threads, chosen)
+        return NATIVE, load_native(data, threads)
+    chosen = choose_backend(name, format_)
+    if name == "auto" and _has_libraries():
+        from .native import preferred_native
+
+        native = preferred_native(data, threads, chosen)
         if native is not None:
             return NATIVE, native
-    name = chosen
-    return name, _LOADERS[name](data, threads, exact)
+    return chosen, _LOADERS[chosen](data, threads, exact)
+
+
+def _has_libraries() -> bool:
+    """True if anything was compiled here; otherwise ``auto`` loads nothing of the compiler."""
+    from ..compile.store import has_libraries
+
+    return has_libraries()
 
 
 def load_library(name: str, path: str, data: bytes, threads: int) -> tuple[str, Backend]:

@@ -19,7 +19,6 @@ from ..compile.store import (
     SUPPORTED,
     TICKS,
     Library,
-    has_libraries,
     library_of_file,
     library_of_key,
     noted,
@@ -157,8 +156,6 @@ def preferred_native(data: bytes, threads: int, other: str) -> Native | None:
 
     Nothing is compiled or measured. A measurement counts for one version of ``other`` on one kind of processor.
     """
-    if not has_libraries():
-        return None
     try:
         key = library_key(data, threads)
         found = noted(key)
